@@ -1,0 +1,1 @@
+"""Mixture-of-Experts routing in JAX: train, compare and understand."""
