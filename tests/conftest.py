@@ -1,0 +1,38 @@
+"""What tests share: folders named by the environment, and the switch for slow tests."""
+
+import os
+import pathlib
+
+import pytest
+
+
+def pytest_addoption(parser):
+  parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config, items):
+  if config.getoption("--slow"):
+    return
+  for item in items:
+    if "slow" in item.keywords:
+      item.add_marker(pytest.mark.skip(reason="slow: give --slow to run it"))
+
+
+def _folder(variable: str, holds: str) -> pathlib.Path:
+  if variable not in os.environ:
+    pytest.skip(f"{variable} is not set: it names the folder with {holds}")
+  folder = pathlib.Path(os.environ[variable])
+  assert folder.is_dir(), f"{variable} = {folder} is not a folder"
+  return folder
+
+
+@pytest.fixture(scope="session")
+def parity_dir() -> pathlib.Path:
+  """Other projects' inputs, weights and outputs."""
+  return _folder("MOE_PARITY_DIR", "other projects' layer outputs (.npz)")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+  """Real data sets: TFDS folders and text files."""
+  return _folder("MOE_DATA_DIR", "TFDS data sets (tfds/) and text (text/)")
