@@ -1,0 +1,106 @@
+"""T5's multi-head attention (Raffel et al. 2020): no biases, and no 1/sqrt(d_head): the initialisation carries it.
+
+Axis names beyond `moe.routing.types`: Q query positions, K key positions, h heads, w width of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.layers.basic import dropout, matmul, normal
+
+# Large enough that exp() of it is exactly 0 beside any real logit, so that what is masked changes no bit of the result.
+_MASKED = -1e30
+
+
+def segment_mask(query: jax.Array, key: jax.Array, *, causal: bool = False) -> jax.Array:
+  """Who sees whom: tokens of the same segment, and if `causal` only those not later in the row.
+
+  Padding is segment 0 and sees only padding, so no row of the mask is empty.
+
+  Args:
+    query: int32 `[B, Q]` segments.
+    key: int32 `[B, K]` segments; `K = Q` if causal.
+
+  Returns:
+    bool `[B, 1, Q, K]`.
+  """
+  mask = query[:, None, :, None] == key[:, None, None, :]
+  return mask & jnp.tri(query.shape[1], dtype=bool) if causal else mask
+
+
+class Attention(nnx.Module):
+  """Self- or cross-attention of `num_heads` heads of width `d_head`. Logits and softmax are float32.
+
+  Attributes:
+    query, key, value: `[d, h * w]`; out: `[h * w, d]`.
+  """
+
+  def __init__(self, d_model: int, num_heads: int, d_head: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    self.num_heads, self.d_head, self.dtype = num_heads, d_head, dtype
+    inner = num_heads * d_head
+    self.query = normal(rngs, (d_model, inner), (d_model * d_head) ** -0.5)
+    self.key = normal(rngs, (d_model, inner), d_model**-0.5)
+    self.value = normal(rngs, (d_model, inner), d_model**-0.5)
+    self.out = normal(rngs, (inner, d_model), inner**-0.5)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    memory: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Queries of `x [B, Q, d]` attend to `memory [B, K, d]` (`x` itself for self-attention).
+
+    Args:
+      mask: bool, broadcastable to `[B, h, Q, K]`; a query that may see nothing sees everything.
+      bias: float32, broadcastable likewise, added to the logits.
+      rate: probability of dropping an attention weight where there is a key.
+    """
+    return self.attend(x, *self.project(memory), mask, bias, rate=rate, key=key)
+
+  def project(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values `[B, K, h, w]` of `memory [B, K, d]`."""
+    return self._heads(matmul(memory, self.key, self.dtype)), self._heads(matmul(memory, self.value, self.dtype))
+
+  def attend(
+    self,
+    x: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """As `__call__`, for keys and values that `project` made."""
+    queries = self._heads(matmul(x, self.query, self.dtype))
+    logits = jnp.einsum("bqhw,bkhw->bhqk", queries, keys, preferred_element_type=jnp.float32)
+    logits = logits if bias is None else logits + bias
+    weights = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
+    weights = dropout(weights, rate, key).astype(self.dtype)
+    mixed = jnp.einsum("bhqk,bkhw->bqhw", weights, values)
+    return matmul(mixed.reshape(*x.shape[:-1], -1), self.out, self.dtype)
+
+  def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
+    """Room for the keys and values of `length` positions."""
+    empty = jnp.zeros((batch, length, self.num_heads, self.d_head), self.dtype)
+    return {"keys": empty, "values": empty}
+
+  def step(
+    self, x: jax.Array, cache: dict[str, jax.Array], position: jax.Array, mask: jax.Array, bias: jax.Array | None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Self-attention of the one token `x [B, 1, d]` at `position` (int32 scalar), whose key and value join the cache."""
+    keys, values = (
+      jax.lax.dynamic_update_slice_in_dim(cache[name], new, position, axis=1)
+      for name, new in zip(("keys", "values"), self.project(x), strict=True)
+    )
+    return self.attend(x, keys, values, mask, bias), {"keys": keys, "values": values}
+
+  def _heads(self, x: jax.Array) -> jax.Array:
+    return x.reshape(*x.shape[:-1], self.num_heads, self.d_head)

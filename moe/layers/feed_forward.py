@@ -1,0 +1,36 @@
+"""The dense feed-forward network of a block: plain, or gated as in T5 1.1 (Shazeer 2020, "GLU variants")."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.layers.basic import dropout, matmul, normal
+from moe.layers.experts import FeedForward as Form
+
+
+class FeedForward(nnx.Module):
+  """`act(x U) D`, or `(act(x G) * x U) D` for the gated forms geglu and swiglu. GELU is the tanh approximation, as T5's.
+
+  Attributes:
+    up: `[d, f]`; gate: the same, for gated forms only; down: `[f, d]`.
+  """
+
+  def __init__(self, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    self.form, self.dtype = form, dtype
+    self.up = normal(rngs, (d_model, d_ff), d_model**-0.5)
+    self.gate = normal(rngs, (d_model, d_ff), d_model**-0.5) if form in ("geglu", "swiglu") else None
+    self.down = normal(rngs, (d_ff, d_model), d_ff**-0.5)
+
+  def __call__(self, x: jax.Array, *, rate: float = 0.0, key: jax.Array | None = None) -> jax.Array:
+    """`[..., d]` to `[..., d]`; hidden units are dropped with probability `rate` where there is a key."""
+    up = matmul(x, self.up, self.dtype)
+    match self.form:
+      case "gelu":
+        hidden = jax.nn.gelu(up, approximate=True)
+      case "relu":
+        hidden = jax.nn.relu(up)
+      case "geglu":
+        hidden = jax.nn.gelu(matmul(x, self.gate, self.dtype), approximate=True) * up
+      case "swiglu":
+        hidden = jax.nn.silu(matmul(x, self.gate, self.dtype)) * up
+    return matmul(dropout(hidden, rate, key), self.down, self.dtype)

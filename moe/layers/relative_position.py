@@ -1,0 +1,66 @@
+"""T5's relative position bias (Raffel et al. 2020, section 2.1): a learnt scalar a head for each bucket of distances.
+
+Distances are those of rows of the batch. In packed rows they equal the differences of positions within an example,
+and across examples attention is masked anyway.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moe.layers.basic import normal
+
+
+def bucket(distance: jax.Array, *, causal: bool, buckets: int, max_distance: int) -> jax.Array:
+  """Bucket of each relative distance `key position - query position`.
+
+  Half of the buckets hold one distance each, the rest grow logarithmically up to `max_distance`; everything farther
+  shares the last. Bidirectionally, keys before and after the query have half of the buckets each; causally, keys
+  after the query share bucket 0 with the query itself, and are masked.
+
+  Args:
+    distance: int32, any shape.
+
+  Returns:
+    int32 of the same shape, in `[0, buckets)`.
+  """
+  offset = jnp.zeros_like(distance)
+  if causal:
+    distance = jnp.maximum(-distance, 0)
+  else:
+    buckets //= 2
+    offset = jnp.where(distance > 0, buckets, 0)
+    distance = jnp.abs(distance)
+  exact = buckets // 2
+  ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / np.log(max_distance / exact)
+  far = exact + (ratio * (buckets - exact)).astype(jnp.int32)
+  return offset + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+
+
+class RelativeBias(nnx.Module):
+  """Learnt table `[buckets, heads]`, added to attention logits."""
+
+  def __init__(self, num_heads: int, *, causal: bool, buckets: int, max_distance: int, std: float, rngs: nnx.Rngs):
+    self.causal, self.buckets, self.max_distance = causal, buckets, max_distance
+    self.table = normal(rngs, (buckets, num_heads), std)
+
+  def __call__(self, length: int) -> jax.Array:
+    """The bias of a whole sequence, float32 `[1, heads, length, length]` (query, key).
+
+    Each distance is looked up once. Row i of the result is the same vector shifted by i, which tiling and reshaping
+    do: their gradient is a sum, where a gather's would be a scatter over length^2 entries.
+    """
+    distances = jnp.concatenate([jnp.arange(length + 1), jnp.arange(-length + 1, 0)])
+    by_distance = self._lookup(distances)  # [heads, 2 length]: entry m is distance m, modulo 2 length
+    tiled = jnp.tile(by_distance, (1, length))[:, : length * (2 * length - 1)]
+    return tiled.reshape(-1, length, 2 * length - 1)[None, :, :, :length]
+
+  def row(self, position: jax.Array, length: int) -> jax.Array:
+    """The bias of one query at `position` (int32 scalar) over `length` keys: float32 `[1, heads, 1, length]`."""
+    return self._lookup(jnp.arange(length) - position)[None, :, None, :]
+
+  def _lookup(self, distances: jax.Array) -> jax.Array:
+    """`[D]` distances to `[heads, D]`."""
+    index = bucket(distances, causal=self.causal, buckets=self.buckets, max_distance=self.max_distance)
+    return self.table[...][index].T

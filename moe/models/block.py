@@ -1,0 +1,152 @@
+"""The one block of every model: attention, cross-attention where there is an encoder, feed-forward network or experts.
+
+Each is a pre-norm residual branch: `x + f(norm(x))`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.layers.attention import Attention
+from moe.layers.basic import dropout, split
+from moe.layers.feed_forward import FeedForward
+from moe.layers.moe import MoE
+from moe.layers.norm import RMSNorm
+from moe.layers.relative_position import RelativeBias
+from moe.models.config import ModelConfig
+from moe.routing import RouterConfig
+
+Cache = dict[str, dict[str, jax.Array]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What all blocks of a stack look at beside the tokens; Q is T, or 1 when decoding.
+
+  Attributes:
+    mask: bool, broadcastable to `[B, h, Q, T]`, of self-attention.
+    ids: int32 `[B, Q]`, the tokens the stack reads.
+    positions: int32 `[B, Q]` within each segment.
+    segments: int32 `[B, Q]`, 0 for padding; None when decoding.
+    position: int32 scalar, the row index of the one query; None unless decoding.
+    bias: float32 `[1, h, Q, T]`, where the stack's blocks share it.
+    memory: `[B, M, d]`, the encoder's output; None without one, and when decoding.
+    memory_mask: bool `[B, 1, Q, M]`.
+  """
+
+  mask: jax.Array
+  ids: jax.Array
+  positions: jax.Array
+  segments: jax.Array | None = None
+  position: jax.Array | None = None
+  bias: jax.Array | None = None
+  memory: jax.Array | None = None
+  memory_mask: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockOutput:
+  """`x [B, T, d]`, and of a MoE block the weighted auxiliary loss (float32 scalar) and the metrics (else 0 and {})."""
+
+  x: jax.Array
+  auxiliary_loss: jax.Array
+  metrics: dict[str, jax.Array]
+
+
+def relative_bias(config: ModelConfig, *, causal: bool, rngs: nnx.Rngs) -> RelativeBias:
+  """The table of position biases of one block, or of a whole stack."""
+  return RelativeBias(
+    config.num_heads,
+    causal=causal,
+    buckets=config.relative_buckets,
+    max_distance=config.relative_max_distance,
+    std=config.d_model**-0.5,
+    rngs=rngs,
+  )
+
+
+class Block(nnx.Module):
+  """One layer of a model; with a router its feed-forward network is a MoE layer."""
+
+  def __init__(self, config: ModelConfig, *, causal: bool, cross: bool, router: RouterConfig | None, rngs: nnx.Rngs):
+    d, dtype = config.d_model, config.compute_dtype
+    self.dropout = config.dropout
+
+    def attention() -> Attention:
+      return Attention(d, config.num_heads, config.d_head, dtype, rngs=rngs)
+
+    self.attention_norm, self.attention = RMSNorm(d), attention()
+    self.bias = relative_bias(config, causal=causal, rngs=rngs) if config.relative_bias == "per_layer" else None
+    self.cross_norm, self.cross_attention = (RMSNorm(d), attention()) if cross else (None, None)
+    self.feed_forward_norm = RMSNorm(d)
+    dense = router is None
+    self.feed_forward = FeedForward(d, config.d_ff, config.feed_forward, dtype, rngs=rngs) if dense else None
+    self.moe = None if dense else _experts(config, router, rngs)
+
+  def __call__(self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None) -> BlockOutput:
+    """Applies the block to whole sequences `x [B, T, d]`; `key` feeds dropout and random routers."""
+    keys, rate = split(key, 7), self.dropout
+    bias = context.bias if self.bias is None else self.bias(x.shape[1])
+    y = self.attention_norm(x)
+    x += dropout(self.attention(y, y, context.mask, bias, rate=rate, key=keys[0]), rate, keys[1])
+    if self.cross_attention is not None:
+      y = self.cross_norm(x)
+      y = self.cross_attention(y, context.memory, context.memory_mask, rate=rate, key=keys[2])
+      x += dropout(y, rate, keys[3])
+    y, auxiliary_loss, metrics = self._feed_forward(self.feed_forward_norm(x), context, training, keys[4:6])
+    return BlockOutput(x + dropout(y, rate, keys[6]), auxiliary_loss, metrics)
+
+  def init_cache(self, length: int, batch: int, memory: jax.Array | None) -> Cache:
+    """What decoding `batch` sequences of at most `length` tokens remembers; `memory [B, M, d]` as in `Context`."""
+    cache = {"attention": self.attention.init_cache(batch, length)}
+    if self.cross_attention is not None:
+      cache["memory"] = dict(zip(("keys", "values"), self.cross_attention.project(memory), strict=True))
+    if self.moe is not None:
+      cache["router"] = self.moe.init_decode_state(batch, length)
+    return cache
+
+  def step(self, x: jax.Array, cache: Cache, context: Context) -> tuple[jax.Array, Cache]:
+    """The next token of each sequence, `x [B, 1, d]`: what `__call__` would give at its position, in evaluation."""
+    new = dict(cache)
+    length = cache["attention"]["keys"].shape[1]
+    bias = context.bias if self.bias is None else self.bias.row(context.position, length)
+    y = self.attention_norm(x)
+    y, new["attention"] = self.attention.step(y, cache["attention"], context.position, context.mask, bias)
+    x += y
+    if self.cross_attention is not None:
+      memory = cache["memory"]
+      x += self.cross_attention.attend(self.cross_norm(x), memory["keys"], memory["values"], context.memory_mask)
+    y = self.feed_forward_norm(x)
+    if self.moe is None:
+      return x + self.feed_forward(y), new
+    y, new["router"] = self.moe.decode(y, cache["router"], context.ids, context.positions)
+    return x + y, new
+
+  def _feed_forward(self, x, context, training, keys):
+    if self.moe is None:
+      return self.feed_forward(x, rate=self.dropout, key=keys[0]), jnp.float32(0), {}
+    y, report = self.moe(
+      x,
+      segments=context.segments,
+      ids=context.ids,
+      positions=context.positions,
+      training=training,
+      key=keys[1],
+    )
+    return y, report.auxiliary_loss, report.metrics
+
+
+def _experts(config: ModelConfig, router: RouterConfig, rngs: nnx.Rngs) -> MoE:
+  return MoE(
+    num_experts=config.num_experts,
+    d_model=config.d_model,
+    d_ff=config.expert_d_ff or config.d_ff,
+    feed_forward=config.expert_feed_forward,
+    router=router,
+    dtype=config.compute_dtype,
+    rngs=rngs,
+  )

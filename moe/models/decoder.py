@@ -1,0 +1,42 @@
+"""The language model of Zhou et al. 2022 (section 4.1): a decoder with its own position biases in every layer."""
+
+import jax
+from flax import nnx
+
+from moe.models.config import ModelConfig
+from moe.models.decoder_stack import decode_step, read_targets, start_decoding
+from moe.models.embedding import TokenEmbedding
+from moe.models.stack import Stack
+from moe.models.types import Batch, DecodeState, ModelOutput
+
+
+class Decoder(nnx.Module):
+  """Predicts each token of `targets` from those before it."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.embedding = TokenEmbedding(config, rngs=rngs)
+    self.decoder = Stack(config, "decoder", rngs=rngs)
+
+  def __call__(self, batch: Batch, *, training: bool, key: jax.Array | None = None) -> ModelOutput:
+    """Logits of all targets by teacher forcing; arguments as of `EncoderDecoder`."""
+    decoded = read_targets(self.decoder, self.embedding, batch, training=training, key=key)
+    return ModelOutput(self.embedding.logits(decoded.x), decoded.auxiliary_loss, {"decoder": decoded.metrics})
+
+  def start(self, batch: Batch, max_length: int) -> DecodeState:
+    """Makes room for `max_length` tokens.
+
+    Args:
+      batch: `prompt` int32 `[B, P]`, of which only the number of rows is used: `moe.evaluation.decoding` feeds it.
+
+    Raises:
+      ValueError: the router is not causal.
+    """
+    return start_decoding(self.config, self.decoder, batch["prompt"].shape[0], max_length)
+
+  def step(self, tokens: jax.Array, state: DecodeState) -> tuple[jax.Array, DecodeState]:
+    """Logits float32 `[B, V]` of the next token, after `tokens` int32 `[B]` (0 at first): those of teacher forcing.
+
+    At most `max_length` steps after `start`; a further one would overwrite the last.
+    """
+    return decode_step(self.decoder, self.embedding, tokens, state)

@@ -1,0 +1,76 @@
+"""The decoder's side of both architectures: reading targets all at once, or one token after the other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.layers.attention import segment_mask
+from moe.models.block import BlockOutput, Context
+from moe.models.config import ModelConfig
+from moe.models.embedding import TokenEmbedding
+from moe.models.stack import Stack
+from moe.models.types import Batch, DecodeState, shift_right
+
+
+def read_targets(
+  stack: Stack,
+  embedding: TokenEmbedding,
+  batch: Batch,
+  *,
+  memory: jax.Array | None = None,
+  memory_mask: jax.Array | None = None,
+  training: bool,
+  key: jax.Array | None,
+) -> BlockOutput:
+  """Teacher forcing: the decoder's output at each of `batch["targets"]`, before the logits."""
+  segments = batch["targets_segments"]
+  ids = shift_right(batch["targets"], segments)
+  context = Context(
+    mask=segment_mask(segments, segments, causal=True),
+    ids=ids,
+    positions=batch["targets_positions"],
+    segments=segments,
+    memory=memory,
+    memory_mask=memory_mask,
+  )
+  return stack(embedding(ids), context, training=training, key=key)
+
+
+def start_decoding(
+  config: ModelConfig,
+  stack: Stack,
+  batch_size: int,
+  max_length: int,
+  memory: jax.Array | None = None,
+  memory_mask: jax.Array | None = None,
+) -> DecodeState:
+  """Empty caches for `max_length` tokens, which is also the length that routers count their capacity for.
+
+  Raises:
+    ValueError: the decoder's router is not causal.
+  """
+  if config.leaks_future:
+    raise ValueError(
+      f"decoder_router.name = {config.decoder_router.name!r}: cannot decode step by step, as this router is not causal"
+      " and decides about a token by those after it; decoding needs a model trained with a causal router"
+    )
+  return DecodeState(jnp.int32(0), stack.init_cache(batch_size, max_length, memory), memory_mask)
+
+
+def decode_step(
+  stack: Stack, embedding: TokenEmbedding, tokens: jax.Array, state: DecodeState
+) -> tuple[jax.Array, DecodeState]:
+  """Logits `[B, V]` of the token after `tokens [B]`."""
+  ids = tokens[:, None]
+  length = state.caches[0]["attention"]["keys"].shape[2]
+  context = Context(
+    mask=jnp.arange(length) <= state.position,
+    ids=ids,
+    positions=jnp.full_like(ids, state.position),
+    position=state.position,
+    memory_mask=state.memory_mask,
+  )
+  x, caches = stack.step(embedding(ids), state.caches, context)
+  return embedding.logits(x)[:, 0], dataclasses.replace(state, position=state.position + 1, caches=caches)

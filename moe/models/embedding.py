@@ -1,0 +1,32 @@
+"""From token ids to vectors and from vectors to logits."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.layers.basic import normal
+from moe.models.config import ModelConfig
+
+
+class TokenEmbedding(nnx.Module):
+  """The table of input embeddings `[V, d]`, which the output shares if `tie_embeddings` (T5 1.0), or else a head `[d, V]`.
+
+  The table starts with standard deviation 1, as T5's; shared, logits are scaled by `d ** -0.5` to suit.
+  """
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    vocab, d = config.vocab_size, config.d_model
+    self.dtype, self.scale = config.compute_dtype, d**-0.5
+    self.table = normal(rngs, (vocab, d), 1.0)
+    self.head = None if config.tie_embeddings else normal(rngs, (d, vocab), d**-0.5)
+
+  def __call__(self, ids: jax.Array) -> jax.Array:
+    """int32 `[...]` to `[..., d]` in the compute dtype."""
+    return self.table[...][ids].astype(self.dtype)
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    """`[..., d]` to float32 `[..., V]`; products in the compute dtype, sums in float32."""
+    kernel = self.table[...].T if self.head is None else self.head[...]
+    rows = x.reshape(-1, x.shape[-1]) * (self.scale if self.head is None else 1.0)
+    logits = jnp.matmul(rows.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+    return logits.reshape(*x.shape[:-1], -1)

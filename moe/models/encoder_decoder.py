@@ -1,0 +1,80 @@
+"""T5 1.1 (Raffel et al. 2020; Shazeer 2020) with MoE layers in either stack."""
+
+import jax
+from flax import nnx
+
+from moe.layers.attention import segment_mask
+from moe.layers.basic import split
+from moe.models.block import BlockOutput, Context
+from moe.models.config import ModelConfig
+from moe.models.decoder_stack import decode_step, read_targets, start_decoding
+from moe.models.embedding import TokenEmbedding
+from moe.models.stack import Stack
+from moe.models.types import Batch, DecodeState, ModelOutput
+
+
+class EncoderDecoder(nnx.Module):
+  """Reads `inputs` with a bidirectional encoder, predicts `targets` with a causal decoder that attends to it."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.embedding = TokenEmbedding(config, rngs=rngs)
+    self.encoder = Stack(config, "encoder", rngs=rngs)
+    self.decoder = Stack(config, "decoder", rngs=rngs)
+
+  def __call__(self, batch: Batch, *, training: bool, key: jax.Array | None = None) -> ModelOutput:
+    """Logits of all targets by teacher forcing.
+
+    Args:
+      batch: see `moe.models.types`.
+      training: whether routers are random and take their training capacity.
+      key: feeds dropout and random routers; None turns dropout off.
+    """
+    encoder_key, decoder_key = split(key, 2)
+    encoded = self.encode(batch, training=training, key=encoder_key)
+    memory_mask = segment_mask(batch["targets_segments"], batch["inputs_segments"])
+    decoded = read_targets(
+      self.decoder,
+      self.embedding,
+      batch,
+      memory=encoded.x,
+      memory_mask=memory_mask,
+      training=training,
+      key=decoder_key,
+    )
+    return ModelOutput(
+      logits=self.embedding.logits(decoded.x),
+      auxiliary_loss=encoded.auxiliary_loss + decoded.auxiliary_loss,
+      metrics={"encoder": encoded.metrics, "decoder": decoded.metrics},
+    )
+
+  def encode(self, batch: Batch, *, training: bool = False, key: jax.Array | None = None) -> BlockOutput:
+    """The encoder's output `[B, M, d]`."""
+    segments = batch["inputs_segments"]
+    context = Context(
+      mask=segment_mask(segments, segments),
+      ids=batch["inputs"],
+      positions=batch["inputs_positions"],
+      segments=segments,
+    )
+    return self.encoder(self.embedding(batch["inputs"]), context, training=training, key=key)
+
+  def start(self, batch: Batch, max_length: int) -> DecodeState:
+    """Runs the encoder and makes room for `max_length` target tokens.
+
+    Args:
+      batch: `inputs`, `inputs_positions`, `inputs_segments`; one example a row, not packed: only segment 1 is read.
+
+    Raises:
+      ValueError: the decoder's router is not causal.
+    """
+    memory_mask = (batch["inputs_segments"] == 1)[:, None, None, :]
+    size = batch["inputs"].shape[0]
+    return start_decoding(self.config, self.decoder, size, max_length, self.encode(batch).x, memory_mask)
+
+  def step(self, tokens: jax.Array, state: DecodeState) -> tuple[jax.Array, DecodeState]:
+    """Logits float32 `[B, V]` of the next token, after `tokens` int32 `[B]` (0 at first): those of teacher forcing.
+
+    At most `max_length` steps after `start`; a further one would overwrite the last.
+    """
+    return decode_step(self.decoder, self.embedding, tokens, state)

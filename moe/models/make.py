@@ -1,0 +1,15 @@
+"""From a config to its model."""
+
+from flax import nnx
+
+from moe.models.config import ModelConfig
+from moe.models.decoder import Decoder
+from moe.models.encoder_decoder import EncoderDecoder
+
+
+def make_model(config: ModelConfig, rngs: nnx.Rngs) -> EncoderDecoder | Decoder:
+  """The model that `config` describes, initialised from the stream `params` of `rngs`.
+
+  Under `nnx.eval_shape` nothing is allocated.
+  """
+  return {"encoder_decoder": EncoderDecoder, "decoder": Decoder}[config.architecture](config, rngs=rngs)

@@ -1,0 +1,56 @@
+"""What models take and give: batches, outputs, the state of decoding.
+
+A batch is a dict of arrays. `targets`, `targets_positions`, `targets_segments` are int32 `[B, T]` and `loss_weights` is
+float32 `[B, T]`; an encoder-decoder also has `inputs`, `inputs_positions` and `inputs_segments`, int32 `[B, M]`. Token
+ids: 0 is padding and begins every decoder input, 1 ends a text. Segments: 0 is padding, 1, 2, ... are the examples
+packed into the row, whose positions start at 0 each.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe.models.block import Cache
+
+Batch = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ModelOutput:
+  """What a model makes of a batch.
+
+  Attributes:
+    logits: float32 `[B, T, V]`, of each token of `targets` given those before it.
+    auxiliary_loss: float32 scalar, weighted, summed over MoE layers.
+    metrics: "encoder" (where there is one) and "decoder", each the metrics of its MoE layers by name; an array's leading
+      axis is the MoE layer, first layer first.
+  """
+
+  logits: jax.Array
+  auxiliary_loss: jax.Array
+  metrics: dict[str, dict[str, jax.Array]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+  """Decoding after `position` tokens.
+
+  Attributes:
+    position: int32 scalar, the same for all sequences of the batch.
+    caches: of every unit of the decoder, stacked.
+    memory_mask: bool `[B, 1, 1, M]`, the encoder's real tokens; None without an encoder.
+  """
+
+  position: jax.Array
+  caches: list[Cache]
+  memory_mask: jax.Array | None
+
+
+def shift_right(tokens: jax.Array, segments: jax.Array) -> jax.Array:
+  """The decoder's input: `tokens [B, T]` one place later within each segment, 0 at the segment's start and in padding."""
+  before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+  same = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
+  return jnp.where(same & (segments > 0), before, 0)
