@@ -9,7 +9,7 @@ from flax import nnx
 from moe.config import require
 from moe.models import Batch
 
-END = 1
+PAD, END = 0, 1
 
 
 def generate(
@@ -33,7 +33,7 @@ def generate(
     key: needed if `temperature` is not 0.
 
   Returns:
-    int32 `[B, max_length]`: the prompt, what follows it, its end 1, then zeros.
+    int32 `[B, max_length]`: the prompt, what follows it, its end 1, then zeros. 0 is padding: no model gets to say it.
 
   Raises:
     ConfigError: a negative temperature, `top_p` outside (0, 1], a prompt longer than `max_length`.
@@ -66,10 +66,11 @@ def _generate(graph, variables, batch, temperature, top_p, key, *, greedy):
   def extend(carry):
     position, last, ended, tokens, state = carry
     logits, state = model.step(last, state)
+    logits = logits.at[:, PAD].set(-jnp.inf)
     choice = jnp.argmax(logits, axis=-1) if greedy else _draw(logits, position)
     given = prompt[:, position]
-    token = jnp.where(given > 0, given, jnp.where(ended, 0, choice)).astype(jnp.int32)
-    ended |= (given == 0) & (token == END)
+    token = jnp.where(given != PAD, given, jnp.where(ended, PAD, choice)).astype(jnp.int32)
+    ended |= (given == PAD) & (token == END)
     return position + 1, token, ended, tokens.at[:, position].set(token), state
 
   def _draw(logits, position):

@@ -21,6 +21,7 @@ def segment_mask(query: jax.Array, key: jax.Array, *, causal: bool = False) -> j
   Args:
     query: int32 `[B, Q]` segments.
     key: int32 `[B, K]` segments; `K = Q` if causal.
+    causal: whether the future is hidden.
 
   Returns:
     bool `[B, 1, Q, K]`.
@@ -54,12 +55,15 @@ class Attention(nnx.Module):
     rate: float = 0.0,
     key: jax.Array | None = None,
   ) -> jax.Array:
-    """Queries of `x [B, Q, d]` attend to `memory [B, K, d]` (`x` itself for self-attention).
+    """Queries of `x` attend to `memory`.
 
     Args:
+      x: `[B, Q, d]`.
+      memory: `[B, K, d]`; `x` itself for self-attention.
       mask: bool, broadcastable to `[B, h, Q, K]`; a query that may see nothing sees everything.
       bias: float32, broadcastable likewise, added to the logits.
-      rate: probability of dropping an attention weight where there is a key.
+      rate: probability of dropping an attention weight.
+      key: PRNG key of dropping; None drops nothing.
     """
     return self.attend(x, *self.project(memory), mask, bias, rate=rate, key=key)
 
@@ -95,7 +99,7 @@ class Attention(nnx.Module):
   def step(
     self, x: jax.Array, cache: dict[str, jax.Array], position: jax.Array, mask: jax.Array, bias: jax.Array | None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Self-attention of the one token `x [B, 1, d]` at `position` (int32 scalar), whose key and value join the cache."""
+    """Self-attention of the token `x [B, 1, d]` at `position` (int32 scalar); its key and value join the cache."""
     keys, values = (
       jax.lax.dynamic_update_slice_in_dim(cache[name], new, position, axis=1)
       for name, new in zip(("keys", "values"), self.project(x), strict=True)

@@ -9,7 +9,7 @@ from moe.layers.experts import FeedForward as Form
 
 
 class FeedForward(nnx.Module):
-  """`act(x U) D`, or `(act(x G) * x U) D` for the gated forms geglu and swiglu. GELU is the tanh approximation, as T5's.
+  """`act(x U) D`, or `(act(x G) * x U) D` for the gated forms geglu and swiglu. GELU is T5's tanh approximation.
 
   Attributes:
     up: `[d, f]`; gate: the same, for gated forms only; down: `[f, d]`.

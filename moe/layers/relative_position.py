@@ -21,6 +21,9 @@ def bucket(distance: jax.Array, *, causal: bool, buckets: int, max_distance: int
 
   Args:
     distance: int32, any shape.
+    causal: whether keys after the query are masked, so that they need no buckets.
+    buckets: how many there are; a multiple of 4 (of 2 if causal).
+    max_distance: tokens.
 
   Returns:
     int32 of the same shape, in `[0, buckets)`.

@@ -29,6 +29,7 @@ def count_parameters(config: ModelConfig, experts_per_token: float) -> Parameter
   """Counts the parameters of the model that `config` describes.
 
   Args:
+    config: the model's.
     experts_per_token: on average: k of token choice, the capacity factor of expert choice. Unused in a dense model.
   """
   model = nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0)))

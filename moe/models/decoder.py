@@ -28,6 +28,7 @@ class Decoder(nnx.Module):
 
     Args:
       batch: `prompt` int32 `[B, P]`, of which only the number of rows is used: `moe.evaluation.decoding` feeds it.
+      max_length: tokens, the prompt among them; routers count their capacity for sequences of this length.
 
     Raises:
       ValueError: the router is not causal.

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from moe.layers.attention import segment_mask
 from moe.models.block import BlockOutput, Context

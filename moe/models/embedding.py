@@ -9,9 +9,9 @@ from moe.models.config import ModelConfig
 
 
 class TokenEmbedding(nnx.Module):
-  """The table of input embeddings `[V, d]`, which the output shares if `tie_embeddings` (T5 1.0), or else a head `[d, V]`.
+  """The table of input embeddings `[V, d]`, which the output shares if `tie_embeddings`, or else a head `[d, V]`.
 
-  The table starts with standard deviation 1, as T5's; shared, logits are scaled by `d ** -0.5` to suit.
+  The table starts with standard deviation 1, as T5's; where it is shared, logits are scaled by `d ** -0.5` to suit.
   """
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):

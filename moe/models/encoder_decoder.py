@@ -64,6 +64,7 @@ class EncoderDecoder(nnx.Module):
 
     Args:
       batch: `inputs`, `inputs_positions`, `inputs_segments`; one example a row, not packed: only segment 1 is read.
+      max_length: target tokens; routers count their capacity for sequences of this length.
 
     Raises:
       ValueError: the decoder's router is not causal.

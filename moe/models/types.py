@@ -24,8 +24,8 @@ class ModelOutput:
   Attributes:
     logits: float32 `[B, T, V]`, of each token of `targets` given those before it.
     auxiliary_loss: float32 scalar, weighted, summed over MoE layers.
-    metrics: "encoder" (where there is one) and "decoder", each the metrics of its MoE layers by name; an array's leading
-      axis is the MoE layer, first layer first.
+    metrics: "encoder" (where there is one) and "decoder", each the metrics of its MoE layers by name; the leading axis of
+      an array is the MoE layer, first layer first.
   """
 
   logits: jax.Array
@@ -50,7 +50,7 @@ class DecodeState:
 
 
 def shift_right(tokens: jax.Array, segments: jax.Array) -> jax.Array:
-  """The decoder's input: `tokens [B, T]` one place later within each segment, 0 at the segment's start and in padding."""
+  """The decoder's input: `tokens [B, T]` one place later in each segment, 0 at a segment's start and in padding."""
   before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
   same = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
   return jnp.where(same & (segments > 0), before, 0)
