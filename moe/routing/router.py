@@ -64,8 +64,8 @@ class Router(nnx.Module):
     raise NotImplementedError
 
   @classmethod
-  def is_batch_independent(cls, options: Any) -> bool:
-    """Whether a sequence's outputs never depend on the other sequences of the batch."""
+  def is_batch_independent(cls, options: Any, length: int) -> bool:
+    """Whether the outputs of a sequence of `length` tokens never depend on the other sequences of the batch."""
     raise NotImplementedError
 
   @classmethod

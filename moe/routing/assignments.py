@@ -1,0 +1,93 @@
+"""From "this token wants that expert" to a `Routing`, in O(n * k) memory for indices and `[n, E]` for counting.
+
+Everything here is about one group; `jax.vmap` adds the axis G. A *choice* is one expert of one token; `wanted` says
+which choices take part (not those of padding), `place` how many others stand before one in its expert's queue.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from moe.routing.types import RaggedRouting, SlotRouting
+
+
+def places_in_order(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
+  """int32 `[n, k]`, places when tokens queue by position, all choices of one before any of the next.
+
+  Nothing about later tokens enters, so capacity counted this way is causal. The order among the choices of one token
+  never matters, for they are of different experts: one cumulative sum over tokens serves all k.
+
+  Args:
+    choices: int32 `[n, k]`, different experts for each token.
+    wanted: bool `[n, k]`.
+    num_experts: E.
+  """
+  takes = _takes(choices, wanted, num_experts)
+  return jnp.take_along_axis(jnp.cumsum(takes, axis=0) - takes, choices, axis=1)
+
+
+def places_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Array, num_experts: int) -> jax.Array:
+  """int32 `[n, k]`, places in V-MoE's batch priority (Riquelme et al. 2021, algorithm 2).
+
+  Tokens queue by falling priority, and every first choice before any second one. Not causal.
+
+  Args:
+    choices: int32 `[n, k]`, different experts for each token, best first.
+    wanted: bool `[n, k]`.
+    priority: float32 `[n]`, higher is served first, ties by position.
+    num_experts: E.
+  """
+  n, k = choices.shape
+  order = jnp.argsort(-priority, stable=True)
+
+  def queue(values: jax.Array) -> jax.Array:
+    return values[order].T.reshape(k * n, 1)
+
+  places = places_in_order(queue(choices), queue(wanted), num_experts)
+  return jnp.zeros((n, k), places.dtype).at[order].set(places.reshape(k, n).T, unique_indices=True)
+
+
+def slot_routing(
+  choices: jax.Array, weight: jax.Array, wanted: jax.Array, place: jax.Array, num_experts: int, capacity: int
+) -> SlotRouting:
+  """The first `capacity` wanted choices of every expert's queue, `[E, C]` each; the rest are dropped.
+
+  Args:
+    choices: int32 `[n, k]`.
+    weight: float32 `[n, k]`; the gradient flows through it.
+    wanted: bool `[n, k]`.
+    place: int32 `[n, k]`, from one of the functions above.
+    num_experts: E.
+    capacity: C.
+  """
+  n, k = choices.shape
+  assignment = jnp.arange(n * k, dtype=jnp.int32)
+  kept = wanted & (place < capacity)
+  slot = jnp.where(kept, choices * capacity + place, num_experts * capacity).reshape(-1)
+  # Dropped choices are sent to as many different slots past the end, to keep the promise of unique indices.
+  slot = jnp.where(kept.reshape(-1), slot, slot + assignment)
+  table = jnp.full(num_experts * capacity, n * k, jnp.int32)
+  table = table.at[slot].set(assignment, mode="drop", unique_indices=True).reshape(num_experts, capacity)
+  return SlotRouting(table // k, weight.reshape(-1).at[table].get(mode="fill", fill_value=0.0))
+
+
+def ragged_routing(choices: jax.Array, weight: jax.Array, wanted: jax.Array, num_experts: int) -> RaggedRouting:
+  """All wanted choices sorted by expert, within one by token; the others in the tail as token n with weight 0.
+
+  Args:
+    choices: int32 `[n, k]`.
+    weight: float32 `[n, k]`; the gradient flows through it.
+    wanted: bool `[n, k]`.
+    num_experts: E.
+  """
+  n, k = choices.shape
+  expert = jnp.where(wanted, choices, num_experts).reshape(-1)
+  order = jnp.argsort(expert, stable=True)
+  real = expert[order] < num_experts
+  token = jnp.where(real, order // k, n).astype(jnp.int32)
+  group_sizes = _takes(choices, wanted, num_experts).sum(0, dtype=jnp.int32)
+  return RaggedRouting(token, jnp.where(real, weight.reshape(-1)[order], 0.0), group_sizes)
+
+
+def _takes(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
+  """int32 `[n, E]`, 1 where a token wants an expert."""
+  return ((choices[..., None] == jnp.arange(num_experts)) & wanted[..., None]).sum(1, dtype=jnp.int32)

@@ -1,0 +1,56 @@
+"""How many tokens an expert takes: the only place where a capacity is computed, and rounded.
+
+One definition of the capacity factor for both families, so that the same number means the same work: with capacity
+factor c an expert of E has room for c * n / E of the n tokens of its group, which is c experts per token on average.
+Expert choice fills that room exactly; token choice with k experts per token fills at most min(c, k) of it.
+(Code that defines the room as c * k * n / E calls "1.25" what is 2.5 here for k = 2.)
+"""
+
+import math
+from fractions import Fraction
+
+from moe.config import require
+
+
+def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float) -> int:
+  """Tokens that every expert takes: k = n * c / E, Zhou et al. 2022, eq. 1, rounded half up.
+
+  Args:
+    group: n, tokens of the routing group, padding included (shapes are static).
+    num_experts: E.
+    capacity_factor: c, experts per token on average.
+
+  Raises:
+    ConfigError: k would be less than 1 or more than n.
+  """
+  k = _round_half_up(group, num_experts, capacity_factor)
+  require(
+    1 <= k <= group,
+    "capacity_factor",
+    capacity_factor,
+    f"gives each of {num_experts} experts {k} of the {group} tokens of a group; from 1 to {group} are allowed, "
+    f"so a capacity factor from {num_experts / group:g} to {num_experts}",
+  )
+  return k
+
+
+def token_choice_capacity(group: int, num_experts: int, capacity_factor: float) -> int:
+  """Slots of every expert: C = n * c / E rounded half up, at least 1, at most n (a token takes an expert once).
+
+  Args:
+    group: n, tokens of the routing group, padding included (shapes are static).
+    num_experts: E.
+    capacity_factor: c; not multiplied by the experts per token, so that 2 compares with expert choice's 2.
+  """
+  return min(max(_round_half_up(group, num_experts, capacity_factor), 1), group)
+
+
+def actual_capacity_factor(capacity: int, group: int, num_experts: int) -> float:
+  """The capacity factor that the rounded `capacity` amounts to: E * C / n."""
+  return capacity * num_experts / group
+
+
+def _round_half_up(group: int, num_experts: int, capacity_factor: float) -> int:
+  # The decimal that was written, not its nearest float: 10 * 1.15 is 11.5 to its author and 11.499... in binary.
+  # Python's round() would take halves to the even neighbour, so that capacity would not grow with the factor evenly.
+  return math.floor(Fraction(str(capacity_factor)) * group / num_experts + Fraction(1, 2))

@@ -1,0 +1,108 @@
+"""Expert choice: every expert takes the tokens that score highest with it. Zhou et al. 2022, arXiv 2202.09368."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import expert_choice_capacity
+from moe.routing.losses import router_z_loss
+from moe.routing.metrics import routing_metrics
+from moe.routing.router import Router, checked_group_size, register
+from moe.routing.scores import router_kernel, router_logits
+from moe.routing.types import RouterInput, RouterOutput, SlotRouting
+
+
+def expert_choice(scores: jax.Array, mask: jax.Array, k: int) -> SlotRouting:
+  """Equations 1 to 3 of the paper for one group, `[E, k]` each: G, I = TopK(S^T, k).
+
+  Padding comes after every real token, and a slot that only padding is left for stays empty (token n, weight 0).
+  The gradient reaches the scores through the chosen values; which tokens are chosen has none.
+
+  Args:
+    scores: float32 `[n, E]`, softmax over experts.
+    mask: bool `[n]`, False for padding.
+    k: tokens per expert.
+  """
+  weight, token = jax.lax.top_k(jnp.where(mask[:, None], scores, -1.0).T, k)
+  empty = weight < 0
+  return SlotRouting(jnp.where(empty, scores.shape[0], token), jnp.where(empty, 0.0, weight))
+
+
+def renormalized(routing: SlotRouting, n: int) -> SlotRouting:
+  """The routing of one group with the weights of each chosen token divided by their sum.
+
+  Komatsuzaki et al. 2022 (sparse upcycling), section 4.1: a layer of equal experts then gives any token that is
+  chosen at all what the dense layer gave.
+  """
+  total = jnp.zeros(n + 1, jnp.float32).at[routing.token].add(routing.weight)
+  return SlotRouting(routing.token, routing.weight / jnp.where(total > 0, total, 1.0)[routing.token])
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertChoiceOptions:
+  """Options of expert choice.
+
+  Attributes:
+    capacity_factor: experts per token on average; 2 compares with top-2 token choice.
+    eval_capacity_factor: the one of evaluation; None for the same.
+    group_size: tokens that are chosen among; 0 for the whole batch.
+    renormalize: whether each token's weights sum to 1. The paper's do not.
+    z_loss: weight of the router z-loss. The paper has no auxiliary loss.
+  """
+
+  capacity_factor: float = 2.0
+  eval_capacity_factor: float | None = None
+  group_size: int = 0
+  renormalize: bool = False
+  z_loss: float = 0.0
+
+  def __post_init__(self):
+    require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
+    require(self.z_loss >= 0, "z_loss", self.z_loss, "expected a weight of at least 0")
+
+  def factor(self, training: bool) -> float:
+    """The capacity factor of this mode."""
+    return self.capacity_factor if training or self.eval_capacity_factor is None else self.eval_capacity_factor
+
+
+@register("expert_choice")
+class ExpertChoice(Router):
+  """Expert choice exactly as published. Sees the whole group, so it is for encoders."""
+
+  Options = ExpertChoiceOptions
+
+  def __init__(self, options: ExpertChoiceOptions, d_model: int, num_experts: int, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, num_experts
+    self.kernel = router_kernel(d_model, num_experts, rngs)
+
+  @classmethod
+  def is_causal(cls, options: ExpertChoiceOptions) -> bool:
+    return False
+
+  @classmethod
+  def is_batch_independent(cls, options: ExpertChoiceOptions, length: int) -> bool:
+    return options.group_size > 0 and length % options.group_size == 0
+
+  @classmethod
+  def group_size(cls, options: ExpertChoiceOptions, batch: int, length: int) -> int:
+    return checked_group_size(options.group_size, batch, length)
+
+  @classmethod
+  def check(cls, options: ExpertChoiceOptions, num_experts: int, group: int) -> None:
+    for training in (True, False):
+      expert_choice_capacity(group, num_experts, options.factor(training))
+
+  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
+    n = inputs.mask.shape[1]
+    k = expert_choice_capacity(n, self.num_experts, self.options.factor(training))
+    logits = router_logits(inputs.tokens, self.kernel[...])
+    scores = jax.nn.softmax(logits)
+    routing = jax.vmap(lambda s, m: expert_choice(s, m, k))(scores, inputs.mask)
+    if self.options.renormalize:
+      routing = jax.vmap(lambda r: renormalized(r, n))(routing)
+    z_loss = router_z_loss(logits, inputs.mask)
+    metrics = routing_metrics(routing, inputs.mask, scores)
+    return RouterOutput(routing, {"z": z_loss}, self.options.z_loss * z_loss, metrics)

@@ -1,0 +1,82 @@
+"""What a routing did, in numbers small enough to log for every layer and step. O(assignments)."""
+
+import jax
+import jax.numpy as jnp
+
+from moe.routing.capacity import actual_capacity_factor
+from moe.routing.types import RaggedRouting, Routing, SlotRouting, SoftRouting
+
+MOST_EXPERTS_COUNTED = 5
+
+
+def routing_metrics(
+  routing: Routing, mask: jax.Array, probs: jax.Array | None = None, *, asked: jax.Array | None = None
+) -> dict[str, jax.Array]:
+  """Float32 metrics of one layer, over all its groups; no gradient.
+
+  Args:
+    routing: any kind.
+    mask: bool `[G, n]`, False for padding.
+    probs: float32 `[G, n, E]`, the router's probabilities, or None for a router that has none.
+    asked: scalar, the assignments that the real tokens asked for before capacity was counted; None where tokens do
+      not ask (expert choice, soft).
+
+  Returns:
+    load: `[E]`, share of the assignments that each expert received, summing to 1.
+    load_max: largest over mean load; 1 when balanced, E when one expert has all.
+    load_cv: standard deviation over mean of the load; 0 when balanced.
+    dropped: share of what was asked for that found no slot; where nothing was asked for, share of the real tokens
+      that no expert took.
+    experts_per_token: `[6]`, share of the real tokens with 0, 1, 2, 3, 4 and more experts.
+    capacity_factor: the one really used: slots (dropless: assignments) per token.
+    gate_entropy: mean over real tokens of the entropy of `probs`, in nats; left out without `probs`.
+  """
+  routing, probs = jax.lax.stop_gradient((routing, probs))
+  real = jnp.maximum(mask.sum(), 1).astype(jnp.float32)
+  n = mask.shape[1]
+  per_expert, per_token = _expert_loads(routing, n), _experts_of_tokens(routing, n)
+  load = per_expert / jnp.maximum(per_expert.sum(), 1)
+  bins = jnp.minimum(per_token, MOST_EXPERTS_COUNTED)[..., None] == jnp.arange(MOST_EXPERTS_COUNTED + 1)
+  experts_per_token = (bins & mask[..., None]).sum((0, 1)) / real
+  if asked is None:
+    dropped = experts_per_token[0]
+  else:
+    dropped = 1.0 - per_expert.sum() / jnp.maximum(asked, 1)
+  metrics = {
+    "load": load,
+    "load_max": load.max() * load.size,
+    "load_cv": load.std() * load.size,
+    "dropped": jnp.where(mask.any(), dropped, 0.0),
+    "experts_per_token": experts_per_token,
+    "capacity_factor": _capacity_factor(routing, n, real),
+  }
+  if probs is not None:
+    metrics["gate_entropy"] = (jax.scipy.special.entr(probs).sum(-1) * mask).sum() / real
+  return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+
+def _expert_loads(routing: Routing, n: int) -> jax.Array:
+  """`[E]`, assignments of each expert; for soft routing the mass of tokens in its slots."""
+  if isinstance(routing, SlotRouting):
+    # The token tells an empty slot, not the weight: that of a real assignment may underflow to 0.
+    return (routing.token < n).sum((0, 2))
+  return routing.group_sizes.sum(0) if isinstance(routing, RaggedRouting) else routing.dispatch.sum((0, 1, 3))
+
+
+def _experts_of_tokens(routing: Routing, n: int) -> jax.Array:
+  """int32 `[G, n]`, how many experts each token reached."""
+  if isinstance(routing, SoftRouting):
+    return (routing.combine > 0).any(-1).sum(-1)
+  tokens = routing.token.reshape(routing.token.shape[0], -1)
+  return jax.vmap(lambda token: jnp.zeros(n, jnp.int32).at[token].add(1, mode="drop"))(tokens)
+
+
+def _capacity_factor(routing: Routing, n: int, real: jax.Array) -> float | jax.Array:
+  if isinstance(routing, RaggedRouting):
+    return routing.group_sizes.sum() / real
+  slots, num_experts = (
+    (routing.token.shape[2], routing.token.shape[1])
+    if isinstance(routing, SlotRouting)
+    else (routing.dispatch.shape[3], routing.dispatch.shape[2])
+  )
+  return actual_capacity_factor(slots, n, num_experts)

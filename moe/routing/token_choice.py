@@ -1,0 +1,300 @@
+"""Token choice: every token goes to the k experts it scores highest. Switch, GShard, GLaM and their relatives.
+
+One implementation; the published methods are its options. What differs between them is which of a token's choices an
+expert with too few slots serves (`order`), and what is random in training.
+
+The published codes queue all first choices of a group before any second choice, over sequences cut together. That lets
+a later token push out an earlier one's second choice, and one sequence another's (6% of outputs, measured). Here the
+order "sequence", the default of all, counts capacity per sequence, by position, the choices of a token together: causal,
+independent of the batch, and the same when decoding step by step.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing import assignments
+from moe.routing.capacity import token_choice_capacity
+from moe.routing.losses import balance_loss, importance_loss, load_loss, router_z_loss
+from moe.routing.metrics import routing_metrics
+from moe.routing.router import Router, checked_group_size, register
+from moe.routing.scores import router_kernel, router_logits
+from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing, SlotRouting
+
+
+def top_choices(probs: jax.Array, k: int, *, renormalize: bool) -> tuple[jax.Array, jax.Array]:
+  """The experts `[..., k]` (int32, best first, ties to the lower index) of each token and their gates `[..., k]`.
+
+  The gradient flows through the gates alone. Renormalised gates are divided by their sum over all k choices, before
+  any is dropped, as in GShard's algorithm 1: what a token loses with a dropped choice is not made up by the others.
+
+  Args:
+    probs: float32 `[..., n, E]`.
+    k: experts per token.
+    renormalize: whether the k gates sum to 1.
+  """
+  choices = jax.lax.top_k(jax.lax.stop_gradient(probs), k)[1]
+  gates = jnp.take_along_axis(probs, choices, axis=-1)
+  return choices, gates / gates.sum(-1, keepdims=True) if renormalize else gates
+
+
+def second_by_chance(gates: jax.Array, key: jax.Array) -> jax.Array:
+  """Bool `[..., 2]`: the first choice always, the second with probability min(1, 2 g_2). GShard, section 2.2.
+
+  Args:
+    gates: float32 `[..., 2]`; with renormalised ones 2 g_2 is a probability, which is why the factor is 2.
+    key: PRNG key.
+  """
+  chosen = jax.random.uniform(key, gates.shape[:-1]) < 2.0 * jax.lax.stop_gradient(gates[..., 1])
+  return jnp.stack([jnp.ones_like(chosen), chosen], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenChoiceOptions:
+  """Options of token choice.
+
+  V-MoE is `token_choice` with order "batch_priority" (or "sequence"), noise 1, importance_loss and load_loss 0.005.
+
+  Attributes:
+    top_k: experts per token.
+    capacity_factor: each expert has capacity_factor * n / E slots in a group of n tokens (`moe.routing.capacity`), so
+      top_k is the least that can hold every choice; None for dropless.
+    eval_capacity_factor: the one of evaluation and decoding; None for the same. With E no choice can be dropped.
+    order: who gets the slots. "sequence": a group is one sequence, earlier tokens first; causal. "batch_priority":
+      V-MoE's, the most confident tokens of the group first.
+    group_size: tokens of a group for batch_priority and dropless; 0 for the whole batch.
+    renormalize: whether the gates of a token's k choices sum to 1.
+    second_expert: "all", or "random": in training the second is kept with probability min(1, 2 g_2).
+    jitter: in training the router's input is multiplied by uniform(1 - jitter, 1 + jitter).
+    noise: in training the logits receive Gaussian noise of standard deviation noise / E.
+    balance_loss: weight of Switch's load-balancing loss.
+    importance_loss: weight of Shazeer's importance loss.
+    load_loss: weight of Shazeer's load loss; needs noise, and is taken in training only.
+    z_loss: weight of the router z-loss.
+  """
+
+  top_k: int = 2
+  capacity_factor: float | None = 2.0
+  eval_capacity_factor: float | None = None
+  order: Literal["sequence", "batch_priority"] = "sequence"
+  group_size: int = 0
+  renormalize: bool = False
+  second_expert: Literal["all", "random"] = "all"
+  jitter: float = 0.0
+  noise: float = 0.0
+  balance_loss: float = 0.01
+  importance_loss: float = 0.0
+  load_loss: float = 0.0
+  z_loss: float = 0.0
+
+  def __post_init__(self):
+    require(self.top_k >= 1, "top_k", self.top_k, "expected at least 1 expert per token")
+    for name in ("capacity_factor", "eval_capacity_factor"):
+      factor = getattr(self, name)
+      require(factor is None or factor > 0, name, factor, "expected more than 0, or None")
+    require(
+      self.capacity_factor is not None or self.eval_capacity_factor is None,
+      "eval_capacity_factor",
+      self.eval_capacity_factor,
+      "expected None, since capacity_factor = None means dropless",
+    )
+    require(
+      self.group_size == 0 or (self.group_size > 0 and not self.queues_by_sequence),
+      "group_size",
+      self.group_size,
+      "expected 0 for order = 'sequence', whose groups are single sequences; more is for batch_priority and dropless",
+    )
+    require(
+      self.top_k > 1 or not self.renormalize,
+      "renormalize",
+      self.renormalize,
+      "expected False for top_k = 1: its only gate would always be 1 and the router would learn nothing",
+    )
+    require(
+      self.second_expert == "all" or self.top_k == 2, "second_expert", self.second_expert, "'random' needs top_k = 2"
+    )
+    require(0 <= self.jitter < 1, "jitter", self.jitter, "expected at least 0 and less than 1")
+    for name in ("noise", "balance_loss", "importance_loss", "load_loss", "z_loss"):
+      require(getattr(self, name) >= 0, name, getattr(self, name), "expected at least 0")
+    require(self.load_loss == 0 or self.noise > 0, "load_loss", self.load_loss, "needs noise > 0: it smooths over it")
+
+  @property
+  def dropless(self) -> bool:
+    return self.capacity_factor is None
+
+  @property
+  def queues_by_sequence(self) -> bool:
+    return not self.dropless and self.order == "sequence"
+
+  @property
+  def draws(self) -> bool:
+    """Whether training draws random numbers."""
+    return self.jitter > 0 or self.noise > 0 or self.second_expert == "random"
+
+  def factor(self, training: bool) -> float:
+    """The capacity factor of this mode, where there is one."""
+    return self.capacity_factor if training or self.eval_capacity_factor is None else self.eval_capacity_factor
+
+
+@register("token_choice")
+class TokenChoice(Router):
+  """Token choice with any combination of its options."""
+
+  Options = TokenChoiceOptions
+
+  def __init__(self, options: TokenChoiceOptions, d_model: int, num_experts: int, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, num_experts
+    self.kernel = router_kernel(d_model, num_experts, rngs)
+
+  @classmethod
+  def is_causal(cls, options: TokenChoiceOptions) -> bool:
+    return options.dropless or options.queues_by_sequence
+
+  @classmethod
+  def is_batch_independent(cls, options: TokenChoiceOptions, length: int) -> bool:
+    return cls.is_causal(options) or (options.group_size > 0 and length % options.group_size == 0)
+
+  @classmethod
+  def group_size(cls, options: TokenChoiceOptions, batch: int, length: int) -> int:
+    return length if options.queues_by_sequence else checked_group_size(options.group_size, batch, length)
+
+  @classmethod
+  def check(cls, options: TokenChoiceOptions, num_experts: int, group: int) -> None:
+    require(
+      options.top_k <= num_experts, "top_k", options.top_k, f"expected at most the {num_experts} experts there are"
+    )
+    smooth = options.load_loss == 0 or options.top_k < num_experts
+    require(smooth, "load_loss", options.load_loss, f"needs top_k < {num_experts} experts: the load is constant")
+
+  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
+    random = training and self.options.draws
+    if random and inputs.key is None:
+      raise ValueError(f"{type(self).__name__} draws random numbers in training, but RouterInput.key is None")
+    keys = jax.random.split(inputs.key, 3) if random else (None,) * 3
+
+    logits = router_logits(self._jittered(inputs.tokens, keys[0]), self.kernel[...])
+    noisy_logits = self._noisy(logits, keys[1])
+    probs = jax.nn.softmax(noisy_logits)
+    choices, gates = top_choices(probs, self.options.top_k, renormalize=self.options.renormalize)
+    wanted = jnp.broadcast_to(inputs.mask[..., None], choices.shape)
+    if random and self.options.second_expert == "random":
+      wanted = wanted & second_by_chance(gates, keys[2])
+
+    routing = self._routing(choices, gates, wanted, training)
+    losses, total = self._losses(logits, noisy_logits, probs, choices, inputs.mask, training)
+    metrics = routing_metrics(routing, inputs.mask, probs, asked=wanted.sum())
+    return RouterOutput(routing, losses, total, metrics)
+
+  def _jittered(self, tokens: jax.Array, key: jax.Array | None) -> jax.Array:
+    if key is None or self.options.jitter == 0:
+      return tokens
+    low, high = 1 - self.options.jitter, 1 + self.options.jitter
+    return tokens.astype(jnp.float32) * jax.random.uniform(key, tokens.shape, jnp.float32, low, high)
+
+  def _noisy(self, logits: jax.Array, key: jax.Array | None) -> jax.Array:
+    if key is None or self.options.noise == 0:
+      return logits
+    return logits + self._noise_std * jax.random.normal(key, logits.shape)
+
+  @property
+  def _noise_std(self) -> float:
+    return self.options.noise / self.num_experts
+
+  def _routing(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array, training: bool) -> Routing:
+    if self.options.dropless:
+      return jax.vmap(lambda c, g, w: assignments.ragged_routing(c, g, w, self.num_experts))(choices, gates, wanted)
+    capacity = token_choice_capacity(choices.shape[1], self.num_experts, self.options.factor(training))
+
+    def one_group(choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> SlotRouting:
+      if self.options.order == "sequence":
+        place = assignments.places_in_order(choices, wanted, self.num_experts)
+      else:
+        place = assignments.places_by_priority(choices, wanted, gates[:, 0], self.num_experts)
+      return assignments.slot_routing(choices, gates, wanted, place, self.num_experts, capacity)
+
+    return jax.vmap(one_group)(choices, gates, wanted)
+
+  def _losses(self, logits, noisy_logits, probs, choices, mask, training) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The losses by name, and their weighted sum."""
+    options = self.options
+    losses = {"balance": balance_loss(probs, choices, mask), "z": router_z_loss(logits, mask)}
+    total = options.balance_loss * losses["balance"] + options.z_loss * losses["z"]
+    if options.importance_loss:
+      losses["importance"] = importance_loss(jax.nn.softmax(logits), mask)
+      total += options.importance_loss * losses["importance"]
+    if options.load_loss and training:
+      losses["load"] = load_loss(logits, noisy_logits, options.top_k, self._noise_std, mask)
+      total += options.load_loss * losses["load"]
+    return losses, total
+
+  def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
+    """`free`: int32 `[batch, E]`, slots left; for a dropless router nothing."""
+    if self.options.dropless:
+      return {}
+    capacity = token_choice_capacity(length, self.num_experts, self.options.factor(training=False))
+    return {"free": jnp.full((batch, self.num_experts), capacity, jnp.int32)}
+
+  def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
+    """As the base class says. The routing is ragged, dropped choices in its tail; losses and metrics are left out."""
+    if not self.is_causal(self.options):
+      return super().decode(inputs, state)
+    probs = jax.nn.softmax(router_logits(inputs.tokens[0], self.kernel[...]))
+    choices, gates = top_choices(probs, self.options.top_k, renormalize=self.options.renormalize)
+    kept = jnp.broadcast_to(inputs.mask[0][:, None], choices.shape)
+    if state:
+      kept = kept & (jnp.take_along_axis(state["free"], choices, axis=1) > 0)
+      taken = ((choices[..., None] == jnp.arange(self.num_experts)) & kept[..., None]).sum(1, dtype=jnp.int32)
+      state = {"free": state["free"] - taken}
+    routing: RaggedRouting = assignments.ragged_routing(choices, gates, kept, self.num_experts)
+    routing = jax.tree.map(lambda leaf: leaf[None], routing)
+    return RouterOutput(routing, {}, jnp.zeros(()), {}), state
+
+
+@dataclasses.dataclass(frozen=True)
+class SwitchOptions(TokenChoiceOptions):
+  """Fedus et al. 2021, arXiv 2101.03961: top-1 with input jitter; capacity factors 1.25 and 2 as in its public code."""
+
+  top_k: int = 1
+  capacity_factor: float | None = 1.25
+  eval_capacity_factor: float | None = 2.0
+  jitter: float = 0.01
+
+
+@register("switch")
+class Switch(TokenChoice):
+  """Switch: token choice with the options of its paper."""
+
+  Options = SwitchOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class GShardOptions(TokenChoiceOptions):
+  """Lepikhin et al. 2020, arXiv 2006.16668: top-2, the second by chance, gates renormalised, capacity 2 n / E."""
+
+  renormalize: bool = True
+  second_expert: Literal["all", "random"] = "random"
+
+
+@register("gshard")
+class GShard(TokenChoice):
+  """GShard: token choice with the options of its paper."""
+
+  Options = GShardOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class GLaMOptions(TokenChoiceOptions):
+  """Du et al. 2021, arXiv 2112.06905: top-2, both experts always, gates renormalised."""
+
+  renormalize: bool = True
+
+
+@register("glam")
+class GLaM(TokenChoice):
+  """GLaM: token choice with the options of its paper."""
+
+  Options = GLaMOptions
