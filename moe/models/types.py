@@ -24,8 +24,8 @@ class ModelOutput:
   Attributes:
     logits: float32 `[B, T, V]`, of each token of `targets` given those before it.
     auxiliary_loss: float32 scalar, weighted, summed over MoE layers.
-    metrics: "encoder" (where there is one) and "decoder", each the metrics of its MoE layers by name; the leading axis of
-      an array is the MoE layer, first layer first.
+    metrics: "encoder" (where there is one) and "decoder", each the metrics of its MoE layers by name; the leading axis
+      is the MoE layer, first layer first.
   """
 
   logits: jax.Array
