@@ -1,0 +1,68 @@
+"""Slow and obvious forms of what the routing core computes, for tests to compare with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moe.config import build
+from moe.routing import RaggedRouting, RouterConfig, RouterInput, Routing
+
+D_MODEL, NUM_EXPERTS = 8, 4
+
+
+def token_weights(routing: Routing, n: int, num_experts: int) -> np.ndarray:
+  """`[G, n, E]`, what each expert's output is multiplied by for each token; NaN where it does not see the token."""
+  if isinstance(routing, RaggedRouting):
+    sizes = np.asarray(routing.group_sizes)
+    unused = routing.token.shape[1] - sizes.sum(1)
+    expert = np.stack([np.repeat(np.arange(num_experts + 1), [*s, u]) for s, u in zip(sizes, unused, strict=True)])
+  else:
+    expert = np.broadcast_to(np.arange(num_experts)[None, :, None], routing.token.shape)
+  weights = np.full((routing.token.shape[0], n, num_experts), np.nan, np.float32)
+  for group in range(weights.shape[0]):
+    token, weight = np.asarray(routing.token[group]).ravel(), np.asarray(routing.weight[group]).ravel()
+    for t, e, w in zip(token, expert[group].ravel(), weight, strict=True):
+      if t == n:
+        assert w == 0, "an empty place with a weight"
+        continue
+      assert np.isnan(weights[group, t, e]), f"expert {e} holds token {t} twice"
+      weights[group, t, e] = w
+  return weights
+
+
+def serve(choices, gates, wanted, queue, num_experts: int, capacity: int) -> np.ndarray:
+  """`[n, E]` as above: (token, choice) pairs are served in the order of `queue` while their expert has slots left."""
+  weights = np.full((len(choices), num_experts), np.nan, np.float32)
+  free = [capacity] * num_experts
+  for token, choice in queue:
+    expert = choices[token, choice]
+    if wanted[token, choice] and free[expert] > 0:
+      free[expert] -= 1
+      weights[token, expert] = gates[token, choice]
+  return weights
+
+
+def make(name: str, num_experts: int = NUM_EXPERTS, d_model: int = D_MODEL, seed: int = 0, **options):
+  """A router by name whose kernel is large enough to make unequal choices."""
+  config = build(RouterConfig, {"name": name, **options})
+  router = config.make(d_model, num_experts, nnx.Rngs(seed))
+  router.kernel[...] = router.kernel[...] * 50
+  return router
+
+
+def inputs_of(tokens, group: int, mask=None, key=None) -> RouterInput:
+  """`[B, T, d]` cut into routing groups."""
+  mask = jnp.ones(tokens.shape[:2], bool) if mask is None else mask
+  return RouterInput(tokens.reshape(-1, group, tokens.shape[-1]), mask.reshape(-1, group), key=key)
+
+
+def route(router, tokens, *, training: bool = False, mask=None, key=None):
+  """The `RouterOutput` of a batch `[B, T, d]`, cut into groups as a layer would."""
+  batch, length, _ = tokens.shape
+  group = router.group_size(router.options, batch, length)
+  return router(inputs_of(tokens, group, mask, key), training=training)
+
+
+def random_tokens(batch: int, length: int, d_model: int = D_MODEL, seed: int = 1) -> jax.Array:
+  return jax.random.normal(jax.random.key(seed), (batch, length, d_model))

@@ -1,0 +1,100 @@
+"""Queues and tables, by literal examples and against a loop that serves one choice after another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.routing import assignments
+from tests.routing.naive import serve, token_weights
+
+CHOICES = jnp.array([[0, 1], [1, 0], [0, 2]])
+ALL = jnp.ones((3, 2), bool)
+
+
+def random_choices(n: int, k: int, experts: int):
+  keys = jax.random.split(jax.random.key(n + k), 3)
+  choices = jax.lax.top_k(jax.random.normal(keys[0], (n, experts)), k)[1]
+  gates = -jnp.sort(-jax.random.uniform(keys[1], (n, k)), axis=-1)
+  return choices, gates, jax.random.bernoulli(keys[2], 0.8, (n, k))
+
+
+def grouped(routing):
+  return jax.tree.map(lambda leaf: leaf[None], routing)
+
+
+def test_tokens_queue_by_position_with_all_their_choices():
+  # Token 1's second choice of expert 0 stands before token 2's first choice of it.
+  np.testing.assert_array_equal(assignments.places_in_order(CHOICES, ALL, 3), [[0, 0], [1, 1], [2, 0]])
+
+
+def test_unwanted_choices_stand_in_no_queue():
+  wanted = jnp.array([[True, True], [True, False], [True, True]])
+  places = np.asarray(assignments.places_in_order(CHOICES, wanted, 3))
+  assert places[2, 0] == 1
+
+
+def test_with_priority_first_choices_stand_before_second_ones_and_confident_tokens_before_others():
+  places = assignments.places_by_priority(CHOICES, ALL, jnp.array([0.5, 0.6, 0.9]), 3)
+  # Expert 0: token 2, token 0, then the second choice of token 1. Expert 1: token 1 first, token 0 second.
+  np.testing.assert_array_equal(places, [[1, 1], [0, 2], [0, 0]])
+
+
+def test_the_tables_of_a_literal_example():
+  weight = jnp.array([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2]])
+  place = assignments.places_in_order(CHOICES, ALL, 4)
+  routing = assignments.slot_routing(CHOICES, weight, ALL, place, num_experts=4, capacity=2)
+  np.testing.assert_array_equal(routing.token, [[0, 1], [0, 1], [2, 3], [3, 3]])
+  np.testing.assert_array_equal(routing.weight, np.float32([[0.6, 0.3], [0.4, 0.7], [0.2, 0], [0, 0]]))
+
+
+def test_ragged_routing_is_sorted_by_expert_then_token_with_the_unwanted_in_the_tail():
+  weight = jnp.array([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2]])
+  wanted = jnp.array([[True, True], [True, False], [True, True]])
+  routing = assignments.ragged_routing(CHOICES, weight, wanted, 4)
+  np.testing.assert_array_equal(routing.group_sizes, [2, 2, 1, 0])
+  np.testing.assert_array_equal(routing.token, [0, 2, 0, 1, 2, 3])
+  np.testing.assert_array_equal(routing.weight, np.float32([0.6, 0.8, 0.4, 0.7, 0.2, 0]))
+
+
+@pytest.mark.parametrize(
+  ("n", "k", "experts", "capacity"), [(30, 1, 4, 5), (30, 2, 4, 7), (30, 3, 8, 30), (7, 4, 4, 1)]
+)
+def test_slots_equal_serving_one_choice_after_another(n, k, experts, capacity):
+  choices, gates, wanted = random_choices(n, k, experts)
+  place = assignments.places_in_order(choices, wanted, experts)
+  routing = assignments.slot_routing(choices, gates, wanted, place, experts, capacity)
+  queue = [(token, choice) for token in range(n) for choice in range(k)]
+  expected = serve(np.asarray(choices), np.asarray(gates), np.asarray(wanted), queue, experts, capacity)
+  np.testing.assert_array_equal(token_weights(grouped(routing), n, experts)[0], expected)
+
+
+@pytest.mark.parametrize(
+  ("n", "k", "experts", "capacity"), [(30, 1, 4, 5), (30, 2, 4, 7), (30, 3, 8, 30), (7, 4, 4, 1)]
+)
+def test_priority_equals_serving_choices_in_its_order(n, k, experts, capacity):
+  choices, gates, wanted = random_choices(n, k, experts)
+  place = assignments.places_by_priority(choices, wanted, gates[:, 0], experts)
+  routing = assignments.slot_routing(choices, gates, wanted, place, experts, capacity)
+  order = np.argsort(-np.asarray(gates[:, 0]), kind="stable")
+  queue = [(token, choice) for choice in range(k) for token in order]
+  expected = serve(np.asarray(choices), np.asarray(gates), np.asarray(wanted), queue, experts, capacity)
+  np.testing.assert_array_equal(token_weights(grouped(routing), n, experts)[0], expected)
+
+
+def test_ragged_and_slots_without_a_limit_agree():
+  choices, gates, wanted = random_choices(30, 2, 4)
+  place = assignments.places_in_order(choices, wanted, 4)
+  slots = assignments.slot_routing(choices, gates, wanted, place, 4, 30)
+  ragged = assignments.ragged_routing(choices, gates, wanted, 4)
+  np.testing.assert_array_equal(token_weights(grouped(slots), 30, 4), token_weights(grouped(ragged), 30, 4))
+
+
+def test_the_gradient_of_a_weight_is_one_where_it_was_kept_and_zero_where_dropped():
+  choices, gates, wanted = random_choices(30, 2, 4)
+  place = assignments.places_in_order(choices, wanted, 4)
+  kept = wanted & (place < 5)
+  slots = jax.grad(lambda w: assignments.slot_routing(choices, w, wanted, place, 4, 5).weight.sum())(gates)
+  ragged = jax.grad(lambda w: assignments.ragged_routing(choices, w, wanted, 4).weight.sum())(gates)
+  np.testing.assert_array_equal(slots, kept)
+  np.testing.assert_array_equal(ragged, wanted)
