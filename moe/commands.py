@@ -1,0 +1,85 @@
+"""What all mains share: the config flag, errors as one line, several hosts."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from moe.config import ConfigError
+
+
+def define_config(*, required: bool) -> flags.FlagHolder:
+  """The flag `--config`, whose fields can all be overridden, also those that the file leaves at their default."""
+  holder = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file; --config.FIELD=VALUE overrides one of its fields.",
+    lock_config=False,
+    accept_new_attributes=True,
+  )
+  if required:
+    flags.mark_flag_as_required("config")
+  return holder
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the command line and calls `main`; what the user can put right is one line on stderr and exit code 2.
+
+  A run that had to stop although all was right at its beginning ends with exit code 1.
+  """
+  # Orbax logs errors that are raised to us as well, over pages; --verbosity brings them back.
+  flags.FLAGS.set_default("verbosity", absl_logging.FATAL)
+
+  def call(argv: list[str]) -> None:
+    with _report_errors():
+      if len(argv) > 1:
+        raise ConfigError("argument", argv[1], "not expected; every argument has the form --NAME=VALUE")
+      main()
+
+  app.run(call, flags_parser=_parse)
+
+
+def start_distributed(wanted: bool) -> None:
+  """Joins the run's other hosts, if asked to or if the environment of a TPU slice names several. Call it first."""
+  hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+  if wanted or "," in hosts:
+    import jax
+
+    jax.distributed.initialize()
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except Exception as error:  # a config file is a program: anything can go wrong in it
+    _fail(2, _config_error(error) if not isinstance(error, flags.Error) else str(error))
+
+
+def _config_error(error: Exception) -> str:
+  # ml_collections wraps a config file's error with its whole traceback; the last line says what it was.
+  lines = [line for line in str(error).splitlines() if line.strip()]
+  return f"--config: {type(error).__name__}: {lines[-1].strip() if lines else ''}"
+
+
+@contextlib.contextmanager
+def _report_errors() -> Iterator[None]:
+  from moe.data.errors import DataError
+  from moe.training.checkpoint import CheckpointError
+  from moe.training.loop import TrainingStopped
+  from moe.training.workdir import WorkdirError
+
+  try:
+    yield
+  except (ConfigError, DataError, WorkdirError) as error:
+    _fail(2, str(error))
+  except (CheckpointError, TrainingStopped) as error:
+    _fail(1, str(error))
+
+
+def _fail(code: int, message: str) -> None:
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(code)

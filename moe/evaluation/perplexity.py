@@ -1,0 +1,43 @@
+"""How well a trained model predicts a text: perplexity and bits per byte, exact over the whole split."""
+
+import dataclasses
+
+from moe.config import require
+from moe.data import DataConfig
+from moe.evaluation.restore import Trained
+from moe.parallel.mesh import check_rows, make_mesh
+from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary, padding
+from moe.training.metrics import Record
+from moe.training.step import make_eval_step
+from moe.training.validation import evaluate_batches
+
+
+def evaluate(trained: Trained, data: DataConfig, split: str, batches: int = 0) -> Record:
+  """Evaluates a checkpoint on a split of any data that its vocabulary can write.
+
+  Args:
+    trained: from `moe.evaluation.restore`.
+    data: the data; its lengths and batch size are those of the evaluation.
+    split: of the data.
+    batches: how many to read; 0 for one pass over the split.
+
+  Returns:
+    What `evaluate_batches` does: sums over all tokens divided once, so padding and unequal batches change nothing.
+
+  Raises:
+    ConfigError, DataError: what is wrong with the data; a vocabulary that is missing, or is not the checkpoint's.
+  """
+  config = dataclasses.replace(trained.config, data=data)
+  vocabulary, old = open_vocabulary(config), trained.vocabulary
+  smaller = f"has {vocabulary.size} tokens, the checkpoint's has {old['size']}"
+  require(vocabulary.size >= old["size"], "data.vocabulary", vocabulary.name, smaller)
+  same = describe(vocabulary)["fingerprint"] == old["fingerprint"]
+  require(same, "data.vocabulary", vocabulary.name, f"is not the one of the checkpoint ({old['name']})")
+  mesh, accumulation = make_mesh(), config.train.accumulation
+  check_rows(mesh, data.batch_size // accumulation, "data.batch_size")
+  step = make_eval_step(
+    trained.graph, byte_lengths(vocabulary, config.model.vocab_size), accumulation=accumulation, mesh=mesh
+  )
+  with open_pipeline(config, split, training=False) as pipeline:
+    empty = padding(config, pipeline)
+    return evaluate_batches(step, trained.params, trained.router_state, pipeline, empty, mesh, batches)

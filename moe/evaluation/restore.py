@@ -1,0 +1,80 @@
+"""A trained model from its workdir."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+from flax import nnx
+
+from moe.config import ConfigError
+from moe.models import make_model
+from moe.parallel.mesh import make_mesh, replicated
+from moe.training.checkpoint import CheckpointError, Checkpoints
+from moe.training.config import ExperimentConfig
+from moe.training.state import merge, split
+from moe.training.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """One checkpoint of a run, parameters only.
+
+  Attributes:
+    config: the run's; step: the checkpoint's; graph, params, router_state: the model (`moe.training.state`);
+    vocabulary: name, size and fingerprint of the one it was trained with.
+  """
+
+  config: ExperimentConfig
+  step: int
+  graph: nnx.GraphDef
+  params: dict[str, Any]
+  router_state: dict[str, Any]
+  vocabulary: dict[str, Any]
+
+  @property
+  def model(self) -> nnx.Module:
+    """The model to call."""
+    return merge(self.graph, self.params, self.router_state)
+
+
+def restore(workdir: str | pathlib.Path, step: str = "best") -> Trained:
+  """Reads a checkpoint's parameters; nothing in the workdir is changed.
+
+  Args:
+    workdir: of a run.
+    step: a number, `latest`, or `best`: the lowest validation loss, or the latest where none was validated.
+
+  Raises:
+    WorkdirError: there is no run.
+    ConfigError: `step` is none of these.
+    CheckpointError: there is no such checkpoint, or it is damaged.
+  """
+  place = Workdir(workdir)
+  config = place.load_config()
+  if not place.checkpoints.exists():
+    raise CheckpointError(f"{place.root} has no checkpoint yet")
+  checkpoints = Checkpoints(place.checkpoints, read_only=True)
+  try:
+    number = _number(checkpoints, step)
+    graph, params, router_state = split(nnx.eval_shape(lambda: make_model(config.model, nnx.Rngs(0))))
+    whole = replicated(make_mesh())
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), (params, router_state))
+    params, router_state, about = checkpoints.restore_model(number, *shapes)
+  finally:
+    checkpoints.close()
+  return Trained(config, number, graph, params, router_state, about["vocabulary"])
+
+
+def _number(checkpoints: Checkpoints, step: str) -> int:
+  latest = checkpoints.latest()
+  if latest is None:
+    raise CheckpointError(f"there is no checkpoint under {checkpoints.folder}")
+  match step:
+    case "latest":
+      return latest
+    case "best":
+      return checkpoints.best() or latest
+    case _ if step.isdecimal():
+      return int(step)
+  raise ConfigError("step", step, "expected a number, 'best' or 'latest'")

@@ -1,0 +1,29 @@
+"""Trains a model: `python -m moe.train --config configs/quickstart.py --workdir runs/quickstart`.
+
+Every field of the config can be overridden: `--config.train.steps=100`. The same command goes on with a run that was
+stopped.
+"""
+
+from absl import flags
+
+from moe import commands
+
+_CONFIG = commands.define_config(required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, figure.", required=True)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Wait for the run's other hosts first (jax.distributed).")
+
+
+def main() -> None:
+  commands.start_distributed(_DISTRIBUTED.value)
+  from moe.evaluation.summary import summarize
+  from moe.training.config import load_config
+  from moe.training.loop import train
+
+  config = load_config(_CONFIG.value)
+  summary = train(config, _WORKDIR.value)
+  if summary.finished:
+    summarize(config, summary)
+
+
+if __name__ == "__main__":
+  commands.run(main)

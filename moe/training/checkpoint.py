@@ -1,0 +1,234 @@
+"""Checkpoints: what training needs to go on exactly where it was, written beside training by Orbax.
+
+A checkpoint is one folder, made under another name and renamed when complete, so a kill leaves none or a whole one. Its
+items: `model` (parameters and routers' state, all that evaluation reads), `optimizer` (its statistics, the step), and
+`run`, a JSON of the input position, what the run is, and a checksum of every array, because the array format does not
+notice a flipped bit.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as managers
+
+from moe.training.state import TrainState
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint could not be written, or none could be read."""
+
+
+class NonFiniteError(CheckpointError):
+  """The state to be saved holds an infinity or a NaN."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """What a checkpoint held; see `Checkpoints.save`."""
+
+  state: TrainState
+  position: Any
+  about: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    folder: where they lie; made if need be.
+    keep: newest ones to keep, besides the one with the lowest validation loss.
+    read_only: for readers: nothing is made, cleaned or saved.
+  """
+
+  def __init__(self, folder: pathlib.Path, keep: int = 1, *, read_only: bool = False):
+    self.folder = folder
+    best = managers.BestN(get_metric_fn=_loss, reverse=True, n=1)
+    options = ocp.CheckpointManagerOptions(
+      best_fn=_loss,
+      best_mode="min",
+      preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), best]),
+      cleanup_tmp_directories=not read_only,
+      create=not read_only,
+      read_only=read_only,
+    )
+    self._manager = ocp.CheckpointManager(folder, options=options)
+    self._fingerprint = jax.jit(fingerprint)
+    self._writing: int | None = None
+    self._good = self.latest()
+
+  def save(self, state: TrainState, position: Any, about: dict[str, Any], loss: float | None = None) -> bool:
+    """Starts writing a checkpoint and comes back as soon as the arrays are copied; False if the step has one already.
+
+    Args:
+      state: the training state.
+      position: the input position, as JSON can hold it.
+      about: what readers must know of the run (its config, its vocabulary), likewise.
+      loss: validation loss at this step, by which the best checkpoint is known.
+
+    Raises:
+      NonFiniteError: `state` has a non-finite number; nothing is written.
+      CheckpointError: this or the previous checkpoint could not be written.
+    """
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return False
+    self.wait()
+    items = {"model": _model(state), "optimizer": _optimizer(state)}
+    checks = {name: jax.device_get(self._fingerprint(item)) for name, item in items.items()}
+    if not all(finite for _, finite in checks.values()):
+      raise NonFiniteError(f"the state at step {step} is not finite and was not saved")
+    run = {"position": position, "about": about, "checksums": {name: s.tolist() for name, (s, _) in checks.items()}}
+    args = {name: ocp.args.StandardSave(item) for name, item in items.items()} | {"run": ocp.args.JsonSave(run)}
+    self._writing = step
+    try:
+      self._manager.save(step, args=ocp.args.Composite(**args), metrics={} if loss is None else {"loss": loss})
+    except Exception as error:
+      raise self._failed(error) from error
+    return True
+
+  def wait(self) -> None:
+    """Waits until what is being written is whole.
+
+    Raises:
+      CheckpointError: it could not be written; the message names the last good checkpoint, which is untouched.
+    """
+    if self._writing is None:
+      return
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except Exception as error:
+      raise self._failed(error) from error
+    self._good, self._writing = self._writing, None
+
+  def close(self) -> None:
+    """Waits, and releases Orbax's threads."""
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
+
+  @property
+  def last_good(self) -> pathlib.Path | None:
+    """Folder of the newest checkpoint known to be whole."""
+    return None if self._good is None else self.folder / str(self._good)
+
+  def latest(self) -> int | None:
+    """The newest step."""
+    return self._manager.latest_step()
+
+  def best(self) -> int | None:
+    """The step with the lowest validation loss; None if no checkpoint was validated."""
+    losses = {step: _loss(self._manager.metrics(step) or {}) for step in self._manager.all_steps()}
+    validated = {step: loss for step, loss in losses.items() if loss < float("inf")}
+    return min(validated, key=validated.get) if validated else None
+
+  def restore(self, abstract: TrainState, notify: Callable[[str], None]) -> Restored | None:
+    """The newest whole checkpoint, or None where there is none at all.
+
+    A damaged newer one is renamed to `damaged-STEP`, and `notify` is told in one line.
+
+    Args:
+      abstract: the state's shapes, dtypes and shardings.
+      notify: takes the line.
+
+    Raises:
+      CheckpointError: there are checkpoints and none can be read; all are left as they are.
+    """
+    damaged = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._read(step, abstract)
+      except Exception as error:
+        damaged[step] = _line(error)
+        continue
+      for bad, why in damaged.items():
+        self._set_aside(bad)
+        notify(f"checkpoint {bad} is damaged ({why}): kept as damaged-{bad}; going on from step {step}")
+      self._good = step
+      return restored
+    if damaged:
+      step, why = next(iter(damaged.items()))
+      raise CheckpointError(f"no checkpoint under {self.folder} can be read; the newest, step {step}: {why}")
+    return None
+
+  def restore_model(self, step: int, params: Any, router_state: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Parameters, routers' state and `about` of one step, given shapes, dtypes and shardings of the first two.
+
+    Raises:
+      CheckpointError: the step has no checkpoint, or a damaged one.
+    """
+    steps = self._manager.all_steps()
+    if step not in steps:
+      raise CheckpointError(f"step {step} has no checkpoint under {self.folder}; there are {sorted(steps)}")
+    try:
+      items, run = self._items(step, {"model": {"params": params, "router_state": router_state}})
+    except Exception as error:
+      raise CheckpointError(f"checkpoint {step} cannot be read: {_line(error)}") from error
+    return items["model"]["params"], items["model"]["router_state"], run["about"]
+
+  def _read(self, step: int, abstract: TrainState) -> Restored:
+    items, run = self._items(step, {"model": _model(abstract), "optimizer": _optimizer(abstract)})
+    return Restored(TrainState(**items["model"], **items["optimizer"]), run["position"], run["about"])
+
+  def _items(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The named items of a checkpoint, compared with their checksums, and its JSON."""
+    args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+    items = self._manager.restore(step, args=ocp.args.Composite(**args, run=ocp.args.JsonRestore()))
+    for name in abstract:
+      sums, _ = jax.device_get(self._fingerprint(items[name]))
+      if sums.tolist() != items["run"]["checksums"][name]:
+        raise CheckpointError(f"the checksums of its {name} differ")
+    return {name: items[name] for name in abstract}, items["run"]
+
+  def _set_aside(self, step: int) -> None:
+    if jax.process_index() == 0:
+      target = self.folder / f"damaged-{step}"
+      while target.exists():
+        target = target.with_name(target.name + "-again")
+      (self.folder / str(step)).rename(target)
+    multihost_utils.sync_global_devices(f"damaged {step}")
+    self._manager.reload()
+
+  def _failed(self, error: Exception) -> CheckpointError:
+    step, self._writing = self._writing, None
+    kept = f"the last good checkpoint is {self.last_good}" if self.last_good else "there is no earlier one"
+    return CheckpointError(f"checkpoint {step} could not be written ({_line(error)}); {kept}")
+
+
+def fingerprint(tree: Any) -> tuple[jax.Array, jax.Array]:
+  """A checksum of every leaf, uint32 `[leaves]`, the same on any mesh; and whether all numbers are finite."""
+  leaves = jax.tree.leaves(tree)
+  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+  sums = [jnp.sum(_bits(leaf), dtype=jnp.uint32) for leaf in leaves]
+  return jnp.stack(sums) if sums else jnp.zeros(0, jnp.uint32), jnp.all(jnp.array(finite))
+
+
+def _bits(leaf: jax.Array) -> jax.Array:
+  unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+  return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+
+
+def _model(state: TrainState) -> dict[str, Any]:
+  return {"params": state.params, "router_state": state.router_state}
+
+
+def _optimizer(state: TrainState) -> dict[str, Any]:
+  return {"opt_state": state.opt_state, "step": state.step}
+
+
+def _loss(metrics: dict[str, float]) -> float:
+  """For ranking: a checkpoint that was not validated is never the best."""
+  return metrics.get("loss", float("inf"))
+
+
+def _line(error: BaseException) -> str:
+  """The first line of an error's cause, shortened: array stores explain themselves over pages."""
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0][:200]

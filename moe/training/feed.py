@@ -1,0 +1,72 @@
+"""What training asks of the data: this host's pipelines, and one input position for all hosts."""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from moe.config import require
+from moe.data import Pipeline, Vocabulary, make_pipeline, make_vocabulary
+from moe.training.config import ExperimentConfig
+
+
+def open_vocabulary(config: ExperimentConfig) -> Vocabulary:
+  """The vocabulary of the data.
+
+  Raises:
+    ConfigError: it is missing, or has more tokens than the model.
+  """
+  vocabulary, allowed = make_vocabulary(config.data), config.model.vocab_size
+  wanted = f"the data's vocabulary has {vocabulary.size} tokens; give at least that many"
+  require(vocabulary.size <= allowed, "config.model.vocab_size", allowed, wanted)
+  return vocabulary
+
+
+def describe(vocabulary: Vocabulary) -> dict[str, Any]:
+  """What a checkpoint remembers of the vocabulary it was trained with."""
+  return {"name": vocabulary.name, "size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
+
+
+def byte_lengths(vocabulary: Vocabulary, vocab_size: int) -> np.ndarray:
+  """`[vocab_size]`, bytes of text for each of the model's tokens; those above the vocabulary stand for none."""
+  lengths = vocabulary.byte_lengths()
+  return np.pad(lengths, (0, vocab_size - len(lengths)))
+
+
+def open_pipeline(config: ExperimentConfig, split: str, *, training: bool) -> Pipeline:
+  """The share of a split that this host reads.
+
+  Raises:
+    ConfigError, DataError: what is wrong with the config or the data.
+  """
+  return make_pipeline(
+    config.data,
+    config.model.architecture,
+    split,
+    training=training,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def padding(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, np.ndarray]:
+  """A batch that holds nothing: the rows of this host."""
+  return pipeline.shape.empty(config.data.batch_size // jax.process_count())
+
+
+def whole_position(pipeline: Pipeline) -> dict[str, Any]:
+  """The input position of all hosts together, which any number of hosts can restore."""
+  if jax.process_count() == 1:
+    return pipeline.position
+  text = np.frombuffer(json.dumps(pipeline.position).encode(), np.uint8)
+  longest = int(multihost_utils.process_allgather(np.array(len(text))).max())
+  # Spaces, because JSON ignores them.
+  rows = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
+  return join_positions([json.loads(row.tobytes()) for row in np.asarray(rows, np.uint8)])
+
+
+def join_positions(positions: list[dict[str, Any]]) -> dict[str, Any]:
+  """One position with the streams of all."""
+  return positions[0] | {"streams": {name: at for position in positions for name, at in position["streams"].items()}}

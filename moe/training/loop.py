@@ -1,0 +1,261 @@
+"""The training run: data, step, validation, checkpoints, and an end that loses nothing."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+
+from moe.models import make_model
+from moe.parallel.mesh import check_rows, make_mesh, put_batch, replicated
+from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, Restored
+from moe.training.config import ExperimentConfig, as_mapping
+from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary, padding, whole_position
+from moe.training.metrics import MetricsWriter, Record, flatten_layers
+from moe.training.optimizer import make_optimizer, make_schedule
+from moe.training.progress import Clock, Progress
+from moe.training.state import abstract_state, keys, make_state
+from moe.training.step import make_eval_step, make_train_step
+from moe.training.stop import stop_requests
+from moe.training.validation import evaluate_batches
+from moe.training.workdir import Workdir, WorkdirError
+
+_SCALARS = (
+  "loss",
+  "bits_per_byte",
+  "accuracy",
+  "logits_z_loss",
+  "auxiliary_loss",
+  "gradient_norm",
+  "learning_rate",
+  "tokens",
+  "target_tokens",
+)
+
+
+class TrainingStopped(RuntimeError):
+  """The run cannot go on; the message says why, where, and what is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """How a run ended.
+
+  Attributes:
+    step: updates made; finished: whether they are all of them (otherwise it was asked to stop).
+    train, validation: the last records of this process, {} if there was none.
+    workdir: the run's paths; checkpoint: folder of the newest checkpoint.
+    future_leakage: whether every loss of the run may know the future.
+  """
+
+  step: int
+  finished: bool
+  train: Record
+  validation: Record
+  workdir: Workdir
+  checkpoint: pathlib.Path | None
+  future_leakage: bool
+
+
+def train(config: ExperimentConfig, workdir: str | pathlib.Path) -> Summary:
+  """Trains from the newest checkpoint in `workdir`, or from nothing, to the last step or until asked to stop.
+
+  SIGTERM or SIGINT saves and returns. The losses are those of a run that was never interrupted, bit for bit.
+
+  Raises:
+    ConfigError, DataError: before anything is written.
+    WorkdirError: the folder holds another run, or cannot be written to.
+    CheckpointError: a checkpoint could not be written, or none of those that are there can be read.
+    TrainingStopped: the loss or the gradient is no longer finite.
+  """
+  place = Workdir(workdir)
+  place.check(config)
+  mesh = make_mesh()
+  check_rows(mesh, config.data.batch_size // config.train.accumulation, "data.batch_size")
+  vocabulary = open_vocabulary(config)
+  with (
+    open_pipeline(config, config.data.train_split, training=True) as pipeline,
+    open_pipeline(config, config.data.validation_split, training=False) as validation,
+  ):
+    place.claim(config)
+    use_compilation_cache(config.train.compilation_cache)
+    run = _Run(config, place, mesh, vocabulary, pipeline, validation)
+    try:
+      return run.to_the_end()
+    finally:
+      run.close()
+
+
+def use_compilation_cache(folder: str) -> None:
+  """Keeps compiled programs in `folder` (empty: the user's cache), unless JAX has been given a place already."""
+  if jax.config.jax_compilation_cache_dir is None:
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder or os.path.join(home, "moe", "xla")))
+
+
+class _Run:
+  """One process's part of a run. `step` counts updates; `_pending` is the newest one's metrics, still on the device."""
+
+  def __init__(self, config, place, mesh, vocabulary, pipeline, validation):
+    self.config, self.place, self.mesh = config, place, mesh
+    self.vocabulary, self.pipeline, self.validation = vocabulary, pipeline, validation
+    self.start_of_validation = validation.position
+    self.leaks = config.model.leaks_future
+    self.about = {"config": as_mapping(config), "vocabulary": describe(vocabulary)}
+    self.checkpoints = Checkpoints(place.checkpoints, config.train.keep)
+    self.train_step, self.eval_step = self._compile_steps()
+    self.step = int(self.state.step)
+    common = {"future_leakage": True} if self.leaks else {}
+    primary = jax.process_index() == 0
+    self.writer = MetricsWriter(place.metrics, place.tensorboard, common) if primary else None
+    self.progress = Progress(self.step, config.train.steps, leaks=self.leaks)
+    self.last: dict[str, Record] = {"train": {}, "validation": {}}
+    self._pending = None
+    self._clock = Clock()
+
+  def _compile_steps(self):
+    """Makes or restores the state, and the functions that move and judge it (compiled when first called)."""
+    config = self.config
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    graph, self.state = self._start(lambda rngs: make_model(config.model, rngs), optimizer)
+    options = {
+      "accumulation": config.train.accumulation,
+      "byte_lengths": byte_lengths(self.vocabulary, config.model.vocab_size),
+      "mesh": self.mesh,
+    }
+    train_step = make_train_step(
+      graph,
+      optimizer,
+      make_schedule(config.optimizer, config.train.steps),
+      keys(config.seed)[1],
+      logits_z_loss=config.train.logits_z_loss,
+      **options,
+    )
+    return train_step, make_eval_step(graph, **options)
+
+  def _start(self, make: Callable[[nnx.Rngs], nnx.Module], optimizer):
+    sharding = replicated(self.mesh)
+    graph, abstract = abstract_state(make, optimizer, sharding)
+    restored = self.checkpoints.restore(abstract, lambda line: print(line, flush=True))
+    if restored is None:
+      return make_state(make, optimizer, self.config.seed, sharding)
+    self._check_vocabulary(restored)
+    self.pipeline.restore(restored.position)
+    print(f"going on from {self.checkpoints.last_good}", flush=True)
+    return graph, restored.state
+
+  def _check_vocabulary(self, restored: Restored) -> None:
+    if restored.about["vocabulary"] != self.about["vocabulary"]:
+      name = self.vocabulary.name
+      raise WorkdirError(f"vocabulary {name!r} is not the one that the run in {self.place.root} was trained with")
+
+  def to_the_end(self) -> Summary:
+    batches, settings = iter(self.pipeline), self.config.train
+    with stop_requests() as asked_to_stop:
+      while self.step < settings.steps:
+        self._advance(batches)
+        last = self.step == settings.steps
+        stop = asked_to_stop(self.step)
+        validate = last or self.step % settings.eval_every == 0
+        if validate or stop or self.step % settings.checkpoint_every == 0:
+          self._report()
+          loss = self._validate() if validate and not stop else None
+          if last or stop or self.step % settings.checkpoint_every == 0:
+            self._save(loss)
+          self._clock.restart()
+        if stop and not last:
+          break
+    self._finite(self.checkpoints.wait)
+    finished = self.step == settings.steps
+    if not finished:
+      self.progress.line(f"stopped at step {self.step} and saved; the same command goes on from there")
+    return Summary(self.step, finished, *self.last.values(), self.place, self.checkpoints.last_good, self.leaks)
+
+  def close(self) -> None:
+    self.progress.close()
+    if self.writer:
+      self.writer.close()
+    # The error that ended the run, if any, is the one to be seen.
+    with contextlib.suppress(CheckpointError):
+      self.checkpoints.close()
+
+  def _advance(self, batches: Iterator[dict[str, Any]]) -> None:
+    """Starts the next step on the device, then reads the metrics of the one before: the device never waits for us."""
+    before = self._pending and self._pending["loss"]
+    with self._clock.waiting(lambda: before is None or before.is_ready()):
+      batch = next(batches)
+    self.state, metrics = self.train_step(self.state, put_batch(self.mesh, batch))
+    self._report()
+    self.step, self._pending = self.step + 1, metrics
+
+  def _report(self) -> None:
+    """Reads, checks and writes the newest metrics, once."""
+    if self._pending is None:
+      return
+    metrics, self._pending = self._pending, None
+    values = {name: value.item() for name, value in jax.device_get({n: metrics[n] for n in _SCALARS}).items()}
+    if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
+      values |= flatten_layers(jax.device_get(metrics["layers"]))
+      self._write("train", values)
+      raise TrainingStopped(self._why_not_finite(values))
+    self._clock.count(values["tokens"])
+    log = self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps
+    self.progress.step(self.step, values["loss"], self._clock.tokens_per_second, log=log)
+    if log:
+      values |= flatten_layers(jax.device_get(metrics["layers"]))
+      values |= {"tokens_per_second": self._clock.tokens_per_second, "input_wait": self._clock.input_wait}
+      self._write("train", values)
+      self._clock.restart()
+
+  def _validate(self) -> float:
+    self.validation.restore(self.start_of_validation)
+    values = evaluate_batches(
+      self.eval_step,
+      self.state.params,
+      self.state.router_state,
+      self.validation,
+      padding(self.config, self.validation),
+      self.mesh,
+      self.config.train.eval_batches,
+    )
+    self.validation.close()
+    self._write("validation", values)
+    self.progress.validation(self.step, values["loss"], values["bits_per_byte"])
+    return values["loss"]
+
+  def _save(self, loss: float | None) -> None:
+    self._finite(lambda: self.checkpoints.save(self.state, whole_position(self.pipeline), self.about, loss))
+
+  def _finite(self, action: Callable[[], Any]) -> None:
+    try:
+      action()
+    except NonFiniteError as error:
+      raise TrainingStopped(f"{error}; {self._saved()}") from None
+
+  def _write(self, kind: str, values: Record) -> None:
+    self.last[kind] = {"step": self.step} | values
+    if self.writer:
+      self.writer.write(self.step, kind, values)
+
+  def _why_not_finite(self, values: Record) -> str:
+    with contextlib.suppress(CheckpointError):
+      self.checkpoints.wait()
+    lines = [
+      f"step {self.step}: loss {values['loss']}, gradient norm {values['gradient_norm']}: not finite, training stopped",
+      *(f"  {name} = {_short(value)}" for name, value in values.items() if "/" in name),
+      self._saved(),
+    ]
+    return "\n".join(lines)
+
+  def _saved(self) -> str:
+    good = self.checkpoints.last_good
+    return f"the last good checkpoint is {good}" if good else "no checkpoint had been saved yet"
+
+
+def _short(value: Any) -> str:
+  return f"[{', '.join(map(_short, value))}]" if isinstance(value, list) else f"{value:.4g}"

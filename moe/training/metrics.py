@@ -1,0 +1,89 @@
+"""Metrics on disk: `metrics.jsonl`, one JSON object a line, and TensorBoard's event files."""
+
+import importlib.util
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Record = dict[str, Any]
+
+
+def flatten_layers(layers: Mapping[str, Mapping[str, Any]]) -> Record:
+  """Routers' metrics by stack and name, one row a layer, as `STACK/layer_I/NAME`; vectors become lists."""
+  return {
+    f"{stack}/layer_{index}/{name}": np.asarray(row).tolist()
+    for stack, metrics in layers.items()
+    for name, rows in metrics.items()
+    for index, row in enumerate(np.asarray(rows))
+  }
+
+
+def read_metrics(path: pathlib.Path) -> list[Record]:
+  """The records of a run in the order of their steps, the last one written for every step and kind.
+
+  A run that was killed and went on from its checkpoint writes some steps twice; a line cut short by a kill is left out.
+  """
+  records = {}
+  for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+      record = json.loads(line)
+      records[record["step"], record["kind"]] = record
+    except (ValueError, TypeError, KeyError):
+      continue
+  return [records[key] for key in sorted(records)]
+
+
+class MetricsWriter:
+  """Appends records to `metrics.jsonl` and, where TensorFlow is installed, to TensorBoard's files.
+
+  Args:
+    path: the JSON lines.
+    tensorboard: folder of the event files; None for none.
+    common: what every record says besides, such as that the run's loss leaks the future.
+  """
+
+  def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path | None = None, common: Record | None = None):
+    self._common = common or {}
+    torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+    self._file = path.open("a", encoding="utf-8")
+    if torn:
+      self._file.write("\n")
+    self._tensorboard = tensorboard and _tensorboard(tensorboard)
+
+  def write(self, step: int, kind: str, values: Record) -> None:
+    """One record; non-finite numbers become strings, because JSON has none."""
+    record = {"step": step, "kind": kind} | self._common | values
+    self._file.write(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n")
+    self._file.flush()
+    if self._tensorboard:
+      prefix = "/".join([kind, *self._common])
+      scalars = {f"{prefix}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+      self._tensorboard.write_scalars(step, scalars)
+
+  def close(self) -> None:
+    self._file.close()
+    if self._tensorboard:
+      self._tensorboard.close()
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, list):
+    return [_finite(item) for item in value]
+  return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tensorboard(folder: pathlib.Path):
+  """A clu writer that does not delay training; None, and a line that says so, where its packages are missing."""
+  missing = [name for name in ("clu", "tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
+  if missing:
+    print(f"not installed: {', '.join(missing)}; metrics go to metrics.jsonl only, not to TensorBoard", flush=True)
+    return None
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  from clu import metric_writers
+
+  return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))

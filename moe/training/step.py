@@ -1,0 +1,165 @@
+"""The loss, and the compiled functions that train and evaluate on one batch."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from moe.parallel.mesh import replicated, rows
+from moe.training.state import TrainState, merge, split
+
+Batch = dict[str, jax.Array]
+
+
+def token_sums(
+  logits: jax.Array, targets: jax.Array, weights: jax.Array, byte_lengths: jax.typing.ArrayLike
+) -> dict[str, jax.Array]:
+  """Weighted sums over a batch's target tokens, from which every mean is made.
+
+  Args:
+    logits: float `[B, T, V]`, taken to float32.
+    targets: int32 `[B, T]`.
+    weights: float32 `[B, T]`, 0 where a token carries no loss.
+    byte_lengths: `[V]`, bytes of text that each token stands for.
+
+  Returns:
+    float32 scalars, exact for counts below 2^24: `nll` in nats, `z`, the squared log normaliser (T5's logits z-loss),
+    `correct`, `weight`, `bytes`.
+  """
+  logits = logits.astype(jnp.float32)
+  log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return {
+    "nll": jnp.sum(weights * (log_normaliser - chosen)),
+    "z": jnp.sum(weights * jnp.square(log_normaliser)),
+    "correct": jnp.sum(weights * (jnp.argmax(logits, axis=-1) == targets)),
+    "weight": jnp.sum(weights),
+    "bytes": jnp.sum(weights * jnp.asarray(byte_lengths, jnp.float32)[targets]),
+  }
+
+
+def bits_per_byte(nll: jax.typing.ArrayLike, text_bytes: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+  """Nats over a text to bits for each of its bytes: comparable between vocabularies, and with compressors."""
+  return nll / (math.log(2) * text_bytes)
+
+
+def make_train_step(
+  graph: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  schedule: Callable[[jax.Array], jax.Array],
+  key: jax.Array,
+  *,
+  accumulation: int,
+  logits_z_loss: float,
+  byte_lengths: jax.typing.ArrayLike,
+  mesh: Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+  """The compiled step: `(state, batch) -> (state, metrics)`. It consumes the state it is given.
+
+  The metrics are device arrays: `loss`, the cross-entropy alone in nats per weighted target token; `logits_z_loss` and
+  `auxiliary_loss`, as weighted in the objective; `bits_per_byte`; `accuracy`; `gradient_norm`, before clipping;
+  `learning_rate`; `target_tokens`, weighted; `tokens`, the encoder's and decoder's without padding; `layers`, the
+  routers' metrics by stack and name, one row a layer. With accumulation, auxiliary losses and router metrics are means
+  over the micro-batches.
+  """
+
+  def objective(params, router_state, micro, micro_key, total_weight):
+    model = merge(graph, params, router_state)
+    output = model(micro, training=True, key=micro_key)
+    sums = token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths)
+    z_loss = logits_z_loss * sums["z"]
+    value = (sums["nll"] + z_loss) / total_weight + output.auxiliary_loss / accumulation
+    report = {"sums": sums, "auxiliary_loss": output.auxiliary_loss, "layers": output.metrics}
+    return value, (report, split(model)[2])
+
+  gradient = jax.grad(objective, has_aux=True)
+
+  def accumulate(state, batch, step_key, total_weight):
+    """Gradients and summed reports of the whole batch, and the routers' state after it."""
+    micros = micro_batches(batch, accumulation)
+
+    def one(router_state, index, micro):
+      grads, (report, router_state) = gradient(
+        state.params, router_state, micro, jax.random.fold_in(step_key, index), total_weight
+      )
+      return router_state, (grads, report)
+
+    first = jax.tree.map(lambda x: x[0], micros)
+    router_state, total = one(state.router_state, 0, first)
+    if accumulation == 1:
+      return router_state, total
+
+    def body(carry, scanned):
+      router_state, total = carry
+      router_state, new = one(router_state, *scanned)
+      return (router_state, jax.tree.map(jnp.add, total, new)), None
+
+    rest = (jnp.arange(1, accumulation), jax.tree.map(lambda x: x[1:], micros))
+    return jax.lax.scan(body, (router_state, total), rest)[0]
+
+  def step(state: TrainState, batch: Batch):
+    # The whole batch's weight divides every micro-batch's sum: a mean of means would favour tokens of short ones.
+    total_weight = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+    step_key = jax.random.fold_in(key, state.step)
+    router_state, (grads, report) = accumulate(state, batch, step_key, total_weight)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    sums = report["sums"]
+    metrics = {
+      "loss": sums["nll"] / total_weight,
+      "logits_z_loss": logits_z_loss * sums["z"] / total_weight,
+      "auxiliary_loss": report["auxiliary_loss"] / accumulation,
+      "bits_per_byte": bits_per_byte(sums["nll"], jnp.maximum(sums["bytes"], 1.0)),
+      "accuracy": sums["correct"] / total_weight,
+      "gradient_norm": optax.global_norm(grads),
+      "learning_rate": schedule(state.step),
+      "target_tokens": sums["weight"],
+      "tokens": real_tokens(batch),
+      "layers": jax.tree.map(lambda x: x / accumulation, report["layers"]),
+    }
+    return TrainState(state.step + 1, params, router_state, opt_state), metrics
+
+  whole = replicated(mesh)
+  return jax.jit(step, donate_argnums=0, in_shardings=(whole, rows(mesh)), out_shardings=whole)
+
+
+def make_eval_step(
+  graph: nnx.GraphDef, byte_lengths: jax.typing.ArrayLike, *, accumulation: int, mesh: Mesh
+) -> Callable[[dict, dict, Batch], dict[str, Any]]:
+  """The compiled evaluation: `(params, router_state, batch) -> sums`.
+
+  The sums are those of `token_sums`, and `layers`, the routers' metrics, as means over the micro-batches. A batch is
+  read in the micro-batches of training, because a routing group may be a whole one.
+  """
+
+  def step(params, router_state, batch):
+    def one(micro):
+      output = merge(graph, params, router_state)(micro, training=False, key=None)
+      return token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths), output.metrics
+
+    sums, layers = jax.lax.map(one, micro_batches(batch, accumulation))
+    add, mean = functools.partial(jnp.sum, axis=0), functools.partial(jnp.mean, axis=0)
+    return jax.tree.map(add, sums) | {"layers": jax.tree.map(mean, layers)}
+
+  whole = replicated(mesh)
+  return jax.jit(step, in_shardings=(whole, whole, rows(mesh)), out_shardings=whole)
+
+
+def micro_batches(batch: Batch, count: int) -> Batch:
+  """`[B, ...]` to `[count, B / count, ...]`, rows dealt in turn.
+
+  Dealing instead of cutting leaves every row on its device, and the same rows together on any number of devices.
+  """
+  return {name: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
+
+
+def real_tokens(batch: Batch) -> jax.Array:
+  """Tokens that are not padding, of inputs and targets."""
+  segments = (value for name, value in batch.items() if name.endswith("_segments"))
+  return sum(jnp.sum(value > 0) for value in segments)

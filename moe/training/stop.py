@@ -1,0 +1,34 @@
+"""Asking a run to stop: SIGTERM, as clusters send it, and Ctrl-C."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[int], bool]]:
+  """Gives a function of the step: whether to stop after it. A second signal ends the process at once.
+
+  On several hosts JAX's own preemption service listens, so that all stop after the same step.
+  """
+  if jax.process_count() > 1:
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  asked, before = [], {}
+
+  def handle(number, frame):
+    asked.append(number)
+    signal.signal(number, signal.SIG_DFL)
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    # Only the main thread may listen; elsewhere (a notebook's worker) the run goes without.
+    with contextlib.suppress(ValueError):
+      before[number] = signal.signal(number, handle)
+  try:
+    yield lambda step: bool(asked)
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

@@ -1,0 +1,78 @@
+"""The means over a split that validation and evaluation report, exact whatever the batches' sizes."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from moe.parallel.mesh import put_batch
+from moe.training.metrics import Record, flatten_layers
+from moe.training.step import bits_per_byte
+
+Batch = Mapping[str, np.ndarray]
+_SUMS = ("nll", "correct", "weight", "bytes")
+
+
+def evaluate_batches(
+  eval_step: Callable[..., dict[str, Any]],
+  params: Any,
+  router_state: Any,
+  batches: Iterable[Batch],
+  empty: Batch,
+  mesh: Mesh,
+  limit: int = 0,
+) -> Record:
+  """Means over batches, of which each may have padding rows and unequal numbers of weighted tokens.
+
+  Args:
+    eval_step: from `make_eval_step`.
+    params: of the model.
+    router_state: its routers' state.
+    batches: this host's rows of each; the pass may end sooner on one host than on another.
+    empty: this host's rows of a batch of padding.
+    mesh: of the devices.
+    limit: batches to read; 0 for all there are.
+
+  Returns:
+    loss (nats per weighted target token, the cross-entropy alone), perplexity, bits_per_byte, accuracy, tokens (the
+    weighted ones), bytes (of their text); routers' metrics by `STACK/layer_I/NAME`, means over the batches.
+
+  Raises:
+    ValueError: the batches hold no token with a loss.
+  """
+  totals, layers, count = dict.fromkeys(_SUMS, 0.0), None, 0
+  for batch in itertools.islice(_together(batches, empty), limit or None):
+    sums = jax.device_get(eval_step(params, router_state, put_batch(mesh, batch)))
+    # Float64 on the host: float32 sums would lose tokens after 2^24 of them.
+    totals = {name: total + float(sums[name]) for name, total in totals.items()}
+    layers = sums["layers"] if layers is None else jax.tree.map(np.add, layers, sums["layers"])
+    count += 1
+  if not totals["weight"]:
+    raise ValueError("there is no token to evaluate on: the split is empty")
+  loss = totals["nll"] / totals["weight"]
+  return {
+    "loss": loss,
+    "perplexity": math.exp(min(loss, 700.0)),
+    "bits_per_byte": bits_per_byte(totals["nll"], totals["bytes"]) if totals["bytes"] else math.nan,
+    "accuracy": totals["correct"] / totals["weight"],
+    "tokens": int(totals["weight"]),
+    "bytes": int(totals["bytes"]),
+  } | flatten_layers(jax.tree.map(lambda total: total / count, layers))
+
+
+def _together(batches: Iterable[Batch], empty: Batch) -> Iterator[Batch]:
+  """The batches, and then padding until they have ended on every host: all must take part in every step."""
+  if jax.process_count() == 1:
+    yield from batches
+    return
+  batches = iter(batches)
+  while True:
+    batch = next(batches, None)
+    if not multihost_utils.process_allgather(np.array(batch is not None)).any():
+      return
+    yield empty if batch is None else batch

@@ -1,0 +1,51 @@
+"""A run small enough for a test: a two-block encoder-decoder with expert choice on the bytes of a few sentences."""
+
+import pathlib
+import random
+
+from moe.training.config import ExperimentConfig, load_config
+
+_WORDS = "the cat sat on a mat while seven grey owls watched from an old oak near the silent mill".split()
+
+
+def write_corpus(path: pathlib.Path, documents: int = 60, seed: int = 0) -> pathlib.Path:
+  """Sentences of few words, one document a line, as JSON lines."""
+  draw = random.Random(seed)
+  lines = (" ".join(draw.choices(_WORDS, k=draw.randint(5, 30))) for _ in range(documents))
+  path.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
+  return path
+
+
+def tiny_mapping(corpus: pathlib.Path, **train) -> dict:
+  """The config tree of a run of 12 steps; `train` overrides fields of its training section."""
+  return {
+    "seed": 3,
+    "model": {
+      "architecture": "encoder_decoder",
+      "vocab_size": 259,
+      "d_model": 16,
+      "d_ff": 32,
+      "num_heads": 2,
+      "d_head": 8,
+      "encoder_layers": 2,
+      "decoder_layers": 1,
+      "num_experts": 4,
+      "encoder_router": {"name": "expert_choice", "capacity_factor": 2.0},
+    },
+    "data": {
+      "source": "text",
+      "path": str(corpus),
+      "vocabulary": "bytes",
+      "extra_ids": 0,
+      "inputs_length": 16,
+      "targets_length": 16,
+      "batch_size": 4,
+      "validation_fraction": 0.2,
+    },
+    "optimizer": {"learning_rate": 0.03, "schedule": "constant", "warmup_steps": 2},
+    "train": {"steps": 12, "log_every": 1, "eval_every": 6, "eval_batches": 2, "checkpoint_every": 4} | train,
+  }
+
+
+def tiny_config(corpus: pathlib.Path, **train) -> ExperimentConfig:
+  return load_config(tiny_mapping(corpus, **train))
