@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe.layers.activations import ACTIVATIONS, GATED, Form
 from moe.layers.basic import dropout, matmul, normal
-from moe.layers.experts import FeedForward as Form
 
 
 class FeedForward(nnx.Module):
-  """`act(x U) D`, or `(act(x G) * x U) D` for the gated forms geglu and swiglu. GELU is T5's tanh approximation.
+  """`act(x U) D`, or `(act(x G) * x U) D` for the gated forms geglu and swiglu.
 
   Attributes:
     up: `[d, f]`; gate: the same, for gated forms only; down: `[f, d]`.
@@ -18,19 +18,11 @@ class FeedForward(nnx.Module):
   def __init__(self, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, *, rngs: nnx.Rngs):
     self.form, self.dtype = form, dtype
     self.up = normal(rngs, (d_model, d_ff), d_model**-0.5)
-    self.gate = normal(rngs, (d_model, d_ff), d_model**-0.5) if form in ("geglu", "swiglu") else None
+    self.gate = normal(rngs, (d_model, d_ff), d_model**-0.5) if form in GATED else None
     self.down = normal(rngs, (d_ff, d_model), d_ff**-0.5)
 
   def __call__(self, x: jax.Array, *, rate: float = 0.0, key: jax.Array | None = None) -> jax.Array:
     """`[..., d]` to `[..., d]`; hidden units are dropped with probability `rate` where there is a key."""
-    up = matmul(x, self.up, self.dtype)
-    match self.form:
-      case "gelu":
-        hidden = jax.nn.gelu(up, approximate=True)
-      case "relu":
-        hidden = jax.nn.relu(up)
-      case "geglu":
-        hidden = jax.nn.gelu(matmul(x, self.gate, self.dtype), approximate=True) * up
-      case "swiglu":
-        hidden = jax.nn.silu(matmul(x, self.gate, self.dtype)) * up
+    before = [matmul(x, w, self.dtype) for w in (self.gate, self.up) if w is not None]
+    hidden = ACTIVATIONS[self.form](*before)
     return matmul(dropout(hidden, rate, key), self.down, self.dtype)

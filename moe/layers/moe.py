@@ -1,4 +1,4 @@
-"""The Mixture-of-Experts layer: a router makes a `Routing`, dispatch carries tokens to experts, combine brings them back."""
+"""The Mixture-of-Experts layer: a router makes a `Routing`, dispatch carries tokens out, combine brings them back."""
 
 import dataclasses
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.layers.experts import Experts, FeedForward
+from moe.layers.activations import Form
+from moe.layers.experts import Experts
 from moe.parallel import local
 from moe.routing import RaggedRouting, RouterConfig, RouterInput, RouterOutput, SlotRouting, SoftRouting
 
@@ -33,7 +34,7 @@ class MoE(nnx.Module):
     num_experts: int,
     d_model: int,
     d_ff: int,
-    feed_forward: FeedForward,
+    form: Form,
     router: RouterConfig,
     dtype: jnp.dtype,
     *,
@@ -41,7 +42,7 @@ class MoE(nnx.Module):
   ):
     self.config = router
     self.router = router.make(d_model, num_experts, rngs)
-    self.experts = Experts(num_experts, d_model, d_ff, feed_forward, dtype, rngs=rngs)
+    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, rngs=rngs)
 
   def __call__(
     self,

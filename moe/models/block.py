@@ -145,7 +145,7 @@ def _experts(config: ModelConfig, router: RouterConfig, rngs: nnx.Rngs) -> MoE:
     num_experts=config.num_experts,
     d_model=config.d_model,
     d_ff=config.expert_d_ff or config.d_ff,
-    feed_forward=config.expert_feed_forward,
+    form=config.expert_feed_forward,
     router=router,
     dtype=config.compute_dtype,
     rngs=rngs,

@@ -6,7 +6,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from moe.config import require
-from moe.layers.experts import FeedForward
+from moe.layers.activations import Form
 from moe.routing import RouterConfig
 
 
@@ -45,10 +45,10 @@ class ModelConfig:
   d_head: int
   decoder_layers: int
   encoder_layers: int = 0
-  feed_forward: FeedForward = "geglu"
+  feed_forward: Form = "geglu"
   num_experts: int = 0
   expert_d_ff: int = 0
-  expert_feed_forward: FeedForward = "gelu"
+  expert_feed_forward: Form = "gelu"
   moe_every: int = 2
   encoder_router: RouterConfig | None = None
   decoder_router: RouterConfig | None = None

@@ -52,7 +52,7 @@ def combine_soft(outputs: jax.Array, routing: SoftRouting) -> jax.Array:
 
 
 def _rows_by_expert(routing: SlotRouting, n: int) -> tuple[jax.Array, jax.Array]:
-  """Indices into the flattened `[G * n]` tokens and weights, both `[E, G * C]`; an empty slot's index is out of range."""
+  """Indices into the flattened `[G * n]` tokens and weights, both `[E, G * C]`; empty slots index out of range."""
   groups, experts, _ = routing.token.shape
   first = jnp.arange(groups, dtype=jnp.int32)[:, None, None] * n
   rows = jnp.where(routing.token < n, routing.token + first, groups * n)
