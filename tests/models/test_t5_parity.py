@@ -43,8 +43,8 @@ def test_logits_at_every_position(reference, model):
   output = model(reference.batch(), training=False)
   expected, rows = reference.arrays["out_logits"], np.ones(output.logits.shape[:2], bool)
   if not reference.scaled:
-    # Evaluated in float64, these weights give logits up to 17.8. The reference's float32 is off from those by 6.0e-4 in
-    # this one row and by at most 1.0e-4 in the others; ours by at most 8.9e-5 in any. So here it is not a mark for 1e-5.
+    # Evaluated in float64, these weights give logits up to 17.8. The reference's float32 is off from those by 6.0e-4
+    # in this one row and by at most 1.0e-4 in the others; ours by at most 8.9e-5 in any. So here it marks nothing.
     rows[0, 9] = False
     np.testing.assert_allclose(output.logits[0, 9], expected[0, 9], rtol=0, atol=1e-3)
   assert_agree(output.logits[rows], expected[rows])
@@ -55,13 +55,17 @@ def test_loss_leaves_out_ignored_labels(reference, model):
 
 
 def test_gradients_of_the_loss(reference, model):
-  """In the Euclidean norm, to 1e-5; to 1e-4 where the reference's own rounding (see the logits) enters its gradients."""
+  """In the Euclidean norm, to twice what float32 leaves of them.
+
+  Evaluated in float64, the reference's own gradients are off by up to 1.3e-4 (T5 1.1) and 2.2e-5 (T5 1.0) of their
+  norm, ours by up to 9.3e-5 and 2.5e-5: an agreement to 1e-5 would be an accident.
+  """
   graph, params = nnx.split(model)
   gradients = jax.jit(jax.grad(lambda params: loss_of(nnx.merge(graph, params), reference.batch())))(params)
   found = {path: np.array(leaf[...]) for path, leaf in nnx.to_flat_state(gradients)}
   if not reference.scaled:
     found["embedding", "table"] += found["embedding", "head"].T
-  expected, tolerance = reference.ours("grad_"), 1e-5 if reference.scaled else 1e-4
+  expected, tolerance = reference.ours("grad_"), 5e-5 if reference.scaled else 2e-4
   assert len(expected) > 4
   for path, array in expected.items():
     known = np.isfinite(array)
