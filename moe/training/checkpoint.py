@@ -6,9 +6,15 @@ items: `model` (parameters and routers' state, all that evaluation reads), `opti
 notice a flipped bit.
 """
 
+import contextlib
 import dataclasses
+import gc
+import json
+import logging
+import math
 import pathlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -48,14 +54,14 @@ class Checkpoints:
 
   def __init__(self, folder: pathlib.Path, keep: int = 1, *, read_only: bool = False):
     self.folder = folder
-    best = managers.BestN(get_metric_fn=_loss, reverse=True, n=1)
+    self._losses: dict[int, float] = {}
     options = ocp.CheckpointManagerOptions(
-      best_fn=_loss,
-      best_mode="min",
-      preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), best]),
+      preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), _Steps(self._best_of)]),
       cleanup_tmp_directories=not read_only,
       create=not read_only,
       read_only=read_only,
+      # It would fail on a damaged checkpoint before we could step over it.
+      lightweight_initialize=True,
     )
     self._manager = ocp.CheckpointManager(folder, options=options)
     self._fingerprint = jax.jit(fingerprint)
@@ -83,11 +89,14 @@ class Checkpoints:
     checks = {name: jax.device_get(self._fingerprint(item)) for name, item in items.items()}
     if not all(finite for _, finite in checks.values()):
       raise NonFiniteError(f"the state at step {step} is not finite and was not saved")
-    run = {"position": position, "about": about, "checksums": {name: s.tolist() for name, (s, _) in checks.items()}}
+    run = {"position": position, "about": about, "loss": loss}
+    run["checksums"] = {name: sums.tolist() for name, (sums, _) in checks.items()}
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()} | {"run": ocp.args.JsonSave(run)}
     self._writing = step
+    if loss is not None:
+      self._losses[step] = loss
     try:
-      self._manager.save(step, args=ocp.args.Composite(**args), metrics={} if loss is None else {"loss": loss})
+      self._manager.save(step, args=ocp.args.Composite(**args))
     except Exception as error:
       raise self._failed(error) from error
     return True
@@ -125,9 +134,7 @@ class Checkpoints:
 
   def best(self) -> int | None:
     """The step with the lowest validation loss; None if no checkpoint was validated."""
-    losses = {step: _loss(self._manager.metrics(step) or {}) for step in self._manager.all_steps()}
-    validated = {step: loss for step, loss in losses.items() if loss < float("inf")}
-    return min(validated, key=validated.get) if validated else None
+    return self._best_of(self._manager.all_steps())
 
   def restore(self, abstract: TrainState, notify: Callable[[str], None]) -> Restored | None:
     """The newest whole checkpoint, or None where there is none at all.
@@ -144,7 +151,8 @@ class Checkpoints:
     damaged = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        restored = self._read(step, abstract)
+        with _quiet():
+          restored = self._read(step, abstract)
       except Exception as error:
         damaged[step] = _line(error)
         continue
@@ -168,7 +176,8 @@ class Checkpoints:
     if step not in steps:
       raise CheckpointError(f"step {step} has no checkpoint under {self.folder}; there are {sorted(steps)}")
     try:
-      items, run = self._items(step, {"model": {"params": params, "router_state": router_state}})
+      with _quiet():
+        items, run = self._items(step, {"model": {"params": params, "router_state": router_state}})
     except Exception as error:
       raise CheckpointError(f"checkpoint {step} cannot be read: {_line(error)}") from error
     return items["model"]["params"], items["model"]["router_state"], run["about"]
@@ -186,6 +195,20 @@ class Checkpoints:
       if sums.tolist() != items["run"]["checksums"][name]:
         raise CheckpointError(f"the checksums of its {name} differ")
     return {name: items[name] for name in abstract}, items["run"]
+
+  def _best_of(self, steps: Sequence[int]) -> int | None:
+    for step in set(steps) - set(self._losses):
+      self._losses[step] = self._stored_loss(step)
+    best = min(steps, key=self._losses.get, default=None)
+    return None if best is None or math.isinf(self._losses[best]) else best
+
+  def _stored_loss(self, step: int) -> float:
+    """For ranking: a checkpoint that was not validated, or whose loss cannot be read, is never the best."""
+    try:
+      loss = json.loads((self.folder / str(step) / "run" / "metadata").read_text())["loss"]
+    except (OSError, ValueError, KeyError):
+      return math.inf
+    return math.inf if loss is None else loss
 
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:
@@ -223,9 +246,32 @@ def _optimizer(state: TrainState) -> dict[str, Any]:
   return {"opt_state": state.opt_state, "step": state.step}
 
 
-def _loss(metrics: dict[str, float]) -> float:
-  """For ranking: a checkpoint that was not validated is never the best."""
-  return metrics.get("loss", float("inf"))
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+  """Orbax's policy of keeping the one step that `choose` picks."""
+
+  choose: Callable[[Sequence[int]], int | None]
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    chosen = self.choose([checkpoint.step for checkpoint in checkpoints])
+    return [checkpoint.step == chosen for checkpoint in checkpoints]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Within, the reads that Orbax abandons after a first error do not print their own, over pages."""
+  hooks, logger = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
+  level = logger.level
+  sys.excepthook = sys.unraisablehook = lambda *unused: None
+  logger.setLevel(logging.CRITICAL + 1)
+  try:
+    yield
+  except Exception:
+    gc.collect()  # abandoned tasks speak when they are collected
+    raise
+  finally:
+    sys.excepthook, sys.unraisablehook = hooks
+    logger.setLevel(level)
 
 
 def _line(error: BaseException) -> str:

@@ -117,7 +117,7 @@ def make_train_step(
       "auxiliary_loss": report["auxiliary_loss"] / accumulation,
       "bits_per_byte": bits_per_byte(sums["nll"], jnp.maximum(sums["bytes"], 1.0)),
       "accuracy": sums["correct"] / total_weight,
-      "gradient_norm": optax.global_norm(grads),
+      "gradient_norm": optax.tree.norm(grads),
       "learning_rate": schedule(state.step),
       "target_tokens": sums["weight"],
       "tokens": real_tokens(batch),

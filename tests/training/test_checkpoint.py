@@ -1,0 +1,211 @@
+import contextlib
+import pathlib
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from moe.parallel.mesh import make_mesh, replicated
+from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, fingerprint
+from moe.training.optimizer import OptimizerConfig, make_optimizer
+from moe.training.state import TrainState
+
+ABOUT = {"config": {"seed": 1}, "vocabulary": {"size": 7}}
+
+
+def make_state(step, value=1.0):
+  """A state with all that a real one has: nested dicts with integer keys, stacked layers, integers, an optimizer."""
+  params = {
+    "table": jax.random.normal(jax.random.key(0), (300, 300)) * value,
+    "decoder": {"units": {"blocks": {0: {"norm": jnp.full((2, 4), value)}, 1: {"bias": jnp.zeros((2, 3))}}}},
+  }
+  optimizer = make_optimizer(OptimizerConfig(weight_decay=0.1), 10)
+  opt_state = optimizer.init(params)
+  _, opt_state = optimizer.update(jax.tree.map(lambda x: x + step, params), opt_state, params)
+  state = TrainState(jnp.asarray(step, jnp.int32), params, {"threshold": jnp.full(4, value)}, opt_state)
+  return jax.device_put(state, replicated(make_mesh()))
+
+
+def abstract(state):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def save(folder, *steps, keep=2):
+  """Checkpoints of some steps, each with a state of its own; `(step, loss)` for one that was validated."""
+  checkpoints = Checkpoints(folder, keep)
+  for step in steps:
+    step, loss = step if isinstance(step, tuple) else (step, None)
+    checkpoints.save(make_state(step, float(step)), {"at": [step, 2]}, ABOUT, loss)
+  checkpoints.close()
+
+
+def restore(folder, keep=2):
+  """The step and the lines that the user is told; the state must be the one that was saved, bit for bit."""
+  checkpoints, lines = Checkpoints(folder, keep), []
+  restored = checkpoints.restore(abstract(make_state(0)), lines.append)
+  checkpoints.close()
+  step = int(restored.state.step)
+  jax.tree.map(np.testing.assert_array_equal, restored.state, make_state(step, float(step)))
+  assert restored.position == {"at": [step, 2]} and restored.about == ABOUT
+  return step, lines
+
+
+def steps_in(folder):
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+  save(tmp_path / "c", 5)
+  assert restore(tmp_path / "c") == (5, [])
+
+
+def test_an_empty_folder_has_nothing_to_restore(tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+  assert checkpoints.restore(abstract(make_state(0)), print) is None
+  assert checkpoints.last_good is None
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+  save(tmp_path / "c", (1, 3.0), (2, 1.0), (3, 2.0), 4, 5)
+  assert steps_in(tmp_path / "c") == [2, 4, 5]
+  assert Checkpoints(tmp_path / "c", read_only=True).best() == 2
+
+
+def test_the_best_stays_the_best_after_going_on(tmp_path):
+  save(tmp_path / "c", (1, 1.0), (2, 3.0))
+  save(tmp_path / "c", (3, 2.0), (4, 2.5), (5, 2.5))
+  assert steps_in(tmp_path / "c") == [1, 4, 5]
+
+
+def test_a_step_is_saved_once_and_never_overwritten(tmp_path):
+  save(tmp_path / "c", 3)
+  checkpoints = Checkpoints(tmp_path / "c")
+  assert not checkpoints.save(make_state(3, 99.0), {}, ABOUT)
+  checkpoints.close()
+  assert restore(tmp_path / "c")[0] == 3
+
+
+def files_of(folder):
+  return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def remove(path):
+  path.unlink()
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [remove, truncate, flip_a_bit])
+def test_a_damaged_newest_checkpoint_is_kept_aside_and_the_one_before_is_used(tmp_path, damage):
+  folder = tmp_path / "c"
+  save(folder, 1, 2)
+  damage(files_of(folder / "2")[-1])
+  step, (line,) = restore(folder)
+  assert step == 1
+  assert line.startswith("checkpoint 2 is damaged (") and "going on from step 1" in line and "\n" not in line
+  assert files_of(folder / "damaged-2") and steps_in(folder) == [1]
+
+
+@pytest.mark.parametrize("damage", [remove, truncate])
+def test_damage_to_any_file_is_survived(tmp_path, damage):
+  """Each file in turn: either nothing that matters was in it, or the checkpoint before is used."""
+  save(tmp_path / "whole", 1, 2)
+  names = [path.relative_to(tmp_path / "whole") for path in files_of(tmp_path / "whole" / "2")]
+  for number, name in enumerate(names):
+    folder = copy(tmp_path / "whole", tmp_path / str(number))
+    damage(folder / name)
+    assert restore(folder)[0] in (1, 2)
+
+
+def copy(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+  for path in source.rglob("*"):
+    if path.is_file():
+      place = target / path.relative_to(source)
+      place.parent.mkdir(parents=True, exist_ok=True)
+      place.write_bytes(path.read_bytes())
+  return target
+
+
+def test_where_no_checkpoint_can_be_read_all_stay_where_they_are(tmp_path):
+  save(tmp_path, 1, 2)
+  for step in (1, 2):
+    remove(files_of(tmp_path / str(step))[-1])
+  with pytest.raises(CheckpointError, match="no checkpoint under .* can be read; the newest, step 2: "):
+    restore(tmp_path)
+  assert steps_in(tmp_path) == [1, 2]
+
+
+def test_saving_goes_on_after_damage_at_the_damaged_step_too(tmp_path):
+  save(tmp_path, 1, 2)
+  remove(files_of(tmp_path / "2")[-1])
+  checkpoints = Checkpoints(tmp_path, 2)
+  checkpoints.restore(abstract(make_state(0)), lambda line: None)
+  assert checkpoints.save(make_state(2, 2.0), {"at": [2, 2]}, ABOUT)
+  checkpoints.close()
+  assert restore(tmp_path) == (2, [])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, bad):
+  checkpoints = Checkpoints(tmp_path)
+  with pytest.raises(NonFiniteError, match="step 4"):
+    checkpoints.save(make_state(4, bad), {}, ABOUT)
+  checkpoints.close()
+  assert steps_in(tmp_path) == []
+
+
+@contextlib.contextmanager
+def full_disk(room):
+  """No file can grow beyond `room` bytes."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [0, 50_000])
+def test_a_full_disk_is_reported_and_the_last_good_checkpoint_stays(tmp_path, room):
+  checkpoints = Checkpoints(tmp_path, keep=1)
+  checkpoints.save(make_state(1), {"at": [1, 2]}, ABOUT)
+  checkpoints.wait()
+  with full_disk(room), pytest.raises(CheckpointError) as error:
+    checkpoints.save(make_state(2, 2.0), {}, ABOUT)
+    checkpoints.wait()
+  checkpoints.close()
+  assert "checkpoint 2 could not be written" in str(error.value)
+  assert f"the last good checkpoint is {tmp_path / '1'}" in str(error.value) and "\n" not in str(error.value)
+  assert restore(tmp_path) == (1, [])
+
+
+def test_evaluation_reads_parameters_alone(tmp_path):
+  save(tmp_path, 3)
+  checkpoints = Checkpoints(tmp_path, read_only=True)
+  state = make_state(3, 3.0)
+  params, router_state, about = checkpoints.restore_model(3, abstract(state.params), abstract(state.router_state))
+  jax.tree.map(np.testing.assert_array_equal, (params, router_state), (state.params, state.router_state))
+  assert about == ABOUT
+  with pytest.raises(CheckpointError, match=r"step 4 has no checkpoint under .*; there are \[3\]"):
+    checkpoints.restore_model(4, abstract(state.params), abstract(state.router_state))
+
+
+def test_the_checksum_sees_any_single_bit_and_the_order_of_leaves():
+  tree = {"a": jnp.arange(4.0), "b": jnp.arange(4)}
+  sums, finite = fingerprint(tree)
+  assert finite
+  other, _ = fingerprint(tree | {"a": tree["a"].at[2].set(np.nextafter(np.float32(2), np.float32(3)))})
+  assert sums.tolist() != other.tolist()
+  assert fingerprint({"a": tree["b"], "b": tree["a"]})[0].tolist() == sums[::-1].tolist()
+  assert not fingerprint(optax.tree.scale(jnp.inf, tree))[1]

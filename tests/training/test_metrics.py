@@ -1,0 +1,121 @@
+import io
+import json
+
+import numpy as np
+import pytest
+
+from moe.training.figure import draw_loss
+from moe.training.metrics import MetricsWriter, flatten_layers, read_metrics
+from moe.training.progress import Clock, Progress
+
+
+def write(path, *records, common=None):
+  writer = MetricsWriter(path, common=common)
+  for step, kind, values in records:
+    writer.write(step, kind, values)
+  writer.close()
+
+
+def test_records_come_back_in_order_with_what_they_were_written_with(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  write(path, (2, "train", {"loss": 0.1}), (1, "train", {"loss": 0.2}), (2, "validation", {"loss": 0.3}))
+  assert read_metrics(path) == [
+    {"step": 1, "kind": "train", "loss": 0.2},
+    {"step": 2, "kind": "train", "loss": 0.1},
+    {"step": 2, "kind": "validation", "loss": 0.3},
+  ]
+
+
+def test_a_line_torn_by_a_kill_is_left_out_and_the_next_run_starts_a_line_of_its_own(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  write(path, (1, "train", {"loss": 1.0}), (2, "train", {"loss": 2.0}))
+  path.write_bytes(path.read_bytes()[:-9])
+  write(path, (2, "train", {"loss": 3.0}))
+  assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [(1, 1.0), (2, 3.0)]
+
+
+def test_of_a_step_that_was_made_twice_the_later_record_counts(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  write(path, (1, "train", {"loss": 1.0}), (2, "train", {"loss": 2.0}))
+  write(path, (2, "train", {"loss": 5.0}))
+  assert [r["loss"] for r in read_metrics(path)] == [1.0, 5.0]
+
+
+def test_every_line_is_strict_json_even_where_a_number_is_not_finite(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  write(path, (1, "train", {"loss": float("nan"), "load": [float("inf"), 1.0]}))
+
+  def refuse(constant):
+    raise AssertionError(constant)
+
+  record = json.loads(path.read_text(), parse_constant=refuse)
+  assert record["loss"] == "nan" and record["load"] == ["inf", 1.0]
+
+
+def test_a_run_that_leaks_the_future_says_so_in_every_record(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  write(path, (1, "train", {}), (1, "validation", {}), common={"future_leakage": True})
+  assert all(record["future_leakage"] for record in read_metrics(path))
+
+
+def test_layers_are_never_pooled():
+  layers = {"encoder": {"dropped": np.array([0.25, 0.5]), "load": np.array([[1.0, 2.0], [3.0, 4.0]])}}
+  assert flatten_layers(layers) == {
+    "encoder/layer_0/dropped": 0.25,
+    "encoder/layer_1/dropped": 0.5,
+    "encoder/layer_0/load": [1.0, 2.0],
+    "encoder/layer_1/load": [3.0, 4.0],
+  }
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_without_a_terminal_there_is_one_plain_line_for_every_logged_step():
+  stream = io.StringIO()
+  progress = Progress(0, 4, stream=stream)
+  for step in range(1, 5):
+    progress.step(step, 2.5, 1234.5, log=step % 2 == 0)
+  lines = stream.getvalue().splitlines()
+  assert [line.split(":")[0] for line in lines] == ["step 2/4", "step 4/4"]
+  assert "loss 2.5000" in lines[0] and "tokens/s" in lines[0] and "left" in lines[0]
+  assert "\r" not in stream.getvalue()
+
+
+def test_on_a_terminal_a_bar_shows_loss_and_speed_and_counts_every_step():
+  stream = Terminal()
+  progress = Progress(0, 4, stream=stream)
+  for step in range(1, 5):
+    progress.step(step, 2.5, 1234.0, log=False)
+  progress.close()
+  assert "4/4" in stream.getvalue() and "loss 2.5000, 1,234 tokens/s" in stream.getvalue()
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_a_leaking_loss_is_never_shown_without_the_word(stream):
+  progress = Progress(0, 1, leaks=True, stream=stream)
+  progress.step(1, 2.5, 1.0, log=True)
+  progress.validation(1, 2.5, 1.0)
+  progress.close()
+  assert stream.getvalue().count("loss") == stream.getvalue().count("loss (future leakage)") >= 2
+
+
+def test_only_waits_that_leave_the_device_idle_count():
+  clock = Clock()
+  with clock.waiting(lambda: False):
+    pass
+  assert clock.input_wait == 0
+  with clock.waiting(lambda: True):
+    pass
+  assert 0 < clock.input_wait <= 1
+
+
+def test_the_figure_is_a_picture_also_of_a_run_with_a_number_that_is_not_finite(tmp_path):
+  path, figure = tmp_path / "metrics.jsonl", tmp_path / "loss.png"
+  curve = [(step, "train", {"bits_per_byte": 8.0 / step}) for step in range(1, 9)]
+  write(path, *curve, (9, "train", {"bits_per_byte": float("nan")}), (8, "validation", {"bits_per_byte": 1.5}))
+  draw_loss(path, figure, "A run", gzip_bits=2.0)
+  assert figure.read_bytes().startswith(b"\x89PNG")
+  assert sorted(file.name for file in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]

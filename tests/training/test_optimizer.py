@@ -1,0 +1,179 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from moe.config import ConfigError
+from moe.models import ModelConfig, make_model
+from moe.routing import RouterConfig
+from moe.training.optimizer import OptimizerConfig, make_optimizer, make_schedule, stacked_axes
+from moe.training.state import split
+
+
+def rate(step, *, total=1000, **fields):
+  """The learning rate of the update number `step`, counted from 1."""
+  return float(make_schedule(OptimizerConfig(learning_rate=2.0, **fields), total)(step - 1))
+
+
+def test_warm_up_rises_linearly_to_the_peak_at_its_last_step():
+  rates = [rate(step, schedule="constant", warmup_steps=4) for step in (1, 2, 3, 4, 5)]
+  np.testing.assert_allclose(rates, [0.5, 1.0, 1.5, 2.0, 2.0])
+
+
+def test_constant_rsqrt_is_constant_and_then_falls_as_the_inverse_square_root():
+  rates = [rate(step, schedule="constant_rsqrt", decay_start=100) for step in (1, 100, 400, 900)]
+  np.testing.assert_allclose(rates, [2.0, 2.0, 1.0, 2.0 / 3.0], rtol=1e-6)
+
+
+def test_cosine_passes_half_way_at_half_time_and_ends_at_the_final_fraction():
+  fields = {"schedule": "cosine", "warmup_steps": 200, "final_fraction": 0.1}
+  np.testing.assert_allclose([rate(s, **fields) for s in (200, 600, 1000)], [2.0, 1.1, 0.2], rtol=1e-6)
+
+
+def test_linear_falls_in_a_straight_line_to_the_final_fraction():
+  fields = {"schedule": "linear", "warmup_steps": 200, "final_fraction": 0.5}
+  np.testing.assert_allclose([rate(s, **fields) for s in (200, 400, 600, 1000)], [2.0, 1.75, 1.5, 1.0], rtol=1e-6)
+
+
+def updates_of(config, params, gradients):
+  """The updates of every step."""
+  optimizer = make_optimizer(config, 100)
+  state, found = optimizer.init(params), []
+  for gradient in gradients:
+    update, state = optimizer.update(gradient, state, params)
+    found.append(update)
+    params = optax.apply_updates(params, update)
+  return found
+
+
+def plain(**fields):
+  return OptimizerConfig(schedule="constant", clip_norm=0.0, **fields)
+
+
+def test_adafactor_of_one_vector_follows_its_equations():
+  """No factoring for a vector: v_t = b_t v + (1 - b_t) g^2, u = g / sqrt(v) clipped to root mean square 1."""
+  gradients = [np.array([3.0, -4.0, 1.0], np.float32), np.array([1.0, 8.0, -2.0], np.float32)]
+  config = plain(learning_rate=0.5, parameter_scale=False)
+  found = updates_of(config, jnp.ones(3), [jnp.asarray(g) for g in gradients])
+  v = gradients[0] ** 2
+  first = np.sign(gradients[0])
+  decay = 1 - 2.0**-0.8
+  v = decay * v + (1 - decay) * gradients[1] ** 2
+  second = gradients[1] / np.sqrt(v)
+  second /= max(1.0, np.sqrt(np.mean(second**2)))
+  np.testing.assert_allclose(found[0], -0.5 * first, rtol=1e-5)
+  np.testing.assert_allclose(found[1], -0.5 * second, rtol=1e-5)
+
+
+def test_adafactor_of_a_large_matrix_is_factored_into_rows_and_columns():
+  gradient = jax.random.normal(jax.random.key(0), (128, 256))
+  (found,) = updates_of(plain(learning_rate=1.0, parameter_scale=False), jnp.ones((128, 256)), [gradient])
+  rows, columns = jnp.mean(gradient**2, 1), jnp.mean(gradient**2, 0)
+  expected = gradient / jnp.sqrt(rows[:, None] * columns[None] / rows.mean())
+  expected /= jnp.maximum(1.0, jnp.sqrt(jnp.mean(expected**2)))
+  np.testing.assert_allclose(found, -expected, rtol=1e-4, atol=1e-6)
+
+
+def test_adafactor_forgets_no_slower_than_its_upper_bound():
+  """After many steps of gradient 1 and one of 10, v = 0.99 + 0.01 * 100, were 1 - t^-0.8 above 0.99 already."""
+  steps = 400
+  assert 1 - steps**-0.8 > 0.99
+  gradients = [jnp.ones(1)] * (steps - 1) + [jnp.full(1, 10.0)]
+  found = updates_of(plain(learning_rate=1.0, parameter_scale=False, update_clip=1e9), jnp.ones(1), gradients)
+  np.testing.assert_allclose(found[-1], -10 / np.sqrt(0.99 + 0.01 * 100), rtol=1e-3)
+
+
+def test_parameter_scale_makes_the_step_relative_to_the_matrix():
+  params = {"large": jnp.full(4, 5.0), "zero": jnp.zeros(4)}
+  (found,) = updates_of(plain(learning_rate=0.1), params, [jax.tree.map(jnp.ones_like, params)])
+  np.testing.assert_allclose(found["large"], -0.1 * 5.0, rtol=1e-5)
+  np.testing.assert_allclose(found["zero"], -0.1 * 1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+def test_stacked_layers_and_experts_move_as_if_each_matrix_were_alone(name):
+  """The scales differ by layer and expert, so a pooled statistic, clip or parameter scale would show."""
+  layers, experts, shape = 3, 2, (128, 130)
+  keys = jax.random.split(jax.random.key(1), 4)
+  scales = 10.0 ** jnp.arange(layers * experts).reshape(layers, experts, 1, 1)
+  weights = jax.random.normal(keys[0], (layers, experts, *shape)) * scales
+  norms = jax.random.normal(keys[1], (layers, 7)) * scales[:, 0, :, 0]
+  stacked = {"units": {"experts": {"up": weights}, "norm": norms}}
+  gradients = jax.tree.map(lambda x: jnp.stack([jnp.sin(x), x**2 + 0.1]), stacked)
+  gradients = [jax.tree.map(lambda x, i=i: x[i], gradients) for i in range(2)]
+
+  def apart(tree):
+    up, norm = tree["units"]["experts"]["up"], tree["units"]["norm"]
+    matrices = {f"{i}.{j}": up[i, j] for i in range(layers) for j in range(experts)}
+    return matrices | {f"norm{i}": norm[i] for i in range(layers)}
+
+  config = plain(name=name, learning_rate=0.1, weight_decay=0.01)
+  together = updates_of(config, stacked, gradients)
+  alone = updates_of(config, apart(stacked), [apart(g) for g in gradients])
+  for one, other in zip(together, alone):
+    for key, value in apart(one).items():
+      np.testing.assert_allclose(value, other[key], rtol=2e-5, err_msg=key)
+
+
+def test_the_models_stacked_axes_are_those_of_units_and_experts():
+  """Every axis of the model whose size is that of nothing else in it is counted, and no other."""
+  units, experts = 3, 5
+  router = RouterConfig.from_mapping({"name": "expert_choice"}, "router")
+  config = ModelConfig(
+    architecture="encoder_decoder",
+    vocab_size=64,
+    d_model=8,
+    d_ff=16,
+    num_heads=2,
+    d_head=4,
+    encoder_layers=2 * units,
+    decoder_layers=units,
+    num_experts=experts,
+    encoder_router=router,
+  )
+  _, params, _ = split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  for path, leaf in leaves:
+    expected = (leaf.shape[0] == units) + (leaf.shape[0] == units and leaf.ndim == 4)
+    assert stacked_axes(path) == expected, jax.tree_util.keystr(path)
+  assert sum(stacked_axes(path) == 2 for path, _ in leaves) == 2
+
+
+def test_weight_decay_is_on_matrices_only():
+  params = {"units": {"kernel": jnp.full((2, 3, 3), 2.0), "norm": jnp.full((2, 3), 2.0)}, "bias": jnp.full(3, 2.0)}
+  zero = jax.tree.map(jnp.zeros_like, params)
+  (found,) = updates_of(plain(name="adamw", learning_rate=0.1, weight_decay=0.5), params, [zero])
+  np.testing.assert_allclose(found["units"]["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
+  np.testing.assert_array_equal(found["units"]["norm"], 0.0)
+  np.testing.assert_array_equal(found["bias"], 0.0)
+
+
+def test_adamw_of_one_step_moves_every_weight_by_the_learning_rate():
+  (found,) = updates_of(plain(name="adamw", learning_rate=0.1), jnp.ones(3), [jnp.array([0.5, -20.0, 3.0])])
+  np.testing.assert_allclose(found, [-0.1, 0.1, -0.1], rtol=1e-5)
+
+
+def test_clipping_is_by_the_norm_of_all_gradients_together():
+  """Under AdamW a smaller gradient changes only v against epsilon, so epsilon is made large to see it."""
+  config = OptimizerConfig(name="adamw", schedule="constant", learning_rate=1.0, clip_norm=1.0, epsilon=1e6)
+  params = {"a": jnp.ones(1), "b": jnp.ones(1)}
+  (found,) = updates_of(config, params, [{"a": jnp.array([3.0]), "b": jnp.array([4.0])}])
+  np.testing.assert_allclose([found["a"][0], found["b"][0]], [-0.6e-6, -0.8e-6], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"learning_rate": 0.0},
+    {"warmup_steps": -1},
+    {"clip_norm": -1.0},
+    {"adafactor_b2": 1.0},
+    {"final_fraction": 2.0},
+  ],
+)
+def test_impossible_settings_are_refused_by_name(fields):
+  (name,) = fields
+  with pytest.raises(ConfigError, match=f"^{name} = "):
+    OptimizerConfig(**fields)

@@ -1,0 +1,227 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from moe.models import ModelOutput
+from moe.parallel.mesh import make_mesh, put_batch, replicated
+from moe.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from moe.training.state import keys, make_state
+from moe.training.step import bits_per_byte, make_eval_step, make_train_step, micro_batches, token_sums
+from moe.training.validation import evaluate_batches
+
+VOCABULARY = 7
+BYTES = np.array([0, 0, 1, 1, 1, 2, 3])
+
+
+class Seen(nnx.Variable):
+  """State that training moves without a gradient."""
+
+
+class Table(nnx.Module):
+  """Logits looked up by position; an auxiliary loss that is a known function of a parameter of its own."""
+
+  def __init__(self, length, auxiliary, rngs):
+    self.auxiliary = auxiliary
+    self.table = nnx.Param(jax.random.normal(rngs.params(), (length, VOCABULARY)))
+    self.pull = nnx.Param(jnp.ones(()))
+    self.calls = Seen(jnp.zeros((), jnp.int32))
+
+  def __call__(self, batch, *, training, key):
+    if training:
+      self.calls[...] += 1
+    logits = jnp.broadcast_to(self.table[...], (*batch["targets"].shape, VOCABULARY))
+    noise = jax.random.uniform(key) if training else jnp.zeros(())
+    metrics = {"decoder": {"noise": noise[None], "load": jnp.ones((1, 2))}}
+    return ModelOutput(logits, self.auxiliary * self.pull[...] ** 2, metrics)
+
+
+def make(*, accumulation=1, auxiliary=0.0, z=0.0, length=5, learning_rate=0.1):
+  """The compiled step of a `Table` under plain gradient descent, and its first state."""
+  mesh, optimizer = make_mesh(), optax.sgd(learning_rate)
+  graph, state = make_state(functools.partial(_table, length, auxiliary), optimizer, 0, replicated(mesh))
+  options = {"accumulation": accumulation, "byte_lengths": BYTES, "mesh": mesh}
+  step = make_train_step(graph, optimizer, optax.constant_schedule(0.1), keys(0)[1], logits_z_loss=z, **options)
+  return step, state, make_eval_step(graph, **options), mesh
+
+
+def _table(length, auxiliary, rngs):
+  return Table(length, auxiliary, rngs)
+
+
+def make_batch(rows=6, length=5, seed=0):
+  """Rows with ever fewer weighted tokens: a mean of means would differ from the mean."""
+  draw = np.random.default_rng(seed)
+  weights = (np.arange(length)[None] < draw.integers(1, length + 1, rows)[:, None]).astype(np.float32)
+  segments = (weights > 0).astype(np.int32)
+  return {
+    "targets": draw.integers(1, VOCABULARY, (rows, length)).astype(np.int32),
+    "targets_segments": segments,
+    "loss_weights": weights,
+  }
+
+
+def test_sums_are_those_of_the_formula_in_float64():
+  draw = np.random.default_rng(1)
+  logits, targets = draw.normal(size=(2, 3, VOCABULARY)) * 4, draw.integers(0, VOCABULARY, (2, 3))
+  weights = np.array([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+  sums = token_sums(jnp.asarray(logits, jnp.float32), jnp.asarray(targets), jnp.asarray(weights, jnp.float32), BYTES)
+  normaliser = np.log(np.exp(logits).sum(-1))
+  chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+  np.testing.assert_allclose(sums["nll"], (weights * (normaliser - chosen)).sum(), rtol=1e-5)
+  np.testing.assert_allclose(sums["z"], (weights * normaliser**2).sum(), rtol=1e-5)
+  assert sums["correct"] == (weights * (logits.argmax(-1) == targets)).sum()
+  assert sums["weight"] == 4
+  assert sums["bytes"] == (weights * BYTES[targets]).sum()
+
+
+def test_uniform_logits_cost_log_v_nats_and_their_z_loss_is_its_square():
+  sums = token_sums(jnp.zeros((1, 4, VOCABULARY)), jnp.full((1, 4), 2), jnp.ones((1, 4)), BYTES)
+  np.testing.assert_allclose([sums["nll"], sums["z"]], [4 * math.log(7), 4 * math.log(7) ** 2], rtol=1e-6)
+
+
+def test_a_coin_flip_for_every_bit_is_eight_bits_per_byte():
+  assert bits_per_byte(100 * math.log(256), 100) == pytest.approx(8.0)
+
+
+def test_the_loss_is_the_cross_entropy_alone_and_the_other_terms_stand_beside_it():
+  batch = make_batch()
+  step, state, *_ = make(auxiliary=3.0, z=0.01)
+  bare_step, bare_state, *_ = make()
+  state, metrics = step(state, batch)
+  bare_state, bare = bare_step(bare_state, batch)
+  assert metrics["loss"] == bare["loss"]
+  np.testing.assert_allclose(metrics["auxiliary_loss"], 3.0)
+  assert bare["auxiliary_loss"] == 0 and bare["logits_z_loss"] == 0 and metrics["logits_z_loss"] > 0
+  np.testing.assert_allclose(state.params["pull"], 1 - 0.1 * 2 * 3.0, rtol=1e-5)
+  assert bare_state.params["pull"] == 1
+
+
+def test_the_logits_z_loss_is_its_weight_times_the_mean_squared_log_normaliser():
+  step, state, *_ = make(z=0.01)
+  batch = make_batch()
+  table = np.asarray(state.params["table"], np.float64)
+  squared = np.log(np.exp(table).sum(-1)) ** 2
+  expected = 0.01 * (batch["loss_weights"] * squared).sum() / batch["loss_weights"].sum()
+  np.testing.assert_allclose(step(state, batch)[1]["logits_z_loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 6])
+def test_accumulated_gradients_are_those_of_the_whole_batch_whatever_its_token_counts(accumulation):
+  batch = make_batch()
+  whole_step, whole, *_ = make(z=0.01, auxiliary=2.0)
+  parts_step, parts, *_ = make(z=0.01, auxiliary=2.0, accumulation=accumulation)
+  whole, expected = whole_step(whole, batch)
+  parts, found = parts_step(parts, batch)
+  for name in ("table", "pull"):
+    np.testing.assert_allclose(parts.params[name], whole.params[name], rtol=1e-6, atol=1e-7)
+  for name in ("loss", "accuracy", "gradient_norm", "auxiliary_loss", "logits_z_loss", "tokens", "bits_per_byte"):
+    np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
+
+
+def test_router_state_moves_through_every_micro_batch():
+  step, state, *_ = make(accumulation=3)
+  state, _ = step(state, make_batch())
+  state, _ = step(state, make_batch())
+  assert state.router_state["calls"] == 6
+
+
+def test_micro_batches_deal_every_row_exactly_once():
+  dealt = micro_batches({"x": jnp.arange(12)}, 3)["x"]
+  assert dealt.shape == (3, 4)
+  assert sorted(dealt.ravel().tolist()) == list(range(12))
+  assert dealt[1].tolist() == [1, 4, 7, 10]
+
+
+def test_randomness_depends_on_seed_and_step_alone():
+  batch = make_batch()
+  step, state, *_ = make()
+  state, first = step(state, batch)
+  state, second = step(state, batch)
+  again_step, again, *_ = make()
+  again = dataclasses.replace(again, step=jnp.asarray(1, jnp.int32))
+  resumed = again_step(again, batch)[1]
+  noise = [m["layers"]["decoder"]["noise"].item() for m in (first, second, resumed)]
+  assert noise[0] != noise[1]
+  assert noise[1] == noise[2]
+
+
+def test_the_gradient_norm_is_reported_before_clipping():
+  mesh = make_mesh()
+  optimizer = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
+  graph, state = make_state(functools.partial(_table, 5, 0.0), optimizer, 0, replicated(mesh))
+  options = {"accumulation": 1, "byte_lengths": BYTES, "mesh": mesh, "logits_z_loss": 0.0}
+  step = make_train_step(graph, optimizer, optax.constant_schedule(1.0), keys(0)[1], **options)
+  before = np.asarray(state.params["table"])
+  state, metrics = step(state, make_batch())
+  np.testing.assert_allclose(np.linalg.norm(state.params["table"] - before), 1e-3, rtol=1e-3)
+  assert metrics["gradient_norm"] > 0.01
+
+
+def test_a_batch_without_any_weight_moves_nothing():
+  step, state, *_ = make()
+  before = np.asarray(state.params["table"])
+  batch = make_batch()
+  state, metrics = step(state, batch | {"loss_weights": np.zeros_like(batch["loss_weights"])})
+  np.testing.assert_array_equal(state.params["table"], before)
+  assert metrics["loss"] == 0
+
+
+def test_training_and_evaluating_compile_once_each():
+  step, state, evaluate, mesh = make(accumulation=2)
+  for seed in range(3):
+    state, _ = step(state, put_batch(mesh, make_batch(seed=seed)))
+    evaluate(state.params, state.router_state, put_batch(mesh, make_batch(seed=seed)))
+  assert step._cache_size() == 1
+  assert evaluate._cache_size() == 1
+
+
+def test_training_learns_the_commonest_token_of_each_position():
+  optimizer_config = OptimizerConfig(learning_rate=0.3, schedule="constant", warmup_steps=1)
+  mesh, optimizer = make_mesh(), make_optimizer(optimizer_config, 60)
+  graph, state = make_state(functools.partial(_table, 5, 0.0), optimizer, 0, replicated(mesh))
+  options = {"accumulation": 1, "byte_lengths": BYTES, "mesh": mesh, "logits_z_loss": 0.0}
+  step = make_train_step(graph, optimizer, make_schedule(optimizer_config, 60), keys(0)[1], **options)
+  target = np.array([[2, 3, 4, 5, 6]], np.int32)
+  batch = {"targets": target, "targets_segments": np.ones_like(target), "loss_weights": np.ones((1, 5), np.float32)}
+  for _ in range(60):
+    state, metrics = step(state, batch)
+  assert metrics["loss"] < 0.1 and metrics["accuracy"] == 1
+
+
+def test_validation_is_the_mean_over_tokens_not_over_batches():
+  _, state, evaluate, mesh = make(accumulation=2)
+  batches = [make_batch(seed=1), make_batch(seed=2, rows=6)]
+  batches[1]["loss_weights"][1:] = 0
+  found = evaluate_batches(evaluate, state.params, state.router_state, batches, batches[0], mesh)
+  table = np.asarray(state.params["table"], np.float64)
+  log_p = table - np.log(np.exp(table).sum(-1, keepdims=True))
+  nll = weight = text = 0
+  for batch in batches:
+    chosen = log_p[np.arange(5)[None], batch["targets"]]
+    nll -= (batch["loss_weights"] * chosen).sum()
+    weight += batch["loss_weights"].sum()
+    text += (batch["loss_weights"] * BYTES[batch["targets"]]).sum()
+  assert found["tokens"] == weight and found["bytes"] == text
+  assert found["loss"] == pytest.approx(nll / weight, rel=1e-6)
+  assert found["perplexity"] == pytest.approx(math.exp(nll / weight), rel=1e-5)
+  assert found["bits_per_byte"] == pytest.approx(nll / math.log(2) / text, rel=1e-6)
+
+
+def test_validation_reads_no_more_batches_than_asked():
+  _, state, evaluate, mesh = make()
+  batches = [make_batch(seed=seed) for seed in range(3)]
+  found = evaluate_batches(evaluate, state.params, state.router_state, batches, batches[0], mesh, limit=1)
+  assert found["tokens"] == batches[0]["loss_weights"].sum()
+
+
+def test_validation_of_nothing_says_so():
+  _, state, evaluate, mesh = make()
+  with pytest.raises(ValueError, match="no token"):
+    evaluate_batches(evaluate, state.params, state.router_state, [], make_batch(), mesh)
