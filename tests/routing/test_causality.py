@@ -1,0 +1,120 @@
+"""Every router is what it declares to be: nothing leaks from the future, or from other sequences, unless it says so.
+
+The meters must also find the leaks of routers that declare them, or passing would mean nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.config import build
+from moe.routing import ROUTERS, RouterConfig
+from moe.routing.causality import company_leak, future_leak
+from tests.routing.naive import NUM_EXPERTS, make, random_tokens, route, token_weights
+
+BATCH, LENGTH, POSITION = 4, 16, 9
+VARIANTS = [
+  *[(name, {}) for name in sorted(ROUTERS)],
+  ("expert_choice", {"group_size": 8}),
+  ("expert_choice", {"group_size": 32, "renormalize": True}),
+  ("switch", {"capacity_factor": 0.5, "eval_capacity_factor": 0.5}),
+  ("gshard", {"capacity_factor": 0.5}),
+  ("glam", {"capacity_factor": 0.5}),
+  ("token_choice", {"capacity_factor": None, "noise": 1.0}),
+  ("token_choice", {"capacity_factor": None, "order": "batch_priority", "group_size": 32}),
+  ("token_choice", {"capacity_factor": 0.75, "order": "batch_priority"}),
+  ("token_choice", {"capacity_factor": 0.75, "order": "batch_priority", "group_size": 8}),
+]
+
+
+def identifier(variant):
+  return variant if isinstance(variant, str) else "-".join(f"{k}={v}" for k, v in variant.items()) or "default"
+
+
+def weights_of(router, training: bool):
+  """A function from tokens to the weights `[B, T, E]` with which experts see them, the key fixed."""
+  routed = jax.jit(lambda tokens: route(router, tokens, training=training, key=jax.random.key(3)).routing)
+
+  def function(tokens):
+    routing = routed(tokens)
+    n = BATCH * LENGTH // routing.token.shape[0]
+    return token_weights(routing, n, NUM_EXPERTS).reshape(BATCH, LENGTH, NUM_EXPERTS)
+
+  return function
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=identifier)
+def test_leaks_are_those_that_the_router_declares(name, options, training):
+  function, tokens = weights_of(make(name, **options), training), random_tokens(BATCH, LENGTH)
+  config = build(RouterConfig, {"name": name, **options})
+  future = future_leak(function, tokens, POSITION, jax.random.key(7))
+  company = company_leak(function, tokens, jax.random.key(8))
+  assert (future == 0) == config.router.is_causal(config.options), f"{future:.1%} of the outputs saw the future"
+  independent = config.router.is_batch_independent(config.options, LENGTH)
+  assert (company == 0) == independent, f"{company:.1%} of the outputs saw other sequences"
+
+
+def test_the_published_queue_of_all_first_choices_before_any_second_leaks():
+  """Why this project's order differs: the same router with GShard's queue, written plainly."""
+  from moe.routing import assignments
+
+  router = make("glam", capacity_factor=1.0)
+
+  def gshard_queue(tokens):
+    probs = jax.nn.softmax(tokens.reshape(-1, tokens.shape[-1]) @ router.kernel[...])
+    gates, choices = jax.lax.top_k(probs, 2)
+    everybody = jnp.ones(choices.shape, bool)
+    equal = jnp.ones(len(choices))  # batch priority among equals is the published queue
+    place = assignments.places_by_priority(choices, everybody, equal, NUM_EXPERTS)
+    kept = place < 16
+    return jnp.where(kept, gates, 0).reshape(BATCH, LENGTH, 2)
+
+  tokens = random_tokens(BATCH, LENGTH)
+  assert future_leak(gshard_queue, tokens, POSITION, jax.random.key(7)) > 0
+  assert company_leak(gshard_queue, tokens, jax.random.key(8)) > 0
+
+
+def test_meters_read_what_they_say_on_functions_with_known_leaks():
+  tokens = jax.random.randint(jax.random.key(0), (3, 8), 1, 1000)
+  key = jax.random.key(1)
+  assert future_leak(lambda x: x, tokens, 4, key) == 0
+  assert future_leak(lambda x: jnp.cumsum(x, 1), tokens, 4, key) == 0
+  assert future_leak(lambda x: x + x.sum(1, keepdims=True), tokens, 4, key) == 1
+  # Each position sees the next one: of the 5 earlier outputs only the last changes.
+  assert future_leak(lambda x: jnp.roll(x, -1, axis=1), tokens, 4, key) == pytest.approx(1 / 5)
+  assert company_leak(lambda x: jnp.cumsum(x, 1), tokens, key) == 0
+  assert company_leak(lambda x: x + x.sum(0, keepdims=True), tokens, key) > 0.9
+
+
+def test_the_future_meter_holds_the_other_sequences_fixed():
+  """Position-grouped routing sees other sequences, but not its own future."""
+  tokens = random_tokens(3, 8)
+  by_position = lambda x: x - x.mean(0, keepdims=True)  # noqa: E731
+  assert future_leak(by_position, tokens, 4, jax.random.key(1)) == 0
+  assert company_leak(by_position, tokens, jax.random.key(1)) == 1
+
+
+def test_a_change_in_one_bit_is_a_leak():
+  tokens = random_tokens(2, 8)
+
+  def faint(x):
+    ones = jnp.ones(x.shape[:2], jnp.float32)
+    return jnp.nextafter(ones, ones + jnp.sign(x[:, -1:, 0]))
+
+  leak = max(
+    future_leak(faint, tokens.at[..., 0].set(s * jnp.abs(tokens[..., 0])), 4, jax.random.key(1)) for s in (1, -1)
+  )
+  assert leak == 0  # the sign is the same everywhere: nothing to see
+  assert future_leak(faint, tokens, 4, jax.random.key(2)) > 0
+
+
+def test_meters_work_on_bfloat16_and_refuse_what_they_cannot_measure():
+  tokens = random_tokens(2, 8).astype(jnp.bfloat16)
+  assert future_leak(lambda x: x[:, ::-1], tokens, 4, jax.random.key(1)) > 0
+  with pytest.raises(ValueError, match="position = 7: expected at least 0 and at most 6"):
+    future_leak(lambda x: x, tokens, 7, jax.random.key(1))
+  with pytest.raises(ValueError, match="a batch of 1"):
+    company_leak(lambda x: x, tokens[:1], jax.random.key(1))
+  assert np.isfinite(company_leak(lambda x: x, tokens, jax.random.key(1)))

@@ -1,0 +1,105 @@
+"""What holds for every router: the registry, gradients, dtypes, jit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe.config import ConfigError, build
+from moe.routing import ROUTERS, RouterConfig
+from moe.routing.scores import router_kernel, router_logits
+from tests.routing.naive import make, random_tokens, route
+
+VARIANTS = [
+  *[(name, {}) for name in sorted(ROUTERS)],
+  ("expert_choice", {"renormalize": True, "z_loss": 0.1, "group_size": 16}),
+  ("token_choice", {"capacity_factor": None, "renormalize": True, "z_loss": 0.1}),
+  ("token_choice", {"order": "batch_priority", "noise": 1.0, "importance_loss": 0.1, "load_loss": 0.1}),
+]
+
+
+def test_the_published_families_are_registered():
+  assert {"expert_choice", "switch", "gshard", "glam", "token_choice"} <= ROUTERS.keys()
+
+
+def test_an_unknown_router_is_refused_with_the_names_there_are():
+  with pytest.raises(ConfigError, match=r"config\.name = 'expertchoice': unknown router; there are expert_choice, "):
+    build(RouterConfig, {"name": "expertchoice"})
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_the_kernel_gradient_agrees_with_finite_differences_away_from_ties(name, options):
+  router, tokens = make(name, **options), random_tokens(2, 16)
+  graph, state = nnx.split(router)
+  kernel = router.kernel[...]
+  cotangent = None
+
+  @jax.jit
+  def output_of(kernel):
+    state["kernel"][...] = kernel
+    output = route(nnx.merge(graph, state), tokens, training=True, key=jax.random.key(0))
+    return output.routing, output.auxiliary_loss
+
+  routing, _ = output_of(kernel)
+  cotangent = jax.random.normal(jax.random.key(1), routing.weight.shape)
+
+  def value(kernel):
+    routing, auxiliary_loss = output_of(kernel)
+    return (routing.weight * cotangent).sum() + auxiliary_loss
+
+  gradient = jax.grad(value)(kernel)
+  direction = jax.random.normal(jax.random.key(2), kernel.shape)
+  step = 2e-3
+  higher, lower = kernel + step * direction, kernel - step * direction
+  np.testing.assert_array_equal(output_of(higher)[0].token, output_of(lower)[0].token, err_msg="the step crosses a tie")
+  difference = (value(higher) - value(lower)) / (2 * step)
+  assert float(jnp.abs(gradient).max()) > 0
+  assert float((gradient * direction).sum()) == pytest.approx(float(difference), rel=0.01, abs=2e-3)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_bfloat16_tokens_are_routed_in_float32(name, options):
+  router, tokens = make(name, **options), random_tokens(2, 16).astype(jnp.bfloat16)
+  low = route(router, tokens)
+  high = route(router, tokens.astype(jnp.float32))
+  np.testing.assert_array_equal(low.routing.token, high.routing.token)
+  np.testing.assert_array_equal(low.routing.weight, high.routing.weight)
+  assert low.routing.weight.dtype == low.auxiliary_loss.dtype == jnp.float32
+  assert low.routing.token.dtype == jnp.int32
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_jit_routes_the_same(name, options):
+  router, tokens, key = make(name, **options), random_tokens(2, 16), jax.random.key(0)
+  plain = route(router, tokens, training=True, key=key)
+  compiled = nnx.jit(lambda r, t: route(r, t, training=True, key=key))(router, tokens)
+  np.testing.assert_array_equal(plain.routing.token, compiled.routing.token)
+  for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_the_function_can_be_mapped_over_layers(name, options):
+  routers = [make(name, seed=seed, **options) for seed in range(2)]
+  graph = nnx.split(routers[0])[0]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.state(r) for r in routers))
+  tokens, key = random_tokens(2, 16), jax.random.key(0)
+  mapped = jax.vmap(lambda state: route(nnx.merge(graph, state), tokens, training=True, key=key).routing)(stacked)
+  for layer, router in enumerate(routers):
+    alone = route(router, tokens, training=True, key=key).routing
+    np.testing.assert_array_equal(mapped.token[layer], alone.token)
+
+
+def test_the_kernel_starts_normal_with_standard_deviation_a_fiftieth():
+  kernel = router_kernel(256, 64, nnx.Rngs(0))[...]
+  assert kernel.shape == (256, 64)
+  assert kernel.dtype == jnp.float32
+  assert float(kernel.std()) == pytest.approx(0.02, rel=0.02)
+
+
+def test_logits_of_bfloat16_tokens_are_not_rounded_to_bfloat16():
+  tokens = random_tokens(1, 4, d_model=256).astype(jnp.bfloat16)
+  kernel = router_kernel(256, 8, nnx.Rngs(0))[...]
+  expected = np.asarray(tokens, np.float64) @ np.asarray(kernel, np.float64)
+  np.testing.assert_allclose(router_logits(tokens, kernel), expected, rtol=1e-4, atol=1e-6)
