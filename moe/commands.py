@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -26,15 +27,31 @@ def define_config(*, required: bool) -> flags.FlagHolder:
   return holder
 
 
+def read_config(holder: flags.FlagHolder) -> dict[str, Any]:
+  """The config's tree with its overrides.
+
+  Raises:
+    ConfigError: there is no such file, or it gives no config.
+  """
+  name = flags.FLAGS["config"].config_filename
+  try:
+    return holder.value.to_dict()
+  except OSError:
+    raise ConfigError("--config", name, "no such file") from None
+  except AttributeError:
+    raise ConfigError("--config", name, "its get_config() must return an ml_collections.ConfigDict") from None
+
+
 def run(main: Callable[[], None]) -> None:
   """Parses the command line and calls `main`; what the user can put right is one line on stderr and exit code 2.
 
   A run that had to stop although all was right at its beginning ends with exit code 1.
   """
-  # Orbax logs errors that are raised to us as well, over pages; --verbosity brings them back.
-  flags.FLAGS.set_default("verbosity", absl_logging.FATAL)
 
   def call(argv: list[str]) -> None:
+    # Orbax logs every step of its work, and errors that are raised to us as well, over pages.
+    if not flags.FLAGS["verbosity"].present:
+      absl_logging.set_verbosity(absl_logging.FATAL)
     with _report_errors():
       if len(argv) > 1:
         raise ConfigError("argument", argv[1], "not expected; every argument has the form --NAME=VALUE")

@@ -19,7 +19,7 @@ def main() -> None:
   from moe.training.config import load_config
   from moe.training.loop import train
 
-  config = load_config(_CONFIG.value)
+  config = load_config(commands.read_config(_CONFIG))
   summary = train(config, _WORKDIR.value)
   if summary.finished:
     summarize(config, summary)

@@ -12,7 +12,9 @@ import gc
 import json
 import logging
 import math
+import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -121,7 +123,9 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._manager.close()
+      # After a failure Orbax raises it once more.
+      with contextlib.suppress(Exception):
+        self._manager.close()
 
   @property
   def last_good(self) -> pathlib.Path | None:
@@ -275,6 +279,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-  """The first line of an error's cause, shortened: array stores explain themselves over pages."""
+  """What went wrong in few words: array stores explain themselves over pages."""
+  if code := re.search(r"os_error_code='(\d+)'", str(error)):
+    return os.strerror(int(code[1]))
   text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0][:200]
+  return text.splitlines()[0].split(". See ")[0][:200]

@@ -16,7 +16,7 @@ from moe.parallel.mesh import check_rows, make_mesh, put_batch, replicated
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, Restored
 from moe.training.config import ExperimentConfig, as_mapping
 from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary, padding, whole_position
-from moe.training.metrics import MetricsWriter, Record, flatten_layers
+from moe.training.metrics import MetricsWriter, Record, flatten_layers, read_metrics
 from moe.training.optimizer import make_optimizer, make_schedule
 from moe.training.progress import Clock, Progress
 from moe.training.state import abstract_state, keys, make_state
@@ -48,7 +48,7 @@ class Summary:
 
   Attributes:
     step: updates made; finished: whether they are all of them (otherwise it was asked to stop).
-    train, validation: the last records of this process, {} if there was none.
+    train, validation: the run's last records, {} if there is none.
     workdir: the run's paths; checkpoint: folder of the newest checkpoint.
     future_leakage: whether every loss of the run may know the future.
   """
@@ -174,7 +174,13 @@ class _Run:
     finished = self.step == settings.steps
     if not finished:
       self.progress.line(f"stopped at step {self.step} and saved; the same command goes on from there")
-    return Summary(self.step, finished, *self.last.values(), self.place, self.checkpoints.last_good, self.leaks)
+    records = (self._last_record("train"), self._last_record("validation"))
+    return Summary(self.step, finished, *records, self.place, self.checkpoints.last_good, self.leaks)
+
+  def _last_record(self, kind: str) -> Record:
+    """The newest of this process, or of those before, which may have made the last step already."""
+    before = read_metrics(self.place.metrics) if self.writer else []
+    return self.last[kind] or next((record for record in reversed(before) if record["kind"] == kind), {})
 
   def close(self) -> None:
     self.progress.close()

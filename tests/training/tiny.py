@@ -5,13 +5,13 @@ import random
 
 from moe.training.config import ExperimentConfig, load_config
 
-_WORDS = "the cat sat on a mat while seven grey owls watched from an old oak near the silent mill".split()
+_TEXT = "the cat sat on a mat while seven grey owls watched from an old oak near the silent mill"
 
 
 def write_corpus(path: pathlib.Path, documents: int = 60, seed: int = 0) -> pathlib.Path:
   """Sentences of few words, one document a line, as JSON lines."""
   draw = random.Random(seed)
-  lines = (" ".join(draw.choices(_WORDS, k=draw.randint(5, 30))) for _ in range(documents))
+  lines = (" ".join(draw.choices(_TEXT.split(" "), k=draw.randint(5, 30))) for _ in range(documents))
   path.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
   return path
 

@@ -1,0 +1,77 @@
+"""Evaluates a checkpoint: `python -m moe.evaluate --workdir runs/quickstart`.
+
+On other data: `--data source=text --data path="my/*.txt"` replaces fields of the run's data section; `--config FILE`
+takes the whole section of another config. The result is printed and kept as a new JSON file in the workdir.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from absl import flags
+
+from moe import commands
+from moe.config import ConfigError, build
+
+_CONFIG = commands.define_config(required=False)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_STEP = flags.DEFINE_string("step", "best", "Checkpoint: 'best', 'latest' or its step.")
+_SPLIT = flags.DEFINE_string("split", "", "Split to evaluate on; the data's validation split by default.")
+_BATCHES = flags.DEFINE_integer("batches", 0, "Batches to read; 0 for the whole split.", lower_bound=0)
+_DATA = flags.DEFINE_multi_string("data", [], "FIELD=VALUE of the data section; may be given several times.")
+
+
+def main() -> None:
+  from moe.data import DataConfig
+  from moe.evaluation.perplexity import evaluate
+  from moe.evaluation.restore import restore
+  from moe.training.config import as_mapping, load_config
+  from moe.training.workdir import Workdir, write_new
+
+  trained = restore(_WORKDIR.value, _STEP.value)
+  data = load_config(commands.read_config(_CONFIG)).data if _CONFIG.value else trained.config.data
+  data = build(DataConfig, as_mapping(data) | dict(map(_field, _DATA.value)), "data")
+  split = _SPLIT.value or data.validation_split
+  result = evaluate(trained, data, split, _BATCHES.value)
+  about = {"step": trained.step, "split": split, "batches": _BATCHES.value, "data": dataclasses.asdict(data)}
+  leak = {"future_leakage": True} if trained.config.model.leaks_future else {}
+  folder = Workdir(_WORKDIR.value).root / "evaluations"
+  folder.mkdir(exist_ok=True)
+  name = f"step-{trained.step}-{split}-{_digest(about)}"
+  number, path = 1, folder / f"{name}.json"
+  while path.exists():
+    number += 1
+    path = folder / f"{name}-{number}.json"
+  write_new(path, json.dumps(about | leak | result, indent=2) + "\n")
+  _print(result, trained.step, split, bool(leak))
+  print(f"written to {path}")
+
+
+def _field(text: str) -> tuple[str, Any]:
+  """`FIELD=VALUE`; the value as JSON where it is that, else as a string."""
+  name, equals, value = text.partition("=")
+  if not equals:
+    raise ConfigError("data", text, "expected FIELD=VALUE")
+  try:
+    return name, json.loads(value)
+  except ValueError:
+    return name, value
+
+
+def _digest(about: dict[str, Any]) -> str:
+  """Tells evaluations of different data apart in their files' names."""
+  return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _print(result: dict[str, Any], step: int, split: str, leaks: bool) -> None:
+  if leaks:
+    print("trained with allow_future_leakage: the decoder sees later tokens; this is not a language model's loss")
+  print(f"step {step}, split {split}, {result['tokens']:,} tokens, {result['bytes']:,} bytes of text")
+  leak = " (future leakage)" if leaks else ""
+  for name in ("loss", "perplexity", "bits_per_byte", "accuracy"):
+    print(f"  {name + leak:34}{result[name]:.6g}")
+
+
+if __name__ == "__main__":
+  commands.run(main)
