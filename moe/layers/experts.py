@@ -61,10 +61,11 @@ def _forward(activation, before, down):
 
 def _backward(activation, kept, gradient):
   before, down = kept
-  hidden, pull_back = jax.vjp(activation, *before)
-  d_down = jnp.einsum("erd,erf->edf", gradient, hidden)
-  # Without the barrier the compiler keeps `hidden` and its gradient alive together: one more `[E, R, f]` buffer.
-  gradient, d_down = jax.lax.optimization_barrier((gradient, d_down))
+  d_down = jnp.einsum("erd,erf->edf", gradient, activation(*before))
+  # Without the barrier the compiler keeps the activations, or parts of their derivative, beside the next product:
+  # one or two more `[E, R, f]` buffers.
+  before, gradient, d_down = jax.lax.optimization_barrier((before, gradient, d_down))
+  _, pull_back = jax.vjp(activation, *before)
   return list(pull_back(jnp.einsum("erd,edf->erf", gradient, down))), d_down
 
 
