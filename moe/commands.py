@@ -77,6 +77,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _config_error(error: Exception) -> str:
+  if isinstance(error, (KeyError, AttributeError)) and not isinstance(error.args[0], BaseException):
+    return f"--config: unknown field {' '.join(str(error.args[0]).split())}"
   # ml_collections wraps a config file's error with its whole traceback; the last line says what it was.
   lines = [line for line in str(error).splitlines() if line.strip()]
   return f"--config: {type(error).__name__}: {lines[-1].strip() if lines else ''}"

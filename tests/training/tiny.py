@@ -28,7 +28,7 @@ def tiny_mapping(corpus: pathlib.Path, **train) -> dict:
       "num_heads": 2,
       "d_head": 8,
       "encoder_layers": 2,
-      "decoder_layers": 1,
+      "decoder_layers": 2,
       "num_experts": 4,
       "encoder_router": {"name": "expert_choice", "capacity_factor": 2.0},
     },

@@ -1,0 +1,91 @@
+"""Evaluation of a checkpoint: exact over a split, and only with the checkpoint's own vocabulary."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe.config import ConfigError
+from moe.data import make_pipeline, make_vocabulary
+from moe.evaluation.perplexity import evaluate
+from moe.evaluation.restore import Trained
+from moe.evaluation.summary import experts_per_token, gzip_bits_per_byte
+from moe.models import make_model
+from moe.training.feed import describe
+from moe.training.state import split
+from tests.training.tiny import tiny_config, write_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  return write_corpus(tmp_path_factory.mktemp("corpus") / "sentences.jsonl", documents=30)
+
+
+@pytest.fixture(scope="module")
+def trained(corpus):
+  """A dense model with its initial parameters, as if they had been trained: no token depends on its batch-mates."""
+  config = tiny_config(corpus)
+  model = dataclasses.replace(config.model, num_experts=0, encoder_router=None)
+  config = dataclasses.replace(config, model=model)
+  graph, params, router_state = split(make_model(model, nnx.Rngs(1)))
+  return Trained(config, 0, graph, params, router_state, describe(make_vocabulary(config.data)))
+
+
+def test_the_result_is_that_of_summing_over_single_tokens_in_float64(trained):
+  data, model = trained.config.data, trained.model
+  nll, correct, count, text = 0.0, 0, 0, 0
+  lengths = make_vocabulary(data).byte_lengths()
+  with make_pipeline(data, "encoder_decoder", "validation", training=False) as pipeline:
+    for batch in pipeline:
+      logits = np.asarray(model(jax.tree.map(jax.numpy.asarray, batch), training=False).logits, np.float64)
+      log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+      for row, position in zip(*np.nonzero(batch["loss_weights"])):
+        token = batch["targets"][row, position]
+        nll -= log_p[row, position, token]
+        correct += logits[row, position].argmax() == token
+        count, text = count + 1, text + lengths[token]
+  found = evaluate(trained, data, "validation")
+  assert (found["tokens"], found["bytes"]) == (count, text)
+  assert found["loss"] == pytest.approx(nll / count, rel=1e-5)
+  assert found["perplexity"] == pytest.approx(math.exp(nll / count), rel=1e-4)
+  assert found["bits_per_byte"] == pytest.approx(nll / text / math.log(2), rel=1e-5)
+  assert found["accuracy"] == pytest.approx(correct / count, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_neither_padding_nor_unequal_batches_change_the_result(trained, batch_size):
+  """Other batch sizes fill the last batch with other amounts of padding."""
+  expected = evaluate(trained, trained.config.data, "validation")
+  found = evaluate(trained, dataclasses.replace(trained.config.data, batch_size=batch_size), "validation")
+  assert (found["tokens"], found["bytes"]) == (expected["tokens"], expected["bytes"])
+  assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_a_vocabulary_smaller_than_the_checkpoints_is_refused(trained):
+  larger = dataclasses.replace(trained, vocabulary=trained.vocabulary | {"size": 300, "fingerprint": "x"})
+  with pytest.raises(ConfigError, match="has 259 tokens, the checkpoint's has 300"):
+    evaluate(larger, trained.config.data, "validation")
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(trained):
+  other = dataclasses.replace(trained, vocabulary=trained.vocabulary | {"fingerprint": "x"})
+  with pytest.raises(ConfigError, match="is not the one of the checkpoint"):
+    evaluate(other, trained.config.data, "validation")
+
+
+def test_gzip_of_ever_the_same_letter_takes_next_to_nothing(tmp_path, corpus):
+  data = tiny_config(corpus).data
+  (tmp_path / "same.txt").write_text("a" * 100_000)
+  same = dataclasses.replace(data, path=str(corpus), validation_path=str(tmp_path / "same.txt"))
+  assert gzip_bits_per_byte(same) < 0.02
+  assert 1 < gzip_bits_per_byte(data) < 8
+
+
+def test_experts_per_token_are_a_line_for_every_layer():
+  shares = [0.5, 0.25, 0.25, 0.0, 0.0, 0.0]
+  lines = experts_per_token({"encoder/layer_1/experts_per_token": shares, "encoder/layer_1/dropped": 0.5})
+  assert len(lines) == 2 and "encoder/layer_1" in lines[1] and lines[1].count("%") == 6 and "50.0%" in lines[1]
+  assert experts_per_token({"loss": 1.0}) == []

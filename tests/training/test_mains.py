@@ -1,0 +1,177 @@
+"""The mains as a user calls them: processes, exit codes, what is printed; and a run that is killed at any moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moe.training.metrics import read_metrics
+from tests.training.tiny import tiny_mapping
+
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory, corpus):
+  """A config file of a run long enough to be killed in the middle."""
+  mapping = tiny_mapping(corpus, steps=STEPS, eval_every=60, checkpoint_every=5)
+  path = tmp_path_factory.mktemp("configs") / "tiny.py"
+  path.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict({mapping!r})\n")
+  return path
+
+
+@pytest.fixture
+def start(compiled_programs):
+  """Starts `python -m moe.MAIN` with arguments."""
+  started = []
+
+  def start(main, *arguments):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled_programs, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", f"moe.{main}", *map(str, arguments)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    process = subprocess.Popen(command, **options)
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+    process.communicate()
+
+
+def finish(process):
+  """Exit code, stdout, stderr."""
+  out, error = process.communicate(timeout=300)
+  return process.returncode, out, error
+
+
+def wait_for(condition, process):
+  while not condition():
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.001)
+
+
+def losses(workdir):
+  records = read_metrics(workdir / "metrics.jsonl")
+  return {(record["kind"], record["step"]): record["loss"] for record in records}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, config_file, compiled_programs):
+  """The workdir and the output of a run that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled_programs, "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, "-m", "moe.train", f"--config={config_file}", f"--workdir={workdir}"]
+  done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+  return workdir, done.stdout, done.stderr
+
+
+def test_the_end_says_what_was_learnt_and_where_it_lies(whole):
+  workdir, out, _ = whole
+  for word in ("bits per byte", "gzip -9", "tokens by number of experts", "encoder/layer_0", "the model goes on"):
+    assert word in out
+  for place in (f"checkpoint: {workdir}/checkpoints/{STEPS}", f"metrics:    {workdir}/metrics.jsonl"):
+    assert place in out
+  assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+  assert list(workdir.glob("*.part")) == []
+
+
+def test_without_a_terminal_there_are_plain_lines_and_nothing_of_the_libraries(whole):
+  lines = whole[2].splitlines()
+  assert all(line.startswith(("step ", "validation at step ")) for line in lines), lines
+
+
+def test_killed_at_any_moment_the_losses_are_those_of_a_run_that_was_not(whole, start, config_file, tmp_path):
+  """Once between two checkpoints, once while one is being written."""
+  command = ("train", f"--config={config_file}", f"--workdir={tmp_path}")
+  metrics, checkpoints = tmp_path / "metrics.jsonl", tmp_path / "checkpoints"
+
+  process = start(*command)
+  wait_for(lambda: metrics.exists() and len(metrics.read_bytes().splitlines()) > 18, process)
+  process.kill()
+  assert finish(process)[0] == -signal.SIGKILL
+
+  process = start(*command)
+  wait_for(lambda: any(step > 40 for step in being_written(checkpoints)), process)
+  process.kill()
+  assert finish(process)[0] == -signal.SIGKILL
+  assert being_written(checkpoints), "the kill came too late to hit a checkpoint in the making"
+
+  code, out, _ = finish(start(*command))
+  assert code == 0 and "going on from" in out
+  assert losses(tmp_path) == losses(whole[0])
+
+
+def being_written(checkpoints):
+  """Steps whose checkpoints are under way."""
+  return [int(path.name.split(".")[0]) for path in checkpoints.glob("*.orbax-checkpoint-tmp*")]
+
+
+def test_sigterm_saves_and_ends_well(whole, start, config_file, tmp_path):
+  command = ("train", f"--config={config_file}", f"--workdir={tmp_path}")
+  process = start(*command)
+  wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and (tmp_path / "metrics.jsonl").stat().st_size, process)
+  process.terminate()
+  code, _, error = finish(process)
+  assert code == 0 and "and saved; the same command goes on from there" in error.splitlines()[-1]
+  assert finish(start(*command))[0] == 0
+  assert losses(tmp_path) == losses(whole[0])
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--config.model.encoder_router.name=best_choice"], "unknown router; there are"),
+    (["--config.train.kep=3"], "config.train.kep = 3: unknown field; TrainConfig has steps,"),
+    (["--config.modle.d_model=3"], 'Did you mean "model"'),
+    (["--config.train.steps=many"], "--config.train.steps=many"),
+    (["--config.data.path=nothing/*.txt"], "'nothing/*.txt': matches no file"),
+    (["--config=no.py"], "--config = 'no.py': no such file"),
+    (["stray"], "argument = 'stray'"),
+  ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(start, config_file, tmp_path, arguments, said):
+  code, _, error = finish(start("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *arguments))
+  assert code == 2 and said in error
+  assert len(error.splitlines()) == 1 and error.startswith("error: ")
+  assert not (tmp_path / "run").exists()
+
+
+def test_fields_that_the_file_leaves_out_can_be_overridden(whole, start, config_file):
+  """Refused because the run was another: so the value was read, and as a number."""
+  code, _, error = finish(
+    start("train", f"--config={config_file}", f"--workdir={whole[0]}", "--config.train.logits_z_loss=0.5")
+  )
+  assert code == 2 and "config.train.logits_z_loss was 0.0, is 0.5" in error
+
+
+def test_an_evaluation_is_printed_and_kept_and_a_second_one_does_not_replace_it(whole, start):
+  for number in (1, 2):
+    code, out, error = finish(start("evaluate", f"--workdir={whole[0]}", "--step=latest"))
+    assert code == 0, error
+    assert "bits_per_byte" in out and f"step {STEPS}, split validation" in out
+    kept = sorted((whole[0] / "evaluations").glob(f"step-{STEPS}-validation-*.json"))
+    assert len(kept) == number
+  first, second = (json.loads(path.read_text()) for path in kept)
+  assert first == second and f"{first['bits_per_byte']:.6g}" in out
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--data", "vocabulary=missing.model"], "missing.model"),
+    (["--data", "extra_ids=5"], "vocab_size"),
+    (["--data", "path=nothing*"], "matches no file"),
+    (["--data", "pth=x"], "data.pth = 'x': unknown field"),
+    (["--step=77777"], "step 77777 has no checkpoint"),
+    (["--step=newest"], "expected a number, 'best' or 'latest'"),
+    (["--workdir=nowhere"], "nowhere holds no run"),
+  ],
+)
+def test_a_wrong_evaluation_is_one_line(whole, start, arguments, said):
+  code, _, error = finish(start("evaluate", f"--workdir={whole[0]}", *arguments))
+  assert code in (1, 2) and said in error and len(error.splitlines()) == 1, error
