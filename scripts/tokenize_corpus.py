@@ -72,6 +72,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--task", default="", help="the seqio or TFDS name of --source task")
   parser.add_argument("--data_dir", default="", help="the TFDS directory of --source task")
   parser.add_argument("--text_key", default="text", help="the field of JSON lines or TFDS that holds the text")
+  parser.add_argument("--train_split", default="train", help="the task's name of the training split")
+  parser.add_argument("--validation_split", default="validation", help="the task's name of the validation split")
   parser.add_argument("--modules", nargs="*", default=(), help="modules that register the task")
   parser.add_argument("--out", required=True, help="the directory to make")
   options = parser.parse_args(arguments)
@@ -85,7 +87,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
     return build(DataConfig, _load(options.config)["data"], "config.data")
   given = {name: value for name, value in vars(options).items() if name not in ("config", "out")}
   # The lengths belong to training; documents are stored whole.
-  return build(DataConfig, {**given, "inputs_length": 512, "targets_length": 512, "batch_size": 1}, "--")
+  return build(DataConfig, {**given, "inputs_length": 512, "targets_length": 512, "batch_size": 1}, "options")
 
 
 def _load(path: str) -> dict:

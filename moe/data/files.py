@@ -90,6 +90,6 @@ def check_text(path: str) -> None:
     decode(start, path)
   try:
     # Incremental, because the 64 KiB may end inside a character.
-    codecs.getincrementaldecoder("utf-8")().decode(start)
+    codecs.getincrementaldecoder("utf-8")().decode(start, final=len(start) < _SNIFFED)
   except UnicodeDecodeError as error:
     raise DataError(path, f"is not UTF-8 (byte {error.start})") from None

@@ -5,6 +5,7 @@ known before anything is drawn, and full windows fill both exactly: 568 tokens b
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -39,10 +40,19 @@ class Noise:
     return int(candidates[self.lengths(candidates)[:, 0] <= inputs_length].max(initial=0))
 
   def mask(self, length: int, rng: np.random.Generator) -> np.ndarray:
-    """[length] bool, true where noise: kept and dropped spans in turn, each split uniform among all."""
-    noise, spans = int(self.tokens(length)), int(self.spans(length))
+    """[length] bool, true where noise: kept and dropped spans in turn, each split uniform among all.
+
+    As in T5 a window begins with a kept span and ends with a dropped one; with a single span nothing is left to chance.
+    """
+    noise, spans = _counts(self, length)
     kept, dropped = _partition(length - noise, spans, rng), _partition(noise, spans, rng)
     return np.repeat(np.tile([False, True], spans), np.stack([kept, dropped], axis=1).reshape(-1))
+
+
+@functools.cache
+def _counts(noise: Noise, length: int) -> tuple[int, int]:
+  """Noise tokens and spans of one length; nearly all windows have the same."""
+  return int(noise.tokens(length)), int(noise.spans(length))
 
 
 def corrupt(tokens: np.ndarray, mask: np.ndarray, first_sentinel: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,9 +64,12 @@ def corrupt(tokens: np.ndarray, mask: np.ndarray, first_sentinel: int) -> tuple[
   begins = mask & ~np.concatenate([[False], mask[:-1]])
   sentinels = first_sentinel - (np.cumsum(begins) - 1)
   inputs = np.where(begins, sentinels, tokens)[begins | ~mask]
-  places = np.flatnonzero(begins)
-  targets = np.insert(tokens[mask], np.flatnonzero(begins[mask]), sentinels[places])
-  return inputs.astype(np.int32), targets.astype(np.int32)
+  dropped, first = tokens[mask], np.flatnonzero(begins[mask])
+  places = first + np.arange(len(first))  # each sentinel moves what follows by one
+  targets = np.empty(len(dropped) + len(first), np.int32)
+  targets[places] = sentinels[begins]
+  targets[np.delete(np.arange(len(targets)), places)] = dropped
+  return inputs.astype(np.int32), targets
 
 
 def _partition(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:

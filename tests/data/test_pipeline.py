@@ -1,0 +1,226 @@
+"""Batches: one format from every source, on any number of hosts, resumed as if nothing had happened."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from moe.config import ConfigError
+from moe.data import DataError, make_pipeline
+from moe.data.pipeline import Pipeline
+from tests.data.conftest import assert_same_batches, make_config, make_texts, segments, write_json_lines
+from tests.data.test_tokens import write as write_tokens
+
+FORMAT = {
+  "inputs": ((4, 24), np.int32),
+  "inputs_positions": ((4, 24), np.int32),
+  "inputs_segments": ((4, 24), np.int32),
+  "targets": ((4, 16), np.int32),
+  "targets_positions": ((4, 16), np.int32),
+  "targets_segments": ((4, 16), np.int32),
+  "loss_weights": ((4, 16), np.float32),
+}
+
+
+@pytest.fixture(params=["text", "one file", "tokens", "seqio task"])
+def config(request, tmp_path, corpus, small_blocks):
+  """A config of each source, with several blocks and, but for one, several shards."""
+  if request.param == "seqio task":
+    return make_config(source="task", task="moe_test_lines", modules=("tests.data.seqio_tasks",))
+  if request.param == "tokens":
+    write_tokens(tmp_path / "tokens", make_config(path=corpus))
+    return make_config(source="tokens", path=str(tmp_path / "tokens"), vocabulary="")
+  if request.param == "one file":
+    write_json_lines(tmp_path / "all.jsonl", ({"text": text} for text in make_texts(36)))
+    return make_config(path=str(tmp_path / "all.jsonl"))
+  return make_config(path=corpus)
+
+
+def start(config, **changes) -> Pipeline:
+  options = {"architecture": "encoder_decoder", "split": "train", "training": True}
+  return make_pipeline(config, **(options | changes))
+
+
+def take(pipeline: Pipeline, number: int) -> list[dict]:
+  with pipeline:
+    return [next(pipeline) for _ in range(number)]
+
+
+def replace(config, **changes):
+  return make_config(**(vars(config) | changes))
+
+
+def test_every_source_gives_the_same_format(config):
+  (batch,) = take(start(config), 1)
+  assert {name: (array.shape, array.dtype) for name, array in batch.items()} == FORMAT
+
+
+def test_the_standard_library_gives_the_same_format():
+  (batch,) = take(start(make_config(source="standard_library")), 1)
+  assert {name: (array.shape, array.dtype) for name, array in batch.items()} == FORMAT
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_resuming_at_any_batch_goes_on_as_if_uninterrupted(config, streams):
+  config = replace(config, streams=streams)
+  with start(config) as pipeline:
+    batches, positions = [], []
+    while len(batches) < 200 and (not batches or json.loads(positions[-1])["streams"]["0"][0] < 2):
+      positions.append(json.dumps(pipeline.position))
+      batches.append(next(pipeline))
+  assert json.loads(positions[-1])["streams"]["0"][0] == 2, "two epochs were to be seen"
+  for place in range(0, len(batches), max(1, len(batches) // 12)):
+    with start(config) as resumed:
+      resumed.restore(json.loads(positions[place]))
+      assert resumed.position == json.loads(positions[place])
+      for expected in batches[place : place + 6]:
+        assert_same_batches(next(resumed), expected)
+
+
+def test_a_pipeline_can_be_restored_while_it_runs(config):
+  with start(config) as pipeline:
+    place = pipeline.position
+    first = [next(pipeline) for _ in range(5)]
+    pipeline.restore(place)
+    for batch in first:
+      assert_same_batches(next(pipeline), batch)
+
+
+def test_closing_and_going_on_loses_no_batch(config):
+  expected = take(start(config), 6)
+  with start(config) as pipeline:
+    for batch in expected:
+      assert_same_batches(next(pipeline), batch)
+      pipeline.close()
+
+
+def test_an_epoch_has_every_example_of_a_pass_once(config):
+  config = replace(config, pack=False, batch_size=1, shuffle=True)
+  ordered = [segments(batch, "targets") for batch in start(config, training=False)]
+  shuffled, pipeline = [], start(config)
+  with pipeline:
+    for _ in ordered:
+      shuffled.append(segments(next(pipeline), "targets"))
+    assert pipeline.position["streams"]["0"][0] == 0
+    next(pipeline)
+    assert pipeline.position["streams"]["0"][0] == 1
+  assert len(ordered) > 36
+  assert sorted(shuffled) == sorted(ordered)
+  assert shuffled != ordered
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others(config):
+  first, again, other = (take(start(replace(config, seed=seed)), 5) for seed in (1, 1, 2))
+  for batch, same in zip(first, again):
+    assert_same_batches(batch, same)
+  assert any((a["targets"] != b["targets"]).any() for a, b in zip(first, other))
+
+
+def test_epochs_are_shuffled_differently(config):
+  config = replace(config, batch_size=1, pack=False)
+  length = sum(1 for _ in start(config, training=False))
+  batches = take(start(config), 2 * length)
+  one, two = ([segments(batch, "inputs") for batch in part] for part in (batches[:length], batches[length:]))
+  assert one != two
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_the_global_batch_is_the_same_on_any_number_of_hosts(config, hosts):
+  config = replace(config, batch_size=8, streams=4)
+  alone = take(start(config), 12)
+  parts = [take(start(config, process_index=i, process_count=hosts), 12) for i in range(hosts)]
+  for number, batch in enumerate(alone):
+    joined = {name: np.concatenate([part[number][name] for part in parts]) for name in batch}
+    assert_same_batches(joined, batch)
+
+
+def test_positions_of_several_hosts_join_to_one_that_a_single_host_restores(config):
+  config = replace(config, batch_size=8, streams=4)
+  expected = take(start(config), 8)
+  positions = []
+  for index in range(2):
+    with start(config, process_index=index, process_count=2) as host:
+      for _ in range(5):
+        next(host)
+      positions.append(host.position)
+  joined = positions[0] | {"streams": positions[0]["streams"] | positions[1]["streams"]}
+  with start(config) as pipeline:
+    pipeline.restore(joined)
+    for batch in expected[5:]:
+      assert_same_batches(next(pipeline), batch)
+  with start(config) as pipeline, pytest.raises(DataError, match="no place for stream 2 of 4"):
+    pipeline.restore(positions[0])
+
+
+@pytest.mark.parametrize("streams", [1, 2, 4])
+def test_a_pass_has_every_example_once_whatever_the_streams(config, streams):
+  found = []
+  for number in (1, streams):
+    examples = []
+    for batch in start(replace(config, streams=number), training=False):
+      examples += [a + b for a, b in zip(segments(batch, "inputs"), segments(batch, "targets"), strict=True)]
+    found.append(sorted(examples))
+  assert found[0] == found[1]
+
+
+def test_a_pass_ends_with_empty_rows_and_can_be_repeated(config):
+  config = replace(config, batch_size=7, pack=False)
+  first, again = list(start(config, training=False)), list(start(config, training=False))
+  assert len(first) == len(again)
+  for batch, same in zip(first, again):
+    assert_same_batches(batch, same)
+  rows = np.concatenate([batch["targets_segments"].max(axis=1) for batch in first])
+  assert (rows[: rows.sum()] == 1).all() and (rows[rows.sum() :] == 0).all()
+  assert len(rows) - rows.sum() < 7
+
+
+def test_packed_rows_restart_positions_and_number_their_segments(config):
+  packed = 0
+  for batch in start(config, training=False):
+    for name in ("inputs", "targets"):
+      ids, positions, numbers = (batch[name + suffix] for suffix in ("", "_positions", "_segments"))
+      for row in range(len(ids)):
+        lengths = np.bincount(numbers[row])[1:]
+        used = lengths.sum()
+        assert (lengths > 0).all()
+        assert numbers[row, :used].tolist() == np.repeat(np.arange(len(lengths)) + 1, lengths).tolist()
+        assert positions[row, :used].tolist() == [p for n in lengths for p in range(n)]
+        assert not (ids[row, used:].any() or numbers[row, used:].any() or positions[row, used:].any())
+        packed += len(lengths) > 1
+    assert (batch["inputs_segments"].max(axis=1) == batch["targets_segments"].max(axis=1)).all()
+  assert packed
+
+
+def test_data_that_changed_since_the_checkpoint_is_refused(corpus):
+  with start(make_config(path=corpus)) as pipeline:
+    place = pipeline.position
+  with open(corpus.replace("*", "0"), "a") as file:
+    file.write('{"text": "one more"}\n')
+  with start(make_config(path=corpus)) as pipeline, pytest.raises(DataError, match="has changed since the checkpoint"):
+    pipeline.restore(place)
+
+
+def test_an_error_while_reading_reaches_whoever_asks_for_batches(corpus):
+  with open(corpus.replace("*", "2"), "ab") as file:
+    file.write(b'{"text": "caf\xe9"}\n')
+  with open(corpus.replace("*", "1"), "ab") as file:
+    file.write(b'{"text": "' + b"x" * 70_000 + b'\xe9"}\n')
+  with pytest.raises(DataError, match=r"2\.jsonl: is not UTF-8"):
+    start(make_config(path=corpus))
+  write_json_lines(pathlib.Path(corpus.replace("*", "2")), [{"text": "good"}])
+  with start(make_config(path=corpus)) as pipeline, pytest.raises(DataError, match=r"1\.jsonl: is not UTF-8"):
+    for _ in range(1000):
+      next(pipeline)
+
+
+def test_more_streams_than_examples_is_an_error_not_an_endless_wait(tmp_path):
+  write_json_lines(tmp_path / "a.jsonl", [{"text": "only one", "split": "train"}])
+  config = make_config(path=str(tmp_path / "a.jsonl"), streams=2)
+  with start(config) as pipeline, pytest.raises(DataError, match="no example for stream 1 of 2"):
+    next(pipeline)
+
+
+def test_a_missing_vocabulary_is_named(corpus):
+  with pytest.raises(ConfigError, match="vocabulary"):
+    start(make_config(path=corpus, vocabulary="none.model"))

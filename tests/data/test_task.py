@@ -1,0 +1,149 @@
+"""seqio tasks and TFDS data sets by name."""
+
+import pytest
+import seqio
+
+from moe.config import ConfigError
+from moe.data import make_pipeline, make_source, make_vocabulary, validation_text
+from moe.data.task import TaskSource
+from tests.data.conftest import assert_same_batches, make_config, make_texts, segments
+
+MODULE = "tests.data.seqio_tasks"
+
+
+def task(name: str, **changes):
+  return make_config(**({"source": "task", "task": name, "modules": (MODULE,)} | changes))
+
+
+def open_source(config, split="train"):
+  return make_source(config, split, make_vocabulary(config))
+
+
+def documents(config, split="train", epoch=0, start=0) -> list[str]:
+  source, vocabulary = open_source(config, split), make_vocabulary(config)
+  blocks = [block for shard in range(source.num_shards) for block in source.blocks(shard, start, epoch)]
+  return [vocabulary.decode(block.targets[i]) for block in blocks for i in range(len(block))]
+
+
+@pytest.mark.parametrize("name", ["moe_test_lines", "moe_test_eos"])
+def test_a_task_gives_its_documents_in_order_without_eos(name):
+  assert documents(task(name)) == make_texts(36)
+
+
+def test_reading_from_a_later_block_skips_exactly_those_before(small_blocks):
+  assert documents(task("moe_test_lines"), start=3) == make_texts(36)[15:]
+
+
+def test_random_preprocessors_depend_on_the_epoch_and_nothing_else():
+  config = task("moe_test_noisy")
+  assert documents(config, epoch=1) == documents(config, epoch=1)
+  assert documents(config, epoch=1) != documents(config, epoch=2)
+
+
+def test_resuming_repeats_the_random_preprocessing(small_blocks):
+  config = task("moe_test_noisy")
+  with make_pipeline(config, "encoder_decoder", "train", training=True) as pipeline:
+    for _ in range(60):
+      next(pipeline)
+    place = pipeline.position
+    expected = [next(pipeline) for _ in range(3)]
+  assert place["streams"]["0"][0] >= 1
+  with make_pipeline(config, "encoder_decoder", "train", training=True) as resumed:
+    resumed.restore(place)
+    for batch in expected:
+      assert_same_batches(next(resumed), batch)
+
+
+def test_pairs_keep_inputs_and_targets_together():
+  config = task("moe_test_pairs", objective="text_to_text")
+  vocabulary, found = make_vocabulary(config), []
+  for batch in make_pipeline(config, "encoder_decoder", "train", training=False):
+    for inputs, targets in zip(segments(batch, "inputs"), segments(batch, "targets"), strict=True):
+      assert inputs[-1] == targets[-1] == 1 and 1 not in inputs[:-1] + targets[:-1]
+      found.append((vocabulary.decode(inputs), vocabulary.decode(targets)))
+  assert sorted(found) == sorted((f"square {n}", str(n)) for n in range(30))
+
+
+def test_files_are_shards_and_every_line_is_read_once(tmp_path):
+  texts = [text.replace("\n", " ") for text in make_texts(30)]
+  for number in range(3):
+    (tmp_path / f"{number}.txt").write_text("\n".join(texts[number::3]))
+  seqio.TaskRegistry.add(
+    "moe_test_files",
+    source=seqio.TextLineDataSource({"train": str(tmp_path / "*.txt")}),
+    preprocessors=[lambda dataset: dataset.map(lambda line: {"targets": line}), seqio.preprocessors.tokenize],
+    output_features={"targets": seqio.Feature(seqio.ByteVocabulary(), add_eos=False)},
+  )
+  try:
+    assert open_source(task("moe_test_files")).num_shards == 3
+    assert sorted(documents(task("moe_test_files"))) == sorted(texts)
+  finally:
+    seqio.TaskRegistry.remove("moe_test_files")
+
+
+def test_a_tfds_data_set_gives_its_text(data_dir):
+  config = make_config(source="task", task="offline_text/wikitext2_eval", data_dir=str(data_dir / "tfds"))
+  text = validation_text(config).decode()
+  assert len(text) > 1_000_000
+  assert text == "".join(documents(config, "validation"))
+
+
+def test_c4_resumes_where_it_was(data_dir):
+  config = make_config(
+    source="task",
+    task="c4/en:3.1.0",
+    data_dir=str(data_dir / "tfds"),
+    objective="span_corruption",
+    inputs_length=512,
+    targets_length=114,
+  )
+  with make_pipeline(config, "encoder_decoder", "train", training=True) as pipeline:
+    for _ in range(3):
+      next(pipeline)
+    place, expected = pipeline.position, next(pipeline)
+  with make_pipeline(config, "encoder_decoder", "train", training=True) as resumed:
+    resumed.restore(place)
+    assert_same_batches(next(resumed), expected)
+
+
+def test_a_part_of_a_split_is_a_split(data_dir):
+  where = {"source": "task", "task": "c4/en:3.1.0", "data_dir": str(data_dir / "tfds")}
+  whole = documents(make_config(**where))
+  parts = make_config(**where, train_split="train[:90%]", validation_split="train[90%:]")
+  assert documents(parts, "train") + documents(parts, "validation") == whole
+
+
+@pytest.mark.parametrize(
+  ("changes", "field", "problem"),
+  [
+    ({"task": "moe_no_such_task"}, "task", "is neither a registered seqio task nor in"),
+    ({"task": "glue/sst2", "data_dir": "."}, "task", "is not prepared in"),
+    ({"task": "moe_test_mixture"}, "task", "is a mixture"),
+    ({"modules": ("no.such.module",)}, "modules", "cannot be imported"),
+    ({"train_split": "test"}, "split", "moe_test_lines has train, validation"),
+    ({"extra_ids": 0}, "vocabulary", "which has 359 ids"),
+    ({"vocabulary": "configs/vocabularies/python_2k.model"}, "vocabulary", "gives other ids"),
+    ({"task": "moe_test_pairs"}, "objective", "pairs of inputs and targets, which needs 'text_to_text'"),
+    ({"objective": "text_to_text"}, "objective", "plain text, which needs another objective"),
+  ],
+)
+def test_each_wrong_task_is_refused_in_one_line(changes, field, problem, pytestconfig, monkeypatch):
+  monkeypatch.chdir(pytestconfig.rootpath)
+  config = task(**({"name": "moe_test_lines"} | {("name" if k == "task" else k): v for k, v in changes.items()}))
+  with pytest.raises(ConfigError, match=problem) as error:
+    make_pipeline(config, "encoder_decoder", "train", training=True)
+  assert error.value.field == field
+  assert "\n" not in str(error.value)
+
+
+def test_a_data_set_without_the_named_feature_is_refused(data_dir):
+  where = {"source": "task", "task": "glue/sst2", "data_dir": str(data_dir / "tfds")}
+  with pytest.raises(ConfigError, match="text_key = 'text': glue/sst2 has sentence, label, idx"):
+    open_source(make_config(**where))
+  with pytest.raises(ConfigError, match="text_key = 'label': is not a text feature"):
+    open_source(make_config(**where, text_key="label"))
+
+
+def test_a_tasks_ids_vary_by_epoch_so_blocks_are_not_reused():
+  assert isinstance(open_source(task("moe_test_lines")), TaskSource)
+  assert open_source(task("moe_test_lines")).varies

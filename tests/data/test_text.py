@@ -1,0 +1,156 @@
+"""The user's files: every document once, in the right split, or one line that says which file is wrong."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+
+from moe.config import ConfigError
+from moe.data import DataError, make_source, make_vocabulary, text, validation_text
+from tests.data.conftest import make_config, make_texts, write_json_lines
+
+
+def read(split: str = "train", **changes) -> list[str]:
+  config = make_config(**changes)
+  source = make_source(config, split, make_vocabulary(config))
+  return [document for shard in range(source.num_shards) for document in source.texts(shard)]
+
+
+def test_every_document_is_in_exactly_one_split(corpus):
+  train, validation = (read(split, path=corpus) for split in ("train", "validation"))
+  assert sorted(train + validation) == sorted(text for number in range(3) for text in make_texts(12, number))
+  assert validation
+
+
+def test_the_held_out_fraction_is_the_configs(tmp_path):
+  write_json_lines(tmp_path / "a.jsonl", ({"text": str(i)} for i in range(1000)))
+  path = str(tmp_path / "*.jsonl")
+  assert len(read("validation", path=path, validation_fraction=0.1)) == 100
+  for number in range(400):
+    (tmp_path / f"{number}.txt").write_text(f"file {number}")
+  files = read("validation", path=str(tmp_path / "*.txt"), validation_fraction=0.1)
+  assert 20 <= len(files) <= 60
+
+
+def test_the_split_does_not_depend_on_where_the_corpus_lies(tmp_path):
+  validation = []
+  for parent in ("here", "there/deeper"):
+    folder = tmp_path / parent
+    (folder / "a").mkdir(parents=True)
+    for number in range(60):
+      (folder / "a" / f"{number}.txt").write_text(f"file {number}")
+    validation.append(read("validation", path=str(folder / "**" / "*.txt")))
+  assert validation[0] == validation[1] != []
+
+
+def test_documents_that_name_their_split_keep_to_it(tmp_path):
+  records = [{"text": str(i), "split": ("train", "validation", "test")[i % 3]} for i in range(30)]
+  write_json_lines(tmp_path / "a.jsonl", records)
+  for number, split in enumerate(("train", "validation", "test")):
+    assert read(split, path=str(tmp_path / "a.jsonl")) == [str(i) for i in range(number, 30, 3)]
+
+
+def test_validation_files_are_read_whole_and_leave_training_whole(corpus, tmp_path):
+  (tmp_path / "validation.txt").write_text("held out")
+  where = {"path": corpus, "validation_path": str(tmp_path / "validation.txt")}
+  assert read("validation", **where) == ["held out"]
+  assert len(read("train", **where)) == 36
+
+
+@pytest.mark.parametrize(
+  ("suffix", "compress"), [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress), (".bz2", bz2.compress)]
+)
+def test_compressed_files_give_the_same_documents(tmp_path, suffix, compress):
+  texts = make_texts(10)
+  lines = "".join(json.dumps({"body": text}) + "\n" for text in texts)
+  (tmp_path / f"a.jsonl{suffix}").write_bytes(compress(lines.encode()))
+  (tmp_path / f"b.txt{suffix}").write_bytes(compress(texts[0].encode()))
+  where = {"validation_path": str(tmp_path / f"b.txt{suffix}"), "text_key": "body"}
+  assert read("train", path=str(tmp_path / f"a.jsonl{suffix}"), **where) == texts
+  assert read("train", path=str(tmp_path / f"b.txt{suffix}"), **where) == [texts[0]]
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
+def test_a_large_file_is_cut_without_losing_a_character(tmp_path, separator):
+  content = separator.join(["é→ word " * 5] * 8000)
+  assert len(content.encode()) > text.WHOLE_FILE
+  (tmp_path / "a.txt").write_bytes(content.encode())
+  where = {"path": str(tmp_path / "a.txt"), "validation_path": str(tmp_path / "a.txt")}
+  pieces = read(**where)
+  assert "".join(pieces) == content
+  assert len(pieces) > 4
+  assert max(len(piece.encode()) for piece in pieces) <= 2 * text.PIECE
+  if "\n" in separator:
+    assert all(piece.endswith(separator) for piece in pieces[:-1])
+
+
+def test_a_single_large_file_has_both_splits(tmp_path):
+  (tmp_path / "a.txt").write_text("word\n\n" * 200_000)
+  assert read("train", path=str(tmp_path / "a.txt"))
+  assert read("validation", path=str(tmp_path / "a.txt"))
+
+
+def test_validation_text_is_the_validation_documents(corpus):
+  config = make_config(path=corpus, validation_fraction=0.3)
+  assert validation_text(config) == "".join(read("validation", path=corpus, validation_fraction=0.3)).encode()
+  assert len(validation_text(config, limit=1)) < len(validation_text(config))
+
+
+def test_a_glob_that_matches_nothing_is_refused(tmp_path):
+  with pytest.raises(ConfigError, match=r"path = '.*nothing.*': matches no file"):
+    read(path=str(tmp_path / "nothing*.txt"))
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "problem"),
+  [
+    ("empty.txt", b"", "is empty"),
+    ("blank.txt", b"\xef\xbb\xbf \n", "is empty"),
+    ("empty.jsonl.gz", gzip.compress(b""), "is empty"),
+    ("picture.txt", b"\x89PNG\0\0", r"is a binary file \(NUL at byte 4\)"),
+    ("latin1.txt", "abcé".encode("latin1"), r"is not UTF-8 \(byte 3\)"),
+    ("cut.txt.gz", gzip.compress(bytes(range(32, 120)) * 100)[:-20], "is damaged"),
+    ("no_gzip.txt.gz", b"plain text", "is damaged"),
+    ("no_xz.txt.xz", b"plain text", "is damaged"),
+  ],
+)
+def test_a_bad_file_is_named_before_anything_is_read(tmp_path, name, content, problem):
+  (tmp_path / name).write_bytes(content)
+  (tmp_path / "good.txt").write_text("good")
+  with pytest.raises(DataError, match=f"{name}: {problem}") as error:
+    make_source(make_config(path=str(tmp_path / "*")), "train", make_vocabulary(make_config(path="x")))
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("line", "problem"),
+  [
+    (b"{not json}", "line 2: is not JSON"),
+    (b'{"title": "x"}', "line 2: has no text field 'text'"),
+    (b'{"text": 3}', "line 2: has no text field 'text'"),
+    (b"[1]", "line 2: has no text field 'text'"),
+    (b'{"text": "caf\xe9"}', r"a\.jsonl: is not UTF-8 \(byte 30\)"),
+  ],
+)
+def test_a_bad_line_is_named(tmp_path, line, problem):
+  (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n' + line + b"\n")
+  with pytest.raises(DataError, match=problem):
+    read(path=str(tmp_path / "a.jsonl"), validation_fraction=0.9)
+
+
+def test_a_file_that_turns_bad_late_is_named_with_the_place(tmp_path):
+  (tmp_path / "a.txt").write_bytes(b"x" * 300_000 + b"\xff")
+  with pytest.raises(DataError, match=r"a\.txt: is not UTF-8 \(byte 300000\)"):
+    read(path=str(tmp_path / "a.txt"))
+
+
+def test_zstandard_without_its_module_says_what_to_install(tmp_path, monkeypatch):
+  def missing(name):
+    raise ImportError(name)
+
+  monkeypatch.setattr("moe.data.files.importlib.import_module", missing)
+  (tmp_path / "a.txt.zst").write_bytes(b"x")
+  with pytest.raises(DataError, match="pip install zstandard"):
+    read(path=str(tmp_path / "a.txt.zst"))

@@ -1,0 +1,120 @@
+"""Token directories: damaged ones are refused, and reading needs neither TensorFlow nor seqio."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from moe.config import ConfigError
+from moe.data import DataError, load_vocabulary, make_pipeline, make_source, make_vocabulary
+from moe.data.tokens import token_dtype, write_meta, write_split
+from tests.data.conftest import make_config
+
+BLOCKED = ("tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "tqdm", "ml_collections", "jax")
+
+
+def write(directory, config) -> None:
+  vocabulary = load_vocabulary("bytes", 100)
+  directory.mkdir()
+  sources = {split: make_source(config, split, vocabulary) for split in ("train", "validation")}
+  splits = {k: write_split(str(directory), k, v, vocabulary, lambda n: None) for k, v in sources.items()}
+  write_meta(str(directory), vocabulary, False, splits)
+
+
+@pytest.fixture
+def tokens(tmp_path, corpus):
+  write(tmp_path / "tokens", make_config(path=corpus))
+  return tmp_path / "tokens"
+
+
+def config_of(directory, **changes):
+  return make_config(**({"source": "tokens", "path": str(directory), "vocabulary": ""} | changes))
+
+
+def open_train(directory):
+  return make_source(config_of(directory), "train", make_vocabulary(config_of(directory)))
+
+
+def test_batches_are_made_where_nothing_but_numpy_is_installed(tokens):
+  program = f"""
+import sys
+class Blocker:
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] in {BLOCKED}:
+      raise ImportError(name + " must not be imported")
+sys.meta_path.insert(0, Blocker())
+from moe.data import DataConfig, make_pipeline
+config = DataConfig(source="tokens", path={str(tokens)!r}, inputs_length=24, targets_length=16, batch_size=4)
+with make_pipeline(config, "encoder_decoder", "train", training=True) as pipeline:
+  print(next(pipeline)["loss_weights"].sum() > 0)
+"""
+  result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+  assert result.stdout.strip() == "True", result.stderr
+
+
+def test_ids_are_stored_as_narrow_as_the_vocabulary_allows():
+  assert token_dtype(2**16) is np.uint16
+  assert token_dtype(2**16 + 1) is np.uint32
+
+
+def test_a_directory_without_tokens_is_refused(tmp_path):
+  with pytest.raises(ConfigError, match=r"path = .*: has no meta\.json"):
+    open_train(tmp_path)
+
+
+def test_an_unknown_split_is_refused(tokens):
+  with pytest.raises(ConfigError, match=r"split = 'test': .* has train, validation"):
+    make_source(config_of(tokens), "test", make_vocabulary(config_of(tokens)))
+
+
+def test_another_vocabulary_than_the_tokens_is_refused(tokens):
+  make_vocabulary(config_of(tokens, vocabulary="bytes"))
+  meta = json.loads((tokens / "meta.json").read_text())
+  meta["vocabulary"]["fingerprint"] = "another"
+  (tokens / "meta.json").write_text(json.dumps(meta))
+  with pytest.raises(ConfigError, match="is not the one that"):
+    make_vocabulary(config_of(tokens, vocabulary="bytes"))
+
+
+def cut_short(path) -> None:
+  path.write_bytes(path.read_bytes()[:-2])
+
+
+@pytest.mark.parametrize("name", ["train.targets.bin", "train.targets.offsets.npy", "meta.json"])
+@pytest.mark.parametrize("damage", [cut_short, lambda path: path.write_bytes(b"")], ids=["cut", "emptied"])
+def test_a_damaged_file_is_named(tokens, name, damage):
+  damage(tokens / name)
+  with pytest.raises(DataError, match=name):
+    open_train(tokens)
+
+
+@pytest.mark.parametrize("name", ["train.targets.bin", "train.targets.offsets.npy"])
+def test_a_missing_file_is_named(tokens, name):
+  (tokens / name).unlink()
+  with pytest.raises(DataError, match=name):
+    open_train(tokens)
+
+
+def test_another_format_is_refused(tokens):
+  (tokens / "meta.json").write_text('{"format": 99}')
+  with pytest.raises(DataError, match=r"meta\.json: is not of format 1"):
+    open_train(tokens)
+
+
+def test_ids_have_no_text_to_compare_with(tokens):
+  with pytest.raises(DataError, match="holds no text"):
+    open_train(tokens).texts(0)
+
+
+def test_a_split_without_documents_trains_nothing_and_says_so(tmp_path, corpus):
+  write(tmp_path / "tokens", make_config(path=corpus, validation_fraction=1e-9))
+  config = config_of(tmp_path / "tokens")
+  with make_pipeline(config, "encoder_decoder", "validation", training=False) as pipeline:
+    assert list(pipeline) == []
+  with (
+    make_pipeline(config, "encoder_decoder", "validation", training=True) as pipeline,
+    pytest.raises(DataError, match="no example for stream 0"),
+  ):
+    next(pipeline)
