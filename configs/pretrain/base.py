@@ -1,0 +1,95 @@
+"""What the pretraining configs share: the language model of Zhou et al. 2022, its recipe, and T5 1.1 beside it.
+
+The paper's decoder-only models are trained on C4 here instead of GLaM's mixture, which is not public. Batch size and
+learning rate are GLaM's (1M tokens, 0.01), the paper giving none; the vocabulary is T5's of 32,000 pieces, named by
+`--config.data.vocabulary`.
+"""
+
+from ml_collections import ConfigDict
+
+# Layers, d_model, d_ff, heads, d_head: table 1 of the paper.
+SIZES = {"0.1b": (12, 768, 3072, 12, 64), "8b": (32, 4096, 16384, 32, 128)}
+
+
+def language_model(size: str, num_experts: int = 0, router: dict | None = None) -> ConfigDict:
+  """The paper's decoder: a MoE layer in every other block, or dense without a router.
+
+  Args:
+    size: "0.1b" or "8b".
+    num_experts: 0 for dense.
+    router: name and options of the decoder's router.
+  """
+  layers, d_model, d_ff, heads, d_head = SIZES[size]
+  config = _recipe()
+  config.model = ConfigDict()
+  config.model.architecture = "decoder"
+  config.model.vocab_size = 32_000
+  config.model.decoder_layers = layers
+  config.model.d_model = d_model
+  config.model.d_ff = d_ff
+  config.model.num_heads = heads
+  config.model.d_head = d_head
+  config.model.relative_bias = "per_layer"
+  config.model.dtype = "bfloat16"
+  config.model.remat = "full"
+  if router:
+    config.model.num_experts = num_experts
+    config.model.decoder_router = ConfigDict(router)
+  config.data.objective = "causal_lm"
+  config.data.inputs_length = 0
+  config.data.targets_length = 1024
+  config.data.batch_size = 1024
+  return config
+
+
+def encoder_decoder(num_experts: int, encoder_router: dict, decoder_router: dict) -> ConfigDict:
+  """T5 1.1 base, span corruption with T5's settings, a MoE layer in every other block."""
+  config = _recipe()
+  config.model = ConfigDict()
+  config.model.architecture = "encoder_decoder"
+  config.model.vocab_size = 32_128  # 32,000 pieces and 100 sentinels, rounded up as T5 does
+  config.model.encoder_layers = config.model.decoder_layers = 12
+  config.model.d_model = 768
+  config.model.d_ff = 2048
+  config.model.num_heads = 12
+  config.model.d_head = 64
+  config.model.num_experts = num_experts
+  config.model.expert_feed_forward = "geglu"
+  config.model.tie_embeddings = False
+  config.model.dtype = "bfloat16"
+  config.model.remat = "full"
+  config.model.encoder_router = ConfigDict(encoder_router)
+  config.model.decoder_router = ConfigDict(decoder_router)
+  config.data.objective = "span_corruption"
+  config.data.extra_ids = 100
+  config.data.inputs_length = 512
+  config.data.targets_length = 114
+  config.data.batch_size = 2048
+  return config
+
+
+def _recipe() -> ConfigDict:
+  config = ConfigDict()
+  config.seed = 0
+
+  config.data = ConfigDict()
+  config.data.source = "task"
+  config.data.task = "c4/en:3.1.0"
+  config.data.vocabulary = "t5_cc_all_32000.model"
+  config.data.extra_ids = 0
+  config.data.streams = 64
+
+  config.optimizer = ConfigDict()
+  config.optimizer.name = "adafactor"
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.schedule = "constant_rsqrt"
+  config.optimizer.decay_start = 10_000
+
+  config.train = ConfigDict()
+  config.train.steps = 500_000
+  config.train.logits_z_loss = 1e-4
+  config.train.log_every = 100
+  config.train.eval_every = 5_000
+  config.train.eval_batches = 50
+  config.train.checkpoint_every = 2_500
+  return config

@@ -1,0 +1,48 @@
+"""Learns the Python standard library's own text in minutes on two CPU cores: T5 with expert choice, nothing to download.
+
+The encoder reads a stretch of source code, with expert choice; the decoder, with causal top-2 routing, continues it.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.seed = 0
+
+  config.model = ConfigDict()
+  config.model.architecture = "encoder_decoder"
+  config.model.vocab_size = 2048
+  config.model.d_model = 128
+  config.model.d_ff = 384
+  config.model.num_heads = 4
+  config.model.d_head = 32
+  config.model.encoder_layers = 2
+  config.model.decoder_layers = 4
+  config.model.num_experts = 8
+  config.model.expert_feed_forward = "gelu"
+  config.model.encoder_router = ConfigDict({"name": "expert_choice", "capacity_factor": 2.0})
+  config.model.decoder_router = ConfigDict({"name": "glam", "capacity_factor": 2.5})
+
+  config.data = ConfigDict()
+  config.data.source = "standard_library"
+  config.data.vocabulary = "configs/vocabularies/python_2k.model"
+  config.data.extra_ids = 0
+  config.data.objective = "prefix_lm"
+  config.data.inputs_length = 64
+  config.data.targets_length = 192
+  config.data.batch_size = 16
+
+  config.optimizer = ConfigDict()
+  config.optimizer.name = "adamw"
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.schedule = "cosine"
+  config.optimizer.warmup_steps = 100
+
+  config.train = ConfigDict()
+  config.train.steps = 1000
+  config.train.log_every = 20
+  config.train.eval_every = 500
+  config.train.eval_batches = 20
+  config.train.checkpoint_every = 500
+  return config

@@ -1,0 +1,58 @@
+"""Writes text with a checkpoint: `python -m moe.generate --workdir runs/quickstart --prompt "def main("`.
+
+Greedy by default; `--temperature` and `--top_p` sample. An encoder-decoder reads the prompt with its encoder, a decoder
+begins with it.
+"""
+
+import pathlib
+
+from absl import flags
+
+from moe import commands
+from moe.config import ConfigError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_STEP = flags.DEFINE_string("step", "best", "Checkpoint: 'best', 'latest' or its step.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be given several times.")
+_FILE = flags.DEFINE_string("file", "", "File whose text is a prompt.")
+_LENGTH = flags.DEFINE_integer("length", 128, "Tokens to write, at most.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Divides the logits; 0 takes the likeliest token.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample only from the likeliest tokens of this total probability.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
+
+
+def main() -> None:
+  from moe.evaluation.restore import restore
+  from moe.evaluation.text import continue_texts
+  from moe.training.feed import open_vocabulary
+
+  prompts = [*_PROMPT.value, *_read(_FILE.value)]
+  trained = restore(_WORKDIR.value, _STEP.value)
+  if trained.config.model.leaks_future:
+    raise ConfigError(
+      "model.decoder_router", trained.config.model.decoder_router.name, "is not causal: it cannot write token by token"
+    )
+  texts = continue_texts(
+    trained,
+    open_vocabulary(trained.config),
+    prompts,
+    _LENGTH.value,
+    temperature=_TEMPERATURE.value,
+    top_p=_TOP_P.value,
+    seed=_SEED.value,
+  )
+  for prompt, text in zip(prompts, texts):
+    print(f"--- prompt\n{prompt}\n--- step {trained.step} goes on\n{text}")
+
+
+def _read(path: str) -> list[str]:
+  if not path:
+    return []
+  try:
+    return [pathlib.Path(path).read_text()]
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError("file", path, f"cannot be read as text ({error})") from None
+
+
+if __name__ == "__main__":
+  commands.run(main)
