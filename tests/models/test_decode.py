@@ -1,0 +1,61 @@
+"""Decoding token by token with a cache gives the logits of teacher forcing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe.models import shift_right
+from tests.models.tiny import ARCHITECTURES, CAUSAL, EXPERT_CHOICE, batch, config, model, output, packed
+
+
+def stepwise(network, example):
+  """Logits `[B, T, V]` of `example["targets"]`, one token at a time."""
+  graph, variables = nnx.split(network)
+  ids = shift_right(example["targets"], example["targets_segments"])
+  prompted = example | {"prompt": example["targets"]}
+  state = network.start(prompted, ids.shape[1])
+
+  @jax.jit
+  def all_steps(variables, state):
+    def step(state, tokens):
+      logits, state = nnx.merge(graph, variables).step(tokens, state)
+      return state, logits
+
+    return jax.lax.scan(step, state, ids.T)[1]
+
+  return all_steps(variables, state).swapaxes(0, 1)
+
+
+@pytest.mark.parametrize("router", CAUSAL)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_steps_equal_teacher_forcing_at_every_position(architecture, router):
+  encoder = EXPERT_CHOICE if architecture == "encoder_decoder" and router != "dense" else None
+  network = model(config(architecture, CAUSAL[router], encoder, decoder_layers=4))
+  example = batch(rows=3, targets=16)
+  whole = output(network, example)
+  if router == "tight_switch":
+    assert (whole.metrics["decoder"]["dropped"] > 0.1).all()
+  np.testing.assert_allclose(stepwise(network, example), whole.logits, rtol=1e-4, atol=2e-5)
+
+
+def test_steps_attend_to_the_real_inputs_only():
+  network = model(config())
+  example = packed([[6], [6]], [[3], [8]])
+  np.testing.assert_allclose(stepwise(network, example), output(network, example).logits, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_steps_have_float32_logits_near_teacher_forcing(architecture):
+  network, example = model(config(architecture, dtype="bfloat16")), batch()
+  whole, steps = output(network, example).logits, stepwise(network, example)
+  assert steps.dtype == jnp.float32
+  assert jnp.linalg.norm(steps - whole) < 0.05 * jnp.linalg.norm(whole)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_decoding_with_a_router_that_is_not_causal_is_refused(architecture):
+  network = model(config(architecture, EXPERT_CHOICE, allow_future_leakage=True))
+  with pytest.raises(ValueError, match=r"decoder_router\.name = 'expert_choice'.*not causal"):
+    network.start(batch() | {"prompt": jnp.zeros((2, 0), jnp.int32)}, 8)

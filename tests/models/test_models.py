@@ -1,0 +1,145 @@
+"""What every model must do, whatever its router."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe.models import make_model, shift_right
+from moe.routing.causality import future_leak
+from tests.models.tiny import (
+  ARCHITECTURES,
+  CAUSAL,
+  DROPLESS,
+  EXPERT_CHOICE,
+  TIGHT_SWITCH,
+  batch,
+  config,
+  logits,
+  model,
+  output,
+  packed,
+)
+
+
+def test_shift_right_begins_each_segment_with_zero():
+  tokens = jnp.array([[5, 6, 7, 8, 9, 0], [3, 4, 0, 0, 0, 0]])
+  segments = jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]])
+  np.testing.assert_array_equal(shift_right(tokens, segments), [[0, 5, 6, 0, 8, 0], [0, 3, 0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("router", [None, DROPLESS], ids=["dense", "dropless"])
+def test_packed_examples_equal_separate_ones(architecture, router):
+  network = model(config(architecture, router, router if architecture == "encoder_decoder" else None))
+  lengths, read = [3, 4, 2], [4, 1, 3]
+  together = packed([lengths], [read])
+  whole = logits(network, together)[0]
+  for i, (targets, inputs) in enumerate(zip(lengths, read, strict=True)):
+    alone = packed([[targets]], [[inputs]])
+    first = {"targets": sum(lengths[:i]), "inputs": sum(read[:i])}
+    count = {"targets": targets, "inputs": inputs}
+    for side in ("targets", "inputs"):
+      alone[side] = together[side][:, first[side] : first[side] + count[side]]
+    expected = logits(network, alone)[0]
+    found = whole[first["targets"] : first["targets"] + targets]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("router", CAUSAL)
+def test_later_tokens_change_no_bit_of_earlier_logits(architecture, router):
+  network, example = model(config(architecture, CAUSAL[router])), batch(targets=10)
+  for position in (0, 5):
+    leak = future_leak(
+      lambda targets: logits(network, example | {"targets": targets}), example["targets"], position, jax.random.key(0)
+    )
+    assert leak == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_expert_choice_in_the_decoder_does_leak_when_allowed(architecture):
+  network = model(config(architecture, EXPERT_CHOICE, allow_future_leakage=True))
+  example = batch(rows=4, targets=16)
+  leak = future_leak(
+    lambda targets: logits(network, example | {"targets": targets}), example["targets"], 5, jax.random.key(0)
+  )
+  assert leak > 0
+
+
+@pytest.mark.parametrize(
+  "router", [None, EXPERT_CHOICE, TIGHT_SWITCH, DROPLESS], ids=lambda r: r.name if r else "dense"
+)
+def test_what_stands_in_padding_changes_no_bit(router):
+  network = model(config(encoder_router=router))
+  example = packed([[5], [7]], [[3], [8]])
+  padding = example["inputs_segments"] == 0
+  changed = example | {"inputs": jnp.where(padding, 7, example["inputs"])}
+  np.testing.assert_array_equal(logits(network, example)[0, :5], logits(network, changed)[0, :5])
+  np.testing.assert_array_equal(logits(network, example)[1], logits(network, changed)[1])
+
+
+@pytest.mark.parametrize("router", [None, DROPLESS], ids=["dense", "dropless"])
+def test_amount_of_padding_does_not_matter(router):
+  network, short = model(config(encoder_router=router)), batch(inputs=5)
+  long = short | {
+    name: jnp.pad(short[name], ((0, 0), (0, 4))) for name in ("inputs", "inputs_segments", "inputs_positions")
+  }
+  np.testing.assert_allclose(logits(network, short), logits(network, long), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits(architecture):
+  settings = config(architecture, DROPLESS)
+  network = model(dataclasses.replace(settings, dtype="bfloat16"))
+  exact, result = logits(model(settings), batch()), output(network, batch())
+  assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(network, nnx.Param))} == {jnp.dtype("float32")}
+  assert result.logits.dtype == result.auxiliary_loss.dtype == jnp.float32
+  error = jnp.linalg.norm(result.logits - exact) / jnp.linalg.norm(exact)
+  assert 1e-4 < error < 0.1
+
+
+def test_dropout_is_random_in_training_only():
+  network = make_model(config(dropout=0.2), nnx.Rngs(0))
+
+  def train(seed):
+    return network(batch(), training=True, key=jax.random.key(seed)).logits
+
+  np.testing.assert_array_equal(train(0), train(0))
+  assert (train(0) != train(1)).any()
+  assert (train(0) != logits(network, batch())).any()
+
+
+def test_shared_output_matrix_is_scaled_and_a_head_of_its_own_is_not():
+  tied, untied = make_model(config(), nnx.Rngs(0)), make_model(config(tie_embeddings=False), nnx.Rngs(0))
+  assert tied.embedding.head is None
+  graph, _ = nnx.split(untied)
+  variables = nnx.state(tied)
+  head = nnx.state(untied.embedding)["head"]
+  head[...] = tied.embedding.table[...].T
+  variables["embedding"]["head"] = head
+  same = nnx.merge(graph, variables)
+  np.testing.assert_allclose(logits(same, batch()), 4 * logits(tied, batch()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tie", [True, False])
+def test_untrained_logits_are_of_order_one(architecture, tie):
+  spread = logits(model(config(architecture, DROPLESS, d_model=64, tie_embeddings=tie)), batch(targets=16)).std()
+  assert 0.3 < spread < 3
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_parameter_receives_a_gradient(architecture):
+  encoder = EXPERT_CHOICE if architecture == "encoder_decoder" else None
+  graph, params = nnx.split(make_model(config(architecture, DROPLESS, encoder), nnx.Rngs(0)))
+
+  def loss(params):
+    result = nnx.merge(graph, params)(batch(rows=4), training=True)
+    return jax.nn.log_softmax(result.logits)[..., 3].sum() + result.auxiliary_loss
+
+  for path, gradient in nnx.to_flat_state(jax.jit(jax.grad(loss))(params)):
+    assert (gradient[...] != 0).any(), path
