@@ -5,7 +5,6 @@ import seqio
 
 from moe.config import ConfigError
 from moe.data import make_pipeline, make_source, make_vocabulary, validation_text
-from moe.data.task import TaskSource
 from tests.data.conftest import assert_same_batches, make_config, make_texts, segments
 
 MODULE = "tests.data.seqio_tasks"
@@ -144,6 +143,10 @@ def test_a_data_set_without_the_named_feature_is_refused(data_dir):
     open_source(make_config(**where, text_key="label"))
 
 
-def test_a_tasks_ids_vary_by_epoch_so_blocks_are_not_reused():
-  assert isinstance(open_source(task("moe_test_lines")), TaskSource)
-  assert open_source(task("moe_test_lines")).varies
+def test_random_preprocessing_differs_in_the_next_epoch():
+  config = task("moe_test_noisy", batch_size=36, pack=False, shuffle=False, inputs_length=600, targets_length=600)
+  with make_pipeline(config, "decoder", "train", training=True) as pipeline:
+    first, second = next(pipeline), next(pipeline)
+  assert second["targets"].shape == (36, 1200)
+  differing = (first["targets"] != second["targets"]).sum(axis=1)
+  assert (differing <= 1).all() and differing.sum() > 20
