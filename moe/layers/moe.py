@@ -9,7 +9,7 @@ from flax import nnx
 from moe.layers.activations import Form
 from moe.layers.experts import Experts
 from moe.parallel import local
-from moe.routing import RaggedRouting, RouterConfig, RouterInput, RouterOutput, SlotRouting, SoftRouting
+from moe.routing import RaggedRouting, RouterConfig, RouterInput, RouterOutput, Routing, SlotRouting, SoftRouting
 
 
 @jax.tree_util.register_dataclass
@@ -20,10 +20,12 @@ class LayerOutput:
   Attributes:
     auxiliary_loss: float32 scalar, weighted.
     metrics: float32 arrays by name: the router's metrics, and its unweighted losses as `loss/NAME`.
+    routing: who went where; costs nothing in a compiled program that does not use it.
   """
 
   auxiliary_loss: jax.Array
   metrics: dict[str, jax.Array]
+  routing: Routing
 
 
 class MoE(nnx.Module):
@@ -111,4 +113,4 @@ class MoE(nnx.Module):
 
 def _report(output: RouterOutput) -> LayerOutput:
   losses = {f"loss/{name}": value for name, value in output.losses.items()}
-  return LayerOutput(output.auxiliary_loss, output.metrics | losses)
+  return LayerOutput(output.auxiliary_loss, output.metrics | losses, output.routing)

@@ -16,7 +16,7 @@ from moe.layers.moe import MoE
 from moe.layers.norm import RMSNorm
 from moe.layers.relative_position import RelativeBias
 from moe.models.config import ModelConfig
-from moe.routing import RouterConfig
+from moe.routing import RouterConfig, Routing
 
 Cache = dict[str, dict[str, jax.Array]]
 
@@ -50,11 +50,12 @@ class Context:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockOutput:
-  """`x [B, T, d]`, and of a MoE block the weighted auxiliary loss (float32 scalar) and the metrics (else 0 and {})."""
+  """`x [B, T, d]`, and of a MoE block its weighted auxiliary loss, metrics and routing (else 0, {} and None)."""
 
   x: jax.Array
   auxiliary_loss: jax.Array
   metrics: dict[str, jax.Array]
+  routing: Routing | None
 
 
 def relative_bias(config: ModelConfig, *, causal: bool, rngs: nnx.Rngs) -> RelativeBias:
@@ -97,8 +98,8 @@ class Block(nnx.Module):
       y = self.cross_norm(x)
       y = self.cross_attention(y, context.memory, context.memory_mask, rate=rate, key=keys[2])
       x += dropout(y, rate, keys[3])
-    y, auxiliary_loss, metrics = self._feed_forward(self.feed_forward_norm(x), context, training, keys[4:6])
-    return BlockOutput(x + dropout(y, rate, keys[6]), auxiliary_loss, metrics)
+    y, auxiliary_loss, metrics, routing = self._feed_forward(self.feed_forward_norm(x), context, training, keys[4:6])
+    return BlockOutput(x + dropout(y, rate, keys[6]), auxiliary_loss, metrics, routing)
 
   def init_cache(self, length: int, batch: int, memory: jax.Array | None) -> Cache:
     """What decoding `batch` sequences of at most `length` tokens remembers; `memory [B, M, d]` as in `Context`."""
@@ -128,7 +129,7 @@ class Block(nnx.Module):
 
   def _feed_forward(self, x, context, training, keys):
     if self.moe is None:
-      return self.feed_forward(x, rate=self.dropout, key=keys[0]), jnp.float32(0), {}
+      return self.feed_forward(x, rate=self.dropout, key=keys[0]), jnp.float32(0), {}, None
     y, report = self.moe(
       x,
       segments=context.segments,
@@ -137,7 +138,7 @@ class Block(nnx.Module):
       training=training,
       key=keys[1],
     )
-    return y, report.auxiliary_loss, report.metrics
+    return y, report.auxiliary_loss, report.metrics, report.routing
 
 
 def _experts(config: ModelConfig, router: RouterConfig, rngs: nnx.Rngs) -> MoE:

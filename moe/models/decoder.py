@@ -21,7 +21,12 @@ class Decoder(nnx.Module):
   def __call__(self, batch: Batch, *, training: bool, key: jax.Array | None = None) -> ModelOutput:
     """Logits of all targets by teacher forcing; arguments as of `EncoderDecoder`."""
     decoded = read_targets(self.decoder, self.embedding, batch, training=training, key=key)
-    return ModelOutput(self.embedding.logits(decoded.x), decoded.auxiliary_loss, {"decoder": decoded.metrics})
+    return ModelOutput(
+      logits=self.embedding.logits(decoded.x),
+      auxiliary_loss=decoded.auxiliary_loss,
+      metrics={"decoder": decoded.metrics},
+      routing={"decoder": decoded.routing},
+    )
 
   def start(self, batch: Batch, max_length: int) -> DecodeState:
     """Makes room for `max_length` tokens.

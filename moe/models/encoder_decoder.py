@@ -46,6 +46,7 @@ class EncoderDecoder(nnx.Module):
       logits=self.embedding.logits(decoded.x),
       auxiliary_loss=encoded.auxiliary_loss + decoded.auxiliary_loss,
       metrics={"encoder": encoded.metrics, "decoder": decoded.metrics},
+      routing={"encoder": encoded.routing, "decoder": decoded.routing},
     )
 
   def encode(self, batch: Batch, *, training: bool = False, key: jax.Array | None = None) -> BlockOutput:

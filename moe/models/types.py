@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.models.block import Cache
+from moe.routing import Routing
 
 Batch = dict[str, jax.Array]
 
@@ -26,11 +27,13 @@ class ModelOutput:
     auxiliary_loss: float32 scalar, weighted, summed over MoE layers.
     metrics: "encoder" (where there is one) and "decoder", each the metrics of its MoE layers by name; the leading axis
       is the MoE layer, first layer first.
+    routing: likewise, the `Routing` of its MoE layers; None for a dense stack.
   """
 
   logits: jax.Array
   auxiliary_loss: jax.Array
   metrics: dict[str, dict[str, jax.Array]]
+  routing: dict[str, Routing | None]
 
 
 @jax.tree_util.register_dataclass
