@@ -20,7 +20,11 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
   gzip_bits = gzip_bits_per_byte(config.data)
   leak = ", with future leakage: not a language model's loss" if summary.future_leakage else ""
   title = f"{config.model.architecture.replace('_', '-')}, {summary.step} steps{leak}"
-  draw_loss(summary.workdir.metrics, summary.workdir.figure, title, gzip_bits)
+  figure = str(summary.workdir.figure)
+  try:
+    draw_loss(summary.workdir.metrics, summary.workdir.figure, title, gzip_bits)
+  except OSError as error:
+    figure = f"none, {figure} could not be written: {error.strerror}"
   lines = [
     "",
     *_validation(summary.validation, leak),
@@ -29,7 +33,7 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
     *sample(config, summary),
     f"checkpoint: {summary.checkpoint}",
     f"metrics:    {summary.workdir.metrics}",
-    f"figure:     {summary.workdir.figure}",
+    f"figure:     {figure}",
   ]
   print("\n".join(lines), flush=True)
 

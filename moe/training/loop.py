@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
+from moe.data import DataError, Pipeline
 from moe.models import make_model
 from moe.parallel.mesh import check_rows, make_mesh, put_batch, replicated
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, Restored
@@ -19,7 +21,7 @@ from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabu
 from moe.training.metrics import MetricsWriter, Record, flatten_layers, read_metrics
 from moe.training.optimizer import make_optimizer, make_schedule
 from moe.training.progress import Clock, Progress
-from moe.training.state import abstract_state, keys, make_state
+from moe.training.state import TrainState, abstract_state, keys, make_state
 from moe.training.step import make_eval_step, make_train_step
 from moe.training.stop import stop_requests
 from moe.training.validation import evaluate_batches
@@ -82,6 +84,7 @@ def train(config: ExperimentConfig, workdir: str | pathlib.Path) -> Summary:
     open_pipeline(config, config.data.train_split, training=True) as pipeline,
     open_pipeline(config, config.data.validation_split, training=False) as validation,
   ):
+    _require_examples(validation, config.data.validation_split)
     place.claim(config)
     use_compilation_cache(config.train.compilation_cache)
     run = _Run(config, place, mesh, vocabulary, pipeline, validation)
@@ -89,6 +92,14 @@ def train(config: ExperimentConfig, workdir: str | pathlib.Path) -> Summary:
       return run.to_the_end()
     finally:
       run.close()
+
+
+def _require_examples(pipeline: Pipeline, split: str) -> None:
+  """Raises `DataError` now instead of at the first validation, and leaves the pipeline where it was."""
+  start = pipeline.position
+  if next(pipeline, None) is None:
+    raise DataError(f"split {split!r}", "holds no example; choose another validation_split or validation_fraction")
+  pipeline.restore(start)
 
 
 def use_compilation_cache(folder: str) -> None:
@@ -114,6 +125,7 @@ class _Run:
     primary = jax.process_index() == 0
     self.writer = MetricsWriter(place.metrics, place.tensorboard, common) if primary else None
     self.progress = Progress(self.step, config.train.steps, leaks=self.leaks)
+    self.progress.line(_introduction(self.state, mesh))
     self.last: dict[str, Record] = {"train": {}, "validation": {}}
     self._pending = None
     self._clock = Clock()
@@ -156,12 +168,14 @@ class _Run:
 
   def to_the_end(self) -> Summary:
     batches, settings = iter(self.pipeline), self.config.train
+    if self._is_validation_due() and self._last_record("validation").get("step") != self.step:
+      self._validate()  # a signal came between the step and its validation
     with stop_requests() as asked_to_stop:
       while self.step < settings.steps:
         self._advance(batches)
         last = self.step == settings.steps
         stop = asked_to_stop(self.step)
-        validate = last or self.step % settings.eval_every == 0
+        validate = self._is_validation_due()
         if validate or stop or self.step % settings.checkpoint_every == 0:
           self._report()
           loss = self._validate() if validate and not stop else None
@@ -218,6 +232,10 @@ class _Run:
       self._write("train", values)
       self._clock.restart()
 
+  def _is_validation_due(self) -> bool:
+    settings = self.config.train
+    return self.step > 0 and (self.step % settings.eval_every == 0 or self.step == settings.steps)
+
   def _validate(self) -> float:
     self.validation.restore(self.start_of_validation)
     values = evaluate_batches(
@@ -246,11 +264,12 @@ class _Run:
   def _write(self, kind: str, values: Record) -> None:
     self.last[kind] = {"step": self.step} | values
     if self.writer:
-      self.writer.write(self.step, kind, values)
+      try:
+        self.writer.write(self.step, kind, values)
+      except OSError as error:
+        raise TrainingStopped(f"{self.place.metrics} could not be written: {error.strerror}; {self._saved()}") from None
 
   def _why_not_finite(self, values: Record) -> str:
-    with contextlib.suppress(CheckpointError):
-      self.checkpoints.wait()
     lines = [
       f"step {self.step}: loss {values['loss']}, gradient norm {values['gradient_norm']}: not finite, training stopped",
       *(f"  {name} = {_short(value)}" for name, value in values.items() if "/" in name),
@@ -259,8 +278,16 @@ class _Run:
     return "\n".join(lines)
 
   def _saved(self) -> str:
+    with contextlib.suppress(CheckpointError):
+      self.checkpoints.wait()
     good = self.checkpoints.last_good
     return f"the last good checkpoint is {good}" if good else "no checkpoint had been saved yet"
+
+
+def _introduction(state: TrainState, mesh: Mesh) -> str:
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  devices = "1 device" if mesh.size == 1 else f"{mesh.size} devices"
+  return f"{parameters:,} parameters on {devices} ({mesh.devices.flat[0].device_kind}); the first step is compiled"
 
 
 def _short(value: Any) -> str:

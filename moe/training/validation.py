@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from moe.data import DataError
 from moe.parallel.mesh import put_batch
 from moe.training.metrics import Record, flatten_layers
 from moe.training.step import bits_per_byte
@@ -43,7 +44,7 @@ def evaluate_batches(
     weighted ones), bytes (of their text); routers' metrics by `STACK/layer_I/NAME`, means over the batches.
 
   Raises:
-    ValueError: the batches hold no token with a loss.
+    DataError: the batches hold no token with a loss.
   """
   totals, layers, count = dict.fromkeys(_SUMS, 0.0), None, 0
   for batch in itertools.islice(_together(batches, empty), limit or None):
@@ -53,7 +54,7 @@ def evaluate_batches(
     layers = sums["layers"] if layers is None else jax.tree.map(np.add, layers, sums["layers"])
     count += 1
   if not totals["weight"]:
-    raise ValueError("there is no token to evaluate on: the split is empty")
+    raise DataError("the split", "holds no token to evaluate on")
   loss = totals["nll"] / totals["weight"]
   return {
     "loss": loss,

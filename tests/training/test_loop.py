@@ -104,6 +104,22 @@ def test_a_signal_saves_and_returns_and_the_run_can_go_on(whole, corpus, tmp_pat
   assert losses(tmp_path) == losses(whole.workdir.root)
 
 
+def test_a_validation_that_a_signal_prevented_is_made_up_for(whole, corpus, tmp_path, monkeypatch):
+  advance = loop._Run._advance
+
+  def send_in_step_6(run, batches):
+    advance(run, batches)
+    if run.step == 6:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop._Run, "_advance", send_in_step_6)
+    assert train(tiny_config(corpus), tmp_path).step == 6
+  assert losses(tmp_path, "validation") == {}
+  train(tiny_config(corpus), tmp_path)
+  assert losses(tmp_path, "validation") == losses(whole.workdir.root, "validation")
+
+
 def test_steps_and_validation_are_compiled_once_in_a_run(corpus, tmp_path, monkeypatch):
   runs = []
   close = loop._Run.close
@@ -181,7 +197,24 @@ def test_what_is_wrong_shows_before_anything_is_written(corpus, tmp_path):
   empty.write_text("")
   with pytest.raises(DataError, match=r"empty\.jsonl"):
     train(tiny_config(empty), tmp_path / "b")
-  assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+  mapping = tiny_mapping(corpus)
+  mapping["data"]["validation_fraction"] = 1e-9
+  with pytest.raises(DataError, match="split 'validation': holds no example"):
+    train(load_config(mapping), tmp_path / "c")
+  assert [path.name for path in tmp_path.iterdir()] == ["empty.jsonl"]
+
+
+def test_metrics_that_cannot_be_written_stop_the_run_with_the_last_good_checkpoint(corpus, tmp_path, monkeypatch):
+  write = loop.MetricsWriter.write
+
+  def failing(writer, step, kind, values):
+    if step == 6:
+      raise OSError(28, "No space left on device")
+    write(writer, step, kind, values)
+
+  monkeypatch.setattr(loop.MetricsWriter, "write", failing)
+  with pytest.raises(TrainingStopped, match=r"metrics\.jsonl could not be written: No space .*/checkpoints/4$"):
+    train(tiny_config(corpus), tmp_path)
 
 
 def test_a_run_of_another_vocabulary_is_not_gone_on_with(whole, corpus, monkeypatch):

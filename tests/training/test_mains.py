@@ -81,7 +81,8 @@ def test_the_end_says_what_was_learnt_and_where_it_lies(whole):
 
 
 def test_without_a_terminal_there_are_plain_lines_and_nothing_of_the_libraries(whole):
-  lines = whole[2].splitlines()
+  first, *lines = whole[2].splitlines()
+  assert " parameters on 1 device " in first
   assert all(line.startswith(("step ", "validation at step ")) for line in lines), lines
 
 
@@ -102,7 +103,7 @@ def test_killed_at_any_moment_the_losses_are_those_of_a_run_that_was_not(whole, 
   assert being_written(checkpoints), "the kill came too late to hit a checkpoint in the making"
 
   code, out, _ = finish(start(*command))
-  assert code == 0 and "going on from" in out
+  assert code == 0 and "going on from" in out and "damaged" not in out
   assert losses(tmp_path) == losses(whole[0])
 
 
@@ -125,13 +126,10 @@ def test_sigterm_saves_and_ends_well(whole, start, config_file, tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
-    (["--config.model.encoder_router.name=best_choice"], "unknown router; there are"),
     (["--config.train.kep=3"], "config.train.kep = 3: unknown field; TrainConfig has steps,"),
     (["--config.modle.d_model=3"], 'Did you mean "model"'),
-    (["--config.train.steps=many"], "--config.train.steps=many"),
     (["--config.data.path=nothing/*.txt"], "'nothing/*.txt': matches no file"),
     (["--config=no.py"], "--config = 'no.py': no such file"),
-    (["stray"], "argument = 'stray'"),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(start, config_file, tmp_path, arguments, said):
@@ -164,11 +162,8 @@ def test_an_evaluation_is_printed_and_kept_and_a_second_one_does_not_replace_it(
   ("arguments", "said"),
   [
     (["--data", "vocabulary=missing.model"], "missing.model"),
-    (["--data", "extra_ids=5"], "vocab_size"),
-    (["--data", "path=nothing*"], "matches no file"),
     (["--data", "pth=x"], "data.pth = 'x': unknown field"),
     (["--step=77777"], "step 77777 has no checkpoint"),
-    (["--step=newest"], "expected a number, 'best' or 'latest'"),
     (["--workdir=nowhere"], "nowhere holds no run"),
   ],
 )

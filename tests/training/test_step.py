@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from moe.data import DataError
 from moe.models import ModelOutput
 from moe.parallel.mesh import make_mesh, put_batch, replicated
 from moe.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -39,7 +40,7 @@ class Table(nnx.Module):
     logits = jnp.broadcast_to(self.table[...], (*batch["targets"].shape, VOCABULARY))
     noise = jax.random.uniform(key) if training else jnp.zeros(())
     metrics = {"decoder": {"noise": noise[None], "load": jnp.ones((1, 2))}}
-    return ModelOutput(logits, self.auxiliary * self.pull[...] ** 2, metrics)
+    return ModelOutput(logits, self.auxiliary * self.pull[...] ** 2, metrics, routing={})
 
 
 def make(*, accumulation=1, auxiliary=0.0, z=0.0, length=5, learning_rate=0.1):
@@ -223,5 +224,5 @@ def test_validation_reads_no_more_batches_than_asked():
 
 def test_validation_of_nothing_says_so():
   _, state, evaluate, mesh = make()
-  with pytest.raises(ValueError, match="no token"):
+  with pytest.raises(DataError, match="no token"):
     evaluate_batches(evaluate, state.params, state.router_state, [], make_batch(), mesh)
