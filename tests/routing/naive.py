@@ -1,5 +1,7 @@
 """Slow and obvious forms of what the routing core computes, for tests to compare with."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +15,16 @@ D_MODEL, NUM_EXPERTS = 8, 4
 
 def token_weights(routing: Routing, n: int, num_experts: int) -> np.ndarray:
   """`[G, n, E]`, what each expert's output is multiplied by for each token; NaN where it does not see the token."""
+  routing = jax.tree.map(np.asarray, routing)
   if isinstance(routing, RaggedRouting):
-    sizes = np.asarray(routing.group_sizes)
+    sizes = routing.group_sizes
     unused = routing.token.shape[1] - sizes.sum(1)
     expert = np.stack([np.repeat(np.arange(num_experts + 1), [*s, u]) for s, u in zip(sizes, unused, strict=True)])
   else:
     expert = np.broadcast_to(np.arange(num_experts)[None, :, None], routing.token.shape)
   weights = np.full((routing.token.shape[0], n, num_experts), np.nan, np.float32)
   for group in range(weights.shape[0]):
-    token, weight = np.asarray(routing.token[group]).ravel(), np.asarray(routing.weight[group]).ravel()
+    token, weight = routing.token[group].ravel(), routing.weight[group].ravel()
     for t, e, w in zip(token, expert[group].ravel(), weight, strict=True):
       if t == n:
         assert w == 0, "an empty place with a weight"
@@ -58,11 +61,40 @@ def inputs_of(tokens, group: int, mask=None, key=None) -> RouterInput:
 
 
 def route(router, tokens, *, training: bool = False, mask=None, key=None):
-  """The `RouterOutput` of a batch `[B, T, d]`, cut into groups as a layer would."""
-  batch, length, _ = tokens.shape
+  """The `RouterOutput` of a batch `[B, T, d]`, cut into groups as a layer would; compiled, which is faster here."""
+  graph, state = nnx.split(router)
+  return _route(graph, state, tokens, mask, key, training=training)
+
+
+def routing_of(router, tokens, *, training: bool = False, mask=None, key=None) -> Routing:
+  """The `Routing` alone, which compiles faster."""
+  graph, state = nnx.split(router)
+  return _routing_of(graph, state, tokens, mask, key, training=training)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "training"))
+def _routing_of(graph, state, tokens, mask, key, *, training: bool):
+  return _route(graph, state, tokens, mask, key, training=training).routing
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "training"))
+def _route(graph, state, tokens, mask, key, *, training: bool):
+  router, (batch, length, _) = nnx.merge(graph, state), tokens.shape
   group = router.group_size(router.options, batch, length)
   return router(inputs_of(tokens, group, mask, key), training=training)
 
 
+def with_kernel(router, kernel):
+  """The same router with another kernel, which may be traced."""
+  graph, state = nnx.split(router)
+  return nnx.merge(graph, jax.tree.map(lambda _: kernel, state))
+
+
+def of_sequences(routing: Routing, batch: int, length: int, num_experts: int = NUM_EXPERTS) -> np.ndarray:
+  """`token_weights` as `[B, T, E]`, whatever the groups."""
+  n = batch * length // routing.token.shape[0]
+  return token_weights(routing, n, num_experts).reshape(batch, length, num_experts)
+
+
 def random_tokens(batch: int, length: int, d_model: int = D_MODEL, seed: int = 1) -> jax.Array:
-  return jax.random.normal(jax.random.key(seed), (batch, length, d_model))
+  return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, length, d_model)), jnp.float32)

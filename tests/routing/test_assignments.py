@@ -1,5 +1,7 @@
 """Queues and tables, by literal examples and against a loop that serves one choice after another."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +15,20 @@ ALL = jnp.ones((3, 2), bool)
 
 
 def random_choices(n: int, k: int, experts: int):
-  keys = jax.random.split(jax.random.key(n + k), 3)
-  choices = jax.lax.top_k(jax.random.normal(keys[0], (n, experts)), k)[1]
-  gates = -jnp.sort(-jax.random.uniform(keys[1], (n, k)), axis=-1)
-  return choices, gates, jax.random.bernoulli(keys[2], 0.8, (n, k))
+  rng = np.random.default_rng(n + k)
+  choices = np.argsort(rng.normal(size=(n, experts)), axis=-1)[:, :k].astype(np.int32)
+  gates = -np.sort(-rng.uniform(size=(n, k)).astype(np.float32), axis=-1)
+  return choices, gates, rng.uniform(size=(n, k)) < 0.8
+
+
+@functools.partial(jax.jit, static_argnames=("experts", "capacity", "priority"))
+def to_slots(choices, gates, wanted, experts: int, capacity: int, priority: bool = False):
+  """One group with an axis for it."""
+  if priority:
+    place = assignments.places_by_priority(choices, wanted, gates[:, 0], experts)
+  else:
+    place = assignments.places_in_order(choices, wanted, experts)
+  return grouped(assignments.slot_routing(choices, gates, wanted, place, experts, capacity))
 
 
 def grouped(routing):
@@ -57,41 +69,37 @@ def test_ragged_routing_is_sorted_by_expert_then_token_with_the_unwanted_in_the_
   np.testing.assert_array_equal(routing.weight, np.float32([0.6, 0.8, 0.4, 0.7, 0.2, 0]))
 
 
-@pytest.mark.parametrize(
+SIZES = pytest.mark.parametrize(
   ("n", "k", "experts", "capacity"), [(30, 1, 4, 5), (30, 2, 4, 7), (30, 3, 8, 30), (7, 4, 4, 1)]
 )
+
+
+@SIZES
 def test_slots_equal_serving_one_choice_after_another(n, k, experts, capacity):
-  choices, gates, wanted = random_choices(n, k, experts)
-  place = assignments.places_in_order(choices, wanted, experts)
-  routing = assignments.slot_routing(choices, gates, wanted, place, experts, capacity)
+  example = random_choices(n, k, experts)
   queue = [(token, choice) for token in range(n) for choice in range(k)]
-  expected = serve(np.asarray(choices), np.asarray(gates), np.asarray(wanted), queue, experts, capacity)
-  np.testing.assert_array_equal(token_weights(grouped(routing), n, experts)[0], expected)
+  expected = serve(*example, queue, experts, capacity)
+  np.testing.assert_array_equal(token_weights(to_slots(*example, experts, capacity), n, experts)[0], expected)
 
 
-@pytest.mark.parametrize(
-  ("n", "k", "experts", "capacity"), [(30, 1, 4, 5), (30, 2, 4, 7), (30, 3, 8, 30), (7, 4, 4, 1)]
-)
+@SIZES
 def test_priority_equals_serving_choices_in_its_order(n, k, experts, capacity):
-  choices, gates, wanted = random_choices(n, k, experts)
-  place = assignments.places_by_priority(choices, wanted, gates[:, 0], experts)
-  routing = assignments.slot_routing(choices, gates, wanted, place, experts, capacity)
-  order = np.argsort(-np.asarray(gates[:, 0]), kind="stable")
+  example = random_choices(n, k, experts)
+  order = np.argsort(-example[1][:, 0], kind="stable")
   queue = [(token, choice) for choice in range(k) for token in order]
-  expected = serve(np.asarray(choices), np.asarray(gates), np.asarray(wanted), queue, experts, capacity)
-  np.testing.assert_array_equal(token_weights(grouped(routing), n, experts)[0], expected)
+  expected = serve(*example, queue, experts, capacity)
+  routing = to_slots(*example, experts, capacity, priority=True)
+  np.testing.assert_array_equal(token_weights(routing, n, experts)[0], expected)
 
 
 def test_ragged_and_slots_without_a_limit_agree():
-  choices, gates, wanted = random_choices(30, 2, 4)
-  place = assignments.places_in_order(choices, wanted, 4)
-  slots = assignments.slot_routing(choices, gates, wanted, place, 4, 30)
-  ragged = assignments.ragged_routing(choices, gates, wanted, 4)
-  np.testing.assert_array_equal(token_weights(grouped(slots), 30, 4), token_weights(grouped(ragged), 30, 4))
+  example = random_choices(30, 2, 4)
+  ragged = grouped(assignments.ragged_routing(*map(jnp.asarray, example), 4))
+  np.testing.assert_array_equal(token_weights(to_slots(*example, 4, 30), 30, 4), token_weights(ragged, 30, 4))
 
 
 def test_the_gradient_of_a_weight_is_one_where_it_was_kept_and_zero_where_dropped():
-  choices, gates, wanted = random_choices(30, 2, 4)
+  choices, gates, wanted = map(jnp.asarray, random_choices(30, 2, 4))
   place = assignments.places_in_order(choices, wanted, 4)
   kept = wanted & (place < 5)
   slots = jax.grad(lambda w: assignments.slot_routing(choices, w, wanted, place, 4, 5).weight.sum())(gates)

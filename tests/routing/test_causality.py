@@ -11,7 +11,7 @@ import pytest
 from moe.config import build
 from moe.routing import ROUTERS, RouterConfig
 from moe.routing.causality import company_leak, future_leak
-from tests.routing.naive import NUM_EXPERTS, make, random_tokens, route, token_weights
+from tests.routing.naive import NUM_EXPERTS, make, of_sequences, random_tokens, routing_of
 
 BATCH, LENGTH, POSITION = 4, 16, 9
 VARIANTS = [
@@ -34,12 +34,9 @@ def identifier(variant):
 
 def weights_of(router, training: bool):
   """A function from tokens to the weights `[B, T, E]` with which experts see them, the key fixed."""
-  routed = jax.jit(lambda tokens: route(router, tokens, training=training, key=jax.random.key(3)).routing)
 
   def function(tokens):
-    routing = routed(tokens)
-    n = BATCH * LENGTH // routing.token.shape[0]
-    return token_weights(routing, n, NUM_EXPERTS).reshape(BATCH, LENGTH, NUM_EXPERTS)
+    return of_sequences(routing_of(router, tokens, training=training, key=jax.random.key(3)), BATCH, LENGTH)
 
   return function
 
@@ -60,7 +57,7 @@ def test_the_published_queue_of_all_first_choices_before_any_second_leaks():
   """Why this project's order differs: the same router with GShard's queue, written plainly."""
   from moe.routing import assignments
 
-  router = make("glam", capacity_factor=1.0)
+  router = make("glam")
 
   def gshard_queue(tokens):
     probs = jax.nn.softmax(tokens.reshape(-1, tokens.shape[-1]) @ router.kernel[...])
@@ -68,7 +65,7 @@ def test_the_published_queue_of_all_first_choices_before_any_second_leaks():
     everybody = jnp.ones(choices.shape, bool)
     equal = jnp.ones(len(choices))  # batch priority among equals is the published queue
     place = assignments.places_by_priority(choices, everybody, equal, NUM_EXPERTS)
-    kept = place < 16
+    kept = place < 24  # of 32 choices for an expert on average: some second ones are dropped
     return jnp.where(kept, gates, 0).reshape(BATCH, LENGTH, 2)
 
   tokens = random_tokens(BATCH, LENGTH)
@@ -93,21 +90,17 @@ def test_the_future_meter_holds_the_other_sequences_fixed():
   tokens = random_tokens(3, 8)
   by_position = lambda x: x - x.mean(0, keepdims=True)  # noqa: E731
   assert future_leak(by_position, tokens, 4, jax.random.key(1)) == 0
-  assert company_leak(by_position, tokens, jax.random.key(1)) == 1
+  assert company_leak(by_position, tokens, jax.random.key(1)) > 0.9
 
 
 def test_a_change_in_one_bit_is_a_leak():
-  tokens = random_tokens(2, 8)
+  tokens = jax.random.randint(jax.random.key(0), (2, 8), 1, 1000)
+  last = tokens[:, -1:]
 
   def faint(x):
-    ones = jnp.ones(x.shape[:2], jnp.float32)
-    return jnp.nextafter(ones, ones + jnp.sign(x[:, -1:, 0]))
+    return jnp.broadcast_to(jnp.where(x[:, -1:] == last, 1.0, jnp.nextafter(1.0, 2.0)), x.shape)
 
-  leak = max(
-    future_leak(faint, tokens.at[..., 0].set(s * jnp.abs(tokens[..., 0])), 4, jax.random.key(1)) for s in (1, -1)
-  )
-  assert leak == 0  # the sign is the same everywhere: nothing to see
-  assert future_leak(faint, tokens, 4, jax.random.key(2)) > 0
+  assert future_leak(faint, tokens, 4, jax.random.key(1)) == 1
 
 
 def test_meters_work_on_bfloat16_and_refuse_what_they_cannot_measure():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe.routing import RouterInput
-from tests.routing.naive import make, random_tokens, route, token_weights
+from tests.routing.naive import make, of_sequences, random_tokens, route, routing_of, token_weights
 
 BATCH, LENGTH, EXPERTS = 3, 20, 4
 CAUSAL = [
@@ -38,11 +38,7 @@ def decoded(router, tokens, mask) -> np.ndarray:
 def test_decoding_equals_routing_the_whole_sequence(name, options):
   router, tokens = make(name, **options), random_tokens(BATCH, LENGTH)
   mask = jax.random.bernoulli(jax.random.key(5), 0.85, (BATCH, LENGTH))
-  output = route(router, tokens, mask=mask)
-  whole = token_weights(
-    output.routing, output.metrics["load"].size and tokens.size // 8 // output.routing.token.shape[0], EXPERTS
-  )
-  whole = whole.reshape(BATCH, LENGTH, EXPERTS)
+  whole = of_sequences(routing_of(router, tokens, mask=mask), BATCH, LENGTH)
   steps = decoded(router, tokens, mask)
   np.testing.assert_array_equal(np.isnan(steps), np.isnan(whole))
   np.testing.assert_allclose(steps, whole, rtol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 from moe.config import ConfigError
 from moe.routing import ROUTERS, SlotRouting
 from moe.routing.expert_choice import expert_choice, renormalized
-from tests.routing.naive import make, random_tokens, route, token_weights
+from tests.routing.naive import make, random_tokens, route, routing_of, token_weights
 
 
 def scores_of(n: int, experts: int, seed: int = 0):
@@ -74,7 +74,7 @@ def test_when_every_expert_takes_every_token_it_is_the_dense_mixture():
 
 
 def test_one_expert_that_takes_all_has_weight_one():
-  routing = route(make("expert_choice", num_experts=1, capacity_factor=1.0), random_tokens(1, 8)).routing
+  routing = routing_of(make("expert_choice", num_experts=1, capacity_factor=1.0), random_tokens(1, 8))
   np.testing.assert_array_equal(token_weights(routing, 8, 1), np.ones((1, 8, 1)))
 
 
@@ -102,8 +102,8 @@ def test_a_real_token_whose_score_underflows_still_comes_before_padding():
 
 def test_the_weights_are_not_renormalised_unless_asked():
   router, tokens = make("expert_choice"), random_tokens(2, 16)
-  plain = np.nansum(token_weights(route(router, tokens).routing, 32, 4), -1)
-  summed = np.nansum(token_weights(route(make("expert_choice", renormalize=True), tokens).routing, 32, 4), -1)
+  plain = np.nansum(token_weights(routing_of(router, tokens), 32, 4), -1)
+  summed = np.nansum(token_weights(routing_of(make("expert_choice", renormalize=True), tokens), 32, 4), -1)
   assert (plain < 0.999).any()
   chosen = plain > 0
   np.testing.assert_allclose(summed[chosen], 1.0, rtol=1e-6)
@@ -118,16 +118,16 @@ def test_renormalising_keeps_the_proportions_and_the_empty_slots():
 def test_groups_are_routed_apart():
   router = make("expert_choice", group_size=8)
   tokens = random_tokens(2, 16)
-  together = route(router, tokens).routing
-  alone = route(router, tokens[1:]).routing
+  together = routing_of(router, tokens)
+  alone = routing_of(router, tokens[1:])
   np.testing.assert_array_equal(together.token[2:], alone.token)
   np.testing.assert_allclose(together.weight[2:], alone.weight, rtol=1e-6)
 
 
 def test_evaluation_may_have_a_capacity_of_its_own():
   router = make("expert_choice", capacity_factor=1.0, eval_capacity_factor=2.0)
-  assert route(router, random_tokens(1, 16), training=True).routing.token.shape == (1, 4, 4)
-  assert route(router, random_tokens(1, 16), training=False).routing.token.shape == (1, 4, 8)
+  assert routing_of(router, random_tokens(1, 16), training=True).token.shape == (1, 4, 4)
+  assert routing_of(router, random_tokens(1, 16), training=False).token.shape == (1, 4, 8)
 
 
 def test_no_auxiliary_loss_unless_the_z_loss_is_asked_for():

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from moe.config import ConfigError, build
-from moe.routing import ROUTERS, RouterConfig
+from moe.routing import ROUTERS, RouterConfig, SlotRouting
 from moe.routing.scores import router_kernel, router_logits
-from tests.routing.naive import make, random_tokens, route
+from tests.routing.naive import NUM_EXPERTS, inputs_of, make, random_tokens, route, routing_of, with_kernel
 
 VARIANTS = [
   *[(name, {}) for name in sorted(ROUTERS)],
@@ -17,6 +17,9 @@ VARIANTS = [
   ("token_choice", {"capacity_factor": None, "renormalize": True, "z_loss": 0.1}),
   ("token_choice", {"order": "batch_priority", "noise": 1.0, "importance_loss": 0.1, "load_loss": 0.1}),
 ]
+
+
+EACH_KIND = [("expert_choice", {}), ("gshard", {}), ("token_choice", {"capacity_factor": None})]
 
 
 def test_the_published_families_are_registered():
@@ -28,37 +31,36 @@ def test_an_unknown_router_is_refused_with_the_names_there_are():
     build(RouterConfig, {"name": "expertchoice"})
 
 
+def losses_and_weights(output, gain):
+  """A scalar of everything the gradient flows through: `gain` `[E, n + 1]` by expert and token, not by slot."""
+  token = output.routing.token
+  by_expert = isinstance(output.routing, SlotRouting)
+  gains = jnp.take_along_axis(gain[None], token, axis=-1) if by_expert else gain[0][token]
+  return (output.routing.weight * gains).sum() + output.auxiliary_loss
+
+
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_the_kernel_gradient_agrees_with_finite_differences_away_from_ties(name, options):
   router, tokens = make(name, **options), random_tokens(2, 16)
-  graph, state = nnx.split(router)
-  kernel = router.kernel[...]
-  cotangent = None
+  kernel, rng = router.kernel[...], np.random.default_rng(0)
+  gain = jnp.asarray(rng.normal(size=(NUM_EXPERTS, 33)), jnp.float32)
+  direction = jnp.asarray(rng.normal(size=kernel.shape), jnp.float32)
 
   @jax.jit
-  def output_of(kernel):
-    state["kernel"][...] = kernel
-    output = route(nnx.merge(graph, state), tokens, training=True, key=jax.random.key(0))
-    return output.routing, output.auxiliary_loss
+  def value_and_choices(kernel):
+    output = route(with_kernel(router, kernel), tokens, training=True, key=jax.random.key(0))
+    return losses_and_weights(output, gain), jnp.sort(output.routing.token, axis=-1)
 
-  routing, _ = output_of(kernel)
-  cotangent = jax.random.normal(jax.random.key(1), routing.weight.shape)
-
-  def value(kernel):
-    routing, auxiliary_loss = output_of(kernel)
-    return (routing.weight * cotangent).sum() + auxiliary_loss
-
-  gradient = jax.grad(value)(kernel)
-  direction = jax.random.normal(jax.random.key(2), kernel.shape)
+  gradient = jax.grad(value_and_choices, has_aux=True)(kernel)[0]
   step = 2e-3
-  higher, lower = kernel + step * direction, kernel - step * direction
-  np.testing.assert_array_equal(output_of(higher)[0].token, output_of(lower)[0].token, err_msg="the step crosses a tie")
-  difference = (value(higher) - value(lower)) / (2 * step)
+  (higher, choices), (lower, others) = (value_and_choices(kernel + s * direction) for s in (step, -step))
+  np.testing.assert_array_equal(choices, others, err_msg="the step crosses a tie")
   assert float(jnp.abs(gradient).max()) > 0
-  assert float((gradient * direction).sum()) == pytest.approx(float(difference), rel=0.01, abs=2e-3)
+  difference = float(higher - lower) / (2 * step)
+  assert float((gradient * direction).sum()) == pytest.approx(difference, rel=0.01, abs=2e-3)
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@pytest.mark.parametrize(("name", "options"), EACH_KIND)
 def test_bfloat16_tokens_are_routed_in_float32(name, options):
   router, tokens = make(name, **options), random_tokens(2, 16).astype(jnp.bfloat16)
   low = route(router, tokens)
@@ -69,25 +71,26 @@ def test_bfloat16_tokens_are_routed_in_float32(name, options):
   assert low.routing.token.dtype == jnp.int32
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@pytest.mark.parametrize(("name", "options"), EACH_KIND)
 def test_jit_routes_the_same(name, options):
   router, tokens, key = make(name, **options), random_tokens(2, 16), jax.random.key(0)
-  plain = route(router, tokens, training=True, key=key)
-  compiled = nnx.jit(lambda r, t: route(r, t, training=True, key=key))(router, tokens)
+  compiled = route(router, tokens, training=True, key=key)
+  group = router.group_size(router.options, 2, 16)
+  plain = router(inputs_of(tokens, group, key=key), training=True)
   np.testing.assert_array_equal(plain.routing.token, compiled.routing.token)
   for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@pytest.mark.parametrize(("name", "options"), EACH_KIND)
 def test_the_function_can_be_mapped_over_layers(name, options):
   routers = [make(name, seed=seed, **options) for seed in range(2)]
   graph = nnx.split(routers[0])[0]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.state(r) for r in routers))
   tokens, key = random_tokens(2, 16), jax.random.key(0)
-  mapped = jax.vmap(lambda state: route(nnx.merge(graph, state), tokens, training=True, key=key).routing)(stacked)
+  mapped = jax.vmap(lambda state: routing_of(nnx.merge(graph, state), tokens, training=True, key=key))(stacked)
   for layer, router in enumerate(routers):
-    alone = route(router, tokens, training=True, key=key).routing
+    alone = routing_of(router, tokens, training=True, key=key)
     np.testing.assert_array_equal(mapped.token[layer], alone.token)
 
 

@@ -1,7 +1,7 @@
 """Switch against Hugging Face's layer: dispatch exactly, gates and losses to 1e-5.
 
-No definitional difference had to be allowed for: theirs, too, counts capacity per sequence by position, takes the balance
-loss of each sequence before anything is dropped, and averages it over sequences of equal length.
+No definitional difference had to be allowed for: theirs, too, counts capacity per sequence by position, takes the
+balance loss of each sequence before anything is dropped, and averages it over sequences of equal length.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.routing.naive import inputs_of, make, token_weights
+from tests.routing.naive import inputs_of, make, token_weights, with_kernel
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +63,10 @@ def test_the_gradient_of_the_router_is_the_same(reference, router):
   gain = jnp.einsum("bted,btd->bte", outputs, reference["in_g"]) * kept
 
   def layer(kernel):
-    router.kernel[...] = kernel
-    routing = router(inputs_of(x, 32), training=True).routing
+    routing = with_kernel(router, kernel)(inputs_of(x, 32), training=True).routing
     rows, tokens = jnp.arange(2)[:, None, None], routing.token
     gains = gain.at[rows, tokens, jnp.arange(4)[None, :, None]].get(mode="fill", fill_value=0.0)
     return (routing.weight * gains).sum()
 
-  kernel = router.kernel[...]
-  gradient = jax.grad(layer)(kernel)
-  router.kernel[...] = kernel
+  gradient = jax.grad(layer)(router.kernel[...])
   np.testing.assert_allclose(gradient.T, reference["grad_router.classifier.weight"], atol=1e-4, rtol=1e-4)
