@@ -19,6 +19,7 @@ from moe.routing import (
   RouterConfig,
   RouterInput,
   RouterOutput,
+  Routing,
   SlotRouting,
   SoftRouting,
   register,
