@@ -5,6 +5,9 @@ import pathlib
 
 import pytest
 
+# Tests compile hundreds of small programs and run each once or twice. Subprocesses inherit it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 
 def pytest_addoption(parser):
   parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
