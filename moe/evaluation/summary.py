@@ -2,14 +2,13 @@
 
 import gzip
 
-import jax
 import numpy as np
 
-from moe.data import DataConfig, DataError, Vocabulary, make_vocabulary, validation_text
-from moe.evaluation.decoding import generate
-from moe.evaluation.restore import Trained, restore
+from moe.data import DataConfig, DataError, validation_text
+from moe.evaluation.restore import restore
+from moe.evaluation.text import continue_texts
 from moe.training.config import ExperimentConfig
-from moe.training.feed import open_pipeline
+from moe.training.feed import open_pipeline, open_vocabulary
 from moe.training.figure import draw_loss
 from moe.training.loop import Summary
 from moe.training.metrics import Record
@@ -71,42 +70,23 @@ def sample(config: ExperimentConfig, summary: Summary) -> list[str]:
   """The beginning of a validation text and how the model goes on, drawn at temperature 0.8."""
   if summary.future_leakage:
     return ["sample:     none, because a decoder that sees later tokens cannot write one by one"]
-  trained, vocabulary = restore(summary.workdir.root, "latest"), make_vocabulary(config.data)
+  trained, vocabulary = restore(summary.workdir.root, "latest"), open_vocabulary(config)
   try:
-    batch = _first_example(config)
-    tokens = generate(
-      trained.model,
-      batch,
-      config.data.targets_length + batch.get("prompt", np.zeros((1, 0))).shape[1],
-      temperature=0.8,
-      top_p=0.95,
-      key=jax.random.key(config.seed),
-    )
-    return _shown(vocabulary, batch, np.asarray(tokens[0]), trained)
+    given = vocabulary.decode(_first_tokens(config))
+    length = config.data.targets_length
+    (written,) = continue_texts(trained, vocabulary, [given], length, temperature=0.8, top_p=0.95, seed=config.seed)
   except DataError as error:  # a token directory whose vocabulary file is not there
     return [f"sample:     none ({error})"]
+  return ["sample, temperature 0.8; given", *_quoted(given), "the model goes on", *_quoted(written)]
 
 
-def _first_example(config: ExperimentConfig) -> dict[str, np.ndarray]:
-  """What `generate` needs to continue the first validation example: one row that holds it alone."""
+def _first_tokens(config: ExperimentConfig) -> np.ndarray:
+  """What the first validation example gives to an encoder, or the first half of a decoder's."""
   with open_pipeline(config, config.data.validation_split, training=False) as pipeline:
-    batch = {name: array[:1] for name, array in next(pipeline).items()}
-  if config.model.architecture == "encoder_decoder":
-    own = batch["inputs_segments"] == 1
-    return {name: np.where(own, batch[name], 0) for name in ("inputs", "inputs_positions", "inputs_segments")}
-  length = int((batch["targets_segments"] == 1).sum())
-  return {"prompt": batch["targets"][:, : max(1, length // 2)]}
-
-
-def _shown(vocabulary: Vocabulary, batch: dict[str, np.ndarray], tokens: np.ndarray, trained: Trained) -> list[str]:
-  given = batch["inputs" if "inputs" in batch else "prompt"][0]
-  written = tokens[batch["prompt"].shape[1] :] if "prompt" in batch else tokens
-  return [
-    f"sample of step {trained.step}, temperature 0.8; given",
-    *_quoted(vocabulary.decode(given)),
-    "the model goes on",
-    *_quoted(vocabulary.decode(written)),
-  ]
+    batch = next(pipeline)
+  name = "inputs" if "inputs" in batch else "targets"
+  tokens = batch[name][0][batch[f"{name}_segments"][0] == 1]
+  return tokens if name == "inputs" else tokens[: (len(tokens) + 1) // 2]
 
 
 def _quoted(text: str) -> list[str]:
