@@ -1,45 +1,44 @@
 """Parameter counts of the sizes of Zhou et al. 2022, table 1, with a vocabulary of 32,000 and shared embeddings."""
 
+import importlib
+
 import jax
 import pytest
 from flax import nnx
 
 from moe.models import ModelConfig, count_parameters
+from moe.training.config import load_config
 from tests.models.tiny import EXPERT_CHOICE, TIGHT_SWITCH, config, model
 
-SMALL = {"d_model": 768, "d_ff": 3072, "num_heads": 12, "d_head": 64, "decoder_layers": 12}
-LARGE = {"d_model": 4096, "d_ff": 16384, "num_heads": 32, "d_head": 128, "decoder_layers": 32}
 
-
-def published(sizes: dict, num_experts: int = 0) -> ModelConfig:
-  return ModelConfig(
-    architecture="decoder",
-    vocab_size=32000,
-    num_experts=num_experts,
-    decoder_router=EXPERT_CHOICE if num_experts else None,
-    relative_bias="per_layer",
-    allow_future_leakage=True,
-    **sizes,
-  )
+def published(name: str, num_experts: int = 0) -> ModelConfig:
+  """The model of `configs/pretrain/NAME.py`, with another number of experts if one is given."""
+  tree = importlib.import_module(f"configs.pretrain.{name}").get_config()
+  if num_experts:
+    tree.model.num_experts = num_experts
+  return load_config(tree).model
 
 
 @pytest.mark.parametrize(
-  ("sizes", "num_experts", "total"),
+  ("name", "num_experts", "total"),
   [
-    (SMALL, 16, 548e6),
-    (SMALL, 32, 1.0e9),
-    (SMALL, 64, 1.9e9),
-    (SMALL, 128, 3.7e9),
-    (LARGE, 0, 8.7e9),
-    (LARGE, 64, 143e9),
+    ("expert_choice_0_1b", 16, 548e6),
+    ("expert_choice_0_1b", 32, 1.0e9),
+    ("expert_choice_0_1b", 64, 1.9e9),
+    ("expert_choice_0_1b", 128, 3.7e9),
+    ("dense_8b", 0, 8.7e9),
+    ("expert_choice_8b", 64, 143e9),
+    ("glam_8b", 64, 143e9),
   ],
 )
-def test_totals_are_the_published_ones_to_3_percent(sizes, num_experts, total):
-  assert count_parameters(published(sizes, num_experts), experts_per_token=2).total == pytest.approx(total, rel=0.03)
+def test_totals_are_the_published_ones_to_3_percent(name, num_experts, total):
+  assert count_parameters(published(name, num_experts), experts_per_token=2).total == pytest.approx(total, rel=0.03)
 
 
 def test_activated_parameters_of_8b_64e_are_the_published_ones():
-  assert count_parameters(published(LARGE, 64), experts_per_token=2).activated == pytest.approx(9.8e9, rel=0.03)
+  assert count_parameters(published("expert_choice_8b"), experts_per_token=2).activated == pytest.approx(
+    9.8e9, rel=0.03
+  )
 
 
 def arithmetic(layers: int, d: int, ff: int, matrices: int, moe_layers: int = 0, experts: float = 0) -> float:
@@ -54,7 +53,7 @@ def test_dense_130m_is_137_8m_here():
   With GLU, three matrices in each of twelve networks (the text's words), 137.8M; with two, 109.5M; with three in every
   other layer, 123.7M. The published totals of all MoE sizes follow from the first reading, so it is kept.
   """
-  found = count_parameters(published(SMALL), experts_per_token=2).total
+  found = count_parameters(published("dense_0_1b"), experts_per_token=2).total
   assert found == pytest.approx(arithmetic(12, 768, 3072, matrices=3), rel=1e-3)
   assert found == pytest.approx(137.8e6, rel=1e-3)
   other_readings = [
@@ -71,7 +70,7 @@ def test_activated_145m_is_152m_here(num_experts):
 
   One expert in each would make 123.7M. Routers, d times E a layer, are left out of 152.0M and add at most 0.6M.
   """
-  found = count_parameters(published(SMALL, num_experts), experts_per_token=2).activated
+  found = count_parameters(published("expert_choice_0_1b", num_experts), experts_per_token=2).activated
   assert found == pytest.approx(arithmetic(12, 768, 3072, 3, moe_layers=6, experts=2), rel=0.005)
   assert found == pytest.approx(152.0e6, rel=0.005)
   for experts in (1, 2):
