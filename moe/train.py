@@ -15,13 +15,15 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Wait for the run's other
 
 def main() -> None:
   commands.start_distributed(_DISTRIBUTED.value)
+  import jax
+
   from moe.evaluation.summary import summarize
   from moe.training.config import load_config
   from moe.training.loop import train
 
   config = load_config(commands.read_config(_CONFIG))
   summary = train(config, _WORKDIR.value)
-  if summary.finished:
+  if summary.finished and jax.process_index() == 0:
     summarize(config, summary)
 
 

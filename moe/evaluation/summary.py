@@ -2,6 +2,7 @@
 
 import gzip
 
+import jax
 import numpy as np
 
 from moe.data import DataConfig, DataError, validation_text
@@ -70,6 +71,8 @@ def sample(config: ExperimentConfig, summary: Summary) -> list[str]:
   """The beginning of a validation text and how the model goes on, drawn at temperature 0.8."""
   if summary.future_leakage:
     return ["sample:     none, because a decoder that sees later tokens cannot write one by one"]
+  if jax.process_count() > 1:
+    return ["sample:     none on several hosts; python -m moe.generate writes one"]
   trained, vocabulary = restore(summary.workdir.root, "latest"), open_vocabulary(config)
   try:
     given = vocabulary.decode(_first_tokens(config))

@@ -43,6 +43,7 @@ class Restored:
   state: TrainState
   position: Any
   about: dict[str, Any]
+  loss: float | None
 
 
 class Checkpoints:
@@ -188,7 +189,7 @@ class Checkpoints:
 
   def _read(self, step: int, abstract: TrainState) -> Restored:
     items, run = self._items(step, {"model": _model(abstract), "optimizer": _optimizer(abstract)})
-    return Restored(TrainState(**items["model"], **items["optimizer"]), run["position"], run["about"])
+    return Restored(TrainState(**items["model"], **items["optimizer"]), run["position"], run["about"], run["loss"])
 
   def _items(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The named items of a checkpoint, compared with their checksums, and its JSON."""

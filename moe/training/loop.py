@@ -85,7 +85,8 @@ def train(config: ExperimentConfig, workdir: str | pathlib.Path) -> Summary:
     open_pipeline(config, config.data.validation_split, training=False) as validation,
   ):
     _require_examples(validation, config.data.validation_split)
-    place.claim(config)
+    if jax.process_index() == 0:
+      place.claim(config)
     use_compilation_cache(config.train.compilation_cache)
     run = _Run(config, place, mesh, vocabulary, pipeline, validation)
     try:
@@ -118,7 +119,7 @@ class _Run:
     self.start_of_validation = validation.position
     self.leaks = config.model.leaks_future
     self.about = {"config": as_mapping(config), "vocabulary": describe(vocabulary)}
-    self.checkpoints = Checkpoints(place.checkpoints, config.train.keep)
+    self.checkpoints, self.validated = Checkpoints(place.checkpoints, config.train.keep), False
     self.train_step, self.eval_step = self._compile_steps()
     self.step = int(self.state.step)
     common = {"future_leakage": True} if self.leaks else {}
@@ -127,7 +128,7 @@ class _Run:
     self.progress = Progress(self.step, config.train.steps, leaks=self.leaks)
     self.progress.line(_introduction(self.state, mesh))
     self.last: dict[str, Record] = {"train": {}, "validation": {}}
-    self._pending = None
+    self._pending, self._is_first = None, True
     self._clock = Clock()
 
   def _compile_steps(self):
@@ -157,6 +158,7 @@ class _Run:
     if restored is None:
       return make_state(make, optimizer, self.config.seed, sharding)
     self._check_vocabulary(restored)
+    self.validated = restored.loss is not None
     self.pipeline.restore(restored.position)
     print(f"going on from {self.checkpoints.last_good}", flush=True)
     return graph, restored.state
@@ -168,8 +170,8 @@ class _Run:
 
   def to_the_end(self) -> Summary:
     batches, settings = iter(self.pipeline), self.config.train
-    if self._is_validation_due() and self._last_record("validation").get("step") != self.step:
-      self._validate()  # a signal came between the step and its validation
+    if self._is_validation_due() and not self.validated:
+      self._validate()  # a signal had come between the step and its validation
     with stop_requests() as asked_to_stop:
       while self.step < settings.steps:
         self._advance(batches)
@@ -218,6 +220,7 @@ class _Run:
     if self._pending is None:
       return
     metrics, self._pending = self._pending, None
+    first, self._is_first = self._is_first, False
     values = {name: value.item() for name, value in jax.device_get({n: metrics[n] for n in _SCALARS}).items()}
     if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
       values |= flatten_layers(jax.device_get(metrics["layers"]))
@@ -226,6 +229,8 @@ class _Run:
     self._clock.count(values["tokens"])
     log = self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps
     self.progress.step(self.step, values["loss"], self._clock.tokens_per_second, log=log)
+    if first and not log:
+      self._clock.restart()  # this step was compiled too
     if log:
       values |= flatten_layers(jax.device_get(metrics["layers"]))
       values |= {"tokens_per_second": self._clock.tokens_per_second, "input_wait": self._clock.input_wait}

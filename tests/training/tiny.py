@@ -16,7 +16,7 @@ def write_corpus(path: pathlib.Path, documents: int = 60, seed: int = 0) -> path
   return path
 
 
-def tiny_mapping(corpus: pathlib.Path, **train) -> dict:
+def tiny_mapping(corpus: pathlib.Path, *, streams: int = 1, **train) -> dict:
   """The config tree of a run of 12 steps; `train` overrides fields of its training section."""
   return {
     "seed": 3,
@@ -40,6 +40,7 @@ def tiny_mapping(corpus: pathlib.Path, **train) -> dict:
       "inputs_length": 16,
       "targets_length": 16,
       "batch_size": 4,
+      "streams": streams,
       "validation_fraction": 0.2,
     },
     "optimizer": {"learning_rate": 0.03, "schedule": "constant", "warmup_steps": 2},
@@ -47,5 +48,5 @@ def tiny_mapping(corpus: pathlib.Path, **train) -> dict:
   }
 
 
-def tiny_config(corpus: pathlib.Path, **train) -> ExperimentConfig:
-  return load_config(tiny_mapping(corpus, **train))
+def tiny_config(corpus: pathlib.Path, *, streams: int = 1, **train) -> ExperimentConfig:
+  return load_config(tiny_mapping(corpus, streams=streams, **train))

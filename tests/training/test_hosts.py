@@ -1,0 +1,52 @@
+"""The same config gives the same numbers on any number of devices and hosts."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from moe.training.metrics import read_metrics
+
+
+def losses(corpus, compiled, workdir, steps=6, hosts=1, devices=1):
+  """The curve of a run over processes on this machine that act as hosts."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  environment = os.environ | settings | {"JAX_COMPILATION_CACHE_DIR": compiled}
+  command = [sys.executable, "-m", "tests.training.hosts", str(corpus), str(workdir), str(steps)]
+  started = [subprocess.Popen([*command, str(host), str(hosts), str(port)], env=environment) for host in range(hosts)]
+  try:
+    assert [process.wait(timeout=300) for process in started] == [0] * hosts
+  finally:
+    for process in started:
+      process.kill()
+  return {(record["kind"], record["step"]): record["loss"] for record in read_metrics(workdir / "metrics.jsonl")}
+
+
+def assert_same(found, expected):
+  assert list(found) == list(expected)
+  np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one(corpus, compiled_programs, tmp_path_factory):
+  return losses(corpus, compiled_programs, tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.slow
+def test_two_devices_train_as_one(corpus, compiled_programs, tmp_path, one):
+  assert_same(losses(corpus, compiled_programs, tmp_path, devices=2), one)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_as_one_and_go_on_with_each_others_checkpoints(corpus, compiled_programs, tmp_path, one):
+  losses(corpus, compiled_programs, tmp_path, steps=4, hosts=2)
+  losses(corpus, compiled_programs, tmp_path, steps=5, hosts=1)
+  found = losses(corpus, compiled_programs, tmp_path, steps=6, hosts=2)
+  del found["validation", 4], found["validation", 5]
+  assert_same(found, one)
