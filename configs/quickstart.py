@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
   config.model.num_heads = 4
   config.model.d_head = 32
   config.model.encoder_layers = 2
-  config.model.decoder_layers = 4
+  config.model.decoder_layers = 2
   config.model.num_experts = 8
   config.model.expert_feed_forward = "gelu"
   config.model.encoder_router = ConfigDict({"name": "expert_choice", "capacity_factor": 2.0})
@@ -31,18 +31,17 @@ def get_config() -> ConfigDict:
   config.data.objective = "prefix_lm"
   config.data.inputs_length = 64
   config.data.targets_length = 192
-  config.data.batch_size = 16
+  config.data.batch_size = 8
 
   config.optimizer = ConfigDict()
-  config.optimizer.name = "adamw"
-  config.optimizer.learning_rate = 3e-3
+  config.optimizer.name = "adafactor"
+  config.optimizer.learning_rate = 0.1  # relative to the size of each parameter
   config.optimizer.schedule = "cosine"
-  config.optimizer.warmup_steps = 100
+  config.optimizer.warmup_steps = 40
 
   config.train = ConfigDict()
-  config.train.steps = 1000
+  config.train.steps = 1100
   config.train.log_every = 20
-  config.train.eval_every = 500
-  config.train.eval_batches = 20
-  config.train.checkpoint_every = 500
+  config.train.eval_every = 550
+  config.train.checkpoint_every = 275
   return config

@@ -7,6 +7,7 @@ stopped.
 from absl import flags
 
 from moe import commands
+from moe.parallel.host_memory import keep_freed_memory
 
 _CONFIG = commands.define_config(required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, figure.", required=True)
@@ -14,6 +15,7 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Wait for the run's other
 
 
 def main() -> None:
+  keep_freed_memory()
   commands.start_distributed(_DISTRIBUTED.value)
   import jax
 
