@@ -1,11 +1,13 @@
 """Metrics on disk: `metrics.jsonl`, one JSON object a line, and TensorBoard's event files."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,7 +85,21 @@ def _tensorboard(folder: pathlib.Path):
   if missing:
     print(f"not installed: {', '.join(missing)}; metrics go to metrics.jsonl only, not to TensorBoard", flush=True)
     return None
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  from clu import metric_writers
+  with _silent_stderr():
+    from clu import metric_writers
 
   return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+  """Within, nothing reaches stderr: TensorFlow's C++ greets there on import, whatever its log level."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with open(os.devnull, "wb") as nothing:
+    os.dup2(nothing.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)

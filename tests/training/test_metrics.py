@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import json
 
@@ -56,6 +57,28 @@ def test_a_run_that_leaks_the_future_says_so_in_every_record(tmp_path):
   path = tmp_path / "metrics.jsonl"
   write(path, (1, "train", {}), (1, "validation", {}), common={"future_leakage": True})
   assert all(record["future_leakage"] for record in read_metrics(path))
+
+
+def test_scalars_go_to_tensorboard_and_leaking_ones_say_so_in_their_names(tmp_path):
+  pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "events", {"future_leakage": True})
+  writer.write(3, "train", {"loss": 1.5, "load": [1.0, 2.0]})
+  writer.close()
+  events = EventAccumulator(str(tmp_path / "events"))
+  events.Reload()
+  assert events.Tags()["tensors"] == ["train/future_leakage/loss"]
+
+
+def test_without_tensorboard_a_line_says_so_and_the_metrics_are_kept(tmp_path, monkeypatch, capsys):
+  find = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorflow" else find(name))
+  writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "events")
+  writer.write(3, "train", {"loss": 1.5})
+  writer.close()
+  assert "not installed: tensorflow; metrics go to metrics.jsonl only" in capsys.readouterr().out
+  assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] == 1.5
 
 
 def test_layers_are_never_pooled():
