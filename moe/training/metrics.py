@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -62,15 +62,25 @@ class MetricsWriter:
     record = {"step": step, "kind": kind} | self._common | values
     self._file.write(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n")
     self._file.flush()
-    if self._tensorboard:
-      prefix = "/".join([kind, *self._common])
-      scalars = {f"{prefix}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
-      self._tensorboard.write_scalars(step, scalars)
+    prefix = "/".join([kind, *self._common])
+    scalars = {f"{prefix}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+    self._to_tensorboard(lambda writer: writer.write_scalars(step, scalars))
 
   def close(self) -> None:
     self._file.close()
-    if self._tensorboard:
-      self._tensorboard.close()
+    self._to_tensorboard(lambda writer: writer.close())
+
+  def _to_tensorboard(self, action: Callable[[Any], None]) -> None:
+    """Does without it after an error: the same numbers are in `metrics.jsonl`."""
+    if not self._tensorboard:
+      return
+    try:
+      action(self._tensorboard)
+    except Exception as error:  # TensorFlow's own, from clu's thread
+      self._tensorboard = None
+      print(
+        f"TensorBoard's files cannot be written, metrics go to metrics.jsonl only: {type(error).__name__}", flush=True
+      )
 
 
 def _finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from moe.training import metrics
 from moe.training.figure import draw_loss
 from moe.training.metrics import MetricsWriter, flatten_layers, read_metrics
 from moe.training.progress import Clock, Progress
@@ -79,6 +80,23 @@ def test_without_tensorboard_a_line_says_so_and_the_metrics_are_kept(tmp_path, m
   writer.close()
   assert "not installed: tensorflow; metrics go to metrics.jsonl only" in capsys.readouterr().out
   assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] == 1.5
+
+
+def test_training_goes_on_where_tensorboards_files_cannot_be_written(tmp_path, monkeypatch, capsys):
+  class Failing:
+    def write_scalars(self, step, scalars):
+      raise RuntimeError("disk full")
+
+    def close(self):
+      raise AssertionError("used again after it had failed")
+
+  monkeypatch.setattr(metrics, "_tensorboard", lambda folder: Failing())
+  writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "events")
+  writer.write(1, "train", {"loss": 1.5})
+  writer.write(2, "train", {"loss": 1.0})
+  writer.close()
+  assert capsys.readouterr().out.count("TensorBoard's files cannot be written") == 1
+  assert [record["loss"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1.5, 1.0]
 
 
 def test_layers_are_never_pooled():
