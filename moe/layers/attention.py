@@ -61,14 +61,14 @@ class Attention(nnx.Module):
       x: `[B, Q, d]`.
       memory: `[B, K, d]`; `x` itself for self-attention.
       mask: bool, broadcastable to `[B, h, Q, K]`; a query that may see nothing sees everything.
-      bias: float32, broadcastable likewise, added to the logits.
+      bias: float32 `[1, h, Q, K]`, added to the logits.
       rate: probability of dropping an attention weight.
       key: PRNG key of dropping; None drops nothing.
     """
     return self.attend(x, *self.project(memory), mask, bias, rate=rate, key=key)
 
   def project(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values `[B, K, h, w]` of `memory [B, K, d]`."""
+    """Keys and values `[B, h, K, w]` of `memory [B, K, d]`."""
     return self._heads(matmul(memory, self.key, self.dtype)), self._heads(matmul(memory, self.value, self.dtype))
 
   def attend(
@@ -84,16 +84,16 @@ class Attention(nnx.Module):
   ) -> jax.Array:
     """As `__call__`, for keys and values that `project` made."""
     queries = self._heads(matmul(x, self.query, self.dtype))
-    logits = jnp.einsum("bqhw,bkhw->bhqk", queries, keys, preferred_element_type=jnp.float32)
-    logits = logits if bias is None else logits + bias
+    logits = jnp.einsum("bhqw,bhkw->bhqk", queries, keys, preferred_element_type=jnp.float32)
+    logits = logits if bias is None else logits + _for_each(bias, x.shape[0])
     weights = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
     weights = dropout(weights, rate, key).astype(self.dtype)
-    mixed = jnp.einsum("bhqk,bkhw->bqhw", weights, values)
-    return matmul(mixed.reshape(*x.shape[:-1], -1), self.out, self.dtype)
+    mixed = jnp.einsum("bhqk,bhkw->bhqw", weights, values)
+    return matmul(mixed.swapaxes(1, 2).reshape(*x.shape[:-1], -1), self.out, self.dtype)
 
   def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
     """Room for the keys and values of `length` positions."""
-    empty = jnp.zeros((batch, length, self.num_heads, self.d_head), self.dtype)
+    empty = jnp.zeros((batch, self.num_heads, length, self.d_head), self.dtype)
     return {"keys": empty, "values": empty}
 
   def step(
@@ -101,10 +101,16 @@ class Attention(nnx.Module):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Self-attention of the token `x [B, 1, d]` at `position` (int32 scalar); its key and value join the cache."""
     keys, values = (
-      jax.lax.dynamic_update_slice_in_dim(cache[name], new, position, axis=1)
+      jax.lax.dynamic_update_slice_in_dim(cache[name], new, position, axis=2)
       for name, new in zip(("keys", "values"), self.project(x), strict=True)
     )
     return self.attend(x, keys, values, mask, bias), {"keys": keys, "values": values}
 
   def _heads(self, x: jax.Array) -> jax.Array:
-    return x.reshape(*x.shape[:-1], self.num_heads, self.d_head)
+    """`[B, T, h * w]` to `[B, h, T, w]`: with the axes of the batch first, CPUs need not transpose the products."""
+    return x.reshape(*x.shape[:-1], self.num_heads, self.d_head).swapaxes(1, 2)
+
+
+def _for_each(bias: jax.Array, batch: int) -> jax.Array:
+  """`[1, h, Q, K]` to `[B, h, Q, K]`, as a product: its gradient is one as well, faster on CPUs than a sum over B."""
+  return jnp.einsum("b,hqk->bhqk", jnp.ones(batch, bias.dtype), bias[0])

@@ -113,7 +113,7 @@ class Block(nnx.Module):
   def step(self, x: jax.Array, cache: Cache, context: Context) -> tuple[jax.Array, Cache]:
     """The next token of each sequence, `x [B, 1, d]`: what `__call__` would give at its position, in evaluation."""
     new = dict(cache)
-    length = cache["attention"]["keys"].shape[1]
+    length = cache["attention"]["keys"].shape[-2]
     bias = context.bias if self.bias is None else self.bias.row(context.position, length)
     y = self.attention_norm(x)
     y, new["attention"] = self.attention.step(y, cache["attention"], context.position, context.mask, bias)

@@ -63,7 +63,7 @@ def decode_step(
 ) -> tuple[jax.Array, DecodeState]:
   """Logits `[B, V]` of the token after `tokens [B]`."""
   ids = tokens[:, None]
-  length = state.caches[0]["attention"]["keys"].shape[2]
+  length = state.caches[0]["attention"]["keys"].shape[-2]
   context = Context(
     mask=jnp.arange(length) <= state.position,
     ids=ids,

@@ -99,7 +99,7 @@ class Stack(nnx.Module):
 
   def step(self, x: jax.Array, caches: list[Cache], context: Context) -> tuple[jax.Array, list[Cache]]:
     """The next token of each sequence, `x [B, 1, d]`, at row index `context.position`."""
-    length = caches[0]["attention"]["keys"].shape[2]
+    length = caches[0]["attention"]["keys"].shape[-2]
     context = self._with_bias(context, lambda bias: bias.row(context.position, length))
     graph, variables = nnx.split(self.units)
 

@@ -84,9 +84,10 @@ def test_logits_and_softmax_are_float32_under_bfloat16():
   attention = make(jnp.bfloat16)
   keys, values = attention.project(tokens(1, 2))
   bias = jnp.array([1000.0, 1001.0])
-  uniform = attention.attend(tokens(1, 1), 0 * keys, values, jnp.ones(2, bool), bias)
-  mixed = jax.nn.softmax(bias) @ values.astype(jnp.float32).reshape(2, -1)
-  expected = mixed @ attention.out[...]
+  every_head = jnp.broadcast_to(bias, (1, values.shape[1], 1, 2))
+  uniform = attention.attend(tokens(1, 1), 0 * keys, values, jnp.ones(2, bool), every_head)
+  mixed = jnp.einsum("k,hkw->hw", jax.nn.softmax(bias), values[0].astype(jnp.float32))
+  expected = mixed.reshape(-1) @ attention.out[...]
   assert uniform.dtype == jnp.bfloat16
   np.testing.assert_allclose(uniform[0, 0].astype(jnp.float32), expected, rtol=0.05, atol=0.02)
 
