@@ -22,7 +22,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 
 def main() -> None:
-  from moe.evaluation.restore import restore
+  from moe.evaluation.restore import check_vocabulary, restore
   from moe.evaluation.text import continue_texts
   from moe.training.feed import open_vocabulary
 
@@ -32,9 +32,11 @@ def main() -> None:
     raise ConfigError(
       "model.decoder_router", trained.config.model.decoder_router.name, "is not causal: it cannot write token by token"
     )
+  vocabulary = open_vocabulary(trained.config)
+  check_vocabulary(trained, vocabulary)
   texts = continue_texts(
     trained,
-    open_vocabulary(trained.config),
+    vocabulary,
     prompts,
     _LENGTH.value,
     temperature=_TEMPERATURE.value,

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from moe.config import require
 from moe.data import DataConfig
-from moe.evaluation.restore import Trained
+from moe.evaluation.restore import Trained, check_vocabulary
 from moe.parallel.mesh import check_rows, make_mesh
-from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary, padding
+from moe.training.feed import byte_lengths, open_pipeline, open_vocabulary, padding
 from moe.training.metrics import Record
 from moe.training.step import make_eval_step
 from moe.training.validation import evaluate_batches
@@ -28,11 +27,8 @@ def evaluate(trained: Trained, data: DataConfig, split: str, batches: int = 0) -
     ConfigError, DataError: what is wrong with the data; a vocabulary that is missing, or is not the checkpoint's.
   """
   config = dataclasses.replace(trained.config, data=data)
-  vocabulary, old = open_vocabulary(config), trained.vocabulary
-  smaller = f"has {vocabulary.size} tokens, the checkpoint's has {old['size']}"
-  require(vocabulary.size >= old["size"], "data.vocabulary", vocabulary.name, smaller)
-  same = describe(vocabulary)["fingerprint"] == old["fingerprint"]
-  require(same, "data.vocabulary", vocabulary.name, f"is not the one of the checkpoint ({old['name']})")
+  vocabulary = open_vocabulary(config)
+  check_vocabulary(trained, vocabulary)
   mesh, accumulation = make_mesh(), config.train.accumulation
   check_rows(mesh, data.batch_size // accumulation, "data.batch_size")
   step = make_eval_step(

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from moe.config import ConfigError
+from moe.config import ConfigError, require
+from moe.data import Vocabulary
 from moe.models import make_model
 from moe.parallel.mesh import make_mesh, replicated
 from moe.training.checkpoint import CheckpointError, Checkpoints
@@ -64,6 +65,15 @@ def restore(workdir: str | pathlib.Path, step: str = "best") -> Trained:
   finally:
     checkpoints.close()
   return Trained(config, number, graph, params, router_state, about["vocabulary"])
+
+
+def check_vocabulary(trained: Trained, vocabulary: Vocabulary) -> None:
+  """Raises `ConfigError` unless `vocabulary` is the one that the checkpoint was trained with."""
+  old = trained.vocabulary
+  smaller = f"has {vocabulary.size} tokens, the checkpoint's has {old['size']}"
+  require(vocabulary.size >= old["size"], "data.vocabulary", vocabulary.name, smaller)
+  same = vocabulary.fingerprint == old["fingerprint"]
+  require(same, "data.vocabulary", vocabulary.name, f"is not the one of the checkpoint ({old['name']})")
 
 
 def _number(checkpoints: Checkpoints, step: str) -> int:
