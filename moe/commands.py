@@ -1,8 +1,10 @@
 """What all mains share: the config flag, errors as one line, several hosts."""
 
 import contextlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,9 +51,8 @@ def run(main: Callable[[], None]) -> None:
   """
 
   def call(argv: list[str]) -> None:
-    # Orbax logs every step of its work, and errors that are raised to us as well, over pages.
     if not flags.FLAGS["verbosity"].present:
-      absl_logging.set_verbosity(absl_logging.FATAL)
+      _silence_orbax()
     with _report_errors():
       if len(argv) > 1:
         raise ConfigError("argument", argv[1], "not expected; every argument has the form --NAME=VALUE")
@@ -67,6 +68,21 @@ def start_distributed(wanted: bool) -> None:
     import jax
 
     jax.distributed.initialize()
+
+
+def _silence_orbax() -> None:
+  """Orbax logs every step of its work, and over pages errors that are raised to us as well."""
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+  warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+  report = sys.unraisablehook
+
+  def filtered(unraisable) -> None:
+    # After a first failed write the others come back to an event loop that has ended.
+    if str(unraisable.exc_value) != "Event loop is closed":
+      report(unraisable)
+
+  sys.unraisablehook = filtered
 
 
 def _parse(argv: list[str]) -> list[str]:

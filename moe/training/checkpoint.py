@@ -104,6 +104,11 @@ class Checkpoints:
       raise self._failed(error) from error
     return True
 
+  def poll(self) -> None:
+    """Notices, without waiting, that what was being written is whole or has failed; raises as `wait`."""
+    if self._writing is not None and not self._manager.is_saving_in_progress():
+      self.wait()
+
   def wait(self) -> None:
     """Waits until what is being written is whole.
 

@@ -208,6 +208,7 @@ class _Run:
 
   def _advance(self, batches: Iterator[dict[str, Any]]) -> None:
     """Starts the next step on the device, then reads the metrics of the one before: the device never waits for us."""
+    self.checkpoints.poll()
     before = self._pending and self._pending["loss"]
     with self._clock.waiting(lambda: before is None or before.is_ready()):
       batch = next(batches)

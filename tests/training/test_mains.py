@@ -29,10 +29,10 @@ def start(compiled_programs):
   """Starts `python -m moe.MAIN` with arguments."""
   started = []
 
-  def start(main, *arguments):
+  def start(main, *arguments, shell=False):
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled_programs, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", f"moe.{main}", *map(str, arguments)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    command = arguments[0] if shell else [sys.executable, "-m", f"moe.{main}", *map(str, arguments)]
+    options = {"shell": shell, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     process = subprocess.Popen(command, **options)
     started.append(process)
     return process
@@ -137,6 +137,16 @@ def test_bad_input_is_one_line_and_exit_code_2(start, config_file, tmp_path, arg
   assert code == 2 and said in error
   assert len(error.splitlines()) == 1 and error.startswith("error: ")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1(start, config_file, tmp_path):
+  """No file can grow beyond 40 kB, which is less than the parameters are."""
+  command = f"ulimit -f 40; exec {sys.executable} -m moe.train --config={config_file} --workdir={tmp_path}"
+  code, _, error = finish(start("train", command, shell=True))
+  assert code == 1
+  lines = [line for line in error.splitlines() if not line.startswith(("step ", "validation "))]
+  assert len(lines) == 2 and " parameters on " in lines[0], error
+  assert lines[1] == "error: checkpoint 5 could not be written (File too large); there is no earlier one"
 
 
 def test_fields_that_the_file_leaves_out_can_be_overridden(whole, start, config_file):
