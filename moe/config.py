@@ -9,7 +9,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -38,11 +38,12 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
   Raises:
     ConfigError: an unknown field, a missing one, a value of another type, or what `cls.__post_init__` refuses.
   """
-  if hasattr(cls, "from_mapping"):
-    return cls.from_mapping(values, path)
+  own = getattr(cls, "from_mapping", None)
+  if own is not None:
+    return own(values, path)
   if not isinstance(values, Mapping):
     raise ConfigError(path, values, f"expected the fields of {cls.__name__}")
-  fields = {field.name: field for field in dataclasses.fields(cls)}
+  fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
   hints = typing.get_type_hints(cls)
   for name in values:
     if name not in fields:
@@ -74,7 +75,7 @@ def _check(hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, (list, tuple)):
       raise ConfigError(path, value, "expected a list")
     return tuple(_check(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-  if dataclasses.is_dataclass(hint):
+  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     return value if isinstance(value, hint) else build(hint, value, path)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)

@@ -81,6 +81,10 @@ class TextSource:
   def __init__(self, vocabulary: Vocabulary):
     self._vocabulary = vocabulary
 
+  def texts(self, shard: int) -> Iterator[str]:
+    """The shard's documents, always in the same order."""
+    raise NotImplementedError
+
   def blocks(self, shard: int, start: int, epoch: int) -> Iterator[Documents]:
     del epoch
     for number, texts in enumerate(group(self.texts(shard))):

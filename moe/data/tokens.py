@@ -80,7 +80,7 @@ def write_split(directory: str, split: str, source: Source, vocabulary: Vocabula
   """
   names = ("inputs", "targets") if source.supervised else ("targets",)
   dtype = token_dtype(vocabulary.size)
-  lengths = {name: [] for name in names}
+  lengths: dict[str, list[np.ndarray]] = {name: [] for name in names}
   with _Writers(directory, split, names) as writers:
     for shard in range(source.num_shards):
       for block in source.blocks(shard, 0, 0):

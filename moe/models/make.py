@@ -12,4 +12,4 @@ def make_model(config: ModelConfig, rngs: nnx.Rngs) -> EncoderDecoder | Decoder:
 
   Under `nnx.eval_shape` nothing is allocated.
   """
-  return {"encoder_decoder": EncoderDecoder, "decoder": Decoder}[config.architecture](config, rngs=rngs)
+  return (Decoder if config.architecture == "decoder" else EncoderDecoder)(config, rngs=rngs)

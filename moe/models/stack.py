@@ -73,7 +73,8 @@ class Stack(nnx.Module):
     """
     context = self._with_bias(context, lambda bias: bias(x.shape[1]))
     first_key, last_key, units_key = split(key, 3)
-    graph, params, rest = nnx.split(self.units, nnx.Param, ...)
+    graph, *variables = nnx.split(self.units, nnx.Param, ...)
+    params, rest = variables
     count = jax.tree.leaves(params)[0].shape[0]
     unit_keys = None if key is None else jax.random.split(units_key, count)
 

@@ -58,6 +58,10 @@ class Router(nnx.Module):
 
   Options: ClassVar[type]
 
+  def __init__(self, options: Any, d_model: int, num_experts: int, *, rngs: nnx.Rngs):
+    """Makes the router's parameters, for tokens of width `d_model`."""
+    raise NotImplementedError
+
   @classmethod
   def is_causal(cls, options: Any) -> bool:
     """Whether a token's output never depends on later positions of its own sequence."""
