@@ -185,7 +185,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(corpus, t
   with monkeypatch.context() as patch, pytest.raises(CheckpointError, match=r"checkpoint 8 .*/checkpoints/4$"):
     patch.setattr(loop._Run, "_save", filling)
     train(tiny_config(corpus), tmp_path)
-  assert train(tiny_config(corpus), tmp_path).finished
+  assert restore(tmp_path, "latest").step == 4
 
 
 def test_what_is_wrong_shows_before_anything_is_written(corpus, tmp_path):
