@@ -1,4 +1,4 @@
-"""Learns the Python standard library's own text in minutes on two CPU cores: T5 with expert choice, nothing to download.
+"""Learns the Python standard library in minutes on two CPU cores: T5 with expert choice, nothing to download.
 
 The encoder reads a stretch of source code, with expert choice; the decoder, with causal top-2 routing, continues it.
 """
