@@ -181,10 +181,11 @@ def test_a_full_disk_is_reported_and_the_last_good_checkpoint_stays(tmp_path, ro
   checkpoints = Checkpoints(tmp_path, keep=1)
   checkpoints.save(make_state(1), {"at": [1, 2]}, ABOUT)
   checkpoints.wait()
-  with full_disk(room), pytest.raises(CheckpointError) as error:
-    checkpoints.save(make_state(2, 2.0), {}, ABOUT)
-    checkpoints.wait()
-  checkpoints.close()
+  with full_disk(room):
+    with pytest.raises(CheckpointError) as error:
+      checkpoints.save(make_state(2, 2.0), {}, ABOUT)
+      checkpoints.wait()
+    checkpoints.close()
   assert "checkpoint 2 could not be written (" in str(error.value) and "File too large" in str(error.value)
   assert f"the last good checkpoint is {tmp_path / '1'}" in str(error.value) and "\n" not in str(error.value)
   assert restore(tmp_path, read_only=True) == (1, [])
