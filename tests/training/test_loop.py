@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import os
 import signal
@@ -177,14 +178,17 @@ def test_after_a_loss_that_is_not_finite_no_checkpoint_is_bad(corpus, tmp_path, 
 def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(corpus, tmp_path, monkeypatch):
   save = loop._Run._save
 
-  def filling(run, loss):
-    with full_disk(1000) if run.step > 4 else full_disk(10**9):
+  with contextlib.ExitStack() as until_the_end:
+
+    def filling(run, loss):
+      if run.step > 4:
+        until_the_end.enter_context(full_disk(1000))
       save(run, loss)
       run.checkpoints.wait()
 
-  with monkeypatch.context() as patch, pytest.raises(CheckpointError, match=r"checkpoint 8 .*/checkpoints/4$"):
-    patch.setattr(loop._Run, "_save", filling)
-    train(tiny_config(corpus), tmp_path)
+    monkeypatch.setattr(loop._Run, "_save", filling)
+    with pytest.raises(CheckpointError, match=r"checkpoint 8 .*/checkpoints/4$"):
+      train(tiny_config(corpus), tmp_path)
   assert restore(tmp_path, "latest").step == 4
 
 
