@@ -15,9 +15,11 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Wait for the run's other
 
 
 def main() -> None:
-  keep_freed_memory()
   commands.start_distributed(_DISTRIBUTED.value)
   import jax
+
+  if jax.default_backend() == "cpu":
+    keep_freed_memory()
 
   from moe.evaluation.summary import summarize
   from moe.training.config import load_config
