@@ -1,7 +1,6 @@
 """The one interface of every router, and the registry that finds them by name."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -116,6 +115,6 @@ def checked_group_size(group_size: int, batch: int, length: int) -> int:
   if group_size == 0:
     return total
   if group_size < 0 or total % group_size:
-    near = math.gcd(total, abs(group_size))
+    near = min((size for size in range(1, total + 1) if total % size == 0), key=lambda size: abs(size - group_size))
     raise ConfigError("group_size", group_size, f"does not divide {batch} x {length} = {total} tokens; {near} would")
   return group_size

@@ -8,6 +8,7 @@ from flax import nnx
 
 from moe.config import ConfigError, build
 from moe.routing import ROUTERS, RouterConfig, SlotRouting
+from moe.routing.router import checked_group_size
 from moe.routing.scores import router_kernel, router_logits
 from tests.routing.naive import NUM_EXPERTS, inputs_of, make, random_tokens, route, routing_of, with_kernel
 
@@ -106,3 +107,9 @@ def test_logits_of_bfloat16_tokens_are_not_rounded_to_bfloat16():
   kernel = router_kernel(256, 8, nnx.Rngs(0))[...]
   expected = np.asarray(tokens, np.float64) @ np.asarray(kernel, np.float64)
   np.testing.assert_allclose(router_logits(tokens, kernel), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_group_size_that_does_not_divide_the_batch_is_refused_with_the_nearest_that_does():
+  with pytest.raises(ConfigError, match=r"group_size = 100: does not divide 8 x 64 = 512 tokens; 128 would"):
+    checked_group_size(100, batch=8, length=64)
+  assert checked_group_size(0, batch=8, length=64) == 512
