@@ -23,7 +23,7 @@ class TrainConfig:
     logits_z_loss: weight of the squared log normaliser of the logits (T5's is 1e-4).
     log_every: steps between records of training metrics.
     eval_every: steps between validations; there is one more at the last step.
-    eval_batches: batches of a validation; 0 takes the whole split.
+    eval_batches: batches of a validation, the split's first ones, which may be untypical; 0 takes the whole split.
     checkpoint_every: steps between checkpoints; there is one more at the last step.
     keep: newest checkpoints to keep; the one with the best validation loss stays besides.
     compilation_cache: where compiled programs are kept between runs; empty means the user's cache folder.
