@@ -1,5 +1,6 @@
 """What tests share: folders named by the environment, and the switch for slow tests."""
 
+import logging
 import os
 import pathlib
 
@@ -7,6 +8,9 @@ import pytest
 
 # Tests compile hundreds of small programs and run each once or twice. Subprocesses inherit it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# Orbax's writes that tests make fail leave tasks behind, which would speak over pages when the process ends.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
 
 
 def pytest_addoption(parser):
