@@ -21,7 +21,7 @@ def places_in_order(choices: jax.Array, wanted: jax.Array, num_experts: int) -> 
     wanted: bool `[n, k]`.
     num_experts: E.
   """
-  takes = _takes(choices, wanted, num_experts)
+  takes = takes_of(choices, wanted, num_experts)
   return jnp.take_along_axis(jnp.cumsum(takes, axis=0) - takes, choices, axis=1)
 
 
@@ -84,10 +84,10 @@ def ragged_routing(choices: jax.Array, weight: jax.Array, wanted: jax.Array, num
   order = jnp.argsort(expert, stable=True)
   real = expert[order] < num_experts
   token = jnp.where(real, order // k, n).astype(jnp.int32)
-  group_sizes = _takes(choices, wanted, num_experts).sum(0, dtype=jnp.int32)
+  group_sizes = takes_of(choices, wanted, num_experts).sum(0, dtype=jnp.int32)
   return RaggedRouting(token, jnp.where(real, weight.reshape(-1)[order], 0.0), group_sizes)
 
 
-def _takes(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
+def takes_of(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
   """int32 `[n, E]`, 1 where a token wants an expert."""
   return ((choices[..., None] == jnp.arange(num_experts)) & wanted[..., None]).sum(1, dtype=jnp.int32)

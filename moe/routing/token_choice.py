@@ -158,8 +158,7 @@ class TokenChoice(Router):
     kept = jnp.broadcast_to(inputs.mask[0][:, None], choices.shape)
     if state:
       kept = kept & (jnp.take_along_axis(state["free"], choices, axis=1) > 0)
-      taken = ((choices[..., None] == jnp.arange(self.num_experts)) & kept[..., None]).sum(1, dtype=jnp.int32)
-      state = {"free": state["free"] - taken}
+      state = {"free": state["free"] - assignments.takes_of(choices, kept, self.num_experts)}
     routing: RaggedRouting = assignments.ragged_routing(choices, gates, kept, self.num_experts)
     routing = jax.tree.map(lambda leaf: leaf[None], routing)
     return RouterOutput(routing, {}, jnp.zeros(()), {}), state
