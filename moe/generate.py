@@ -28,7 +28,7 @@ def main() -> None:
 
   prompts = [*_PROMPT.value, *_read(_FILE.value)]
   trained = restore(_WORKDIR.value, _STEP.value)
-  if trained.config.model.leaks_future:
+  if trained.config.model.evaluates_on_future:
     raise ConfigError(
       "model.decoder_router", trained.config.model.decoder_router.name, "is not causal: it cannot write token by token"
     )

@@ -39,7 +39,7 @@ def test_its_router_can_be_chosen_by_name_and_fills_every_expert(monkeypatch):
   del routing.ROUTERS["random_choice"]
   exec(example, names)
   config = routing.RouterConfig.from_mapping({"name": "random_choice", "capacity_factor": 1.0}, "router")
-  router = config.make(d_model=8, num_experts=4, rngs=nnx.Rngs(0))
+  router = config.make(routing.Site(8, 4), rngs=nnx.Rngs(0))
   inputs = routing.RouterInput(jnp.ones((2, 12, 8)), jnp.ones((2, 12), bool))
   found = nnx.jit(lambda router: router(inputs, training=False).routing)(router)
   assert found.token.shape == (2, 4, 3)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.layers.activations import ACTIVATIONS, GATED, Form
-from moe.layers.grouped_matmul import grouped_matmul
+from moe.layers.ragged import ragged_feed_forward
 
 
 class Experts(nnx.Module):
@@ -36,11 +36,10 @@ class Experts(nnx.Module):
     before = [jnp.einsum("erd,edf->erf", x, w) for w in self._ups()]
     return _activate_and_project(self.activation, before, self.down[...].astype(self.dtype))
 
-  def ragged(self, inputs: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Rows sorted by expert, `[A, d]`, `sizes [E]` of them each; rows past the last run come back as zeros."""
-    x = inputs.astype(self.dtype)
-    hidden = self.activation(*(grouped_matmul(x, w, sizes) for w in self._ups()))
-    return grouped_matmul(hidden, self.down[...].astype(self.dtype).swapaxes(1, 2), sizes)
+  def ragged(self, tokens: jax.Array, rows: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:
+    """`[N, d]` to `[N, d]`: the weighted sum over the assignments of each token, which are sorted by expert."""
+    down = self.down[...].astype(self.dtype)
+    return ragged_feed_forward(self.activation, tokens.astype(self.dtype), rows, weight, sizes, self._ups(), down)
 
   def _ups(self) -> list[jax.Array]:
     return [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]

@@ -8,8 +8,19 @@ from flax import nnx
 
 from moe.layers.activations import Form
 from moe.layers.experts import Experts
+from moe.layers.feed_forward import FeedForward
 from moe.parallel import local
-from moe.routing import RaggedRouting, RouterConfig, RouterInput, RouterOutput, Routing, SlotRouting, SoftRouting
+from moe.routing import (
+  Policy,
+  RaggedRouting,
+  RouterConfig,
+  RouterInput,
+  RouterOutput,
+  Routing,
+  Site,
+  SlotRouting,
+  SoftRouting,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -21,15 +32,29 @@ class LayerOutput:
     auxiliary_loss: float32 scalar, weighted.
     metrics: float32 arrays by name: the router's metrics, and its unweighted losses as `loss/NAME`.
     routing: who went where; costs nothing in a compiled program that does not use it.
+    policy: `[B, T]` of a router that learns by REINFORCE, in training; else None.
   """
 
   auxiliary_loss: jax.Array
   metrics: dict[str, jax.Array]
   routing: Routing
+  policy: Policy | None
 
 
 class MoE(nnx.Module):
-  """`num_experts` feed-forward networks and the router that chooses among them. Adds no residual."""
+  """`num_experts` feed-forward networks and the router that chooses among them. Adds no residual.
+
+  Args:
+    num_experts: E.
+    d_model: width of the tokens.
+    d_ff: hidden width of an expert.
+    form: of an expert.
+    router: name and options.
+    dtype: of the experts' computation.
+    shared_experts: experts besides, as one network of that many times `d_ff`, which see every token with weight 1
+      (Dai et al. 2024, DeepSeekMoE, section 3.2).
+    vocab_size: of the token ids, for routers that look at them.
+  """
 
   def __init__(
     self,
@@ -40,11 +65,14 @@ class MoE(nnx.Module):
     router: RouterConfig,
     dtype: jnp.dtype,
     *,
+    shared_experts: int = 0,
+    vocab_size: int | None = None,
     rngs: nnx.Rngs,
   ):
     self.config = router
-    self.router = router.make(d_model, num_experts, rngs)
+    self.router = router.make(Site(d_model, num_experts, vocab_size), rngs)
     self.experts = Experts(num_experts, d_model, d_ff, form, dtype, rngs=rngs)
+    self.shared = FeedForward(d_model, shared_experts * d_ff, form, dtype, rngs=rngs) if shared_experts else None
 
   def __call__(
     self,
@@ -70,14 +98,20 @@ class MoE(nnx.Module):
       `[B, T, d]` and the layer's report.
     """
     batch, length, _ = x.shape
-    group = self.config.router.group_size(self.config.options, batch, length)
+    groups = self.config.router.groups(self.config.options, batch, length)
 
-    def grouped(array):
-      return None if array is None else array.reshape(-1, group, *array.shape[2:])
+    def cut(array):
+      return None if array is None else groups.cut(array)
 
-    inputs = RouterInput(grouped(x), grouped(segments) > 0, grouped(ids), grouped(positions), key)
+    inputs = RouterInput(groups.cut(x), groups.cut(segments) > 0, cut(ids), cut(positions), key)
     output = self.router(inputs, training=training)
-    return self._travel(inputs.tokens, output).reshape(x.shape), _report(output)
+    y = groups.join(self._travel(inputs.tokens, output.routing), batch, length)
+    policy = output.policy and dataclasses.replace(
+      output.policy,
+      log_prob=groups.join(output.policy.log_prob, batch, length),
+      baseline=groups.join(output.policy.baseline, batch, length),
+    )
+    return self._with_shared(y, x), _report(output, policy)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
     """The router's memory for decoding `batch` sequences of at most `length` tokens."""
@@ -97,20 +131,24 @@ class MoE(nnx.Module):
 
     mask = jnp.ones((1, x.shape[0]), bool)
     output, state = self.router.decode(RouterInput(one_group(x), mask, one_group(ids), one_group(positions)), state)
-    return self._travel(one_group(x), output).reshape(x.shape), state
+    return self._with_shared(self._travel(one_group(x), output.routing).reshape(x.shape), x), state
 
-  def _travel(self, tokens: jax.Array, output: RouterOutput) -> jax.Array:
+  def _with_shared(self, y: jax.Array, x: jax.Array) -> jax.Array:
+    return y if self.shared is None else y + self.shared(x)
+
+  def _travel(self, tokens: jax.Array, routing: Routing) -> jax.Array:
     """`[G, n, d]` to the experts and back."""
-    routing, n = output.routing, tokens.shape[1]
+    n = tokens.shape[1]
     match routing:
       case SlotRouting():
         return local.combine_slots(self.experts.slots(local.dispatch_slots(tokens, routing)), routing, n)
       case RaggedRouting():
-        return local.combine_ragged(self.experts.ragged(*local.dispatch_ragged(tokens, routing)), routing, n)
+        rows, weight, sizes = local.rows_in_order(routing, n)
+        return self.experts.ragged(tokens.reshape(-1, tokens.shape[-1]), rows, weight, sizes).reshape(tokens.shape)
       case SoftRouting():
         return local.combine_soft(self.experts.slots(local.dispatch_soft(tokens, routing)), routing)
 
 
-def _report(output: RouterOutput) -> LayerOutput:
+def _report(output: RouterOutput, policy: Policy | None) -> LayerOutput:
   losses = {f"loss/{name}": value for name, value in output.losses.items()}
-  return LayerOutput(output.auxiliary_loss, output.metrics | losses, output.routing)
+  return LayerOutput(output.auxiliary_loss, output.metrics | losses, output.routing, policy)

@@ -16,7 +16,7 @@ from moe.layers.moe import MoE
 from moe.layers.norm import RMSNorm
 from moe.layers.relative_position import RelativeBias
 from moe.models.config import ModelConfig
-from moe.routing import RouterConfig, Routing
+from moe.routing import Policy, RouterConfig, Routing
 
 Cache = dict[str, dict[str, jax.Array]]
 
@@ -50,12 +50,13 @@ class Context:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockOutput:
-  """`x [B, T, d]`, and of a MoE block its weighted auxiliary loss, metrics and routing (else 0, {} and None)."""
+  """`x [B, T, d]`, and of a MoE block its weighted auxiliary loss, metrics, routing and policy (else 0, {}, None)."""
 
   x: jax.Array
   auxiliary_loss: jax.Array
   metrics: dict[str, jax.Array]
   routing: Routing | None
+  policy: Policy | None
 
 
 def relative_bias(config: ModelConfig, *, causal: bool, rngs: nnx.Rngs) -> RelativeBias:
@@ -98,8 +99,8 @@ class Block(nnx.Module):
       y = self.cross_norm(x)
       y = self.cross_attention(y, context.memory, context.memory_mask, rate=rate, key=keys[2])
       x += dropout(y, rate, keys[3])
-    y, auxiliary_loss, metrics, routing = self._feed_forward(self.feed_forward_norm(x), context, training, keys[4:6])
-    return BlockOutput(x + dropout(y, rate, keys[6]), auxiliary_loss, metrics, routing)
+    y, *report = self._feed_forward(self.feed_forward_norm(x), context, training, keys[4:6])
+    return BlockOutput(x + dropout(y, rate, keys[6]), *report)
 
   def init_cache(self, length: int, batch: int, memory: jax.Array | None) -> Cache:
     """What decoding `batch` sequences of at most `length` tokens remembers; `memory [B, M, d]` as in `Context`."""
@@ -129,7 +130,7 @@ class Block(nnx.Module):
 
   def _feed_forward(self, x, context, training, keys):
     if self.moe is None:
-      return self.feed_forward(x, rate=self.dropout, key=keys[0]), jnp.float32(0), {}, None
+      return self.feed_forward(x, rate=self.dropout, key=keys[0]), jnp.float32(0), {}, None, None
     y, report = self.moe(
       x,
       segments=context.segments,
@@ -138,7 +139,7 @@ class Block(nnx.Module):
       training=training,
       key=keys[1],
     )
-    return y, report.auxiliary_loss, report.metrics, report.routing
+    return y, report.auxiliary_loss, report.metrics, report.routing, report.policy
 
 
 def _experts(config: ModelConfig, router: RouterConfig, rngs: nnx.Rngs) -> MoE:
@@ -149,5 +150,7 @@ def _experts(config: ModelConfig, router: RouterConfig, rngs: nnx.Rngs) -> MoE:
     form=config.expert_feed_forward,
     router=router,
     dtype=config.compute_dtype,
+    shared_experts=config.shared_experts,
+    vocab_size=config.vocab_size,
     rngs=rngs,
   )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from moe.config import require
 from moe.layers.activations import Form
-from moe.routing import RouterConfig
+from moe.routing import RouterConfig, Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ModelConfig:
     num_experts: 0 for a dense model.
     expert_d_ff: hidden width of an expert; 0 means `d_ff`.
     expert_feed_forward: form of an expert.
+    shared_experts: experts besides, in every MoE layer, that see every token whatever the router says.
     encoder_router: None for a dense encoder.
     decoder_router: None for a dense decoder.
     relative_bias: one table of position biases for a stack (T5), or one a layer (Zhou et al. 2022).
@@ -49,6 +50,7 @@ class ModelConfig:
   num_experts: int = 0
   expert_d_ff: int = 0
   expert_feed_forward: Form = "gelu"
+  shared_experts: int = 0
   moe_every: int = 2
   encoder_router: RouterConfig | None = None
   decoder_router: RouterConfig | None = None
@@ -64,7 +66,7 @@ class ModelConfig:
   def __post_init__(self):
     for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_head", "decoder_layers", "moe_every"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-    for name in ("num_experts", "expert_d_ff", "encoder_layers"):
+    for name in ("num_experts", "expert_d_ff", "shared_experts", "encoder_layers"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
     require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
     self._check_encoder()
@@ -78,10 +80,20 @@ class ModelConfig:
     return jnp.dtype(self.dtype)
 
   @property
+  def site(self) -> Site:
+    """Where a router of this model stands."""
+    return Site(self.d_model, self.num_experts, self.vocab_size)
+
+  @property
   def leaks_future(self) -> bool:
-    """Whether a decoder position's logits may depend on later tokens: whether the word must go with every result."""
+    """Whether a target's logits may depend on later tokens, in training or evaluation: every result must say so."""
     router = self.decoder_router
-    return router is not None and not router.router.is_causal(router.options)
+    return router is not None and not (router.is_causal(training=True) and router.is_causal(training=False))
+
+  @property
+  def evaluates_on_future(self) -> bool:
+    """Whether they do so in evaluation: then the model cannot decode."""
+    return self.decoder_router is not None and not self.decoder_router.is_causal(training=False)
 
   def _check_encoder(self):
     if self.architecture == "decoder":
@@ -104,6 +116,8 @@ class ModelConfig:
     if not used:
       experts = self.num_experts
       require(experts == 0, "num_experts", experts, "must be 0 without encoder_router or decoder_router")
+      shared = self.shared_experts
+      require(shared == 0, "shared_experts", shared, "must be 0 without encoder_router or decoder_router")
     else:
       require(self.num_experts >= 1, "num_experts", self.num_experts, f"must be at least 1: {' and '.join(used)} given")
     for side, router in routers.items():

@@ -26,6 +26,7 @@ class Decoder(nnx.Module):
       auxiliary_loss=decoded.auxiliary_loss,
       metrics={"decoder": decoded.metrics},
       routing={"decoder": decoded.routing},
+      policy={"decoder": decoded.policy},
     )
 
   def start(self, batch: Batch, max_length: int) -> DecodeState:

@@ -50,7 +50,7 @@ def start_decoding(
   Raises:
     ValueError: the decoder's router is not causal.
   """
-  if config.leaks_future:
+  if config.evaluates_on_future:
     raise ValueError(
       f"decoder_router.name = {config.decoder_router.name!r}: cannot decode step by step, as this router is not causal"
       " and decides about a token by those after it; decoding needs a model trained with a causal router"

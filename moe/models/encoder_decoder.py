@@ -47,6 +47,7 @@ class EncoderDecoder(nnx.Module):
       auxiliary_loss=encoded.auxiliary_loss + decoded.auxiliary_loss,
       metrics={"encoder": encoded.metrics, "decoder": decoded.metrics},
       routing={"encoder": encoded.routing, "decoder": decoded.routing},
+      policy={"encoder": encoded.policy, "decoder": decoded.policy},
     )
 
   def encode(self, batch: Batch, *, training: bool = False, key: jax.Array | None = None) -> BlockOutput:

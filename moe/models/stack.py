@@ -69,7 +69,7 @@ class Stack(nnx.Module):
     """Applies all blocks to `x [B, T, d]`.
 
     Returns:
-      The output; the auxiliary loss summed over MoE layers; metrics and routing with a leading axis of MoE layers.
+      The output; the auxiliary loss summed over MoE layers; metrics, routing and policy with a leading axis of them.
     """
     context = self._with_bias(context, lambda bias: bias(x.shape[1]))
     first_key, last_key, units_key = split(key, 3)
@@ -82,16 +82,16 @@ class Stack(nnx.Module):
       params, rest, key = variables
       module = nnx.merge(graph, params, rest)
       output = module(x, context, training=training, key=key)
-      report = output.auxiliary_loss, output.metrics, output.routing
+      report = output.auxiliary_loss, output.metrics, output.routing, output.policy
       return output.x, (*report, nnx.state(module, nnx.Not(nnx.Param)))
 
     if self.remat != "none":
       unit = jax.checkpoint(unit, policy=_REMAT[self.remat], prevent_cse=False)
     x = dropout(x, self.dropout, first_key)
-    x, (losses, metrics, routing, rest) = jax.lax.scan(unit, x, (params, rest, unit_keys))
+    x, (losses, metrics, routing, policy, rest) = jax.lax.scan(unit, x, (params, rest, unit_keys))
     if jax.tree.leaves(rest):
       nnx.update(self.units, rest)
-    return BlockOutput(dropout(self.norm(x), self.dropout, last_key), losses.sum(), metrics, routing)
+    return BlockOutput(dropout(self.norm(x), self.dropout, last_key), losses.sum(), metrics, routing, policy)
 
   def init_cache(self, batch: int, length: int, memory: jax.Array | None = None) -> list[Cache]:
     """Empty caches of all units (leading axis), with the keys and values of `memory [B, M, d]` where there is one."""

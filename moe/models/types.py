@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.models.block import Cache
-from moe.routing import Routing
+from moe.routing import Policy, Routing
 
 Batch = dict[str, jax.Array]
 
@@ -28,12 +28,14 @@ class ModelOutput:
     metrics: "encoder" (where there is one) and "decoder", each the metrics of its MoE layers by name; the leading axis
       is the MoE layer, first layer first.
     routing: likewise, the `Routing` of its MoE layers; None for a dense stack.
+    policy: likewise, what routers that learn by REINFORCE ask for; None for all others.
   """
 
   logits: jax.Array
   auxiliary_loss: jax.Array
   metrics: dict[str, dict[str, jax.Array]]
   routing: dict[str, Routing | None]
+  policy: dict[str, Policy | None]
 
 
 @jax.tree_util.register_dataclass

@@ -1,6 +1,8 @@
 """Dispatch and combine on one device: a gather in, a weighted scatter-add out, O(tokens) both.
 
 Experts see all groups' slots side by side, `[E, R, d]` with R = G * C rows, so that each expert is one matrix product.
+Ragged assignments are merged into one run for each expert; the experts themselves fetch and return their tokens, block
+after block, because a buffer for all that might be assigned would cost more than what is.
 """
 
 import jax
@@ -24,20 +26,6 @@ def combine_slots(outputs: jax.Array, routing: SlotRouting, n: int) -> jax.Array
   return summed.reshape(groups, n, width)
 
 
-def dispatch_ragged(tokens: jax.Array, routing: RaggedRouting) -> tuple[jax.Array, jax.Array]:
-  """Tokens `[G, n, d]` to rows sorted by expert `[G * A, d]` (the tail belongs to no expert) and sizes `[E]`."""
-  rows, _, sizes = _rows_in_order(routing, tokens.shape[1])
-  return tokens.reshape(-1, tokens.shape[-1]).at[rows].get(mode="fill", fill_value=0), sizes
-
-
-def combine_ragged(outputs: jax.Array, routing: RaggedRouting, n: int) -> jax.Array:
-  """Rows `[G * A, d]` in the order of `dispatch_ragged` to `[G, n, d]`."""
-  rows, weight, _ = _rows_in_order(routing, n)
-  groups, width = routing.token.shape[0], outputs.shape[-1]
-  weighted = outputs * weight[:, None].astype(outputs.dtype)
-  return jnp.zeros((groups * n, width), outputs.dtype).at[rows].add(weighted, mode="drop").reshape(groups, n, width)
-
-
 def dispatch_soft(tokens: jax.Array, routing: SoftRouting) -> jax.Array:
   """Tokens `[G, n, d]` to slot mixtures `[E, G * P, d]`."""
   mixed = jnp.einsum("gnep,gnd->egpd", routing.dispatch.astype(tokens.dtype), tokens)
@@ -59,16 +47,24 @@ def _rows_by_expert(routing: SlotRouting, n: int) -> tuple[jax.Array, jax.Array]
   return rows.swapaxes(0, 1).reshape(experts, -1), routing.weight.swapaxes(0, 1).reshape(experts, -1)
 
 
-def _rows_in_order(routing: RaggedRouting, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """As `_rows_by_expert`, for assignments of all groups merged into one run for each expert."""
-  groups, assignments = routing.token.shape
+def rows_in_order(routing: RaggedRouting, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The assignments of all groups as one run for each expert: rows of the flattened `[G * n]` tokens, weights, sizes.
+
+  Returns:
+    int32 `[G * A]`, float32 `[G * A]`, int32 `[E]`; places beyond the last run index out of range and weigh 0.
+  """
+  groups, count = routing.token.shape
   first = jnp.arange(groups, dtype=jnp.int32)[:, None] * n
-  rows = jnp.where(routing.token < n, routing.token + first, groups * n).reshape(-1)
-  weight, sizes = routing.weight.reshape(-1), routing.group_sizes.sum(axis=0)
+  rows = jnp.where(routing.token < n, routing.token + first, groups * n)
+  sizes = routing.group_sizes.sum(axis=0)
   if groups == 1:
-    return rows, weight, sizes
-  # Group g's run for expert e starts at ends[g, e] - sizes[g, e]; a position past the last end belongs to no expert.
+    return rows[0], routing.weight[0], sizes
+  # A run of group g moves to where its expert's runs of the groups before end.
   ends = jnp.cumsum(routing.group_sizes, axis=1)
-  expert = jax.vmap(lambda e: jnp.searchsorted(e, jnp.arange(assignments), side="right"))(ends)
-  order = jnp.argsort(expert.reshape(-1), stable=True)
-  return rows[order], weight[order], sizes
+  to = (jnp.cumsum(sizes) - sizes) + jnp.cumsum(routing.group_sizes, axis=0) - routing.group_sizes
+  places = jnp.arange(count, dtype=jnp.int32)
+  expert = jax.vmap(lambda e: jnp.searchsorted(e, places, side="right"))(ends)
+  shift = jnp.take_along_axis(to - (ends - routing.group_sizes), jnp.minimum(expert, ends.shape[1] - 1), axis=1)
+  place = jnp.where(places < ends[:, -1:], places + shift, groups * count)
+  merged_rows = jnp.full(groups * count, groups * n, jnp.int32).at[place].set(rows, mode="drop")
+  return merged_rows, jnp.zeros(groups * count, jnp.float32).at[place].set(routing.weight, mode="drop"), sizes

@@ -7,20 +7,25 @@ Each family is one file of this folder: the paper's equations as pure functions,
 import importlib
 import pkgutil
 
-from moe.routing.router import ROUTERS, Router, RouterConfig, register
-from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing, SlotRouting, SoftRouting
+from moe.routing.groups import Groups
+from moe.routing.router import ROUTERS, Router, RouterConfig, RouterState, Site, register
+from moe.routing.types import Policy, RaggedRouting, RouterInput, RouterOutput, Routing, SlotRouting, SoftRouting
 
 for _module in pkgutil.iter_modules(__path__):
   importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
   "ROUTERS",
+  "Groups",
+  "Policy",
   "RaggedRouting",
   "Router",
   "RouterConfig",
   "RouterInput",
   "RouterOutput",
+  "RouterState",
   "Routing",
+  "Site",
   "SlotRouting",
   "SoftRouting",
   "register",

@@ -88,6 +88,38 @@ def ragged_routing(choices: jax.Array, weight: jax.Array, wanted: jax.Array, num
   return RaggedRouting(token, jnp.where(real, weight.reshape(-1)[order], 0.0), group_sizes)
 
 
+def slots_of_chosen(chosen: jax.Array, weight: jax.Array, capacity: int) -> SlotRouting:
+  """The first `capacity` tokens, by position, of those that chose each expert, `[E, C]`; causal.
+
+  Args:
+    chosen: bool `[n, E]`, any number of experts for each token.
+    weight: float32 `[n, E]`; the gradient flows through it.
+    capacity: C.
+  """
+  n, num_experts = chosen.shape
+  place = jnp.cumsum(chosen, axis=0, dtype=jnp.int32) - 1
+  expert, token = jnp.arange(num_experts), jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[:, None], chosen.shape)
+  slot = jnp.where(chosen & (place < capacity), expert * capacity + place, num_experts * capacity)
+  table = jnp.full(num_experts * capacity, n, jnp.int32).at[slot].set(token, mode="drop")
+  table = table.reshape(num_experts, capacity)
+  return SlotRouting(table, weight.at[table, expert[:, None]].get(mode="fill", fill_value=0.0))
+
+
+def ragged_of_chosen(chosen: jax.Array, weight: jax.Array) -> RaggedRouting:
+  """All that was chosen, sorted by expert, within one by token; A = n * E, most of it an empty tail.
+
+  Args:
+    chosen: bool `[n, E]`, any number of experts for each token.
+    weight: float32 `[n, E]`; the gradient flows through it.
+  """
+  n, num_experts = chosen.shape
+  flat = jnp.nonzero(chosen.T.reshape(-1), size=n * num_experts, fill_value=n * num_experts)[0]
+  real = flat < n * num_experts
+  token = jnp.where(real, flat % n, n).astype(jnp.int32)
+  gathered = weight.at[token, flat // n].get(mode="fill", fill_value=0.0)
+  return RaggedRouting(token, gathered, chosen.sum(0, dtype=jnp.int32))
+
+
 def takes_of(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
   """int32 `[n, E]`, 1 where a token wants an expert."""
   return ((choices[..., None] == jnp.arange(num_experts)) & wanted[..., None]).sum(1, dtype=jnp.int32)

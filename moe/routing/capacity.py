@@ -6,10 +6,39 @@ Expert choice fills that room exactly; token choice with k experts per token fil
 (Code that defines the room as c * k * n / E calls "1.25" what is 2.5 here for k = 2.)
 """
 
+import dataclasses
 import math
 from fractions import Fraction
 
 from moe.config import require
+
+
+@dataclasses.dataclass(frozen=True)
+class CapacityOptions:
+  """The options that every router with slots shares.
+
+  Attributes:
+    capacity_factor: slots for each of n tokens, E * C / n; None for dropless, where the router can be.
+    eval_capacity_factor: the one of evaluation and decoding; None for the same.
+  """
+
+  capacity_factor: float | None = None
+  eval_capacity_factor: float | None = None
+
+  def __post_init__(self):
+    for name in ("capacity_factor", "eval_capacity_factor"):
+      factor = getattr(self, name)
+      require(factor is None or factor > 0, name, factor, "expected more than 0, or None")
+    require(
+      self.capacity_factor is not None or self.eval_capacity_factor is None,
+      "eval_capacity_factor",
+      self.eval_capacity_factor,
+      "expected None, since capacity_factor = None means dropless",
+    )
+
+  def factor(self, training: bool) -> float | None:
+    """The capacity factor of this mode."""
+    return self.capacity_factor if training or self.eval_capacity_factor is None else self.eval_capacity_factor
 
 
 def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float) -> int:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import expert_choice_capacity
+from moe.routing.capacity import CapacityOptions, expert_choice_capacity
+from moe.routing.groups import Groups, checked_groups
 from moe.routing.losses import router_z_loss
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, checked_group_size, register
+from moe.routing.router import Router, Site, register
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
 
@@ -42,7 +43,7 @@ def renormalized(routing: SlotRouting, n: int) -> SlotRouting:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertChoiceOptions:
+class ExpertChoiceOptions(CapacityOptions):
   """Options of expert choice.
 
   Attributes:
@@ -54,18 +55,14 @@ class ExpertChoiceOptions:
   """
 
   capacity_factor: float = 2.0
-  eval_capacity_factor: float | None = None
   group_size: int = 0
   renormalize: bool = False
   z_loss: float = 0.0
 
   def __post_init__(self):
+    super().__post_init__()
     require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
     require(self.z_loss >= 0, "z_loss", self.z_loss, "expected a weight of at least 0")
-
-  def factor(self, training: bool) -> float:
-    """The capacity factor of this mode."""
-    return self.capacity_factor if training or self.eval_capacity_factor is None else self.eval_capacity_factor
 
 
 @register("expert_choice")
@@ -73,27 +70,29 @@ class ExpertChoice(Router):
   """Expert choice exactly as published. Sees the whole group, so it is for encoders."""
 
   Options = ExpertChoiceOptions
+  paper = "Zhou et al. 2022, arXiv 2202.09368"
 
-  def __init__(self, options: ExpertChoiceOptions, d_model: int, num_experts: int, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, num_experts
-    self.kernel = router_kernel(d_model, num_experts, rngs)
+  def __init__(self, options: ExpertChoiceOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
 
   @classmethod
-  def is_causal(cls, options: ExpertChoiceOptions) -> bool:
+  def is_causal(cls, options: ExpertChoiceOptions, *, training: bool) -> bool:
     return False
 
   @classmethod
-  def is_batch_independent(cls, options: ExpertChoiceOptions, length: int) -> bool:
+  def is_batch_independent(cls, options: ExpertChoiceOptions, length: int, *, training: bool) -> bool:
     return options.group_size > 0 and length % options.group_size == 0
 
   @classmethod
-  def group_size(cls, options: ExpertChoiceOptions, batch: int, length: int) -> int:
-    return checked_group_size(options.group_size, batch, length)
+  def groups(cls, options: ExpertChoiceOptions, batch: int, length: int) -> Groups:
+    return checked_groups(options.group_size, batch, length)
 
   @classmethod
-  def check(cls, options: ExpertChoiceOptions, num_experts: int, group: int) -> None:
+  def check(cls, options: ExpertChoiceOptions, site: Site, batch: int, length: int) -> None:
+    group = cls.groups(options, batch, length).size
     for training in (True, False):
-      expert_choice_capacity(group, num_experts, options.factor(training))
+      expert_choice_capacity(group, site.num_experts, options.factor(training))
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     n = inputs.mask.shape[1]

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 from moe.config import ConfigError, build
+from moe.routing.groups import Groups
 from moe.routing.types import RouterInput, RouterOutput
 
 ROUTERS: dict[str, type["Router"]] = {}
@@ -23,6 +25,28 @@ def register(name: str):
     return cls
 
   return add
+
+
+class RouterState(nnx.Variable):
+  """What a router remembers and no gradient moves: thresholds, biases, centroids, tables.
+
+  `__call__` assigns it in training only; a checkpoint holds it beside the parameters.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """Where a router stands: what the shapes of its parameters depend on.
+
+  Attributes:
+    d_model: width of the tokens.
+    num_experts: E.
+    vocab_size: of the token ids; None where the model reads none.
+  """
+
+  d_model: int
+  num_experts: int
+  vocab_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,36 +68,52 @@ class RouterConfig:
   def router(self) -> type["Router"]:
     return ROUTERS[self.name]
 
-  def make(self, d_model: int, num_experts: int, rngs: nnx.Rngs) -> "Router":
-    return self.router(self.options, d_model, num_experts, rngs=rngs)
+  def make(self, site: Site, rngs: nnx.Rngs) -> "Router":
+    return self.router(self.options, site, rngs=rngs)
+
+  def is_causal(self, *, training: bool) -> bool:
+    return self.router.is_causal(self.options, training=training)
+
+  def causal_twin(self) -> "RouterConfig | None":
+    return self.router.causal_twin(self.options)
 
 
 class Router(nnx.Module):
   """Decides which experts see which tokens. Subclasses are registered by name and live one family a file.
 
-  A subclass has a frozen dataclass `Options`, an `__init__(options, d_model, num_experts, *, rngs)` and the methods
-  below. Its mathematics is float32 whatever the dtype of the tokens.
+  A subclass has a frozen dataclass `Options`, an `__init__(options, site, *, rngs)`, the `paper` it follows, and the
+  methods below. Its mathematics is float32 whatever the dtype of the tokens. It may assign its `RouterState` in
+  training; the decision of a step depends on the state before the step.
   """
 
   Options: ClassVar[type]
+  paper: ClassVar[str]
 
-  def __init__(self, options: Any, d_model: int, num_experts: int, *, rngs: nnx.Rngs):
-    """Makes the router's parameters, for tokens of width `d_model`."""
+  def __init__(self, options: Any, site: Site, *, rngs: nnx.Rngs):
+    """Makes the router's parameters and state."""
     raise NotImplementedError
 
   @classmethod
-  def is_causal(cls, options: Any) -> bool:
+  def is_causal(cls, options: Any, *, training: bool) -> bool:
     """Whether a token's output never depends on later positions of its own sequence."""
     raise NotImplementedError
 
   @classmethod
-  def is_batch_independent(cls, options: Any, length: int) -> bool:
+  def is_batch_independent(cls, options: Any, length: int, *, training: bool) -> bool:
     """Whether the outputs of a sequence of `length` tokens never depend on the other sequences of the batch."""
     raise NotImplementedError
 
   @classmethod
-  def group_size(cls, options: Any, batch: int, length: int) -> int:
-    """Tokens of one routing group, given a batch of `batch` sequences of `length` tokens: a divisor of their product.
+  def causal_twin(cls, options: Any) -> RouterConfig | None:
+    """A router with parameters of the same names whose rule of evaluation is causal, to judge this one's honestly by.
+
+    None where the parameters mean nothing under a causal rule.
+    """
+    return None
+
+  @classmethod
+  def groups(cls, options: Any, batch: int, length: int) -> Groups:
+    """How a batch of `batch` sequences of `length` tokens is cut into routing groups.
 
     Raises:
       ConfigError: the options ask for groups that this batch cannot be cut into.
@@ -81,8 +121,23 @@ class Router(nnx.Module):
     raise NotImplementedError
 
   @classmethod
-  def check(cls, options: Any, num_experts: int, group: int) -> None:
-    """Raises `ConfigError` where the options do not suit this many experts or tokens per group. Costs nothing."""
+  def check(cls, options: Any, site: Site, batch: int, length: int) -> None:
+    """Raises `ConfigError` where the options do not suit the place or batches of this shape. Computes nothing."""
+    cls.groups(options, batch, length)
+
+  @classmethod
+  def stored(cls, options: Any, site: Site, vocabulary: str) -> dict[str, np.ndarray]:
+    """Arrays from files that the `RouterState` of these names begins a run with; afterwards checkpoints hold them.
+
+    Args:
+      options: of the router.
+      site: where it stands.
+      vocabulary: fingerprint of the data's vocabulary.
+
+    Raises:
+      ConfigError: a file is missing, or was made for another vocabulary or number of experts.
+    """
+    return {}
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     """Routes every group of `inputs`."""
@@ -103,18 +158,3 @@ class Router(nnx.Module):
       NotImplementedError: the router is not causal, so its decision for a token needs the tokens after it.
     """
     raise NotImplementedError(f"{type(self).__name__} looks at later tokens: it cannot decode step by step")
-
-
-def checked_group_size(group_size: int, batch: int, length: int) -> int:
-  """`group_size` if it cuts the batch evenly, the whole batch where it is 0.
-
-  Raises:
-    ConfigError: it does not divide `batch * length`; the message proposes the nearest size that does.
-  """
-  total = batch * length
-  if group_size == 0:
-    return total
-  if group_size < 0 or total % group_size:
-    near = min((size for size in range(1, total + 1) if total % size == 0), key=lambda size: abs(size - group_size))
-    raise ConfigError("group_size", group_size, f"does not divide {batch} x {length} = {total} tokens; {near} would")
-  return group_size

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe.routing.router import Site
+
 KERNEL_STDDEV = 0.02
 
 
-def router_kernel(d_model: int, num_experts: int, rngs: nnx.Rngs) -> nnx.Param:
+def router_kernel(site: Site, rngs: nnx.Rngs) -> nnx.Param:
   """Float32 `[d, E]`, normal with standard deviation 0.02, no bias: flaxformer's, the papers being silent."""
-  return nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (d_model, num_experts), jnp.float32))
+  return nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.d_model, site.num_experts), jnp.float32))
 
 
 def router_logits(tokens: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -9,6 +9,8 @@ order "sequence", the default of all, counts capacity per sequence, by position,
 causal, independent of the batch, and the same when decoding step by step.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,9 +18,10 @@ from flax import nnx
 from moe.config import require
 from moe.routing import assignments
 from moe.routing.capacity import token_choice_capacity
+from moe.routing.groups import Groups, checked_groups
 from moe.routing.losses import balance_loss, importance_loss, load_loss, router_z_loss
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, checked_group_size, register
+from moe.routing.router import Router, RouterConfig, Site, register
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.token_choice_options import GLaMOptions, GShardOptions, SwitchOptions, TokenChoiceOptions
 from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing, SlotRouting
@@ -56,30 +59,36 @@ class TokenChoice(Router):
   """Token choice with any combination of its options."""
 
   Options = TokenChoiceOptions
+  paper = "a frame of options; V-MoE is Riquelme et al. 2021, arXiv 2106.05974"
 
-  def __init__(self, options: TokenChoiceOptions, d_model: int, num_experts: int, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, num_experts
-    self.kernel = router_kernel(d_model, num_experts, rngs)
+  def __init__(self, options: TokenChoiceOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
 
   @classmethod
-  def is_causal(cls, options: TokenChoiceOptions) -> bool:
+  def is_causal(cls, options: TokenChoiceOptions, *, training: bool) -> bool:
     return options.dropless or options.queues_by_sequence
 
   @classmethod
-  def is_batch_independent(cls, options: TokenChoiceOptions, length: int) -> bool:
-    return cls.is_causal(options) or (options.group_size > 0 and length % options.group_size == 0)
+  def is_batch_independent(cls, options: TokenChoiceOptions, length: int, *, training: bool) -> bool:
+    return cls.is_causal(options, training=training) or (options.group_size > 0 and length % options.group_size == 0)
 
   @classmethod
-  def group_size(cls, options: TokenChoiceOptions, batch: int, length: int) -> int:
-    return length if options.queues_by_sequence else checked_group_size(options.group_size, batch, length)
+  def causal_twin(cls, options: TokenChoiceOptions) -> RouterConfig:
+    """The same router with capacity counted by position instead of by priority."""
+    return RouterConfig("token_choice", dataclasses.replace(options, order="sequence", group_size=0))
 
   @classmethod
-  def check(cls, options: TokenChoiceOptions, num_experts: int, group: int) -> None:
-    require(
-      options.top_k <= num_experts, "top_k", options.top_k, f"expected at most the {num_experts} experts there are"
-    )
-    smooth = options.load_loss == 0 or options.top_k < num_experts
-    require(smooth, "load_loss", options.load_loss, f"needs top_k < {num_experts} experts: the load is constant")
+  def groups(cls, options: TokenChoiceOptions, batch: int, length: int) -> Groups:
+    return Groups(length) if options.queues_by_sequence else checked_groups(options.group_size, batch, length)
+
+  @classmethod
+  def check(cls, options: TokenChoiceOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    experts = site.num_experts
+    require(options.top_k <= experts, "top_k", options.top_k, f"expected at most the {experts} experts there are")
+    smooth = options.load_loss == 0 or options.top_k < experts
+    require(smooth, "load_loss", options.load_loss, f"needs top_k < {experts} experts: the load is constant")
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     random = training and self.options.draws
@@ -151,7 +160,7 @@ class TokenChoice(Router):
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
     """As the base class says. The routing is ragged, dropped choices in its tail; losses and metrics are left out."""
-    if not self.is_causal(self.options):
+    if not self.is_causal(self.options, training=False):
       return super().decode(inputs, state)
     probs = jax.nn.softmax(router_logits(inputs.tokens[0], self.kernel[...]))
     choices, gates = top_choices(probs, self.options.top_k, renormalize=self.options.renormalize)
@@ -169,6 +178,7 @@ class Switch(TokenChoice):
   """Switch: token choice with the options of its paper."""
 
   Options = SwitchOptions
+  paper = "Fedus et al. 2021, arXiv 2101.03961"
 
 
 @register("gshard")
@@ -176,6 +186,7 @@ class GShard(TokenChoice):
   """GShard: token choice with the options of its paper."""
 
   Options = GShardOptions
+  paper = "Lepikhin et al. 2020, arXiv 2006.16668"
 
 
 @register("glam")
@@ -183,3 +194,4 @@ class GLaM(TokenChoice):
   """GLaM: token choice with the options of its paper."""
 
   Options = GLaMOptions
+  paper = "Du et al. 2021, arXiv 2112.06905"

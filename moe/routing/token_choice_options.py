@@ -4,10 +4,11 @@ import dataclasses
 from typing import Literal
 
 from moe.config import require
+from moe.routing.capacity import CapacityOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenChoiceOptions:
+class TokenChoiceOptions(CapacityOptions):
   """Options of token choice.
 
   V-MoE is `token_choice` with order "batch_priority" (or "sequence"), noise 1, importance_loss and load_loss 0.005.
@@ -32,7 +33,6 @@ class TokenChoiceOptions:
 
   top_k: int = 2
   capacity_factor: float | None = 2.0
-  eval_capacity_factor: float | None = None
   order: Literal["sequence", "batch_priority"] = "sequence"
   group_size: int = 0
   renormalize: bool = False
@@ -45,16 +45,8 @@ class TokenChoiceOptions:
   z_loss: float = 0.0
 
   def __post_init__(self):
+    super().__post_init__()
     require(self.top_k >= 1, "top_k", self.top_k, "expected at least 1 expert per token")
-    for name in ("capacity_factor", "eval_capacity_factor"):
-      factor = getattr(self, name)
-      require(factor is None or factor > 0, name, factor, "expected more than 0, or None")
-    require(
-      self.capacity_factor is not None or self.eval_capacity_factor is None,
-      "eval_capacity_factor",
-      self.eval_capacity_factor,
-      "expected None, since capacity_factor = None means dropless",
-    )
     require(
       self.group_size == 0 or (self.group_size > 0 and not self.queues_by_sequence),
       "group_size",
@@ -87,10 +79,6 @@ class TokenChoiceOptions:
   def draws(self) -> bool:
     """Whether training draws random numbers."""
     return self.jitter > 0 or self.noise > 0 or self.second_expert == "random"
-
-  def factor(self, training: bool) -> float:
-    """The capacity factor of this mode, where there is one."""
-    return self.capacity_factor if training or self.eval_capacity_factor is None else self.eval_capacity_factor
 
 
 @dataclasses.dataclass(frozen=True)

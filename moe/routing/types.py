@@ -85,6 +85,22 @@ class RouterInput:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Policy:
+  """What a router that learns by REINFORCE asks of the trainer, which alone knows what a token's routing has cost.
+
+  Attributes:
+    log_prob: float32 `[G, n]` (`[B, T]` in a layer's report), log-probability of the choice that was sampled.
+    baseline: float32, of the same shape: the cost, in nats, that was expected of the token.
+    weight: float32 scalar, of the policy's loss in the objective.
+  """
+
+  log_prob: jax.Array
+  baseline: jax.Array
+  weight: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class RouterOutput:
   """A router's decision.
 
@@ -93,9 +109,11 @@ class RouterOutput:
     losses: float32 scalars by name, unweighted, of this layer alone, over real tokens only.
     auxiliary_loss: float32 scalar, the weighted sum that training adds to the cross-entropy.
     metrics: float32 arrays by name (`moe.routing.metrics`).
+    policy: of a router that learns from the loss that its choices lead to, in training; else None.
   """
 
   routing: Routing
   losses: dict[str, jax.Array]
   auxiliary_loss: jax.Array
   metrics: dict[str, jax.Array]
+  policy: Policy | None = None

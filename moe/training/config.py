@@ -74,8 +74,7 @@ class ExperimentConfig:
     if router is None:
       return
     try:
-      group = router.router.group_size(router.options, rows, length)
-      router.router.check(router.options, self.model.num_experts, group)
+      router.router.check(router.options, self.model.site, rows, length)
     except ConfigError as error:
       raise error.under(f"model.{field}") from None
 

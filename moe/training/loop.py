@@ -21,7 +21,7 @@ from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabu
 from moe.training.metrics import MetricsWriter, Record, flatten_layers, read_metrics
 from moe.training.optimizer import make_optimizer, make_schedule
 from moe.training.progress import Clock, Progress
-from moe.training.state import TrainState, abstract_state, keys, make_state
+from moe.training.state import TrainState, abstract_state, keys, make_state, stored_router_state
 from moe.training.step import make_eval_step, make_train_step
 from moe.training.stop import stop_requests
 from moe.training.validation import evaluate_batches
@@ -85,6 +85,8 @@ def train(config: ExperimentConfig, workdir: str | pathlib.Path) -> Summary:
     open_pipeline(config, config.data.validation_split, training=False) as validation,
   ):
     _require_examples(validation, config.data.validation_split)
+    if not place.config.exists():
+      stored_router_state(config.model, vocabulary.fingerprint)  # whether its files are there, before anything starts
     if jax.process_index() == 0:
       place.claim(config)
     use_compilation_cache(config.train.compilation_cache)
@@ -156,7 +158,8 @@ class _Run:
     graph, abstract = abstract_state(make, optimizer, sharding)
     restored = self.checkpoints.restore(abstract, lambda line: print(line, flush=True))
     if restored is None:
-      return make_state(make, optimizer, self.config.seed, sharding)
+      stored = stored_router_state(self.config.model, self.vocabulary.fingerprint)
+      return make_state(make, optimizer, self.config.seed, sharding, stored)
     self._check_vocabulary(restored)
     self.validated = restored.loss is not None
     self.pipeline.restore(restored.position)

@@ -6,8 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+
+from moe.config import ConfigError
+from moe.models import ModelConfig
+
+# Arrays of routers' states, by stack ("encoder", "decoder") and name.
+Stored = dict[str, dict[str, np.ndarray]]
 
 
 @jax.tree_util.register_dataclass
@@ -40,16 +47,60 @@ def merge(graph: nnx.GraphDef, params: dict[str, Any], router_state: dict[str, A
 
 
 def make_state(
-  make_model: Callable[[nnx.Rngs], nnx.Module], optimizer: optax.GradientTransformation, seed: int, sharding: Any
+  make_model: Callable[[nnx.Rngs], nnx.Module],
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  sharding: Any,
+  stored: Stored,
 ) -> tuple[nnx.GraphDef, TrainState]:
-  """The structure of a model and its state at step 0, in one compiled call."""
+  """The structure of a model and its state at step 0, in one compiled call.
+
+  Args:
+    make_model: from its random streams.
+    optimizer: whose statistics to begin.
+    seed: of the parameters.
+    sharding: of all arrays.
+    stored: from `stored_router_state`.
+  """
   graph, _, _ = split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
 
   def init(key):
     _, params, router_state = split(make_model(nnx.Rngs(key)))
-    return TrainState(jnp.zeros((), jnp.int32), params, router_state, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, _filled(router_state, stored), optimizer.init(params))
 
   return graph, jax.jit(init, out_shardings=sharding)(keys(seed)[0])
+
+
+def stored_router_state(config: ModelConfig, vocabulary: str) -> Stored:
+  """What the routers of a model read from files, by stack and name.
+
+  Args:
+    config: of the model.
+    vocabulary: fingerprint of the data's.
+
+  Raises:
+    ConfigError: a file is missing, or was made for another vocabulary or number of experts.
+  """
+  stored = {}
+  for side in ("encoder", "decoder"):
+    router = getattr(config, f"{side}_router")
+    if router is None:
+      continue
+    try:
+      stored[side] = router.router.stored(router.options, config.site, vocabulary)
+    except ConfigError as error:
+      raise error.under(f"model.{side}_router") from None
+  return stored
+
+
+def _filled(router_state: dict[str, Any], stored: Stored) -> dict[str, Any]:
+  """The state with every stored array in place of its initial value, the same in all layers of a stack."""
+
+  def fill(path, leaf):
+    array = stored.get(path[0].key, {}).get(path[-1].key)
+    return leaf if array is None else jnp.broadcast_to(jnp.asarray(array, leaf.dtype), leaf.shape)
+
+  return jax.tree_util.tree_map_with_path(fill, router_state)
 
 
 def abstract_state(

@@ -11,7 +11,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from moe.models import ModelOutput
 from moe.parallel.mesh import replicated, rows
+from moe.routing.policy import policy_loss
 from moe.training.state import TrainState, merge, split
 
 Batch = dict[str, jax.Array]
@@ -32,16 +34,41 @@ def token_sums(
     float32 scalars, exact for counts below 2^24: `nll` in nats, `z`, the squared log normaliser (T5's logits z-loss),
     `correct`, `weight`, `bytes`.
   """
-  logits = logits.astype(jnp.float32)
-  log_normaliser = jax.nn.logsumexp(logits, axis=-1)
-  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  nll, log_normaliser = token_losses(logits, targets)
   return {
-    "nll": jnp.sum(weights * (log_normaliser - chosen)),
+    "nll": jnp.sum(weights * nll),
     "z": jnp.sum(weights * jnp.square(log_normaliser)),
     "correct": jnp.sum(weights * (jnp.argmax(logits, axis=-1) == targets)),
     "weight": jnp.sum(weights),
     "bytes": jnp.sum(weights * jnp.asarray(byte_lengths, jnp.float32)[targets]),
   }
+
+
+def token_losses(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """float32 `[B, T]`: the cross-entropy of every target in nats, and the log normaliser of its logits."""
+  logits = logits.astype(jnp.float32)
+  log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+  return log_normaliser - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], log_normaliser
+
+
+def policies_loss(output: ModelOutput, batch: Batch) -> jax.Array:
+  """The loss of all routers that learn by REINFORCE; 0 where there is none.
+
+  A decoder's token costs the cross-entropy of its own target; an encoder's the mean over the targets of its row.
+  """
+  total = jnp.zeros(())
+  for side, policy in output.policy.items():
+    if policy is None:
+      continue
+    cost, _ = token_losses(output.logits, batch["targets"])
+    mask = batch["targets_segments"] > 0
+    if side == "encoder":
+      weights = batch["loss_weights"]
+      mean = (cost * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
+      mask = batch["inputs_segments"] > 0
+      cost = jnp.broadcast_to(mean[:, None], mask.shape)
+    total += policy_loss(policy, cost, mask)
+  return total
 
 
 def bits_per_byte(nll: jax.typing.ArrayLike, text_bytes: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
@@ -74,8 +101,9 @@ def make_train_step(
     output = model(micro, training=True, key=micro_key)
     sums = token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths)
     z_loss = logits_z_loss * sums["z"]
-    value = (sums["nll"] + z_loss) / total_weight + output.auxiliary_loss / accumulation
-    report = {"sums": sums, "auxiliary_loss": output.auxiliary_loss, "layers": output.metrics}
+    auxiliary_loss = output.auxiliary_loss + policies_loss(output, micro)
+    value = (sums["nll"] + z_loss) / total_weight + auxiliary_loss / accumulation
+    report = {"sums": sums, "auxiliary_loss": auxiliary_loss, "layers": output.metrics}
     return value, (report, split(model)[2])
 
   gradient = jax.grad(objective, has_aux=True)

@@ -10,11 +10,11 @@ from flax import nnx
 
 from moe.layers.activations import ACTIVATIONS
 from moe.layers.experts import Experts
-from moe.layers.grouped_matmul import blocked_matmul
 from moe.layers.moe import MoE
 from moe.parallel import local
 from moe.routing import (
   ROUTERS,
+  Groups,
   RaggedRouting,
   Router,
   RouterConfig,
@@ -42,20 +42,20 @@ CONFIGS = [
 class Mixture(Router):
   """Random soft routing with two slots an expert, for the dispatch of that kind."""
 
-  def __init__(self, options, d_model, num_experts, *, rngs):
-    self.dispatch = nnx.Param(rngs.params.normal((d_model, num_experts, 2)))
+  def __init__(self, options, site, *, rngs):
+    self.dispatch = nnx.Param(rngs.params.normal((site.d_model, site.num_experts, 2)))
 
   @classmethod
-  def is_causal(cls, options):
+  def is_causal(cls, options, *, training):
     return False
 
   @classmethod
-  def is_batch_independent(cls, options, length):
+  def is_batch_independent(cls, options, length, *, training):
     return True
 
   @classmethod
-  def group_size(cls, options, batch, length):
-    return length
+  def groups(cls, options, batch, length):
+    return Groups(length)
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     logits = jnp.einsum("gnd,dep->gnep", inputs.tokens, self.dispatch[...])
@@ -82,9 +82,9 @@ def assignments(routing: SlotRouting | RaggedRouting, group: int) -> list[tuple[
 
 def route(layer: MoE, x: jax.Array, segments: jax.Array) -> tuple[jax.Array, Routing]:
   """Tokens in groups, and the layer's own decision about them."""
-  group = layer.config.router.group_size(layer.config.options, BATCH, LENGTH)
-  tokens = x.reshape(-1, group, WIDTH)
-  return tokens, layer.router(RouterInput(tokens, segments.reshape(-1, group) > 0), training=False).routing
+  groups = layer.config.router.groups(layer.config.options, BATCH, LENGTH)
+  tokens = groups.cut(x)
+  return tokens, layer.router(RouterInput(tokens, groups.cut(segments) > 0), training=False).routing
 
 
 def places(routing: Routing, tokens: jax.Array) -> np.ndarray | None:
@@ -184,40 +184,15 @@ def test_index_dispatch_and_combine_equal_one_hot_masks():
 
 
 def test_ragged_groups_are_merged_into_one_run_per_expert():
-  tokens = jnp.arange(2 * 3, dtype=jnp.float32).reshape(2, 3, 1)
   routing = RaggedRouting(
     token=jnp.array([[2, 0, 1, 3], [0, 1, 2, 0]]),
     weight=jnp.array([[1.0, 2.0, 3.0, 0.0], [4.0, 5.0, 6.0, 7.0]]),
     group_sizes=jnp.array([[1, 2], [3, 1]]),
   )
-  rows, sizes = local.dispatch_ragged(tokens, routing)
-  np.testing.assert_array_equal(rows[:, 0], [2, 3, 4, 5, 0, 1, 3, 0])
+  rows, weight, sizes = local.rows_in_order(routing, 3)
   np.testing.assert_array_equal(sizes, [4, 3])
-  combined = local.combine_ragged(jnp.ones((8, 1)), routing, 3)
-  np.testing.assert_array_equal(combined[..., 0], [[2, 3, 1], [4 + 7, 5, 6]])
-
-
-@pytest.mark.parametrize("sizes", [[0, 0, 0], [7, 0, 0], [0, 3, 4], [2, 2, 3], [1, 0, 2]])
-@pytest.mark.parametrize("scale", [1, 40])
-def test_blocked_matmul_multiplies_each_run_by_its_experts_matrix(sizes, scale):
-  sizes = np.array(sizes) * scale
-  rows = jax.random.normal(jax.random.key(0), (7 * scale, 5))
-  weights = jax.random.normal(jax.random.key(1), (3, 5, 4))
-  owner = np.repeat(np.arange(3), sizes)
-  expected = np.zeros((7 * scale, 4), np.float32)
-  expected[: len(owner)] = np.einsum("ad,adf->af", rows[: len(owner)], np.asarray(weights)[owner])
-  np.testing.assert_allclose(blocked_matmul(rows, weights, jnp.array(sizes)), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_blocked_matmul_costs_a_bounded_share_more_than_its_rows():
-  rows, experts = 4096, 16
-  compiled = (
-    jax.jit(blocked_matmul)
-    .lower(jnp.ones((rows, 32)), jnp.ones((experts, 32, 64)), jnp.ones(experts, jnp.int32))
-    .compile()
-  )
-  products = 2 * rows * 32 * 64
-  assert compiled.cost_analysis()["flops"] < 1.6 * products  # a masked dense product would take 16 times
+  np.testing.assert_array_equal(rows, [2, 3, 4, 5, 0, 1, 3, 6])  # 6 = G * n marks what belongs to no expert
+  np.testing.assert_array_equal(weight, [1, 4, 5, 6, 2, 3, 7, 0])
 
 
 def test_bfloat16_layer_computes_in_bfloat16_with_float32_parameters(batch):

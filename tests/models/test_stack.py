@@ -126,9 +126,9 @@ class _Calls(nnx.Variable):
 class _Counting(TokenChoice):
   """Token choice that counts, in a variable which is no parameter, what it has routed."""
 
-  def __init__(self, options, d_model, num_experts, *, rngs):
-    super().__init__(options, d_model, num_experts, rngs=rngs)
-    self.seen = _Calls(jnp.zeros(num_experts))
+  def __init__(self, options, site, *, rngs):
+    super().__init__(options, site, rngs=rngs)
+    self.seen = _Calls(jnp.zeros(site.num_experts))
 
   def __call__(self, inputs, *, training):
     routed = super().__call__(inputs, training=training)

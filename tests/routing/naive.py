@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from moe.config import build
-from moe.routing import RaggedRouting, RouterConfig, RouterInput, Routing
+from moe.routing import Groups, RaggedRouting, RouterConfig, RouterInput, Routing, Site
 
 D_MODEL, NUM_EXPERTS = 8, 4
 
@@ -49,15 +49,15 @@ def serve(choices, gates, wanted, queue, num_experts: int, capacity: int) -> np.
 def make(name: str, num_experts: int = NUM_EXPERTS, d_model: int = D_MODEL, seed: int = 0, **options):
   """A router by name whose kernel is large enough to make unequal choices."""
   config = build(RouterConfig, {"name": name, **options})
-  router = config.make(d_model, num_experts, nnx.Rngs(seed))
+  router = config.make(Site(d_model, num_experts), nnx.Rngs(seed))
   router.kernel[...] = router.kernel[...] * 50
   return router
 
 
-def inputs_of(tokens, group: int, mask=None, key=None) -> RouterInput:
+def inputs_of(tokens, groups: Groups, mask=None, key=None) -> RouterInput:
   """`[B, T, d]` cut into routing groups."""
   mask = jnp.ones(tokens.shape[:2], bool) if mask is None else mask
-  return RouterInput(tokens.reshape(-1, group, tokens.shape[-1]), mask.reshape(-1, group), key=key)
+  return RouterInput(groups.cut(tokens), groups.cut(mask), key=key)
 
 
 def route(router, tokens, *, training: bool = False, mask=None, key=None):
@@ -80,8 +80,8 @@ def _routing_of(graph, state, tokens, mask, key, *, training: bool):
 @functools.partial(jax.jit, static_argnames=("graph", "training"))
 def _route(graph, state, tokens, mask, key, *, training: bool):
   router, (batch, length, _) = nnx.merge(graph, state), tokens.shape
-  group = router.group_size(router.options, batch, length)
-  return router(inputs_of(tokens, group, mask, key), training=training)
+  groups = router.groups(router.options, batch, length)
+  return router(inputs_of(tokens, groups, mask, key), training=training)
 
 
 def with_kernel(router, kernel):

@@ -48,8 +48,8 @@ def test_leaks_are_those_that_the_router_declares(name, options, training):
   config = build(RouterConfig, {"name": name, **options})
   future = future_leak(function, tokens, POSITION, jax.random.key(7))
   company = company_leak(function, tokens, jax.random.key(8))
-  assert (future == 0) == config.router.is_causal(config.options), f"{future:.1%} of the outputs saw the future"
-  independent = config.router.is_batch_independent(config.options, LENGTH)
+  assert (future == 0) == config.is_causal(training=training), f"{future:.1%} of the outputs saw the future"
+  independent = config.router.is_batch_independent(config.options, LENGTH, training=training)
   assert (company == 0) == independent, f"{company:.1%} of the outputs saw other sequences"
 
 

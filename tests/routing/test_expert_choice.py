@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe.config import ConfigError
-from moe.routing import ROUTERS, SlotRouting
+from moe.routing import ROUTERS, Site, SlotRouting
 from moe.routing.expert_choice import expert_choice, renormalized
 from tests.routing.naive import make, random_tokens, route, routing_of, token_weights
 
@@ -141,13 +141,13 @@ def test_a_capacity_that_does_not_fit_is_refused_before_anything_is_computed():
   expert_choice_router = ROUTERS["expert_choice"]
   options = expert_choice_router.Options(capacity_factor=2.0, eval_capacity_factor=9.0)
   with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: .* capacity factor from 0\.5 to 8"):
-    expert_choice_router.check(options, num_experts=8, group=16)
+    expert_choice_router.check(options, Site(8, 8), batch=2, length=8)
 
 
 def test_a_group_that_does_not_divide_the_batch_is_refused():
   router = ROUTERS["expert_choice"]
   with pytest.raises(ConfigError, match=r"group_size = 24: does not divide 2 x 16 = 32 tokens"):
-    router.group_size(router.Options(group_size=24), batch=2, length=16)
+    router.groups(router.Options(group_size=24), batch=2, length=16)
 
 
 def test_it_cannot_decode_step_by_step():

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from moe.config import ConfigError, build
-from moe.routing import ROUTERS, RouterConfig, SlotRouting
-from moe.routing.router import checked_group_size
+from moe.routing import ROUTERS, RouterConfig, Site, SlotRouting
+from moe.routing.groups import Groups, checked_groups
 from moe.routing.scores import router_kernel, router_logits
 from tests.routing.naive import NUM_EXPERTS, inputs_of, make, random_tokens, route, routing_of, with_kernel
 
@@ -76,8 +76,8 @@ def test_bfloat16_tokens_are_routed_in_float32(name, options):
 def test_jit_routes_the_same(name, options):
   router, tokens, key = make(name, **options), random_tokens(2, 16), jax.random.key(0)
   compiled = route(router, tokens, training=True, key=key)
-  group = router.group_size(router.options, 2, 16)
-  plain = router(inputs_of(tokens, group, key=key), training=True)
+  groups = router.groups(router.options, 2, 16)
+  plain = router(inputs_of(tokens, groups, key=key), training=True)
   np.testing.assert_array_equal(plain.routing.token, compiled.routing.token)
   for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -96,7 +96,7 @@ def test_the_function_can_be_mapped_over_layers(name, options):
 
 
 def test_the_kernel_starts_normal_with_standard_deviation_a_fiftieth():
-  kernel = router_kernel(256, 64, nnx.Rngs(0))[...]
+  kernel = router_kernel(Site(256, 64), nnx.Rngs(0))[...]
   assert kernel.shape == (256, 64)
   assert kernel.dtype == jnp.float32
   assert float(kernel.std()) == pytest.approx(0.02, rel=0.02)
@@ -104,12 +104,12 @@ def test_the_kernel_starts_normal_with_standard_deviation_a_fiftieth():
 
 def test_logits_of_bfloat16_tokens_are_not_rounded_to_bfloat16():
   tokens = random_tokens(1, 4, d_model=256).astype(jnp.bfloat16)
-  kernel = router_kernel(256, 8, nnx.Rngs(0))[...]
+  kernel = router_kernel(Site(256, 8), nnx.Rngs(0))[...]
   expected = np.asarray(tokens, np.float64) @ np.asarray(kernel, np.float64)
   np.testing.assert_allclose(router_logits(tokens, kernel), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_group_size_that_does_not_divide_the_batch_is_refused_with_the_nearest_that_does():
   with pytest.raises(ConfigError, match=r"group_size = 100: does not divide 8 x 64 = 512 tokens; 128 would"):
-    checked_group_size(100, batch=8, length=64)
-  assert checked_group_size(0, batch=8, length=64) == 512
+    checked_groups(100, batch=8, length=64)
+  assert checked_groups(0, batch=8, length=64) == Groups(512)

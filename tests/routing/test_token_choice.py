@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe.config import ConfigError, build
-from moe.routing import ROUTERS, RaggedRouting, RouterConfig
+from moe.routing import ROUTERS, Groups, RaggedRouting, RouterConfig, Site
 from moe.routing.token_choice import second_by_chance, top_choices
 from tests.routing.naive import make, of_sequences, random_tokens, route, routing_of, token_weights
 
@@ -207,14 +207,14 @@ def test_options_that_make_no_sense_are_refused_by_name(values, message):
 def test_more_choices_than_experts_are_refused():
   router = ROUTERS["token_choice"]
   with pytest.raises(ConfigError, match=r"top_k = 5: expected at most the 4 experts"):
-    router.check(router.Options(top_k=5), num_experts=4, group=16)
+    router.check(router.Options(top_k=5), Site(8, 4), batch=1, length=16)
   with pytest.raises(ConfigError, match=r"load_loss = 0\.1: needs top_k < 4 experts"):
-    router.check(router.Options(top_k=4, noise=1.0, load_loss=0.1), num_experts=4, group=16)
+    router.check(router.Options(top_k=4, noise=1.0, load_loss=0.1), Site(8, 4), batch=1, length=16)
 
 
 def test_sequences_are_the_groups_of_sequence_order():
   router = ROUTERS["token_choice"]
-  assert router.group_size(router.Options(), batch=8, length=16) == 16
-  assert router.group_size(router.Options(order="batch_priority"), batch=8, length=16) == 128
-  assert router.group_size(router.Options(order="batch_priority", group_size=64), batch=8, length=16) == 64
-  assert router.group_size(router.Options(capacity_factor=None), batch=8, length=16) == 128
+  assert router.groups(router.Options(), batch=8, length=16) == Groups(16)
+  assert router.groups(router.Options(order="batch_priority"), batch=8, length=16) == Groups(128)
+  assert router.groups(router.Options(order="batch_priority", group_size=64), batch=8, length=16) == Groups(64)
+  assert router.groups(router.Options(capacity_factor=None), batch=8, length=16) == Groups(128)

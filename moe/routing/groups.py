@@ -1,0 +1,47 @@
+"""How a batch is cut into routing groups."""
+
+import dataclasses
+
+import jax
+
+from moe.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+  """A cut of `[B, T]` tokens into groups of `size`.
+
+  Attributes:
+    size: n, a divisor of B * T.
+    by_position: False cuts sequence after sequence; True position after position, so that a group of B tokens holds
+      one token of every sequence, all at the same place of their rows.
+  """
+
+  size: int
+  by_position: bool = False
+
+  def cut(self, x: jax.Array) -> jax.Array:
+    """`[B, T, ...]` to `[G, n, ...]`."""
+    x = x.swapaxes(0, 1) if self.by_position else x
+    return x.reshape(-1, self.size, *x.shape[2:])
+
+  def join(self, x: jax.Array, batch: int, length: int) -> jax.Array:
+    """`[G, n, ...]` back to `[B, T, ...]`."""
+    if self.by_position:
+      return x.reshape(length, batch, *x.shape[2:]).swapaxes(0, 1)
+    return x.reshape(batch, length, *x.shape[2:])
+
+
+def checked_groups(group_size: int, batch: int, length: int) -> Groups:
+  """Groups of `group_size` tokens if that cuts the batch evenly, one group of the whole batch where it is 0.
+
+  Raises:
+    ConfigError: it does not divide `batch * length`; the message proposes the nearest size that does.
+  """
+  total = batch * length
+  if group_size == 0:
+    return Groups(total)
+  if group_size < 0 or total % group_size:
+    near = min((size for size in range(1, total + 1) if total % size == 0), key=lambda size: abs(size - group_size))
+    raise ConfigError("group_size", group_size, f"does not divide {batch} x {length} = {total} tokens; {near} would")
+  return Groups(group_size)

@@ -1,0 +1,27 @@
+"""REINFORCE: how a router learns from the loss that its sampled choices led to."""
+
+import jax
+import jax.numpy as jnp
+
+from moe.routing.types import Policy
+
+
+def policy_loss(policy: Policy, cost: jax.Array, mask: jax.Array) -> jax.Array:
+  """The score-function surrogate and the baseline's regression: Bengio et al. 2013, section 4; Williams 1992.
+
+  The gradient of `stop(cost - baseline) * log_prob` is an unbiased estimate of the gradient of the expected cost, for
+  any baseline that the choice does not enter; the squared error moves the baseline to the mean cost.
+
+  Args:
+    policy: of any number of layers, `[..., B, T]`.
+    cost: float32 `[B, T]`, nats; no gradient flows into it.
+    mask: bool `[B, T]`, the tokens that count.
+
+  Returns:
+    float32 scalar, weighted; the sum over layers of means over tokens.
+  """
+  advantage = jax.lax.stop_gradient(cost - policy.baseline)
+  error = jnp.square(policy.baseline - jax.lax.stop_gradient(cost))
+  each = (advantage * policy.log_prob + 0.5 * error) * mask
+  per_layer = each.sum((-2, -1)) / jnp.maximum(mask.sum(), 1)
+  return (policy.weight * per_layer).sum()

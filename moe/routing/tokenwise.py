@@ -1,0 +1,105 @@
+"""Routers that decide about every token by itself: any number of experts each, causal unless `select` looks further.
+
+A subclass says which experts a token takes and with what weights (`select`); slots, drops and decoding are done here.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe.routing import assignments
+from moe.routing.capacity import CapacityOptions, token_choice_capacity
+from moe.routing.groups import Groups
+from moe.routing.metrics import routing_metrics
+from moe.routing.router import Router
+from moe.routing.types import Policy, RouterInput, RouterOutput, Routing
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """Which experts each token takes.
+
+  Attributes:
+    chosen: bool `[G, n, E]`; padding is left out afterwards.
+    weight: float32 `[G, n, E]`, of which only the chosen count; the gradient flows through it.
+    probs: float32 `[G, n, E]` for the entropy metric, or None.
+    losses, auxiliary_loss, policy: as in `RouterOutput`.
+  """
+
+  chosen: jax.Array
+  weight: jax.Array
+  probs: jax.Array | None = None
+  losses: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  auxiliary_loss: jax.Array | float = 0.0
+  policy: Policy | None = None
+
+
+class TokenwiseRouter(Router):
+  """The frame. `options` are a `CapacityOptions`: None is dropless, a factor gives slots, served by position.
+
+  A group is one sequence, for capacity is counted there. A layer costs what its assignments cost (dropless, on a CPU)
+  or what its slots cost.
+  """
+
+  options: CapacityOptions
+  num_experts: int
+
+  @classmethod
+  def is_causal(cls, options: CapacityOptions, *, training: bool) -> bool:
+    return True
+
+  @classmethod
+  def is_batch_independent(cls, options: CapacityOptions, length: int, *, training: bool) -> bool:
+    return True
+
+  @classmethod
+  def groups(cls, options: CapacityOptions, batch: int, length: int) -> Groups:
+    return Groups(length)
+
+  def select(self, inputs: RouterInput, *, training: bool) -> Selection:
+    """Decides about all tokens of `inputs`; in training it may assign the router's state."""
+    raise NotImplementedError
+
+  def select_next(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[Selection, dict[str, jax.Array]]:
+    """Decides about one token of each sequence, in evaluation mode; for routers that remember earlier tokens."""
+    return self.select(inputs, training=False), state
+
+  def init_memory(self, batch: int, length: int) -> dict[str, jax.Array]:
+    """What `select_next` remembers of the tokens before; arrays lead with `batch`."""
+    return {}
+
+  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
+    selection = self.select(inputs, training=training)
+    chosen = selection.chosen & inputs.mask[..., None]
+    routing = self._routing(chosen, selection.weight, training)
+    metrics = routing_metrics(routing, inputs.mask, selection.probs, asked=chosen.sum())
+    auxiliary_loss = jnp.asarray(selection.auxiliary_loss, jnp.float32)
+    return RouterOutput(routing, selection.losses, auxiliary_loss, metrics, selection.policy)
+
+  def _routing(self, chosen: jax.Array, weight: jax.Array, training: bool) -> Routing:
+    factor = self.options.factor(training)
+    if factor is None:
+      return jax.vmap(assignments.ragged_of_chosen)(chosen, weight)
+    capacity = token_choice_capacity(chosen.shape[1], self.num_experts, factor)
+    return jax.vmap(lambda c, w: assignments.slots_of_chosen(c, w, capacity))(chosen, weight)
+
+  def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
+    """`init_memory`, and `free`: int32 `[batch, E]`, slots left, where there are slots."""
+    state, factor = self.init_memory(batch, length), self.options.factor(training=False)
+    if factor is not None:
+      capacity = token_choice_capacity(length, self.num_experts, factor)
+      state = state | {"free": jnp.full((batch, self.num_experts), capacity, jnp.int32)}
+    return state
+
+  def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
+    """As the base class says. The routing is ragged, as nothing is left to fill slots with."""
+    if not self.is_causal(self.options, training=False):
+      return super().decode(inputs, state)
+    selection, state = self.select_next(inputs, state)
+    chosen = selection.chosen[0] & inputs.mask[0][:, None]
+    if "free" in state:
+      chosen = chosen & (state["free"] > 0)
+      state = state | {"free": state["free"] - chosen}
+    routing = jax.tree.map(lambda leaf: leaf[None], assignments.ragged_of_chosen(chosen, selection.weight[0]))
+    return RouterOutput(routing, {}, jnp.zeros(()), {}), state
