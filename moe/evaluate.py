@@ -1,5 +1,8 @@
 """Evaluates a checkpoint: `python -m moe.evaluate --workdir runs/quickstart`.
 
+The report names the rule by which the decoder was routed. Where that rule sees later tokens, the same parameters are
+evaluated under a causal rule too, and the difference is what the loss owed to the future, and to the change of rule.
+
 On other data: `--data source=text --data path="my/*.txt"` replaces fields of the run's data section; `--config FILE`
 takes the whole section of another config. The result is printed and kept as a new JSON file in the workdir.
 """
@@ -24,8 +27,8 @@ _DATA = flags.DEFINE_multi_string("data", [], "FIELD=VALUE of the data section; 
 
 def main() -> None:
   from moe.data import DataConfig
-  from moe.evaluation.perplexity import evaluate
   from moe.evaluation.restore import restore
+  from moe.evaluation.rules import evaluate_by_rules
   from moe.training.config import as_mapping, load_config
   from moe.training.workdir import Workdir, write_new
 
@@ -33,7 +36,7 @@ def main() -> None:
   data = load_config(commands.read_config(_CONFIG)).data if _CONFIG.value else trained.config.data
   data = build(DataConfig, as_mapping(data) | dict(map(_field, _DATA.value)), "data")
   split = _SPLIT.value or data.validation_split
-  result = evaluate(trained, data, split, _BATCHES.value)
+  result = evaluate_by_rules(trained, data, split, _BATCHES.value)
   about = {"step": trained.step, "split": split, "batches": _BATCHES.value, "data": dataclasses.asdict(data)}
   leak = {"future_leakage": True} if trained.config.model.leaks_future else {}
   folder = Workdir(_WORKDIR.value).root / "evaluations"
@@ -44,7 +47,7 @@ def main() -> None:
     number += 1
     path = folder / f"{name}-{number}.json"
   write_new(path, json.dumps(about | leak | result, indent=2) + "\n")
-  _print(result, trained.step, split, bool(leak))
+  print("\n".join(_lines(result, trained.step, split, bool(leak))))
   print(f"written to {path}")
 
 
@@ -64,13 +67,29 @@ def _digest(about: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _print(result: dict[str, Any], step: int, split: str, leaks: bool) -> None:
+def _lines(result: dict[str, Any], step: int, split: str, leaks: bool) -> list[str]:
+  lines = [f"step {step}, split {split}, {result['tokens']:,} tokens, {result['bytes']:,} bytes of text"]
   if leaks:
-    print("trained with allow_future_leakage: the decoder sees later tokens; this is not a language model's loss")
-  print(f"step {step}, split {split}, {result['tokens']:,} tokens, {result['bytes']:,} bytes of text")
-  leak = " (future leakage)" if leaks else ""
-  for name in ("loss", "perplexity", "bits_per_byte", "accuracy"):
-    print(f"  {name + leak:34}{result[name]:.6g}")
+    lines.append("trained with allow_future_leakage: the decoder saw later tokens in training or sees them now")
+  lines += _rule_lines(result)
+  if "causal_rule" in result:
+    lines += _rule_lines(result["causal_rule"])
+    lines.append(f"difference: {result['leak_nats']:+.6g} nats per token under the causal rule")
+  elif not result["rule"]["causal"]:
+    lines.append("these parameters mean nothing under a causal rule: there is no honest loss to set beside it")
+  return lines
+
+
+def _rule_lines(values: dict[str, Any]) -> list[str]:
+  from moe.evaluation.rules import MEANS
+
+  rule = values["rule"]
+  sees = "causal" if rule["causal"] else "sees later tokens: not a language model's loss"
+  mark = "" if rule["causal"] else " (future leakage)"
+  return [
+    f"decoder routed by {rule['router']}, {sees}",
+    *(f"  {name + mark:34}{values[name]:.6g}" for name in MEANS),
+  ]
 
 
 if __name__ == "__main__":

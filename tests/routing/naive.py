@@ -10,7 +10,7 @@ from flax import nnx
 from moe.config import build
 from moe.routing import Groups, RaggedRouting, RouterConfig, RouterInput, Routing, Site
 
-D_MODEL, NUM_EXPERTS = 8, 4
+D_MODEL, NUM_EXPERTS, VOCABULARY = 8, 4, 61
 
 
 def token_weights(routing: Routing, n: int, num_experts: int) -> np.ndarray:
@@ -47,17 +47,26 @@ def serve(choices, gates, wanted, queue, num_experts: int, capacity: int) -> np.
 
 
 def make(name: str, num_experts: int = NUM_EXPERTS, d_model: int = D_MODEL, seed: int = 0, **options):
-  """A router by name whose kernel is large enough to make unequal choices."""
+  """A router by name whose kernel, where it has one, is large enough to make unequal choices."""
   config = build(RouterConfig, {"name": name, **options})
-  router = config.make(Site(d_model, num_experts), nnx.Rngs(seed))
-  router.kernel[...] = router.kernel[...] * 50
+  router = config.make(Site(d_model, num_experts, VOCABULARY), nnx.Rngs(seed))
+  if hasattr(router, "kernel"):
+    drawn = 0.02 * jax.random.normal(jax.random.key(seed), router.kernel.shape)
+    router.kernel[...] = 50 * jnp.where(router.kernel[...] == 0, drawn, router.kernel[...])
   return router
 
 
+def ids_of(tokens) -> jax.Array:
+  """int32 `[...]`, token ids that change with the tokens `[..., d]`, from 2 to the vocabulary's end."""
+  return jnp.floor(jnp.abs(tokens[..., 0]) * 1000).astype(jnp.int32) % (VOCABULARY - 2) + 2
+
+
 def inputs_of(tokens, groups: Groups, mask=None, key=None) -> RouterInput:
-  """`[B, T, d]` cut into routing groups."""
+  """`[B, T, d]` cut into routing groups, with ids and positions."""
   mask = jnp.ones(tokens.shape[:2], bool) if mask is None else mask
-  return RouterInput(groups.cut(tokens), groups.cut(mask), key=key)
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
+  cut = [groups.cut(array) for array in (tokens, mask, ids_of(tokens), positions)]
+  return RouterInput(*cut, key=key)
 
 
 def route(router, tokens, *, training: bool = False, mask=None, key=None):
@@ -90,10 +99,12 @@ def with_kernel(router, kernel):
   return nnx.merge(graph, jax.tree.map(lambda _: kernel, state))
 
 
-def of_sequences(routing: Routing, batch: int, length: int, num_experts: int = NUM_EXPERTS) -> np.ndarray:
+def of_sequences(
+  routing: Routing, batch: int, length: int, num_experts: int = NUM_EXPERTS, by_position: bool = False
+) -> np.ndarray:
   """`token_weights` as `[B, T, E]`, whatever the groups."""
-  n = batch * length // routing.token.shape[0]
-  return token_weights(routing, n, num_experts).reshape(batch, length, num_experts)
+  groups = Groups(batch * length // routing.token.shape[0], by_position)
+  return groups.join(token_weights(routing, groups.size, num_experts), batch, length)
 
 
 def random_tokens(batch: int, length: int, d_model: int = D_MODEL, seed: int = 1) -> jax.Array:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from moe.config import build
-from moe.routing import ROUTERS, RouterConfig
+from moe.parallel import local
+from moe.routing import ROUTERS, RouterConfig, SoftRouting
 from moe.routing.causality import company_leak, future_leak
 from tests.routing.naive import NUM_EXPERTS, make, of_sequences, random_tokens, routing_of
 
@@ -33,10 +34,17 @@ def identifier(variant):
 
 
 def weights_of(router, training: bool):
-  """A function from tokens to the weights `[B, T, E]` with which experts see them, the key fixed."""
+  """A function from tokens to the weights `[B, T, E]` with which experts see them, the key fixed.
+
+  Of soft routing, to what experts that give back their input would make of a token, `[B, T, d]`.
+  """
+  groups = router.groups(router.options, BATCH, LENGTH)
 
   def function(tokens):
-    return of_sequences(routing_of(router, tokens, training=training, key=jax.random.key(3)), BATCH, LENGTH)
+    routing = routing_of(router, tokens, training=training, key=jax.random.key(3))
+    if isinstance(routing, SoftRouting):
+      return groups.join(local.combine_soft(local.dispatch_soft(groups.cut(tokens), routing), routing), BATCH, LENGTH)
+    return of_sequences(routing, BATCH, LENGTH, by_position=groups.by_position)
 
   return function
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.routing import RouterInput
-from tests.routing.naive import make, of_sequences, random_tokens, route, routing_of, token_weights
+from moe.routing import ROUTERS, RouterInput
+from tests.routing.naive import ids_of, make, of_sequences, random_tokens, route, routing_of, token_weights
 
 BATCH, LENGTH, EXPERTS = 3, 20, 4
-CAUSAL = [
+DROPPING = [
   ("switch", {"eval_capacity_factor": 0.6}),
   ("gshard", {"eval_capacity_factor": 1.0}),
   ("glam", {"eval_capacity_factor": 0.5}),
@@ -17,19 +17,23 @@ CAUSAL = [
   ("token_choice", {"top_k": 2, "capacity_factor": 4.0}),
   ("token_choice", {"capacity_factor": None}),
 ]
+CAUSAL = DROPPING + [
+  (name, {}) for name, router in sorted(ROUTERS.items()) if router.is_causal(router.Options(), training=False)
+]
 
 
 def decoded(router, tokens, mask) -> np.ndarray:
   """`[B, T, E]` weights, found one position at a time."""
 
   @jax.jit
-  def step(token, real, state):
-    output, state = router.decode(RouterInput(token[None], real[None]), state)
+  def step(position, token, real, state):
+    at = jnp.full(ids_of(token).shape, position)
+    output, state = router.decode(RouterInput(token[None], real[None], ids_of(token)[None], at[None]), state)
     return output.routing, state
 
   state, columns = router.init_decode_state(*mask.shape), []
   for t in range(mask.shape[1]):
-    routing, state = step(tokens[:, t], mask[:, t], state)
+    routing, state = step(t, tokens[:, t], mask[:, t], state)
     columns.append(token_weights(routing, mask.shape[0], EXPERTS)[0])
   return np.stack(columns, axis=1)
 
@@ -38,14 +42,15 @@ def decoded(router, tokens, mask) -> np.ndarray:
 def test_decoding_equals_routing_the_whole_sequence(name, options):
   router, tokens = make(name, **options), random_tokens(BATCH, LENGTH)
   mask = jax.random.bernoulli(jax.random.key(5), 0.85, (BATCH, LENGTH))
-  whole = of_sequences(routing_of(router, tokens, mask=mask), BATCH, LENGTH)
+  by_position = router.groups(router.options, BATCH, LENGTH).by_position
+  whole = of_sequences(routing_of(router, tokens, mask=mask), BATCH, LENGTH, by_position=by_position)
   steps = decoded(router, tokens, mask)
   np.testing.assert_array_equal(np.isnan(steps), np.isnan(whole))
   np.testing.assert_allclose(steps, whole, rtol=1e-5)
 
 
 def test_the_examples_above_do_drop_choices():
-  for name, options in CAUSAL[:4]:
+  for name, options in DROPPING[:4]:
     assert float(route(make(name, **options), random_tokens(BATCH, LENGTH)).metrics["dropped"]) > 0.1
 
 

@@ -1,0 +1,63 @@
+"""Under which routing rule a decoder is judged: its own, and a causal one where its own sees later tokens."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from moe.data import DataConfig
+from moe.evaluation.perplexity import evaluate
+from moe.evaluation.restore import Trained
+from moe.models import ModelConfig, make_model
+from moe.training.metrics import Record
+from moe.training.state import split
+
+MEANS = ("loss", "perplexity", "bits_per_byte", "accuracy")
+
+
+def describe_rule(config: ModelConfig) -> dict[str, str | bool]:
+  """The decoder's `router` (its name, or "dense"), and whether it is `causal` in evaluation and was in training."""
+  router = config.decoder_router
+  return {
+    "router": "dense" if router is None else router.name,
+    "causal": not config.evaluates_on_future,
+    "trained_causally": router is None or router.is_causal(training=True),
+  }
+
+
+def evaluate_by_rules(trained: Trained, data: DataConfig, split_name: str, batches: int = 0) -> Record:
+  """`evaluate` under the run's own rule, with `rule`, what `describe_rule` says of it.
+
+  Where that rule sees later tokens and has a causal twin, `causal_rule` holds the same of the twin, and `leak_nats` the
+  loss under the twin minus the loss under the own rule: what the loss owed to the future and to the change of rule.
+
+  Arguments and errors are those of `evaluate`.
+  """
+  result = evaluate(trained, data, split_name, batches) | {"rule": describe_rule(trained.config.model)}
+  honest = under_causal_rule(trained)
+  if honest is not None:
+    found = evaluate(honest, data, split_name, batches) | {"rule": describe_rule(honest.config.model)}
+    result["causal_rule"] = {name: found[name] for name in (*MEANS, "rule")}
+    result["leak_nats"] = found["loss"] - result["loss"]
+  return result
+
+
+def under_causal_rule(trained: Trained) -> Trained | None:
+  """The same parameters with the causal twin of the decoder's router; None where there is no such rule, or no need.
+
+  State that the twin has and the checkpoint has not begins as in training.
+  """
+  router = trained.config.model.decoder_router
+  twin = router.causal_twin() if trained.config.model.evaluates_on_future else None
+  if twin is None:
+    return None
+  model = dataclasses.replace(trained.config.model, decoder_router=twin, allow_future_leakage=False)
+  graph, params, router_state = split(nnx.eval_shape(lambda: make_model(model, nnx.Rngs(0))))
+  shapes, wanted = ({k: v.shape for k, v in jax.tree.leaves_with_path(tree)} for tree in (trained.params, params))
+  if shapes != wanted:
+    raise ValueError(f"{twin.name} is no twin of {router.name}: their parameters differ")
+  if jax.tree.leaves(router_state):
+    router_state = jax.jit(lambda: split(make_model(model, nnx.Rngs(0)))[2])()
+    router_state |= {side: state for side, state in trained.router_state.items() if side != "decoder"}
+  config = dataclasses.replace(trained.config, model=model)
+  return dataclasses.replace(trained, config=config, graph=graph, router_state=router_state)

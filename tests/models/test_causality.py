@@ -1,0 +1,41 @@
+"""In both models, in training and in evaluation, every router lets a logit know what it declares, and no more."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from moe.models import make_model
+from moe.routing import ROUTERS
+from moe.routing.causality import company_leak, future_leak
+from tests.models.tiny import ARCHITECTURES, batch, config, router
+
+ROWS, LENGTH, POSITION = 4, 16, 7
+
+
+def enlarged(variables):
+  """Routers' parameters large enough to make unequal choices."""
+  in_router = lambda path: any(getattr(key, "key", None) == "router" for key in path)  # noqa: E731
+  floats = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+  return jax.tree.map_with_path(lambda path, x: 50 * x if in_router(path) and floats(x) else x, variables)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", sorted(ROUTERS))
+def test_logits_leak_what_the_router_declares(name, architecture, training):
+  chosen = router(name)
+  network = make_model(config(architecture, chosen, allow_future_leakage=True), nnx.Rngs(0))
+  graph, variables = nnx.split(network)
+  variables, example = enlarged(variables), batch(rows=ROWS, targets=LENGTH)
+
+  @jax.jit
+  def logits(targets):
+    model = nnx.merge(graph, variables)
+    return model(example | {"targets": targets}, training=training, key=jax.random.key(2)).logits
+
+  future = future_leak(logits, example["targets"], POSITION, jax.random.key(0))
+  company = company_leak(logits, example["targets"], jax.random.key(1))
+  assert (future == 0) == chosen.is_causal(training=training), f"{future:.1%} of the logits saw later tokens"
+  independent = chosen.router.is_batch_independent(chosen.options, LENGTH, training=training)
+  assert (company == 0) == independent, f"{company:.1%} of the logits saw other sequences"
