@@ -43,8 +43,8 @@ def routers(results: dict) -> str:
       "",
       "With the default options; {tokens} tokens in sequences of {sequence}, d {d_model}, ff {d_ff}, {experts} experts,"
       " float32: forward + backward in training".format(**settings),
-      "mode, the router's own decision included, against a dense layer of equal activated FLOPs in the same process; median"
-      " of {repeats} runs on two cores (JAX {jax}).".format(**settings),
+      "mode, the router's own decision included, against a dense layer of equal activated FLOPs in the same process;"
+      " median of {repeats} runs on two cores (JAX {jax}).".format(**settings),
       "`python scripts/benchmark_routers.py --results results/routers.json`",
     ]
   )
