@@ -76,9 +76,14 @@ class Run:
   """One run of a report.
 
   Attributes:
-    name: short, unlike the others' of the report; trained: the latest checkpoint; parameters: of its model;
-    records: of `metrics.jsonl`; batches: the validation (micro-)batches that were read; layers: by `STACK/layer_I`,
-      empty for a dense model; churn: likewise, oldest first; unreadable: steps of damaged older checkpoints;
+    name: short, unlike the others' of the report.
+    trained: the latest checkpoint.
+    parameters: of its model.
+    records: of `metrics.jsonl`.
+    batches: the validation (micro-)batches that were read.
+    layers: by `STACK/layer_I`, the encoder's first; empty for a dense model.
+    churn: likewise, oldest first.
+    unreadable: steps of damaged older checkpoints.
     texts: of every id in `layers`.
   """
 
@@ -171,15 +176,22 @@ def _layers(trained: Trained, batches: Sequence[Batch]) -> dict[str, Layer]:
   parts: dict[str, list[Layer]] = {}
   for batch in batches:
     routing = jax.device_get(_route(trained.graph, trained.params, trained.router_state, batch))
-    for stack, routed in routing.items():
-      if routed is not None:
-        for index, layer in enumerate(_split(trained.config.model, stack, routed, batch)):
+    for stack in ("encoder", "decoder"):
+      if routing.get(stack) is not None:
+        for index, layer in enumerate(stack_layers(trained.config.model, stack, routing[stack], batch)):
           parts.setdefault(f"{stack}/layer_{index}", []).append(layer)
   return {name: _joined(layers) for name, layers in parts.items()}
 
 
-def _split(model: ModelConfig, stack: str, routing: Routing, batch: Batch) -> list[Layer]:
-  """The layers of one stack, without padding."""
+def stack_layers(model: ModelConfig, stack: str, routing: Routing, batch: Batch) -> list[Layer]:
+  """What the MoE layers of one stack did with a batch, without its padding.
+
+  Args:
+    model: whose the routing is.
+    stack: "encoder" or "decoder".
+    routing: of its MoE layers, with their leading axis.
+    batch: what the model read.
+  """
   side = "inputs" if stack == "encoder" else "targets"
   segments = batch[f"{side}_segments"]
   ids = batch[side] if stack == "encoder" else np.asarray(shift_right(batch[side], segments))

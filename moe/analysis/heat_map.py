@@ -14,7 +14,9 @@ from moe.analysis.svg import HEIGHT, Plot
 _LESS, _EVEN, _MORE, _NONE = (33, 102, 172), (247, 247, 247), (179, 88, 6), "#1d2530"
 _STEPS = 8  # levels on either side of 1, which end at a quarter and at four times
 _NONE_BELOW = 1 / 20
-_CELLS_WITH_TEXT = 16
+_COLUMNS_WITH_TEXT = 10
+_ROW_OF_TEXT = 24  # pixels
+_MOST_HEIGHT = 520
 
 
 def heat_map(
@@ -33,16 +35,18 @@ def heat_map(
     multiples: at least 0.
     x: of the columns (`bins`).
     row_label: of the axis at the left, whose rows are numbered unless `rows` names them.
-    texts: what stands in each cell, where they are few enough to be read.
+    texts: what stands in each cell, where there are few enough columns to read it.
     rows: names of the rows.
   """
   count, columns = multiples.shape
   names = rows or [str(row) for row in range(count)]
   y = bins(row_label, names, 17)
   # The first row is at the top.
-  plot = Plot(title, x, dataclasses.replace(y, low=y.high, high=y.low), height=max(HEIGHT, 80 + 6 * count))
+  legible = texts is not None and columns <= _COLUMNS_WITH_TEXT
+  height = 76 + count * _ROW_OF_TEXT if legible else min(76 + 12 * count, _MOST_HEIGHT)
+  plot = Plot(title, x, dataclasses.replace(y, low=y.high, high=y.low), height=max(HEIGHT, height), grid=False)
   plot.cells([[color(value) for value in row] for row in multiples])
-  if texts is not None and max(count, columns) <= _CELLS_WITH_TEXT + 1:
+  if legible:
     for row, column in np.ndindex(*multiples.shape):
       plot.text(column, row, texts[row][column], light=_is_dark(multiples[row, column]))
   return plot.markup()

@@ -9,7 +9,7 @@ import numpy as np
 from moe.analysis import statistics
 from moe.analysis.axes import Axis, linear
 from moe.analysis.collect import Layer, Run
-from moe.analysis.html import Html, join, tag
+from moe.analysis.html import Html, tag
 from moe.analysis.svg import Plot
 from moe.training.figure import smooth
 
@@ -68,14 +68,23 @@ def figure(chart: Html) -> Html:
 
 
 def by_layer(runs: Sequence[Run], draw: Callable[[Run, str, Layer], Html | None]) -> Html:
-  """What `draw` makes of every layer of every run: a row a layer where there are several runs."""
-  rows = [
-    [made for run in runs if name in run.layers and (made := draw(run, name, run.layers[name])) is not None]
-    for name in layer_names(runs)
+  """What `draw` makes of every layer of every run with routers: a row a layer, a column a run where there are several.
+
+  Empty where it made nothing.
+  """
+  routed = [run for run in runs if run.layers]
+  made = [
+    [draw(run, name, run.layers[name]) if name in run.layers else None for run in routed] for name in layer_names(runs)
   ]
-  if len(runs) == 1:
-    rows = [[made for row in rows for made in row]]
-  return join(tag("div", *row, class_="row") for row in rows if row)
+  rows = [row for row in made if any(row)]
+  return columns([cell or tag("div") for row in rows for cell in row], len(routed)) if rows else Html("")
+
+
+def columns(cells: Sequence[Html], count: int) -> Html:
+  """Cells in `count` columns of equal width; a single run's wherever there is room."""
+  if count == 1:
+    return tag("div", *cells, class_="row")
+  return tag("div", *cells, class_="columns", style=f"grid-template-columns: repeat({count}, minmax(422px, 1fr))")
 
 
 def titled(what: str, run: Run, name: str) -> str:
@@ -133,7 +142,7 @@ def curves(
   if not drawn:
     return None
   heights = [value for _, *both, level in drawn for value in (*both[0][1], *both[1][1], *(level[:1] if level else ()))]
-  plot = Plot(title, steps_axis([step for _, *both, _ in drawn for curve in both for step in curve[0]]), axis(heights))
+  plot = Plot(title, steps_axis(runs), axis(heights))
   for run, training, validation, level in drawn:
     color = color_of(runs, run)
     if level is not None and math.isfinite(level[0]):
@@ -145,7 +154,7 @@ def curves(
   return plot.markup()
 
 
-def steps_axis(steps: Iterable[float]) -> Axis:
-  """From step 0 to the last one."""
-  last = max(steps)
-  return linear("training step", [last], low=0.0, high=float(last))
+def steps_axis(runs: Sequence[Run]) -> Axis:
+  """From step 0 to the last one of any run, so that all charts of a page compare."""
+  last = max(step for run in runs for step in (run.trained.step, *(record["step"] for record in run.records)))
+  return linear("training step", [], low=0.0, high=float(last))

@@ -18,7 +18,7 @@ def render(runs: Sequence[Run]) -> str:
   title = f"Routing of {', '.join(run.name for run in runs)}"
   links = [tag("a", section.title, href=f"#{_anchor(section)}") for section in sections]
   head = tag("head", tag("meta", charset="utf-8"), _policy(), tag("title", title), tag("style", Html(STYLE)))
-  top = tag("header", tag("h1", title), tag("nav", *links))
+  top = join([tag("header", tag("h1", title)), tag("nav", *links)])
   main = tag("main", *map(_section, sections))
   body = tag("body", top, main, tag("div", id="tip", hidden="hidden"), tag("script", Html(SCRIPT)))
   return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"

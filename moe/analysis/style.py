@@ -3,22 +3,26 @@
 STYLE = """
 :root { --ink: #1d2530; --soft: #566072; --rule: #d9dee6; --paper: #fff; --wash: #f5f7fa; --alarm: #a3122a; }
 * { box-sizing: border-box; }
-html { scroll-padding-top: 3.2rem; }
+html { scroll-padding-top: 4rem; }
 body { margin: 0; color: var(--ink); background: var(--paper); font: 15px/1.5 system-ui, "Segoe UI", Roboto,
   "Helvetica Neue", Arial, sans-serif; }
 header { padding: 20px 24px 0; }
 main { padding: 0 24px 60px; }
 h1 { font-size: 24px; margin: 0 0 10px; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 36px 0 4px; padding-top: 14px; border-top: 1px solid var(--rule); }
+section:first-child h2 { margin-top: 8px; border-top: 0; }
 h3 { font-size: 15px; margin: 18px 0 6px; overflow-wrap: anywhere; }
-nav { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 14px; }
+nav { position: sticky; top: 0; z-index: 5; display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 6px 24px;
+  font-size: 14px; background: #fffffff2; border-bottom: 1px solid var(--rule); }
 nav a { color: #0b5cad; text-decoration: none; }
 nav a:hover { text-decoration: underline; }
 .about { max-width: 100ch; color: var(--soft); }
 .row { display: flex; flex-wrap: wrap; gap: 14px 18px; align-items: flex-start; margin-top: 10px; }
-figure { margin: 0; padding: 8px; border: 1px solid var(--rule); border-radius: 6px; background: var(--paper); }
+.columns { display: grid; gap: 14px 18px; margin-top: 10px; overflow-x: auto; align-items: start; }
+figure { width: fit-content; margin: 0; padding: 8px; border: 1px solid var(--rule); border-radius: 6px; }
 .panel { flex: 1 1 520px; min-width: 0; max-width: 100%; }
-.nothing { width: 424px; margin: 0; padding: 24px; color: var(--soft); border: 1px dashed var(--rule); border-radius: 6px; }
+.nothing { width: 422px; margin: 0; padding: 24px; color: var(--soft); border: 1px dashed var(--rule);
+  border-radius: 6px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 8px 0; font-size: 13px; }
 .key { white-space: nowrap; }
 .note { color: var(--soft); }
@@ -46,7 +50,8 @@ th { font-weight: 600; }
 .facts th[scope=row] { color: var(--soft); font-weight: 400; white-space: nowrap; }
 .chip { display: inline-block; margin: 1px 8px 1px 0; white-space: nowrap; }
 code, .code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-.chip code { padding: 1px 4px; background: var(--wash); border: 1px solid var(--rule); border-radius: 3px; font-size: 12.5px; }
+.chip code { padding: 1px 4px; background: var(--wash); border: 1px solid var(--rule); border-radius: 3px;
+  font-size: 12.5px; }
 .chip small { margin-left: 3px; color: var(--soft); }
 .passage { max-height: 620px; overflow: auto; margin-top: 8px; }
 .passage[hidden] { display: none; }
@@ -64,8 +69,8 @@ code, .code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaV
 details { margin-top: 8px; font-size: 14px; }
 pre { max-height: 420px; overflow: auto; padding: 10px; background: var(--wash); font-size: 12.5px; }
 select { font: inherit; padding: 2px 6px; }
-#tip { position: fixed; z-index: 9; max-width: 420px; padding: 4px 9px; color: #fff; background: #1d2530; border-radius: 4px;
-  font-size: 13px; pointer-events: none; }
+#tip { position: fixed; z-index: 9; max-width: 420px; padding: 4px 9px; color: #fff; background: #1d2530;
+  border-radius: 4px; font-size: 13px; pointer-events: none; }
 #tip[hidden] { display: none; }
 """
 

@@ -10,9 +10,9 @@ import numpy as np
 from moe.analysis.axes import Axis
 from moe.analysis.html import Html, tag
 
-WIDTH, HEIGHT = 424, 256
+WIDTH, HEIGHT = 404, 256
 _RIGHT, _TOP, _BOTTOM = 14, 30, 44
-_TITLE_CHARACTERS = 62
+_TITLE_CHARACTERS = 58
 
 
 class Plot:
@@ -24,10 +24,11 @@ class Plot:
     y: the axis at the left.
     height: pixels, all included.
     left: pixels at the left of the marks.
+    grid: whether lines lead from the ticks at the left through the marks.
   """
 
-  def __init__(self, title: str, x: Axis, y: Axis, *, height: int = HEIGHT, left: int = 58):
-    self.title, self.x, self.y, self.height, self.left = title, x, y, height, left
+  def __init__(self, title: str, x: Axis, y: Axis, *, height: int = HEIGHT, left: int = 58, grid: bool = True):
+    self.title, self.x, self.y, self.height, self.left, self.grid = title, x, y, height, left, grid
     self._marks: list[Html] = []
 
   def line(self, xs: Sequence[float], ys: Sequence[float], color: str, *, dashed: bool = False) -> None:
@@ -103,7 +104,8 @@ class Plot:
       marks.append(tag("text", text, x=f"{self._x(value):.1f}", y=bottom + 16, class_="tick middle"))
     for value, text in self.y.ticks:
       y = self._y(value)
-      marks.append(tag("path", d=f"M{self.left} {y:.1f}H{WIDTH - _RIGHT}", class_="grid"))
+      if self.grid:
+        marks.append(tag("path", d=f"M{self.left} {y:.1f}H{WIDTH - _RIGHT}", class_="grid"))
       marks.append(tag("text", text, x=self.left - 6, y=f"{y + 3.5:.1f}", class_="tick end"))
     return marks
 

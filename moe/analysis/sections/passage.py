@@ -6,7 +6,7 @@ import numpy as np
 
 from moe.analysis.collect import Layer, Run
 from moe.analysis.html import Html, join, printable, tag
-from moe.analysis.layout import Section, run_key
+from moe.analysis.layout import Section, columns, run_key
 
 _MOST_TOKENS = 320
 _MOST_COUNTED = 5
@@ -21,9 +21,7 @@ def passage(runs: Sequence[Run]) -> Section | None:
   )
   legend = tag("p", *_legend(), class_="legend")
   panels = [_panel(runs, run) for run in routed]
-  return (
-    Section("A passage, token by token", about, join([legend, tag("div", *panels, class_="row")])) if routed else None
-  )
+  return Section("A passage, token by token", about, join([legend, columns(panels, len(panels))])) if routed else None
 
 
 def _legend() -> Iterator[Html]:

@@ -1,4 +1,4 @@
-"""What the checkpoints' routers do with validation text: how many experts a token gets, who goes together, what moves."""
+"""What the checkpoints' routers do with validation text: experts per token, who goes together, what moves."""
 
 from collections.abc import Sequence
 
@@ -43,8 +43,8 @@ def churn(runs: Sequence[Run]) -> Section | None:
   """The share of the assignments that changed from checkpoint to checkpoint."""
   about = (
     "Of the (token, expert) assignments that either of two consecutive kept checkpoints makes on the same validation"
-    " tokens, the share that only one of them makes (Jaccard distance): 0 if nothing moved, 1 if everything did. Dotted:"
-    " what two unrelated routings of the same sizes would give."
+    " tokens, the share that only one of them makes (Jaccard distance): 0 if nothing moved, 1 if everything did."
+    " Dotted: what two unrelated routings of the same sizes would give."
   )
   charts = [chart for name in layer_names(runs) if (chart := _churn_chart(runs, name)) is not None]
   body = [legend(runs, "dotted: unrelated routings", routed=True), tag("div", *map(figure, charts), class_="row")]
@@ -74,7 +74,7 @@ def _histogram(runs: Sequence[Run], run: Run, name: str, layer: Layer) -> Html:
   ticks = tuple((float(n), str(n)) for n in numbers[:: 1 + len(numbers) // 17])
   x = Axis("experts per token", -0.6, numbers[-1] + 0.6, ticks)
   y = linear("share of tokens", [*found, *null], low=0.0)
-  plot = Plot(f"{name} · {run.name} · mean {mean:.2f}", x, y)
+  plot = Plot(f"{titled('Experts', run, name)} · mean {mean:.2f}", x, y)
   plot.bars(numbers, found, 0.8, color_of(runs, run), [f"{n} experts: {found[n]:.1%} of tokens" for n in numbers])
   plot.line(numbers, null[: len(numbers)], REFERENCE, dashed=True)
   plot.points(numbers, null, REFERENCE, [f"{n} experts by chance: {null[n]:.1%}" for n in numbers], open=True)
@@ -85,8 +85,7 @@ def _churn_chart(runs: Sequence[Run], name: str) -> Html | None:
   moved = [(run, run.churn[name]) for run in runs if run.churn.get(name)]
   if not moved:
     return None
-  x = steps_axis([change.step for _, changes in moved for change in changes])
-  plot = Plot(f"Churn · {name}", x, linear("changed share of assignments", [], low=0.0, high=1.0))
+  plot = Plot(f"Churn · {name}", steps_axis(runs), linear("changed share of assignments", [], low=0.0, high=1.0))
   for run, changes in moved:
     steps, distances = [change.step for change in changes], [change.distance for change in changes]
     plot.level(float(np.mean([change.random for change in changes])), color_of(runs, run), f"{run.name}: unrelated")

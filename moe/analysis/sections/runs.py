@@ -72,7 +72,9 @@ def _validation(run: Run) -> str:
     return "none recorded"
   per_byte = f", {bits[-1]:.4f} bits per byte" if len(bits) else ""
   leak = f" ({LEAKS})" if run.leaks else ""
-  return f"step {steps[-1]:,}: {loss[-1]:.4f} nats per token{per_byte}{leak}"
+  first = run.trained.config.train.eval_batches
+  read = f"the split's first {first} batches" if first else "the whole split"
+  return f"step {steps[-1]:,}: {loss[-1]:.4f} nats per token{per_byte}{leak}, on {read}"
 
 
 def _passage(run: Run) -> str:

@@ -31,7 +31,7 @@ def positions(runs: Sequence[Run]) -> Section | None:
   """Where in their sequences the tokens of each expert lie."""
   about = (
     "The share of each expert's tokens (percent) that lie in each stretch of positions within their own sequence; the"
-    " top row is all tokens. Colours give it as a multiple of the top row: 1 is an expert that does not look at position."
+    " top row is all tokens. Colours give it as a multiple of the top row: 1 where position makes no difference."
   )
   maps = by_layer(runs, _positions)
   keys = tag("p", scale("none there", "as all tokens"), class_="legend")
@@ -60,7 +60,7 @@ def _positions(run: Run, name: str, layer: Layer) -> Html:
   dead = np.vstack([[False], layer.chosen.sum(0)[:, None] == 0])
   multiples = np.where(dead, np.nan, share / where.everyone)
   texts = [["" if np.isnan(m) else f"{s:.1%}"[:-1] for s, m in zip(*both)] for both in zip(share, multiples)]
-  names = [f"{first}–{end - 1}" for first, end in zip(where.starts, where.starts[1:])]
+  names = [f"{first}…" for first in where.starts[:-1]]
   rows = ["all", *map(str, range(layer.experts))]
   x = bins("position in the sequence (tokens)", names, _BINS)
   return figure(heat_map(titled("Positions", run, name), multiples, x, "expert", texts=texts, rows=rows))

@@ -14,6 +14,7 @@ from moe.analysis.layout import Section, by_layer, curves, figure, layer_names, 
 
 _LINES = ("line: training, running mean", "dashed with dots: validation")
 _COLUMNS = 60
+_VISIBLE = 0.02  # a smaller distance from an even load has no colour of its own
 
 
 def loss(runs: Sequence[Run]) -> Section | None:
@@ -40,7 +41,7 @@ def load(runs: Sequence[Run]) -> Section | None:
   """Each expert's share over the steps, and which experts are dead."""
   routed = [run for run in runs if run.layers]
   dense = [run.name for run in runs if not run.layers]
-  note = f"There are no routers in {', '.join(dense)}: dense." if dense else ""
+  note = f"Dense, without routers: {', '.join(dense)}." if dense else ""
   if not routed:
     return Section("Routers", note, Html(""))
   about = (
@@ -101,6 +102,9 @@ def _load_map(run: Run, name: str, layer: Layer) -> Html | None:
   steps, loads = series(run, "train", f"{name}/load")
   if not len(steps):
     return None
+  if np.abs(loads * loads.shape[1] - 1).max() < _VISIBLE:
+    even = f"{name} · {run.name}: an even load, {number(100 / loads.shape[1])}% for every expert, in every record."
+    return tag("p", even, class_="nothing")
   steps, loads = statistics.thin(steps, loads, _COLUMNS)
   columns = bins("training step", [number(round(step)) for step in steps], 6)
   return figure(heat_map(titled("Load", run, name), loads.T * loads.shape[1], columns, "expert"))
