@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -122,7 +123,7 @@ def run_names(workdirs: Sequence[str]) -> list[str]:
   Raises:
     ConfigError: a folder is given twice.
   """
-  paths = [pathlib.Path(workdir).absolute().parts for workdir in workdirs]
+  paths = [pathlib.Path(os.path.abspath(workdir)).parts for workdir in workdirs]
   for index, path in enumerate(paths):
     require(path not in paths[:index], "--workdir", workdirs[index], "given twice; each run once")
   length = 1
