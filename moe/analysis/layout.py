@@ -16,7 +16,7 @@ from moe.training.figure import smooth
 # Okabe and Ito's colours, which stay apart in every kind of colour vision; black and grey are for references.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 REFERENCE = "#3b4250"
-_MOST_POINTS = 300
+_MOST_POINTS, _MOST_DOTS = 300, 60
 LEAKS = "future leakage"
 
 
@@ -136,7 +136,7 @@ def curves(
   drawn = []
   for run in runs:
     steps, values = smoothed(series(run, "train", name))
-    checked, found = series(run, "validation", name)
+    checked, found = statistics.thin(*series(run, "validation", name), _MOST_DOTS)
     if len(steps) or len(checked):
       drawn.append((run, (steps, transform(values)), (checked, transform(found)), levels(run)))
   if not drawn:
@@ -157,4 +157,5 @@ def curves(
 def steps_axis(runs: Sequence[Run]) -> Axis:
   """From step 0 to the last one of any run, so that all charts of a page compare."""
   last = max(step for run in runs for step in (run.trained.step, *(record["step"] for record in run.records)))
-  return linear("training step", [], low=0.0, high=float(last))
+  axis = linear("training step", [], low=0.0, high=float(last))
+  return axis if last < 10_000 else dataclasses.replace(axis, ticks=axis.ticks[::2])  # long numbers need room

@@ -11,7 +11,7 @@ from moe.analysis.axes import Axis
 from moe.analysis.html import Html, tag
 
 WIDTH, HEIGHT = 404, 256
-_RIGHT, _TOP, _BOTTOM = 14, 30, 44
+_RIGHT, _TOP, _BOTTOM = 20, 30, 44
 _TITLE_CHARACTERS = 58
 
 
@@ -63,17 +63,17 @@ class Plot:
     self._add("path", d=d, stroke=color, stroke_dasharray="1.5 3.5", class_="line", data_tip=tip)
 
   def cells(self, colors: Sequence[Sequence[str | None]]) -> None:
-    """A colour for every cell of rows and columns; None leaves it blank. One path a colour keeps the page small."""
+    """A colour for every cell of rows and columns; None leaves it blank."""
     paths: dict[str, list[str]] = {}
     for row, line in enumerate(colors):
-      top, bottom = self._y(row), self._y(row + 1)
       for first, end, color in _runs(line):
-        left, right = self._x(first), self._x(end)
         if color is not None:
-          step = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}z"
-          paths.setdefault(color, []).append(step)
-    for color, steps in paths.items():
-      self._add("path", d="".join(steps), fill=color, shape_rendering="crispEdges")
+          paths.setdefault(color, []).append(f"M{first} {row}h{end - first}v1h{first - end}z")
+    left, top = self._x(0), self._y(0)
+    scale = f"translate({left:.2f} {top:.2f}) scale({self._x(1) - left:.4f} {self._y(1) - top:.4f})"
+    # One path a colour, in units of a cell: a map of 64 experts by 64 stays small.
+    areas = [tag("path", d="".join(steps), fill=color) for color, steps in paths.items()]
+    self._add("g", *areas, transform=scale, shape_rendering="crispEdges")
 
   def text(self, x: float, y: float, text: str, *, light: bool) -> None:
     """A word centred in the cell whose corner is (x, y)."""

@@ -78,10 +78,9 @@ def _validation(run: Run) -> str:
 
 
 def _passage(run: Run) -> str:
-  tokens = [
-    f"{len(layer.ids):,} {name.split('/')[0]} tokens" for name, layer in run.layers.items() if name[-2:] == "_0"
-  ]
-  return f"validation text, {' and '.join(tokens)}" if tokens else "but there are no routers"
+  stacks = {name.split("/")[0]: len(layer.ids) for name, layer in run.layers.items()}
+  tokens = " and ".join(f"{count:,} {stack}" for stack, count in stacks.items())
+  return f"the first {tokens} tokens of the validation text" if tokens else "which has no routers"
 
 
 def router_text(router: RouterConfig | None) -> str:

@@ -50,7 +50,7 @@ def _items(run: Run, name: str, layer: Layer) -> Html:
 
 def _chip(run: Run, item: statistics.TokenCount, note: str) -> Html:
   text = visible(run.texts[item.id])
-  tip = f"item {item.id}: taken {item.count:,} of {item.total:,} times, lift {item.lift:.2f}"
+  tip = f"item {item.id}: {item.count:,} of {item.total:,}"
   return tag("span", tag("code", text), tag("small", note), class_="chip", data_tip=tip)
 
 
@@ -60,7 +60,7 @@ def _positions(run: Run, name: str, layer: Layer) -> Html:
   dead = np.vstack([[False], layer.chosen.sum(0)[:, None] == 0])
   multiples = np.where(dead, np.nan, share / where.everyone)
   texts = [["" if np.isnan(m) else f"{s:.1%}"[:-1] for s, m in zip(*both)] for both in zip(share, multiples)]
-  names = [f"{first}…" for first in where.starts[:-1]]
+  names = [str(first) for first in where.starts[:-1]]
   rows = ["all", *map(str, range(layer.experts))]
-  x = bins("position in the sequence (tokens)", names, _BINS)
+  x = bins("first position of each stretch (tokens)", names, _BINS)
   return figure(heat_map(titled("Positions", run, name), multiples, x, "expert", texts=texts, rows=rows))
