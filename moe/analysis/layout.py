@@ -149,7 +149,7 @@ def curves(
       plot.level(level[0], color, f"{run.name}: {level[1]}")
     plot.line(*training, color)
     plot.line(*validation, color, dashed=True)
-    tips = [f"{label(run)}, validation at step {step:,}: {value:.4g}" for step, value in zip(*validation)]
+    tips = [f"{label(run)}, validation at step {step:,.0f}: {value:.4g}" for step, value in zip(*validation)]
     plot.points(*validation, color, tips)
   return plot.markup()
 

@@ -1,5 +1,6 @@
 """The page: one well-formed file that asks for nothing, whose charts say what they show, and no text of which runs."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -147,6 +148,16 @@ def test_the_histogram_tips_are_the_observed_shares_and_the_binomial():
   tips = [e.get("data-tip") for e in section(parsed(make_run()), "Experts per token").iter() if e.get("data-tip")]
   assert "2 experts: 100.0% of tokens" in tips
   assert "2 experts by chance: 37.5%" in tips  # C(4, 2) / 2^4
+
+
+def test_damaged_and_missing_checkpoints_are_named_beside_the_churn():
+  damaged = dataclasses.replace(make_run("damaged"), unreadable=[10])
+  single = dataclasses.replace(make_run("single"), churn={"encoder/layer_0": []})
+  part = section(parsed(damaged, single), "Churn between checkpoints")
+  assert "damaged: checkpoints [10] are damaged and left out." in text_of(part)
+  assert "single: one checkpoint only; config.train.keep" in text_of(part)
+  tips = [dot.get("data-tip") for dot in part.iter("circle")]
+  assert tips == ["damaged, up to step 20: 50.0%", "damaged, up to step 30: 25.0%"]
 
 
 def test_records_that_json_could_not_hold_as_numbers_are_left_out():
