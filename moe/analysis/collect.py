@@ -199,7 +199,8 @@ def stack_layers(model: ModelConfig, stack: str, routing: Routing, batch: Batch)
   real, soft = segments > 0, isinstance(routing, SoftRouting)
   least = 1 / model.num_experts if soft else 0.0
   layers = []
-  for table in expert_weights(routing, *segments.shape):
+  groups = getattr(model, f"{stack}_router").groups(*segments.shape)
+  for table in expert_weights(routing, groups, *segments.shape):
     weights = table[real]
     layers.append(Layer(ids[real], batch[f"{side}_positions"][real], weights, weights > least, soft))
   return layers
