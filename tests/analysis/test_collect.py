@@ -32,7 +32,10 @@ def batch():
   return arrays | {f"{name}_segments": segments for name in names}
 
 
-MODEL = make_run(num_experts=2, encoder_router={"name": "expert_choice", "capacity_factor": 1.0}).trained.config.model
+EXPERT_CHOICE = {"name": "expert_choice", "capacity_factor": 1.0}
+MODEL = make_run(
+  num_experts=2, encoder_router=EXPERT_CHOICE, decoder_router=EXPERT_CHOICE, allow_future_leakage=True
+).trained.config.model
 
 
 def test_a_layer_knows_its_real_tokens_in_the_order_of_the_text(batch):
