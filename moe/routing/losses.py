@@ -61,6 +61,12 @@ def load_loss(logits: jax.Array, noisy_logits: jax.Array, k: int, std: jax.Array
   return _over_groups(_squared_variation(_group_mean(chance, real)), real)
 
 
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+  """Scalar, mean of `values` `[G, n]` over real tokens; 0 where there is none."""
+  real = mask.astype(jnp.float32)
+  return (values * real).sum() / jnp.maximum(real.sum(), 1.0)
+
+
 def router_z_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
   """Mean over real tokens of logsumexp(logits)^2: Zoph et al. 2022 (ST-MoE), eq. 5; (ln E)^2 for zero logits.
 
@@ -68,8 +74,7 @@ def router_z_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
     logits: float32 `[G, n, E]`.
     mask: bool `[G, n]`.
   """
-  real = mask.astype(jnp.float32)
-  return (jnp.square(jax.nn.logsumexp(logits, axis=-1)) * real).sum() / jnp.maximum(real.sum(), 1.0)
+  return masked_mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)), mask)
 
 
 def _group_mean(values: jax.Array, real: jax.Array) -> jax.Array:
