@@ -32,6 +32,8 @@ def bias_by_sign(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
 def bias_by_quantile(bias: jax.Array, scores: jax.Array, mask: jax.Array, k: int) -> jax.Array:
   """The bias `[E]` under which every expert, were the tokens' own bars to stay, takes the same number of these tokens.
 
+  Su 2026, https://kexue.fm/archives/11619; with at most instead of exactly as many, Sun 2025, arXiv 2502.15451.
+
   The balanced assignment maximises the sum of the chosen scores with k experts a token and N k / E tokens an expert.
   Its linear program has a price for each token (alpha) and each expert (minus the bias), and a choice is taken where
   the score exceeds both. One round of coordinate descent on the dual: a token's price is the highest of its ranking
@@ -112,7 +114,7 @@ class QuantileBalanced(BiasedRouter):
 
   Options = QuantileBalancedOptions
   options: QuantileBalancedOptions
-  paper = "Su 2026 (Quantile Balancing), kexue.fm, A Tour of MoE 6"
+  paper = "Su 2026 (quantile balancing), kexue.fm/archives/11619"
 
   @classmethod
   def check(cls, options: QuantileBalancedOptions, site: Site, batch: int, length: int) -> None:

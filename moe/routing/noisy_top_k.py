@@ -1,4 +1,4 @@
-"""Noisy top-k gating, the first sparsely gated layer. Shazeer et al. 2017, arXiv 1701.06538, section 2.1 and appendix A."""
+"""Noisy top-k gating, the first sparsely gated layer. Shazeer et al. 2017, arXiv 1701.06538."""
 
 import dataclasses
 

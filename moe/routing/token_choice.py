@@ -13,7 +13,6 @@ from moe.config import require
 from moe.routing import assignments
 from moe.routing.losses import importance_loss, load_loss
 from moe.routing.router import RouterConfig, Site, register
-from moe.routing.scores import router_logits
 from moe.routing.token_choice_options import (
   BatchPriorityOptions,
   DroplessOptions,

@@ -7,7 +7,7 @@ when decoding step by step.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ class Decision:
 
 
 class TopKRouter(Router):
-  """The frame. A method overrides what it does differently of `logits`, `ranking`, `wanted`, `places`, `losses`, `learn`.
+  """The frame; a method overrides `logits`, `ranking`, `wanted`, `places`, `losses` or `learn` where it differs.
 
   Each weight `NAME_loss` of the options belongs to the loss `NAME`.
   """
@@ -167,11 +167,11 @@ class TopKRouter(Router):
     self.kernel = router_kernel(site, rngs)
 
   @classmethod
-  def is_causal(cls, options: TopKOptions, *, training: bool) -> bool:
+  def is_causal(cls, options: Any, *, training: bool) -> bool:
     return True
 
   @classmethod
-  def is_batch_independent(cls, options: TopKOptions, length: int, *, training: bool) -> bool:
+  def is_batch_independent(cls, options: Any, length: int, *, training: bool) -> bool:
     return True
 
   @classmethod
@@ -179,7 +179,7 @@ class TopKRouter(Router):
     return Groups(length) if options.queues_by_sequence else checked_groups(options.group_size, batch, length)
 
   @classmethod
-  def check(cls, options: TopKOptions, site: Site, batch: int, length: int) -> None:
+  def check(cls, options: Any, site: Site, batch: int, length: int) -> None:
     super().check(options, site, batch, length)
     experts = site.num_experts
     require(options.top_k <= experts, "top_k", options.top_k, f"expected at most the {experts} experts there are")

@@ -7,7 +7,8 @@ import pytest
 
 from moe.config import ConfigError, build
 from moe.routing import ROUTERS, Groups, RaggedRouting, RouterConfig, Site
-from moe.routing.token_choice import second_by_chance, top_choices
+from moe.routing.token_choice import second_by_chance
+from moe.routing.top_k import top_choices
 from tests.routing.naive import make, of_sequences, random_tokens, route, routing_of, token_weights
 
 EXPERTS = 4
@@ -187,7 +188,7 @@ def test_published_methods_come_with_their_published_options(name):
     ({"capacity_factor": 0.0}, "capacity_factor = 0.0: expected more than 0"),
     ({"eval_capacity_factor": -1.0}, "eval_capacity_factor = -1.0: expected more than 0"),
     ({"capacity_factor": None, "eval_capacity_factor": 2.0}, "eval_capacity_factor = 2.0: expected None"),
-    ({"group_size": 8}, "group_size = 8: expected 0 for order = 'sequence'"),
+    ({"group_size": 8}, "group_size = 8: expected 0: where slots are served by position"),
     ({"order": "batch_priority", "group_size": -1}, "group_size = -1"),
     ({"top_k": 1, "renormalize": True}, "renormalize = True: expected False for top_k = 1"),
     ({"top_k": 3, "second_expert": "random"}, "second_expert = 'random': 'random' needs top_k = 2"),
