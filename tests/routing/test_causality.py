@@ -26,6 +26,9 @@ VARIANTS = [
   ("token_choice", {"capacity_factor": None, "order": "batch_priority", "group_size": 32}),
   ("token_choice", {"capacity_factor": 0.75, "order": "batch_priority"}),
   ("token_choice", {"capacity_factor": 0.75, "order": "batch_priority", "group_size": 8}),
+  ("loss_free", {"capacity_factor": 0.75}),
+  ("noisy_top_k", {"capacity_factor": 0.75}),
+  ("strictly_balanced", {"group_size": 8}),
 ]
 
 

@@ -17,6 +17,8 @@ VARIANTS = [
   ("expert_choice", {"renormalize": True, "z_loss": 0.1, "group_size": 16}),
   ("token_choice", {"capacity_factor": None, "renormalize": True, "z_loss": 0.1}),
   ("token_choice", {"order": "batch_priority", "noise": 1.0, "importance_loss": 0.1, "load_loss": 0.1}),
+  ("token_choice", {"scores": "sigmoid", "renormalize": True, "balance_loss": 0.1}),
+  *[(name, {}) for name in ("noisy_top_k", "loss_free", "quantile_balanced", "strictly_balanced")],
 ]
 
 
