@@ -12,11 +12,11 @@ from moe.config import build
 from moe.parallel import local
 from moe.routing import ROUTERS, RouterConfig, SoftRouting
 from moe.routing.causality import company_leak, future_leak
-from tests.routing.naive import NUM_EXPERTS, make, of_sequences, random_tokens, routing_of
+from tests.routing.naive import NUM_EXPERTS, TIGHT, make, of_sequences, random_tokens, routing_of
 
 BATCH, LENGTH, POSITION = 4, 16, 9
 VARIANTS = [
-  *[(name, {}) for name in sorted(ROUTERS)],
+  *[(name, TIGHT.get(name, {})) for name in sorted(ROUTERS)],
   ("expert_choice", {"group_size": 8}),
   ("expert_choice", {"group_size": 32, "renormalize": True}),
   ("switch", {"capacity_factor": 0.5, "eval_capacity_factor": 0.5}),
