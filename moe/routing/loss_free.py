@@ -36,10 +36,10 @@ def bias_by_quantile(bias: jax.Array, scores: jax.Array, mask: jax.Array, k: int
 
   The balanced assignment maximises the sum of the chosen scores with k experts a token and N k / E tokens an expert.
   Its linear program has a price for each token (alpha) and each expert (minus the bias), and a choice is taken where
-  the score exceeds both. One round of coordinate descent on the dual: a token's price is the highest of its ranking
-  that is not chosen, the (k + 1)-th; an expert's is such that exactly floor(N k / E) of `scores - alpha` exceed it.
-  The tokens' prices move with the bias, so rounds approach the balance. Only differences between experts count: the
-  mean is taken out, which keeps the numbers small.
+  the score exceeds their sum. This is one round of coordinate descent on the dual: a token's price becomes the highest
+  of its `scores + bias` that is not chosen, the (k + 1)-th; an expert's such that floor(N k / E) of its
+  `scores - alpha` exceed it, or reach it at a tie. The tokens' prices move with the bias, so rounds approach the
+  balance. Only differences between experts count: the mean is taken out, which keeps the numbers small.
 
   Args:
     bias: float32 `[E]`, of the batch before; returned as it is if no token is real.

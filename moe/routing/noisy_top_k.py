@@ -9,8 +9,7 @@ from flax import nnx
 from moe.routing.losses import importance_loss, load_loss
 from moe.routing.router import Site, register
 from moe.routing.scores import router_logits
-from moe.routing.token_choice import check_load_loss
-from moe.routing.top_k import Decision, Logits, TopKOptions, TopKRouter, with_noise
+from moe.routing.top_k import Decision, Logits, TopKOptions, TopKRouter, check_load_loss, with_noise
 
 
 def sparse_gates(choices: jax.Array, gates: jax.Array, num_experts: int) -> jax.Array:

@@ -9,7 +9,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe.config import require
 from moe.routing import assignments
 from moe.routing.losses import importance_loss, load_loss
 from moe.routing.router import RouterConfig, Site, register
@@ -21,7 +20,7 @@ from moe.routing.token_choice_options import (
   SwitchOptions,
   TokenChoiceOptions,
 )
-from moe.routing.top_k import Decision, Logits, TopKRouter, expert_scores, normalized, with_noise
+from moe.routing.top_k import Decision, Logits, TopKRouter, check_load_loss, expert_scores, normalized, with_noise
 
 
 def second_by_chance(gates: jax.Array, key: jax.Array) -> jax.Array:
@@ -94,11 +93,6 @@ class TokenChoice(TopKRouter):
     if self.options.load_loss and training:
       losses["load"] = load_loss(logits.clean, logits.noisy, self.options.top_k, logits.noise_std, decision.mask)
     return losses
-
-
-def check_load_loss(weight: float, top_k: int, experts: int) -> None:
-  """Raises `ConfigError` for a load loss where every token takes every expert."""
-  require(weight == 0 or top_k < experts, "load_loss", weight, f"needs top_k < {experts} experts: the load is constant")
 
 
 @register("switch")

@@ -112,6 +112,11 @@ class TopKOptions(CapacityOptions):
     return False
 
 
+def check_load_loss(weight: float, top_k: int, experts: int) -> None:
+  """Raises `ConfigError` for a load loss where every token takes every expert."""
+  require(weight == 0 or top_k < experts, "load_loss", weight, f"needs top_k < {experts} experts: the load is constant")
+
+
 @dataclasses.dataclass(frozen=True)
 class Logits:
   """What the router's linear layer says of tokens.
