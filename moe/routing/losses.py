@@ -16,7 +16,7 @@ def balance_loss(probs: jax.Array, choices: jax.Array, mask: jax.Array) -> jax.A
   capacity drops any. No gradient flows through f.
 
   Args:
-    probs: float32 `[G, n, E]`, softmax of the router's logits.
+    probs: float32 `[G, n, E]`, summing to 1 over the experts: the softmax of the router's logits, for instance.
     choices: int32 `[G, n, k]`, the experts each token wants.
     mask: bool `[G, n]`, False for padding.
   """
@@ -31,15 +31,16 @@ def importance_loss(probs: jax.Array, mask: jax.Array) -> jax.Array:
   """CV^2 over experts of the gate mass each receives: Shazeer et al. 2017, section 4, eq. 7; 0 when equal.
 
   Args:
-    probs: float32 `[G, n, E]`, gates; V-MoE's (and this project's) are the full softmax without noise.
+    probs: float32 `[G, n, E]`, gates: Shazeer's are 0 for experts that were not chosen; V-MoE's are the softmax over
+      all experts, without noise.
     mask: bool `[G, n]`.
   """
   real = mask.astype(jnp.float32)
   return _over_groups(_squared_variation(_group_mean(probs, real)), real)
 
 
-def load_loss(logits: jax.Array, noisy_logits: jax.Array, k: int, std: float, mask: jax.Array) -> jax.Array:
-  """CV^2 over experts of the smooth load: Shazeer et al. 2017, appendix A, eq. 8-11, with one noise for all experts.
+def load_loss(logits: jax.Array, noisy_logits: jax.Array, k: int, std: jax.Array | float, mask: jax.Array) -> jax.Array:
+  """CV^2 over experts of the smooth load: Shazeer et al. 2017, appendix A, eq. 8-11.
 
   An expert's load is the sum over tokens of the probability that it would be among the token's k highest if its own
   noise, and no other, were drawn anew.
@@ -48,7 +49,7 @@ def load_loss(logits: jax.Array, noisy_logits: jax.Array, k: int, std: float, ma
     logits: float32 `[G, n, E]`, without noise.
     noisy_logits: float32 `[G, n, E]`, the ones whose k highest were chosen; E > k.
     k: experts per token.
-    std: standard deviation of the noise, > 0.
+    std: standard deviation of the noise, > 0: a number, or `[G, n, E]` of every token and expert its own.
     mask: bool `[G, n]`.
   """
   highest = jax.lax.top_k(noisy_logits, k + 1)[0]

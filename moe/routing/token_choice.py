@@ -1,46 +1,26 @@
-"""Token choice: every token goes to the k experts it scores highest. Switch, GShard, GLaM and their relatives.
+"""Token choice with fixed rules: Switch, GShard, GLaM, V-MoE, dropless and their relatives.
 
 One implementation; the published methods are its options. What differs between them is which of a token's choices an
-expert with too few slots serves (`order`), and what is random in training.
-
-The published codes queue all first choices of a group before any second choice, over sequences cut together. That lets
-a later token push out an earlier one's second choice, and one sequence another's (6% of outputs, measured). Here the
-order "sequence", the default of all, counts capacity per sequence, by position, the choices of a token together: it is
-causal, independent of the batch, and the same when decoding step by step.
+expert with too few slots serves (`order`), what is random in training, and which losses keep the experts balanced.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from moe.config import require
 from moe.routing import assignments
-from moe.routing.capacity import token_choice_capacity
-from moe.routing.groups import Groups, checked_groups
-from moe.routing.losses import balance_loss, importance_loss, load_loss, router_z_loss
-from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, RouterConfig, Site, register
-from moe.routing.scores import router_kernel, router_logits
-from moe.routing.token_choice_options import GLaMOptions, GShardOptions, SwitchOptions, TokenChoiceOptions
-from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing, SlotRouting
-
-
-def top_choices(probs: jax.Array, k: int, *, renormalize: bool) -> tuple[jax.Array, jax.Array]:
-  """The experts `[..., k]` (int32, best first, ties to the lower index) of each token and their gates `[..., k]`.
-
-  The gradient flows through the gates alone. Renormalised gates are divided by their sum over all k choices, before
-  any is dropped, as in GShard's algorithm 1: what a token loses with a dropped choice is not made up by the others.
-
-  Args:
-    probs: float32 `[..., n, E]`.
-    k: experts per token.
-    renormalize: whether the k gates sum to 1.
-  """
-  choices = jax.lax.top_k(jax.lax.stop_gradient(probs), k)[1]
-  gates = jnp.take_along_axis(probs, choices, axis=-1)
-  return choices, gates / gates.sum(-1, keepdims=True) if renormalize else gates
+from moe.routing.losses import importance_loss, load_loss
+from moe.routing.router import RouterConfig, Site, register
+from moe.routing.token_choice_options import (
+  BatchPriorityOptions,
+  DroplessOptions,
+  GLaMOptions,
+  GShardOptions,
+  SwitchOptions,
+  TokenChoiceOptions,
+)
+from moe.routing.top_k import Decision, Logits, TopKRouter, check_load_loss, expert_scores, normalized, with_noise
 
 
 def second_by_chance(gates: jax.Array, key: jax.Array) -> jax.Array:
@@ -54,16 +34,18 @@ def second_by_chance(gates: jax.Array, key: jax.Array) -> jax.Array:
   return jnp.stack([jnp.ones_like(chosen), chosen], axis=-1)
 
 
+def jittered(tokens: jax.Array, jitter: float, key: jax.Array) -> jax.Array:
+  """Float32 tokens with every coordinate multiplied by uniform(1 - jitter, 1 + jitter)."""
+  return tokens.astype(jnp.float32) * jax.random.uniform(key, tokens.shape, jnp.float32, 1 - jitter, 1 + jitter)
+
+
 @register("token_choice")
-class TokenChoice(Router):
+class TokenChoice(TopKRouter):
   """Token choice with any combination of its options."""
 
   Options = TokenChoiceOptions
-  paper = "a frame of options; V-MoE is Riquelme et al. 2021, arXiv 2106.05974"
-
-  def __init__(self, options: TokenChoiceOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
-    self.kernel = router_kernel(site, rngs)
+  options: TokenChoiceOptions
+  paper = "a frame of options; the published methods have names of their own"
 
   @classmethod
   def is_causal(cls, options: TokenChoiceOptions, *, training: bool) -> bool:
@@ -79,98 +61,38 @@ class TokenChoice(Router):
     return RouterConfig("token_choice", dataclasses.replace(options, order="sequence", group_size=0))
 
   @classmethod
-  def groups(cls, options: TokenChoiceOptions, batch: int, length: int) -> Groups:
-    return Groups(length) if options.queues_by_sequence else checked_groups(options.group_size, batch, length)
-
-  @classmethod
   def check(cls, options: TokenChoiceOptions, site: Site, batch: int, length: int) -> None:
     super().check(options, site, batch, length)
-    experts = site.num_experts
-    require(options.top_k <= experts, "top_k", options.top_k, f"expected at most the {experts} experts there are")
-    smooth = options.load_loss == 0 or options.top_k < experts
-    require(smooth, "load_loss", options.load_loss, f"needs top_k < {experts} experts: the load is constant")
+    check_load_loss(options.load_loss, options.top_k, site.num_experts)
 
-  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
-    random = training and self.options.draws
-    if random and inputs.key is None:
-      raise ValueError(f"{type(self).__name__} draws random numbers in training, but RouterInput.key is None")
-    keys = jax.random.split(inputs.key, 3) if random else (None,) * 3
+  def logits(self, tokens: jax.Array, key: jax.Array | None) -> Logits:
+    if key is None:
+      return super().logits(tokens, key)
+    of_jitter, of_noise = jax.random.split(key)
+    if self.options.jitter > 0:
+      tokens = jittered(tokens, self.options.jitter, of_jitter)
+    logits = super().logits(tokens, None)
+    return with_noise(logits.clean, self.options.noise / self.num_experts, of_noise) if self.options.noise else logits
 
-    logits = router_logits(self._jittered(inputs.tokens, keys[0]), self.kernel[...])
-    noisy_logits = self._noisy(logits, keys[1])
-    probs = jax.nn.softmax(noisy_logits)
-    choices, gates = top_choices(probs, self.options.top_k, renormalize=self.options.renormalize)
-    wanted = jnp.broadcast_to(inputs.mask[..., None], choices.shape)
-    if random and self.options.second_expert == "random":
-      wanted = wanted & second_by_chance(gates, keys[2])
+  def wanted(self, gates: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+    everyone = super().wanted(gates, mask, key)
+    by_chance = self.options.second_expert == "random" and key is not None
+    return everyone & second_by_chance(gates, key) if by_chance else everyone
 
-    routing = self._routing(choices, gates, wanted, training)
-    losses, total = self._losses(logits, noisy_logits, probs, choices, inputs.mask, training)
-    metrics = routing_metrics(routing, inputs.mask, probs, asked=wanted.sum())
-    return RouterOutput(routing, losses, total, metrics)
+  def places(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> jax.Array:
+    if self.options.order == "sequence":
+      return super().places(choices, gates, wanted)
+    return assignments.places_by_priority(choices, wanted, gates[:, 0], self.num_experts)
 
-  def _jittered(self, tokens: jax.Array, key: jax.Array | None) -> jax.Array:
-    if key is None or self.options.jitter == 0:
-      return tokens
-    low, high = 1 - self.options.jitter, 1 + self.options.jitter
-    return tokens.astype(jnp.float32) * jax.random.uniform(key, tokens.shape, jnp.float32, low, high)
-
-  def _noisy(self, logits: jax.Array, key: jax.Array | None) -> jax.Array:
-    if key is None or self.options.noise == 0:
-      return logits
-    return logits + self._noise_std * jax.random.normal(key, logits.shape)
-
-  @property
-  def _noise_std(self) -> float:
-    return self.options.noise / self.num_experts
-
-  def _routing(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array, training: bool) -> Routing:
-    if self.options.dropless:
-      return jax.vmap(lambda c, g, w: assignments.ragged_routing(c, g, w, self.num_experts))(choices, gates, wanted)
-    capacity = token_choice_capacity(choices.shape[1], self.num_experts, self.options.factor(training))
-
-    def one_group(choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> SlotRouting:
-      if self.options.order == "sequence":
-        place = assignments.places_in_order(choices, wanted, self.num_experts)
-      else:
-        place = assignments.places_by_priority(choices, wanted, gates[:, 0], self.num_experts)
-      return assignments.slot_routing(choices, gates, wanted, place, self.num_experts, capacity)
-
-    return jax.vmap(one_group)(choices, gates, wanted)
-
-  def _losses(self, logits, noisy_logits, probs, choices, mask, training) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The losses by name, and their weighted sum."""
-    options = self.options
-    losses = {"balance": balance_loss(probs, choices, mask), "z": router_z_loss(logits, mask)}
-    total = options.balance_loss * losses["balance"] + options.z_loss * losses["z"]
-    if options.importance_loss:
-      losses["importance"] = importance_loss(jax.nn.softmax(logits), mask)
-      total += options.importance_loss * losses["importance"]
-    if options.load_loss and training:
-      losses["load"] = load_loss(logits, noisy_logits, options.top_k, self._noise_std, mask)
-      total += options.load_loss * losses["load"]
-    return losses, total
-
-  def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """`free`: int32 `[batch, E]`, slots left; for a dropless router nothing."""
-    if self.options.dropless:
-      return {}
-    capacity = token_choice_capacity(length, self.num_experts, self.options.factor(training=False))
-    return {"free": jnp.full((batch, self.num_experts), capacity, jnp.int32)}
-
-  def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
-    """As the base class says. The routing is ragged, dropped choices in its tail; losses and metrics are left out."""
-    if not self.is_causal(self.options, training=False):
-      return super().decode(inputs, state)
-    probs = jax.nn.softmax(router_logits(inputs.tokens[0], self.kernel[...]))
-    choices, gates = top_choices(probs, self.options.top_k, renormalize=self.options.renormalize)
-    kept = jnp.broadcast_to(inputs.mask[0][:, None], choices.shape)
-    if state:
-      kept = kept & (jnp.take_along_axis(state["free"], choices, axis=1) > 0)
-      state = {"free": state["free"] - assignments.takes_of(choices, kept, self.num_experts)}
-    routing: RaggedRouting = assignments.ragged_routing(choices, gates, kept, self.num_experts)
-    routing = jax.tree.map(lambda leaf: leaf[None], routing)
-    return RouterOutput(routing, {}, jnp.zeros(()), {}), state
+  def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
+    losses, logits = super().losses(decision, training=training), decision.logits
+    if self.options.importance_loss:
+      losses["importance"] = importance_loss(
+        normalized(expert_scores(logits.clean, self.options.scores)), decision.mask
+      )
+    if self.options.load_loss and training:
+      losses["load"] = load_loss(logits.clean, logits.noisy, self.options.top_k, logits.noise_std, decision.mask)
+    return losses
 
 
 @register("switch")
@@ -195,3 +117,19 @@ class GLaM(TokenChoice):
 
   Options = GLaMOptions
   paper = "Du et al. 2021, arXiv 2112.06905"
+
+
+@register("batch_priority")
+class BatchPriority(TokenChoice):
+  """V-MoE: token choice with the options of its paper. Sees the whole group, so it is for encoders."""
+
+  Options = BatchPriorityOptions
+  paper = "Riquelme et al. 2021 (V-MoE), arXiv 2106.05974"
+
+
+@register("dropless")
+class Dropless(TokenChoice):
+  """Dropless token choice: an expert takes as many tokens as want it."""
+
+  Options = DroplessOptions
+  paper = "Gale et al. 2022 (MegaBlocks), arXiv 2211.15841"

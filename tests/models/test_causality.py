@@ -9,6 +9,7 @@ from moe.models import make_model
 from moe.routing import ROUTERS
 from moe.routing.causality import company_leak, future_leak
 from tests.models.tiny import ARCHITECTURES, batch, config, router
+from tests.routing.naive import TIGHT
 
 ROWS, LENGTH, POSITION = 4, 16, 7
 
@@ -24,14 +25,14 @@ def enlarged(variables):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", sorted(ROUTERS))
 def test_logits_leak_what_the_router_declares(name, architecture, training):
-  chosen = router(name)
+  chosen = router(name, **TIGHT.get(name, {}))
   network = make_model(config(architecture, chosen, allow_future_leakage=True), nnx.Rngs(0))
   graph, variables = nnx.split(network)
   variables, example = enlarged(variables), batch(rows=ROWS, targets=LENGTH)
 
   @jax.jit
   def logits(targets):
-    model = nnx.merge(graph, variables)
+    model = nnx.merge(graph, variables, copy=True)
     return model(example | {"targets": targets}, training=training, key=jax.random.key(2)).logits
 
   future = future_leak(logits, example["targets"], POSITION, jax.random.key(0))

@@ -12,11 +12,11 @@ from moe.config import build
 from moe.parallel import local
 from moe.routing import ROUTERS, RouterConfig, SoftRouting
 from moe.routing.causality import company_leak, future_leak
-from tests.routing.naive import NUM_EXPERTS, make, of_sequences, random_tokens, routing_of
+from tests.routing.naive import NUM_EXPERTS, TIGHT, make, of_sequences, random_tokens, routing_of
 
 BATCH, LENGTH, POSITION = 4, 16, 9
 VARIANTS = [
-  *[(name, {}) for name in sorted(ROUTERS)],
+  *[(name, TIGHT.get(name, {})) for name in sorted(ROUTERS)],
   ("expert_choice", {"group_size": 8}),
   ("expert_choice", {"group_size": 32, "renormalize": True}),
   ("switch", {"capacity_factor": 0.5, "eval_capacity_factor": 0.5}),
@@ -26,6 +26,9 @@ VARIANTS = [
   ("token_choice", {"capacity_factor": None, "order": "batch_priority", "group_size": 32}),
   ("token_choice", {"capacity_factor": 0.75, "order": "batch_priority"}),
   ("token_choice", {"capacity_factor": 0.75, "order": "batch_priority", "group_size": 8}),
+  ("loss_free", {"capacity_factor": 0.75}),
+  ("noisy_top_k", {"capacity_factor": 0.75}),
+  ("strictly_balanced", {"group_size": 8}),
 ]
 
 

@@ -16,6 +16,7 @@ DROPPING = [
   ("token_choice", {"top_k": 3, "capacity_factor": 1.5}),
   ("token_choice", {"top_k": 2, "capacity_factor": 4.0}),
   ("token_choice", {"capacity_factor": None}),
+  ("loss_free", {"capacity_factor": 0.75}),
 ]
 CAUSAL = DROPPING + [
   (name, {}) for name, router in sorted(ROUTERS.items()) if router.is_causal(router.Options(), training=False)

@@ -17,6 +17,8 @@ VARIANTS = [
   ("expert_choice", {"renormalize": True, "z_loss": 0.1, "group_size": 16}),
   ("token_choice", {"capacity_factor": None, "renormalize": True, "z_loss": 0.1}),
   ("token_choice", {"order": "batch_priority", "noise": 1.0, "importance_loss": 0.1, "load_loss": 0.1}),
+  ("token_choice", {"scores": "sigmoid", "renormalize": True, "balance_loss": 0.1}),
+  ("noisy_top_k", {}),
 ]
 
 
@@ -25,7 +27,7 @@ def test_the_published_families_are_registered():
 
 
 def test_an_unknown_router_is_refused_with_the_names_there_are():
-  with pytest.raises(ConfigError, match=r"config\.name = 'expertchoice': unknown router; there are expert_choice, "):
+  with pytest.raises(ConfigError, match=r"config\.name = 'expertchoice': unknown router; there are batch_priority, "):
     build(RouterConfig, {"name": "expertchoice"})
 
 

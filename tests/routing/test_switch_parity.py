@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe.routing import Groups
 from tests.routing.naive import inputs_of, make, token_weights, with_kernel
 
 
@@ -27,7 +28,7 @@ def router(reference):
 
 @pytest.fixture(scope="module")
 def output(reference, router):
-  return router(inputs_of(jnp.array(reference["in_x"]), 32), training=True)
+  return router(inputs_of(jnp.array(reference["in_x"]), Groups(32)), training=True)
 
 
 def test_the_same_tokens_are_kept_by_the_same_experts(reference, output):
@@ -48,7 +49,7 @@ def test_the_losses_are_the_same(reference, output):
 
 def test_the_gradient_of_the_losses_is_the_same(reference, router):
   def losses(x):
-    found = router(inputs_of(x, 32), training=True).losses
+    found = router(inputs_of(x, Groups(32)), training=True).losses
     return found["balance"] + found["z"]
 
   gradient = jax.grad(losses)(jnp.array(reference["in_x"]))
@@ -63,7 +64,7 @@ def test_the_gradient_of_the_router_is_the_same(reference, router):
   gain = jnp.einsum("bted,btd->bte", outputs, reference["in_g"]) * kept
 
   def layer(kernel):
-    routing = with_kernel(router, kernel)(inputs_of(x, 32), training=True).routing
+    routing = with_kernel(router, kernel)(inputs_of(x, Groups(32)), training=True).routing
     rows, tokens = jnp.arange(2)[:, None, None], routing.token
     gains = gain.at[rows, tokens, jnp.arange(4)[None, :, None]].get(mode="fill", fill_value=0.0)
     return (routing.weight * gains).sum()

@@ -7,7 +7,8 @@ import pytest
 
 from moe.config import ConfigError, build
 from moe.routing import ROUTERS, Groups, RaggedRouting, RouterConfig, Site
-from moe.routing.token_choice import second_by_chance, top_choices
+from moe.routing.token_choice import second_by_chance
+from moe.routing.top_k import top_choices
 from tests.routing.naive import make, of_sequences, random_tokens, route, routing_of, token_weights
 
 EXPERTS = 4
@@ -166,10 +167,63 @@ def test_the_auxiliary_loss_is_the_weighted_sum_of_the_losses():
   assert float(output.auxiliary_loss) == pytest.approx(expected, rel=1e-5)
 
 
+def test_sigmoid_gates_are_those_of_each_chosen_expert_by_itself_and_can_be_renormalised():
+  tokens = random_tokens(1, 16)
+  plain, shared = (make("dropless", scores="sigmoid", renormalize=flag) for flag in (False, True))
+  weights = of_sequences(routing_of(plain, tokens), 1, 16)[0]
+  scores = np.asarray(jax.nn.sigmoid(tokens[0] @ plain.kernel[...]))
+  chosen = scores >= np.sort(scores, axis=-1)[:, 2:3]
+  np.testing.assert_array_equal(~np.isnan(weights), chosen)
+  np.testing.assert_allclose(np.nan_to_num(weights), scores * chosen, rtol=1e-5)
+  expected = scores * chosen / (scores * chosen).sum(-1, keepdims=True)
+  np.testing.assert_allclose(np.nan_to_num(of_sequences(routing_of(shared, tokens), 1, 16)[0]), expected, rtol=1e-5)
+
+
+def test_sigmoid_scores_enter_the_balance_loss_as_shares_of_their_sum():
+  router, tokens = make("dropless", scores="sigmoid"), random_tokens(2, 16)
+  output = route(router, tokens, training=True)
+  scores = np.asarray(jax.nn.sigmoid(tokens.reshape(32, -1) @ router.kernel[...]))
+  shares = (scores / scores.sum(-1, keepdims=True)).mean(0)
+  fraction = np.asarray(output.routing.group_sizes[0]) / 64
+  assert float(output.losses["balance"]) == pytest.approx(EXPERTS * float(fraction @ shares), rel=1e-5)
+
+
+def test_renormalised_gates_survive_scores_that_all_underflow():
+  _, gates = top_choices(jax.nn.sigmoid(jnp.full((1, 4), -200.0)), 2, renormalize=True)
+  np.testing.assert_array_equal(gates, 0)
+
+
+def test_the_causal_twin_of_batch_priority_serves_by_position():
+  config = build(RouterConfig, {"name": "batch_priority", "capacity_factor": 0.75, "group_size": 8})
+  twin = config.causal_twin()
+  assert twin.is_causal(training=True) and not config.is_causal(training=False)
+  assert (twin.options.order, twin.options.group_size, twin.options.capacity_factor) == ("sequence", 0, 0.75)
+  tokens = random_tokens(2, 16)
+  priority, by_position = (
+    make("batch_priority", capacity_factor=0.75, order=o) for o in ("batch_priority", "sequence")
+  )
+  kept = ~np.isnan(of_sequences(routing_of(by_position, tokens), 2, 16))
+  # The first tokens of each sequence are served; priority leaves some of them out.
+  assert kept[:, 0].sum() == 4
+  assert (kept != ~np.isnan(of_sequences(routing_of(priority, tokens), 2, 16))).any()
+
+
 PUBLISHED = {
   "switch": {"top_k": 1, "capacity_factor": 1.25, "eval_capacity_factor": 2.0, "jitter": 0.01, "balance_loss": 0.01},
   "gshard": {"top_k": 2, "capacity_factor": 2.0, "renormalize": True, "second_expert": "random", "balance_loss": 0.01},
   "glam": {"top_k": 2, "capacity_factor": 2.0, "second_expert": "all", "balance_loss": 0.01},
+  "dropless": {"top_k": 2, "capacity_factor": None, "balance_loss": 0.01},
+  "batch_priority": {
+    "top_k": 2,
+    "capacity_factor": 1.05 * 2,
+    "order": "batch_priority",
+    "noise": 1.0,
+    "importance_loss": 0.005,
+    "load_loss": 0.005,
+    "balance_loss": 0.0,
+  },
+  "noisy_top_k": {"capacity_factor": None, "renormalize": True, "importance_loss": 0.1, "load_loss": 0.1},
+  "loss_free": {"capacity_factor": None, "scores": "sigmoid", "bias_rate": 0.001, "balance_loss": 0.0},
 }
 
 
@@ -177,7 +231,7 @@ PUBLISHED = {
 def test_published_methods_come_with_their_published_options(name):
   options = build(RouterConfig, {"name": name}).options
   assert {field: getattr(options, field) for field in PUBLISHED[name]} == PUBLISHED[name]
-  assert options.order == "sequence"
+  assert options.queues_by_sequence == (options.capacity_factor is not None and name != "batch_priority")
 
 
 @pytest.mark.parametrize(
@@ -187,13 +241,14 @@ def test_published_methods_come_with_their_published_options(name):
     ({"capacity_factor": 0.0}, "capacity_factor = 0.0: expected more than 0"),
     ({"eval_capacity_factor": -1.0}, "eval_capacity_factor = -1.0: expected more than 0"),
     ({"capacity_factor": None, "eval_capacity_factor": 2.0}, "eval_capacity_factor = 2.0: expected None"),
-    ({"group_size": 8}, "group_size = 8: expected 0 for order = 'sequence'"),
+    ({"group_size": 8}, "group_size = 8: expected 0: where slots are served by position"),
     ({"order": "batch_priority", "group_size": -1}, "group_size = -1"),
     ({"top_k": 1, "renormalize": True}, "renormalize = True: expected False for top_k = 1"),
     ({"top_k": 3, "second_expert": "random"}, "second_expert = 'random': 'random' needs top_k = 2"),
     ({"jitter": 1.0}, "jitter = 1.0: expected at least 0 and less than 1"),
     ({"z_loss": -0.1}, "z_loss = -0.1: expected at least 0"),
     ({"load_loss": 0.1}, "load_loss = 0.1: needs noise > 0"),
+    ({"scores": "tanh"}, "scores = 'tanh': expected one of 'softmax', 'sigmoid'"),
     ({"order": "random"}, "order = 'random': expected one of 'sequence', 'batch_priority'"),
     ({"capacity": 2.0}, "capacity = 2.0: unknown field"),
   ],

@@ -1,0 +1,79 @@
+"""Noisy top-k gating, the first sparsely gated layer. Shazeer et al. 2017, arXiv 1701.06538."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.routing.losses import importance_loss, load_loss
+from moe.routing.router import Site, register
+from moe.routing.scores import router_logits
+from moe.routing.top_k import Decision, Logits, TopKOptions, TopKRouter, check_load_loss, with_noise
+
+
+def sparse_gates(choices: jax.Array, gates: jax.Array, num_experts: int) -> jax.Array:
+  """G(x) of equation 3, float32 `[..., E]`: the gates of the chosen experts, 0 for the others.
+
+  Args:
+    choices: int32 `[..., k]`, different experts.
+    gates: float32 `[..., k]`.
+    num_experts: E.
+  """
+  return (jax.nn.one_hot(choices, num_experts) * gates[..., None]).sum(-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisyTopKOptions(TopKOptions):
+  """Options of noisy top-k gating.
+
+  Dropless as published, the losses being what keeps the experts balanced. The paper's flat language models take 4
+  experts a token; 2 here, to compare with the others.
+
+  Attributes:
+    renormalize: True takes the softmax over the k chosen logits (equations 3 and 5), False that over all experts.
+    importance_loss: weight of the importance loss, of the gates that are used; the paper's language models have 0.1.
+    load_loss: weight of the load loss, in training only; 0.1 likewise.
+  """
+
+  renormalize: bool = True
+  importance_loss: float = 0.1
+  load_loss: float = 0.1
+
+  @property
+  def draws(self) -> bool:
+    return True
+
+
+@register("noisy_top_k")
+class NoisyTopK(TopKRouter):
+  """Logits with Gaussian noise whose standard deviation each token and expert learns; no noise in evaluation."""
+
+  Options = NoisyTopKOptions
+  options: NoisyTopKOptions
+  paper = "Shazeer et al. 2017, arXiv 1701.06538"
+
+  def __init__(self, options: NoisyTopKOptions, site: Site, *, rngs: nnx.Rngs):
+    super().__init__(options, site, rngs=rngs)
+    # No signal and some noise: the experts begin balanced (appendix A).
+    self.kernel[...] = jnp.zeros_like(self.kernel[...])
+    self.noise_kernel = nnx.Param(jnp.zeros_like(self.kernel[...]))
+
+  @classmethod
+  def check(cls, options: NoisyTopKOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    check_load_loss(options.load_loss, options.top_k, site.num_experts)
+
+  def logits(self, tokens: jax.Array, key: jax.Array | None) -> Logits:
+    logits = super().logits(tokens, key)
+    if key is None:
+      return logits
+    return with_noise(logits.clean, jax.nn.softplus(router_logits(tokens, self.noise_kernel[...])), key)
+
+  def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
+    losses, logits = super().losses(decision, training=training), decision.logits
+    gates = sparse_gates(decision.choices, decision.gates, self.num_experts)
+    losses["importance"] = importance_loss(gates, decision.mask)
+    if self.options.load_loss and training:
+      losses["load"] = load_loss(logits.clean, logits.noisy, self.options.top_k, logits.noise_std, decision.mask)
+    return losses

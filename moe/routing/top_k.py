@@ -1,0 +1,272 @@
+"""Every token goes to the k experts that it ranks highest: the frame of the token-choice family.
+
+The published codes queue all first choices of a group before any second choice, over sequences cut together. That lets
+a later token push out an earlier one's second choice, and one sequence another's (6% of outputs, measured). Here slots
+are counted per sequence, by position, the choices of a token together: causal, independent of the batch, and the same
+when decoding step by step.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing import assignments
+from moe.routing.capacity import CapacityOptions, token_choice_capacity
+from moe.routing.groups import Groups, checked_groups
+from moe.routing.losses import balance_loss, router_z_loss
+from moe.routing.metrics import routing_metrics
+from moe.routing.router import Router, Site
+from moe.routing.scores import router_kernel, router_logits
+from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing, SlotRouting
+
+
+def expert_scores(logits: jax.Array, kind: Literal["softmax", "sigmoid"]) -> jax.Array:
+  """`[..., E]`, in (0, 1): softmax over the experts, or of each expert by itself."""
+  return jax.nn.softmax(logits) if kind == "softmax" else jax.nn.sigmoid(logits)
+
+
+def normalized(scores: jax.Array) -> jax.Array:
+  """`[..., m]`, each row divided by its sum; 0 where all of it has underflowed."""
+  return scores / jnp.maximum(scores.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+
+def top_choices(
+  scores: jax.Array, k: int, *, renormalize: bool, ranking: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """The experts `[..., k]` (int32, best first, ties to the lower index) of each token and their gates `[..., k]`.
+
+  The gradient flows through the gates alone. Renormalised gates are divided by their sum over all k choices, before
+  any is dropped, as in GShard's algorithm 1: what a token loses with a dropped choice is not made up by the others.
+
+  Args:
+    scores: float32 `[..., n, E]`, which the gates are taken from.
+    k: experts per token.
+    renormalize: whether the k gates sum to 1. Those of a softmax are then the softmax over the k chosen logits alone.
+    ranking: float32 `[..., n, E]`, whose k highest are chosen; None for the scores.
+  """
+  ranking = scores if ranking is None else ranking
+  choices = jax.lax.top_k(jax.lax.stop_gradient(ranking), k)[1]
+  gates = jnp.take_along_axis(scores, choices, axis=-1)
+  return choices, normalized(gates) if renormalize else gates
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKOptions(CapacityOptions):
+  """Options of every top-k router.
+
+  Attributes:
+    top_k: experts per token.
+    capacity_factor: each expert has capacity_factor * n / E slots in a group of n tokens (`moe.routing.capacity`), so
+      top_k is the least that can hold every choice; None for dropless.
+    eval_capacity_factor: the one of evaluation and decoding; None for the same. With E no choice can be dropped.
+    group_size: tokens of a group where it is not one sequence; 0 for the whole batch.
+    scores: of the logits; the gates are those of the chosen.
+    renormalize: whether the gates of a token's k choices sum to 1.
+    balance_loss: weight of Switch's load-balancing loss. Sigmoid scores enter it divided by their sum over the experts,
+      as in DeepSeek-V3 (arXiv 2412.19437, eq. 17-20).
+    z_loss: weight of the router z-loss.
+  """
+
+  top_k: int = 2
+  group_size: int = 0
+  scores: Literal["softmax", "sigmoid"] = "softmax"
+  renormalize: bool = False
+  balance_loss: float = 0.0
+  z_loss: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.top_k >= 1, "top_k", self.top_k, "expected at least 1 expert per token")
+    require(
+      self.group_size == 0 or (self.group_size > 0 and not self.queues_by_sequence),
+      "group_size",
+      self.group_size,
+      "expected 0: where slots are served by position a group is one sequence; more is for dropless and batch_priority",
+    )
+    require(
+      self.top_k > 1 or not self.renormalize,
+      "renormalize",
+      self.renormalize,
+      "expected False for top_k = 1: its only gate would always be 1 and the router would learn nothing",
+    )
+    for field in dataclasses.fields(self):
+      if field.name.endswith("_loss"):
+        require(getattr(self, field.name) >= 0, field.name, getattr(self, field.name), "expected at least 0")
+
+  @property
+  def dropless(self) -> bool:
+    return self.capacity_factor is None
+
+  @property
+  def queues_by_sequence(self) -> bool:
+    """Whether slots are counted in every sequence by itself, by position."""
+    return not self.dropless
+
+  @property
+  def draws(self) -> bool:
+    """Whether training draws random numbers."""
+    return False
+
+
+def check_load_loss(weight: float, top_k: int, experts: int) -> None:
+  """Raises `ConfigError` for a load loss where every token takes every expert."""
+  require(weight == 0 or top_k < experts, "load_loss", weight, f"needs top_k < {experts} experts: the load is constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Logits:
+  """What the router's linear layer says of tokens.
+
+  Attributes:
+    clean: float32 `[G, n, E]`, without noise.
+    noisy: float32 `[G, n, E]`, with the noise of training; the scores are made of it.
+    noise_std: of the noise, a number or `[G, n, E]`.
+  """
+
+  clean: jax.Array
+  noisy: jax.Array
+  noise_std: jax.Array | float = 0.0
+
+
+def with_noise(logits: jax.Array, std: jax.Array | float, key: jax.Array) -> Logits:
+  """`logits` and what Gaussian noise makes of them."""
+  return Logits(logits, logits + std * jax.random.normal(key, logits.shape), std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+  """What was decided about the tokens of a batch, before capacity drops anything; for losses and for state.
+
+  Attributes:
+    logits: of the tokens.
+    scores: float32 `[G, n, E]`.
+    choices: int32 `[G, n, k]`, best first.
+    gates: float32 `[G, n, k]`.
+    wanted: bool `[G, n, k]`, the choices that take part.
+    mask: bool `[G, n]`, False for padding.
+  """
+
+  logits: Logits
+  scores: jax.Array
+  choices: jax.Array
+  gates: jax.Array
+  wanted: jax.Array
+  mask: jax.Array
+
+
+class TopKRouter(Router):
+  """The frame; a method overrides `logits`, `ranking`, `wanted`, `places`, `losses` or `learn` where it differs.
+
+  Each weight `NAME_loss` of the options belongs to the loss `NAME`.
+  """
+
+  Options = TopKOptions
+  options: TopKOptions
+
+  def __init__(self, options: TopKOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
+
+  @classmethod
+  def is_causal(cls, options: Any, *, training: bool) -> bool:
+    return True
+
+  @classmethod
+  def is_batch_independent(cls, options: Any, length: int, *, training: bool) -> bool:
+    return True
+
+  @classmethod
+  def groups(cls, options: TopKOptions, batch: int, length: int) -> Groups:
+    return Groups(length) if options.queues_by_sequence else checked_groups(options.group_size, batch, length)
+
+  @classmethod
+  def check(cls, options: Any, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    experts = site.num_experts
+    require(options.top_k <= experts, "top_k", options.top_k, f"expected at most the {experts} experts there are")
+
+  def logits(self, tokens: jax.Array, key: jax.Array | None) -> Logits:
+    """Logits of tokens `[G, n, d]`; noisy where there is a key, which is in training alone."""
+    logits = router_logits(tokens, self.kernel[...])
+    return Logits(logits, logits)
+
+  def ranking(self, scores: jax.Array) -> jax.Array:
+    """`[G, n, E]`, what a token's k highest are chosen of; no gradient flows through it."""
+    return scores
+
+  def wanted(self, gates: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+    """Bool `[G, n, k]`, the choices that ask for a place."""
+    return jnp.broadcast_to(mask[..., None], gates.shape)
+
+  def places(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> jax.Array:
+    """int32 `[n, k]`, each choice's place in its expert's queue; of one group."""
+    return assignments.places_in_order(choices, wanted, self.num_experts)
+
+  def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
+    """The losses by name, unweighted."""
+    return {
+      "balance": balance_loss(normalized(decision.scores), decision.choices, decision.mask),
+      "z": router_z_loss(decision.logits.clean, decision.mask),
+    }
+
+  def learn(self, decision: Decision) -> None:
+    """Moves the router's state after a step of training."""
+
+  def decide(self, inputs: RouterInput, key: jax.Array | None) -> Decision:
+    """Chooses experts for all tokens, with a key as in training."""
+    first, second = (None, None) if key is None else jax.random.split(key)
+    logits = self.logits(inputs.tokens, first)
+    scores = expert_scores(logits.noisy, self.options.scores)
+    choices, gates = top_choices(
+      scores, self.options.top_k, renormalize=self.options.renormalize, ranking=self.ranking(scores)
+    )
+    return Decision(logits, scores, choices, gates, self.wanted(gates, inputs.mask, second), inputs.mask)
+
+  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
+    random = training and self.options.draws
+    if random and inputs.key is None:
+      raise ValueError(f"{type(self).__name__} draws random numbers in training, but RouterInput.key is None")
+    decision = self.decide(inputs, inputs.key if random else None)
+    routing = self._routing(decision, training)
+    losses = self.losses(decision, training=training)
+    total = sum((getattr(self.options, f"{name}_loss") * loss for name, loss in losses.items()), start=jnp.zeros(()))
+    metrics = routing_metrics(routing, inputs.mask, normalized(decision.scores), asked=decision.wanted.sum())
+    if training:
+      self.learn(decision)
+    return RouterOutput(routing, losses, total, metrics)
+
+  def _routing(self, decision: Decision, training: bool) -> Routing:
+    asked = decision.choices, decision.gates, decision.wanted
+    if self.options.dropless:
+      return jax.vmap(lambda c, g, w: assignments.ragged_routing(c, g, w, self.num_experts))(*asked)
+    capacity = token_choice_capacity(decision.mask.shape[1], self.num_experts, self.options.factor(training))
+
+    def one_group(choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> SlotRouting:
+      place = self.places(choices, gates, wanted)
+      return assignments.slot_routing(choices, gates, wanted, place, self.num_experts, capacity)
+
+    return jax.vmap(one_group)(*asked)
+
+  def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
+    """`free`: int32 `[batch, E]`, slots left; for a dropless router nothing."""
+    if self.options.dropless:
+      return {}
+    capacity = token_choice_capacity(length, self.num_experts, self.options.factor(training=False))
+    return {"free": jnp.full((batch, self.num_experts), capacity, jnp.int32)}
+
+  def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
+    """As the base class says. The routing is ragged, dropped choices in its tail; losses and metrics are left out."""
+    if not self.is_causal(self.options, training=False):
+      return super().decode(inputs, state)
+    decision = self.decide(inputs, None)
+    choices, kept = decision.choices[0], decision.wanted[0]
+    if state:
+      kept = kept & (jnp.take_along_axis(state["free"], choices, axis=1) > 0)
+      state = {"free": state["free"] - assignments.takes_of(choices, kept, self.num_experts)}
+    routing: RaggedRouting = assignments.ragged_routing(choices, decision.gates[0], kept, self.num_experts)
+    routing = jax.tree.map(lambda leaf: leaf[None], routing)
+    return RouterOutput(routing, {}, jnp.zeros(()), {}), state
