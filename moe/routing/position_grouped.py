@@ -50,23 +50,23 @@ class PositionGrouped(ExpertChoice):
   paper = "Zhou et al. 2022, arXiv 2202.09368, section 6; Krajewski et al. 2024, arXiv 2402.07871"
 
   @classmethod
-  def is_causal(cls, options: PositionGroupedOptions, *, training: bool) -> bool:
+  def is_causal(cls, options: ExpertBudgetOptions, *, training: bool) -> bool:
     return True
 
   @classmethod
-  def is_batch_independent(cls, options: PositionGroupedOptions, length: int, *, training: bool) -> bool:
+  def is_batch_independent(cls, options: ExpertBudgetOptions, length: int, *, training: bool) -> bool:
     return False
 
   @classmethod
-  def causal_twin(cls, options: PositionGroupedOptions) -> None:
+  def causal_twin(cls, options: ExpertBudgetOptions) -> None:
     """None: it is causal itself."""
 
   @classmethod
-  def groups(cls, options: PositionGroupedOptions, batch: int, length: int) -> Groups:
+  def groups(cls, options: ExpertBudgetOptions, batch: int, length: int) -> Groups:
     return Groups(batch, by_position=True)
 
   @classmethod
-  def check(cls, options: PositionGroupedOptions, site: Site, batch: int, length: int) -> None:
+  def check(cls, options: ExpertBudgetOptions, site: Site, batch: int, length: int) -> None:
     options.check_experts(site.num_experts)
     for training in (True, False):
       factor = options.factor(training)

@@ -123,7 +123,7 @@ class PrefixRank(TokenwiseRouter):
     return selection
 
   def init_memory(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """`scores`: float32 `[batch, length, E]` of the tokens so far, -1 for padding; `seen`: int32 `[batch]`, how many."""
+    """`scores`: float32 `[batch, length, E]`, -1 where there is none (yet); `seen`: int32 `[batch]`, tokens so far."""
     scores = jnp.full((batch, length, self.num_experts), -1.0)
     return {"scores": scores, "seen": jnp.zeros(batch, jnp.int32)}
 

@@ -1,9 +1,9 @@
 """Expert threshold: expert choice against the cutoffs of past batches instead of the cutoff of this one.
 
-An expert takes every token that scores above its threshold, a moving average of the score that was its k-th largest in
-each batch of n tokens, k = c * n / E. On average it takes what expert choice would, within sqrt(2 p (1 - p) / (pi n)) of
-the tokens for p = c / E, and no decision looks at another token. The paper recommends a shared expert beside
-(`shared_experts` of the model), as a token may be above no threshold at all.
+An expert takes every token that scores above its threshold: a moving average of the score that was its k-th largest in
+each batch of n tokens, k = c * n / E. Against expert choice over such a batch, thresholds that were exact would differ
+in sqrt(2 p (1 - p) / (pi n)) of the decisions, p = c / E, and no decision looks at another token. The paper recommends
+a shared expert beside (`shared_experts` of the model), as a token may be above no threshold at all.
 """
 
 import dataclasses
