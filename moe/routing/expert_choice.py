@@ -1,6 +1,7 @@
 """Expert choice: every expert takes the tokens that score highest with it. Zhou et al. 2022, arXiv 2202.09368."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ class ExpertChoiceOptions(ExpertBudgetOptions):
 class ExpertChoice(Router):
   """Expert choice exactly as published. Sees the whole group, so it is for encoders."""
 
-  Options = ExpertChoiceOptions
+  Options: ClassVar[type] = ExpertChoiceOptions
   paper = "Zhou et al. 2022, arXiv 2202.09368"
 
   options: ExpertBudgetOptions

@@ -8,7 +8,7 @@ a shared expert beside (`shared_experts` of the model), as a token may be above 
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -110,11 +110,11 @@ class Threshold(TokenwiseRouter):
     self.step = RouterState(jnp.zeros((), jnp.int32))
 
   @classmethod
-  def is_causal(cls, options: ThresholdOptions, *, training: bool) -> bool:
+  def is_causal(cls, options: Any, *, training: bool) -> bool:
     return not training or options.warmup_steps == 0
 
   @classmethod
-  def is_batch_independent(cls, options: ThresholdOptions, length: int, *, training: bool) -> bool:
+  def is_batch_independent(cls, options: Any, length: int, *, training: bool) -> bool:
     return cls.is_causal(options, training=training)
 
   @classmethod
