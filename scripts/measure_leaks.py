@@ -96,8 +96,8 @@ def measure(name: str, options: dict, sequences: int, length: int, tokens: int, 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--tokens", type=int, default=8_000_000, help="for each router")
-  parser.add_argument("--seeds", type=int, default=8, help="routers of each kind")
+  parser.add_argument("--tokens", type=int, default=2_000_000, help="for each router")
+  parser.add_argument("--seeds", type=int, default=12, help="routers of each kind")
   parser.add_argument("--results", type=pathlib.Path, help="a new JSON file")
   arguments = parser.parse_args()
   if arguments.results and arguments.results.exists():
