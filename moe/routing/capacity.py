@@ -10,6 +10,8 @@ import dataclasses
 import math
 from fractions import Fraction
 
+import jax
+
 from moe.config import require
 
 
@@ -72,6 +74,35 @@ def token_choice_capacity(group: int, num_experts: int, capacity_factor: float) 
     capacity_factor: c; not multiplied by the experts per token, so that 2 compares with expert choice's 2.
   """
   return min(max(_round_half_up(group, num_experts, capacity_factor), 1), group)
+
+
+def capacity_with_slack(group: int, num_experts: int, capacity_factor: float, slack: float) -> int:
+  """Slots for a load that is c * n / E only on average: `slack` standard deviations more, at least 1, at most n.
+
+  The standard deviation is the square root of the mean, which that of independent choices does not exceed.
+
+  Args:
+    group: n, tokens of the routing group.
+    num_experts: E.
+    capacity_factor: c.
+    slack: standard deviations.
+  """
+  mean = capacity_factor * group / num_experts
+  return min(max(math.ceil(mean + slack * math.sqrt(mean)), 1), group)
+
+
+def share_of_real_tokens(real: jax.Array, num_experts: int, capacity_factor: float) -> jax.Array:
+  """int32, c / E of a number of tokens that is known only when the program runs, rounded half up; 0 for few tokens.
+
+  Args:
+    real: int32, tokens that are not padding.
+    num_experts: E.
+    capacity_factor: c <= E. Where c / E has a denominator of 2^15 or more, the nearest fraction with a smaller one is
+      taken, so that all products fit into int32.
+  """
+  share = (Fraction(str(capacity_factor)) / num_experts).limit_denominator(2**15 - 1)
+  p, q = share.numerator, share.denominator
+  return real // q * p + (2 * p * (real % q) + q) // (2 * q)
 
 
 def actual_capacity_factor(capacity: int, group: int, num_experts: int) -> float:

@@ -1,17 +1,20 @@
 """Expert choice: every expert takes the tokens that score highest with it. Zhou et al. 2022, arXiv 2202.09368."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityOptions, expert_choice_capacity
+from moe.routing.capacity import expert_choice_capacity
+from moe.routing.expert_choice_options import ExpertBudgetOptions
 from moe.routing.groups import Groups, checked_groups
 from moe.routing.losses import router_z_loss
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, Site, register
+from moe.routing.prefix_rank import PrefixRankOptions
+from moe.routing.router import Router, RouterConfig, Site, register
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
 
@@ -43,36 +46,31 @@ def renormalized(routing: SlotRouting, n: int) -> SlotRouting:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertChoiceOptions(CapacityOptions):
+class ExpertChoiceOptions(ExpertBudgetOptions):
   """Options of expert choice.
 
   Attributes:
-    capacity_factor: experts per token on average; 2 compares with top-2 token choice.
-    eval_capacity_factor: the one of evaluation; None for the same.
+    capacity_factor, eval_capacity_factor, renormalize, z_loss: as of every form of it.
     group_size: tokens that are chosen among; 0 for the whole batch.
-    renormalize: whether each token's weights sum to 1. The paper's do not.
-    z_loss: weight of the router z-loss. The paper has no auxiliary loss.
   """
 
-  capacity_factor: float = 2.0
   group_size: int = 0
-  renormalize: bool = False
-  z_loss: float = 0.0
 
   def __post_init__(self):
     super().__post_init__()
     require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
-    require(self.z_loss >= 0, "z_loss", self.z_loss, "expected a weight of at least 0")
 
 
 @register("expert_choice")
 class ExpertChoice(Router):
   """Expert choice exactly as published. Sees the whole group, so it is for encoders."""
 
-  Options = ExpertChoiceOptions
+  Options: ClassVar[type] = ExpertChoiceOptions
   paper = "Zhou et al. 2022, arXiv 2202.09368"
 
-  def __init__(self, options: ExpertChoiceOptions, site: Site, *, rngs: nnx.Rngs):
+  options: ExpertBudgetOptions
+
+  def __init__(self, options: ExpertBudgetOptions, site: Site, *, rngs: nnx.Rngs):
     self.options, self.num_experts = options, site.num_experts
     self.kernel = router_kernel(site, rngs)
 
@@ -85,6 +83,12 @@ class ExpertChoice(Router):
     return options.group_size > 0 and length % options.group_size == 0
 
   @classmethod
+  def causal_twin(cls, options: ExpertChoiceOptions) -> RouterConfig | None:
+    """Every expert takes the tokens that are among the best c / E of their sequence so far, as many as there are."""
+    shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(ExpertBudgetOptions)}
+    return RouterConfig("prefix_rank", PrefixRankOptions(**shared, slack=None))
+
+  @classmethod
   def groups(cls, options: ExpertChoiceOptions, batch: int, length: int) -> Groups:
     return checked_groups(options.group_size, batch, length)
 
@@ -95,13 +99,16 @@ class ExpertChoice(Router):
       expert_choice_capacity(group, site.num_experts, options.factor(training))
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
-    n = inputs.mask.shape[1]
-    k = expert_choice_capacity(n, self.num_experts, self.options.factor(training))
     logits = router_logits(inputs.tokens, self.kernel[...])
     scores = jax.nn.softmax(logits)
-    routing = jax.vmap(lambda s, m: expert_choice(s, m, k))(scores, inputs.mask)
+    routing = jax.vmap(lambda s, m: self.choose(s, m, training=training))(scores, inputs.mask)
     if self.options.renormalize:
-      routing = jax.vmap(lambda r: renormalized(r, n))(routing)
+      routing = jax.vmap(lambda r: renormalized(r, inputs.mask.shape[1]))(routing)
     z_loss = router_z_loss(logits, inputs.mask)
     metrics = routing_metrics(routing, inputs.mask, scores)
     return RouterOutput(routing, {"z": z_loss}, self.options.z_loss * z_loss, metrics)
+
+  def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
+    """The choice in one group, of scores `[n, E]` and mask `[n]`."""
+    k = expert_choice_capacity(len(mask), self.num_experts, self.options.factor(training))
+    return expert_choice(scores, mask, k)

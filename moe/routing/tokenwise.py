@@ -69,6 +69,11 @@ class TokenwiseRouter(Router):
     """What `select_next` remembers of the tokens before; arrays lead with `batch`."""
     return {}
 
+  def capacity(self, length: int, *, training: bool) -> int | None:
+    """Slots of every expert for a sequence of `length` tokens; None for dropless."""
+    factor = self.options.factor(training)
+    return None if factor is None else token_choice_capacity(length, self.num_experts, factor)
+
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     selection = self.select(inputs, training=training)
     chosen = selection.chosen & inputs.mask[..., None]
@@ -78,17 +83,15 @@ class TokenwiseRouter(Router):
     return RouterOutput(routing, selection.losses, auxiliary_loss, metrics, selection.policy)
 
   def _routing(self, chosen: jax.Array, weight: jax.Array, training: bool) -> Routing:
-    factor = self.options.factor(training)
-    if factor is None:
+    capacity = self.capacity(chosen.shape[1], training=training)
+    if capacity is None:
       return jax.vmap(assignments.ragged_of_chosen)(chosen, weight)
-    capacity = token_choice_capacity(chosen.shape[1], self.num_experts, factor)
     return jax.vmap(lambda c, w: assignments.slots_of_chosen(c, w, capacity))(chosen, weight)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
     """`init_memory`, and `free`: int32 `[batch, E]`, slots left, where there are slots."""
-    state, factor = self.init_memory(batch, length), self.options.factor(training=False)
-    if factor is not None:
-      capacity = token_choice_capacity(length, self.num_experts, factor)
+    state, capacity = self.init_memory(batch, length), self.capacity(length, training=False)
+    if capacity is not None:
       state = state | {"free": jnp.full((batch, self.num_experts), capacity, jnp.int32)}
     return state
 
