@@ -133,7 +133,7 @@ def test_every_exchange_gains():
   assert values[0] < values[-1]
 
 
-@pytest.mark.parametrize("n, experts, real", [(64, 4, 36), (64, 4, 30), (64, 4, 2), (45, 7, 45), (6, 9, 4), (12, 1, 7)])
+@pytest.mark.parametrize("n, experts, real", [(64, 4, 36), (64, 4, 30), (64, 4, 2), (6, 9, 4), (12, 1, 7)])
 def test_padding_goes_nowhere_and_no_expert_takes_more_than_its_share_of_the_rest(n, experts, real):
   scores = scores_of("skewed", n, experts)
   mask = np.random.default_rng(0).permutation(n) < real
