@@ -84,14 +84,14 @@ def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]
   graph, variables = nnx.split(model)
 
   @jax.jit
-  def record(batch):
+  def record(variables, batch):
     metrics = nnx.merge(graph, variables)(batch, training=False).metrics[stack]
     return unit(metrics["tokens"]), metrics["mask"]
 
   parts = []
   with open_pipeline(trained.config, trained.config.data.train_split, training=True) as pipeline:
     for batch in itertools.islice(pipeline, batches):
-      tokens, mask = map(np.asarray, record(batch))
+      tokens, mask = map(np.asarray, record(variables, batch))
       parts.append([layer[real] for layer, real in zip(tokens, mask, strict=True)])
   return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 

@@ -14,6 +14,7 @@ _FIELDS = (
   "extra_ids",
   "path",
   "validation_path",
+  "validation_fraction",
   "task",
   "data_dir",
   "text_key",
@@ -31,6 +32,7 @@ def add_source_options(parser: argparse.ArgumentParser, sources: Sequence[str]) 
   parser.add_argument("--extra_ids", type=int, default=100, help="sentinels above the vocabulary's pieces")
   parser.add_argument("--path", default="", help="the glob of --source text, the directory of --source tokens")
   parser.add_argument("--validation_path", default="", help="a glob for validation text")
+  parser.add_argument("--validation_fraction", type=float, default=0.05, help="of the documents, without such a glob")
   parser.add_argument("--task", default="", help="the seqio or TFDS name of --source task")
   parser.add_argument("--data_dir", default="", help="the TFDS directory of --source task")
   parser.add_argument("--text_key", default="text", help="the field of JSON lines or TFDS that holds the text")

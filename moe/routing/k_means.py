@@ -89,7 +89,7 @@ class KMeans(TokenwiseRouter):
   def __init__(self, options: KMeansOptions, site: Site, *, rngs: nnx.Rngs):
     self.options, self.num_experts = options, site.num_experts
     self.centroids = RouterState(unit(jax.random.normal(rngs.params(), (site.num_experts, site.d_model))))
-    self.begun = RouterState(jnp.zeros((), bool))
+    self.begun = RouterState(jnp.zeros((), jnp.int32))  # 1 once the centroids mean something
 
   @classmethod
   def is_causal(cls, options: Any, *, training: bool) -> bool:
@@ -113,7 +113,7 @@ class KMeans(TokenwiseRouter):
       f"has centroids of shape {centroids.shape}, not [experts, d_model] = {wanted}, with or without layers before"
     )
     require(fits, "centroids", options.centroids, about)
-    return {"centroids": centroids, "begun": np.array(True)}
+    return {"centroids": centroids, "begun": np.array(1)}
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     points = jax.lax.stop_gradient(unit(inputs.tokens))
@@ -132,8 +132,8 @@ class KMeans(TokenwiseRouter):
       raise ValueError(f"{type(self).__name__} draws its first centroids in training, but RouterInput.key is None")
     centroids, count = self.centroids[...], self.num_experts
     self.centroids[...] = jax.lax.cond(
-      self.begun[...],
+      self.begun[...] > 0,
       lambda: moving_average(centroids, points, chosen, self.options.decay),
       lambda: spread(points.reshape(-1, points.shape[-1]), inputs.mask.reshape(-1), count, inputs.key),
     )
-    self.begun[...] = jnp.ones((), bool)
+    self.begun[...] = jnp.ones((), jnp.int32)
