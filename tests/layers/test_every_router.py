@@ -28,7 +28,7 @@ def layer(name: str):
 
 def apply(graph, params, state, x, *, training: bool):
   """Output, what training adds to the loss, routing and the state afterwards."""
-  moe = nnx.merge(graph, params, state)
+  moe = nnx.merge(graph, params, state, copy=True)
   key = jax.random.key(5) if training else None
   y, report = moe(x, segments=SEGMENTS, ids=IDS, positions=POSITIONS, training=training, key=key)
   extra = report.auxiliary_loss

@@ -31,7 +31,7 @@ def test_logits_leak_what_the_router_declares(name, architecture, training):
 
   @jax.jit
   def logits(targets):
-    model = nnx.merge(graph, variables)
+    model = nnx.merge(graph, variables, copy=True)
     return model(example | {"targets": targets}, training=training, key=jax.random.key(2)).logits
 
   future = future_leak(logits, example["targets"], POSITION, jax.random.key(0))

@@ -26,6 +26,9 @@ VARIANTS = [
   ("token_choice", {"capacity_factor": None, "order": "batch_priority", "group_size": 32}),
   ("token_choice", {"capacity_factor": 0.75, "order": "batch_priority"}),
   ("token_choice", {"capacity_factor": 0.75, "order": "batch_priority", "group_size": 8}),
+  ("hash", {"function": "future"}),
+  ("hash", {"function": "bigram", "hashes": 2, "capacity_factor": 1.5}),
+  ("k_means", {"balanced": True}),
 ]
 
 

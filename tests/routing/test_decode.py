@@ -16,6 +16,8 @@ DROPPING = [
   ("token_choice", {"top_k": 3, "capacity_factor": 1.5}),
   ("token_choice", {"top_k": 2, "capacity_factor": 4.0}),
   ("token_choice", {"capacity_factor": None}),
+  ("hash", {"function": "bigram", "hashes": 2, "capacity_factor": 1.5}),
+  ("k_means", {"capacity_factor": 1.0}),
 ]
 CAUSAL = DROPPING + [
   (name, {}) for name, router in sorted(ROUTERS.items()) if router.is_causal(router.Options(), training=False)
