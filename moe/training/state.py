@@ -10,8 +10,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from moe.config import ConfigError
+from moe.config import ConfigError, require
 from moe.models import ModelConfig
+from moe.routing import RouterConfig, Site
 
 # Arrays of routers' states, by stack ("encoder", "decoder") and name.
 Stored = dict[str, dict[str, np.ndarray]]
@@ -88,13 +89,25 @@ def stored_router_state(config: ModelConfig, vocabulary: str) -> Stored:
       continue
     try:
       stored[side] = router.router.stored(router.options, config.site, vocabulary)
+      _check_shapes(stored[side], router, config.site, getattr(config, f"{side}_layers") // config.moe_every)
     except ConfigError as error:
       raise error.under(f"model.{side}_router") from None
   return stored
 
 
+def _check_shapes(arrays: dict[str, np.ndarray], router: RouterConfig, site: Site, layers: int) -> None:
+  """Whether every array is one layer's, or has a leading axis of all the `layers` of the stack that have experts."""
+  if not arrays:
+    return
+  state = split(nnx.eval_shape(lambda: router.make(site, nnx.Rngs(0))))[2]
+  for name, array in arrays.items():
+    one = state[name].shape
+    fits = array.shape in (one, (layers, *one))
+    require(fits, name, array.shape, f"expected the shape {one}, or {(layers, *one)} with the MoE layers before")
+
+
 def _filled(router_state: dict[str, Any], stored: Stored) -> dict[str, Any]:
-  """The state with every stored array in place of its initial value, the same in all layers of a stack."""
+  """The state with every stored array in place of its initial value: each layer's own, or one for a whole stack."""
 
   def fill(path, leaf):
     array = stored.get(path[0].key, {}).get(path[-1].key)

@@ -61,7 +61,7 @@ def make(name: str, num_experts: int = NUM_EXPERTS, d_model: int = D_MODEL, seed
 
 def ids_of(tokens) -> jax.Array:
   """int32 `[...]`, token ids that change with the tokens `[..., d]`, from 2 to the vocabulary's end."""
-  return jnp.floor(jnp.abs(tokens[..., 0]) * 1000).astype(jnp.int32) % (VOCABULARY - 2) + 2
+  return jnp.floor(jnp.abs(tokens[..., 0].astype(jnp.float32)) * 1000).astype(jnp.int32) % (VOCABULARY - 2) + 2
 
 
 def inputs_of(tokens, groups: Groups, mask=None, key=None) -> RouterInput:

@@ -29,6 +29,9 @@ VARIANTS = [
   ("loss_free", {"capacity_factor": 0.75}),
   ("noisy_top_k", {"capacity_factor": 0.75}),
   ("strictly_balanced", {"group_size": 8}),
+  ("hash", {"function": "future"}),
+  ("hash", {"function": "bigram", "hashes": 2, "capacity_factor": 1.5}),
+  ("k_means", {"balanced": True}),
 ]
 
 

@@ -17,6 +17,8 @@ DROPPING = [
   ("token_choice", {"top_k": 2, "capacity_factor": 4.0}),
   ("token_choice", {"capacity_factor": None}),
   ("loss_free", {"capacity_factor": 0.75}),
+  ("hash", {"function": "bigram", "hashes": 2, "capacity_factor": 1.5}),
+  ("k_means", {"capacity_factor": 1.0}),
 ]
 CAUSAL = DROPPING + [
   (name, {}) for name, router in sorted(ROUTERS.items()) if router.is_causal(router.Options(), training=False)

@@ -1,0 +1,88 @@
+"""k-means: Lloyd's algorithm and its seeding, on points that some mask calls real. Float32 throughout."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """`x` `[..., d]` in float32 and of length 1; 0 stays 0."""
+  x = x.astype(jnp.float32)
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+
+
+def squared_distances(points: jax.Array, centroids: jax.Array) -> jax.Array:
+  """`[..., n, E]`, of `points` `[..., n, d]` from `centroids` `[E, d]`; never negative."""
+  products = jnp.matmul(points, centroids.T, precision=jax.lax.Precision.HIGHEST)
+  lengths = jnp.square(points).sum(-1)[..., None] + jnp.square(centroids).sum(-1)
+  return jnp.maximum(lengths - 2 * products, 0.0)
+
+
+def assign(points: jax.Array, centroids: jax.Array) -> jax.Array:
+  """int32 `[..., n]`, which of `centroids` `[E, d]` is nearest to each of `points` `[..., n, d]`; ties to the lower."""
+  return jnp.argmin(squared_distances(points, centroids), axis=-1).astype(jnp.int32)
+
+
+def means(points: jax.Array, chosen: jax.Array, otherwise: jax.Array) -> jax.Array:
+  """`[E, d]`, the mean of each cluster's points; `otherwise` `[E, d]` for clusters that have none.
+
+  Args:
+    points: `[..., n, d]`.
+    chosen: bool `[..., n, E]`, whether a point is in a cluster.
+    otherwise: `[E, d]`.
+  """
+  member = chosen.reshape(-1, chosen.shape[-1]).astype(jnp.float32)
+  total = jnp.matmul(member.T, points.reshape(len(member), -1), precision=jax.lax.Precision.HIGHEST)
+  count = member.sum(0)[:, None]
+  return jnp.where(count > 0, total / jnp.maximum(count, 1.0), otherwise)
+
+
+def lloyd_step(points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Every centroid to the mean of the points nearest to it (Lloyd 1982).
+
+  Args:
+    points: `[n, d]`.
+    centroids: `[E, d]`; one without points stays.
+
+  Returns:
+    The new centroids, and the mean squared distance from the old ones, which no step increases.
+  """
+  distances = squared_distances(points, centroids)
+  chosen = jax.nn.one_hot(jnp.argmin(distances, axis=-1), len(centroids), dtype=bool)
+  return means(points, chosen, centroids), distances.min(-1).mean()
+
+
+def spread(points: jax.Array, mask: jax.Array, count: int, key: jax.Array) -> jax.Array:
+  """`[count, d]`, points to start from: k-means++ (Arthur and Vassilvitskii 2007).
+
+  The first is drawn uniformly, each next one in proportion to its squared distance from the nearest one before.
+
+  Args:
+    points: `[n, d]`.
+    mask: bool `[n]`, the points that may be drawn; if there are fewer different ones than `count`, some are repeated.
+    count: E.
+    key: PRNG key.
+  """
+  smallest = jnp.finfo(jnp.float32).tiny
+
+  def pick(nearest, key):
+    odds = jnp.where(jnp.isinf(nearest), 1.0, jnp.maximum(nearest, smallest))
+    point = points[jax.random.categorical(key, jnp.where(mask, jnp.log(odds), -jnp.inf))]
+    return jnp.minimum(nearest, squared_distances(points, point[None])[:, 0]), point
+
+  return jax.lax.scan(pick, jnp.full(len(points), jnp.inf), jax.random.split(key, count))[1]
+
+
+@functools.partial(jax.jit, static_argnames=("count", "steps"))
+def k_means(points: jax.Array, count: int, key: jax.Array, steps: int = 50) -> tuple[jax.Array, jax.Array]:
+  """Centroids `[count, d]` after `steps` of Lloyd's algorithm, and the objective before each, `[steps]`.
+
+  Args:
+    points: `[n, d]`.
+    count: E.
+    key: PRNG key of the start.
+    steps: more than enough to converge, mostly.
+  """
+  start = spread(points, jnp.ones(len(points), bool), count, key)
+  return jax.lax.scan(lambda centroids, _: lloyd_step(points, centroids), start, length=steps)

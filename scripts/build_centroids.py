@@ -1,0 +1,112 @@
+r"""Makes the centroids that k-means routing begins with: k-means on what a trained model's routers were given.
+
+python scripts/build_centroids.py --workdir runs/baseline --stack decoder --experts 16 --out centroids.npz
+
+The baseline has MoE layers, with any router, where the new run will have them: each gets centroids of its own. Train
+with `--config.model.decoder_router.name=k_means --config.model.decoder_router.centroids=centroids.npz`.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import os
+import sys
+
+import jax
+import numpy as np
+from flax import nnx
+
+from moe.config import ConfigError, require
+from moe.data import DataError
+from moe.evaluation.restore import Trained, check_vocabulary, restore
+from moe.routing import RouterInput, RouterOutput
+from moe.routing.clustering import k_means, unit
+from moe.routing.files import write_arrays
+from moe.training.checkpoint import CheckpointError
+from moe.training.feed import open_pipeline, open_vocabulary
+from moe.training.workdir import WorkdirError
+
+
+class Recorder(nnx.Module):
+  """A router that routes as another one, and reports what it was given among its metrics."""
+
+  def __init__(self, router: nnx.Module):
+    self.router = router
+
+  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
+    output = self.router(inputs, training=training)
+    return dataclasses.replace(output, metrics={"tokens": inputs.tokens, "mask": inputs.mask})
+
+
+def main(arguments: list[str] | None = None) -> None:
+  options = _parse(arguments)
+  try:
+    build(options)
+  except (ConfigError, DataError, WorkdirError, CheckpointError) as error:
+    sys.exit(f"error: {error}")
+
+
+def build(options: argparse.Namespace) -> None:
+  """Writes `centroids` float32 `[layers, experts, d]` and says how much the clustering explains.
+
+  Raises:
+    ConfigError: the file exists, or an option is wrong. DataError, WorkdirError, CheckpointError: the data or the run.
+  """
+  if os.path.exists(options.out):
+    raise ConfigError("--out", options.out, "exists already and is not overwritten")
+  require(options.experts >= 1, "--experts", options.experts, "expected at least 1")
+  trained = restore(options.workdir, options.step)
+  router = getattr(trained.config.model, f"{options.stack}_router")
+  require(router is not None, "--stack", options.stack, f"has no MoE layers in {options.workdir}")
+  layers = layer_inputs(trained, options.stack, options.batches)
+  centroids = []
+  for number, points in enumerate(layers):
+    found, objective = k_means(points, options.experts, jax.random.key(options.seed + number))
+    centroids.append(np.asarray(found))
+    spread = float(np.square(points - points.mean(0)).sum(-1).mean())
+    print(f"layer {number}: {len(points)} tokens; {objective[-1] / spread:.1%} of their variance is within clusters")
+  write_arrays(options.out, centroids=np.stack(centroids))
+  print(f"wrote {options.out}: {len(centroids)} layers of {options.experts} centroids")
+
+
+def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]:
+  """Of every MoE layer of a stack the real tokens that its router is given, at unit length, float32 `[n, d]`.
+
+  Args:
+    trained: the baseline.
+    stack: "encoder" or "decoder".
+    batches: of its training split.
+  """
+  check_vocabulary(trained, open_vocabulary(trained.config))
+  model = trained.model
+  layer = getattr(model, stack).units.blocks[-1].moe
+  layer.router = Recorder(layer.router)
+  graph, variables = nnx.split(model)
+
+  @jax.jit
+  def record(variables, batch):
+    metrics = nnx.merge(graph, variables)(batch, training=False).metrics[stack]
+    return unit(metrics["tokens"]), metrics["mask"]
+
+  parts = []
+  with open_pipeline(trained.config, trained.config.data.train_split, training=True) as pipeline:
+    for batch in itertools.islice(pipeline, batches):
+      tokens, mask = map(np.asarray, record(variables, batch))
+      parts.append([layer[real] for layer, real in zip(tokens, mask, strict=True)])
+  return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", required=True, help="the run of the baseline")
+  parser.add_argument("--stack", choices=("encoder", "decoder"), required=True, help="whose layers to look at")
+  parser.add_argument("--experts", type=int, required=True)
+  parser.add_argument("--step", default="best", help="the baseline's checkpoint: a number, 'best' or 'latest'")
+  parser.add_argument("--batches", type=int, default=8, help="of the baseline's training data")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--out", required=True, help="the .npz file to write")
+  return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+  main()
