@@ -22,7 +22,7 @@ _NORM_EPSILON = 1e-6
 
 
 def unit(x: jax.Array, axis: int) -> jax.Array:
-  """`x` divided by its l2 norm along `axis`: the paper's algorithm 2, smooth at 0, where padding may lie."""
+  """`x` divided by its l2 norm along `axis`: smooth at 0, where padding may lie."""
   return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) + _NORM_EPSILON**2)
 
 
@@ -99,7 +99,9 @@ class SoftMoEOptions:
     require(self.slots is None or self.slots >= 1, "slots", self.slots, "expected at least 1 for each expert, or None")
     require(factor is None or factor > 0, "capacity_factor", factor, "expected more than 0, or None")
     require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means a whole sequence")
-    require(self.slots is None or factor is None, "capacity_factor", factor, f"expected None beside slots = {self.slots}")
+    require(
+      self.slots is None or factor is None, "capacity_factor", factor, f"expected None beside slots = {self.slots}"
+    )
     require(
       factor is None or self.group_size > 0, "capacity_factor", factor, "needs group_size > 0, which counts the slots"
     )
