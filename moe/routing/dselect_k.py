@@ -36,7 +36,7 @@ def single_selectors(z: jax.Array, num_experts: int, gamma: float) -> jax.Array:
   """r(z): the product over an expert's binary code, most significant bit first, of S(z_j) or 1 - S(z_j).
 
   One expert has weight 1, the others exactly 0, once every |z_j| >= gamma / 2. Where E is no power of two, the weight
-  of the codes that belong to no expert is lost: as in the authors' code a penalty drives it out, nothing is renormalised.
+  of the codes that belong to no expert is lost: as in the authors' code a penalty drives it out; nothing is scaled up.
 
   Args:
     z: float32 `[..., m]`, m = ceil(log2 E).
