@@ -5,6 +5,8 @@ Ragged assignments are merged into one run for each expert; the experts themselv
 after block, because a buffer for all that might be assigned would cost more than what is.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -27,16 +29,24 @@ def combine_slots(outputs: jax.Array, routing: SlotRouting, n: int) -> jax.Array
 
 
 def dispatch_soft(tokens: jax.Array, routing: SoftRouting) -> jax.Array:
-  """Tokens `[G, n, d]` to slot mixtures `[E, G * P, d]`."""
-  mixed = jnp.einsum("gnep,gnd->egpd", routing.dispatch.astype(tokens.dtype), tokens)
-  return mixed.reshape(mixed.shape[0], -1, mixed.shape[-1])
+  """Tokens `[G, n, d]` to slot mixtures `[E, G * P, d]`: one matrix product a group, however many experts."""
+  groups, n, experts, slots = routing.dispatch.shape
+  dispatch = routing.dispatch.reshape(groups, n, -1).astype(tokens.dtype)
+  mixed = _each_group(lambda weight, x: weight.T @ x, dispatch, tokens).reshape(groups, experts, slots, -1)
+  return mixed.swapaxes(0, 1).reshape(experts, groups * slots, -1)
 
 
 def combine_soft(outputs: jax.Array, routing: SoftRouting) -> jax.Array:
   """Slot outputs `[E, G * P, d]` to token mixtures `[G, n, d]`."""
-  groups, _, experts, slots = routing.combine.shape
-  outputs = outputs.reshape(experts, groups, slots, -1)
-  return jnp.einsum("gnep,egpd->gnd", routing.combine.astype(outputs.dtype), outputs)
+  groups, n, experts, slots = routing.combine.shape
+  by_group = outputs.reshape(experts, groups, slots, -1).swapaxes(0, 1).reshape(groups, experts * slots, -1)
+  combine = routing.combine.reshape(groups, n, -1).astype(outputs.dtype)
+  return _each_group(jnp.matmul, combine, by_group)
+
+
+def _each_group(product: Callable[[jax.Array, jax.Array], jax.Array], a: jax.Array, b: jax.Array) -> jax.Array:
+  """`product` of every group's matrices; a single group's without the axis G, which would cost a CPU a third more."""
+  return product(a[0], b[0])[None] if len(a) == 1 else jax.vmap(product)(a, b)
 
 
 def _rows_by_expert(routing: SlotRouting, n: int) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,157 @@
+"""DSelect-k: a choice of k experts that is smooth while it is made and sparse once it is.
+
+Hazimeh et al. 2021, "DSelect-k: differentiable selection in the mixture of experts", arXiv 2106.03760,
+section 3.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import CapacityOptions
+from moe.routing.router import Site, register
+from moe.routing.scores import router_logits
+from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.types import RouterInput
+
+_EPSILON = 1e-6
+_MIXTURE_INIT = 0.05
+
+
+def smooth_step(t: jax.Array, gamma: float) -> jax.Array:
+  """S(t): 0 up to -gamma/2, 1 from gamma/2, between them the cubic that makes it continuously differentiable.
+
+  Written as u^2 (3 - 2u), which no rounding takes below 0 or loses the small values of.
+  """
+  u = jnp.clip(t / gamma + 0.5, 0.0, 1.0)
+  return jnp.square(u) * (3.0 - 2.0 * u)
+
+
+def single_selectors(z: jax.Array, num_experts: int, gamma: float) -> jax.Array:
+  """r(z): the product over an expert's binary code, most significant bit first, of S(z_j) or 1 - S(z_j).
+
+  One expert has weight 1, the others exactly 0, once every |z_j| >= gamma / 2. Where E is no power of two, the weight
+  of the codes that belong to no expert is lost: as in the authors' code a penalty drives it out; nothing is scaled up.
+
+  Args:
+    z: float32 `[..., m]`, m = ceil(log2 E).
+    num_experts: E.
+    gamma: width of the smooth region, > 0.
+
+  Returns:
+    float32 `[..., E]`.
+  """
+  # 1 - S(t) is S(-t), in which nothing cancels.
+  ones, zeros = smooth_step(z, gamma), smooth_step(-z, gamma)
+  weight = jnp.ones((*z.shape[:-1], 1), jnp.float32)
+  for bit in range(z.shape[-1]):
+    both = jnp.stack([zeros[..., bit, None], ones[..., bit, None]], axis=-1)
+    weight = (weight[..., None] * both).reshape(*z.shape[:-1], -1)
+  return weight[..., :num_experts]
+
+
+def mixture(selectors: jax.Array, alpha: jax.Array) -> jax.Array:
+  """q: the selectors `[..., k, E]` weighted by the softmax of `alpha` `[..., k]`; float32 `[..., E]`."""
+  return (jax.nn.softmax(alpha)[..., None] * selectors).sum(-2)
+
+
+def selector_entropy(selectors: jax.Array) -> jax.Array:
+  """The sum over the selectors `[..., k, E]` of their entropies, in nats; float32 `[...]`."""
+  return -(selectors * jnp.log(selectors + _EPSILON)).sum((-2, -1))
+
+
+def unreachable_penalty(selectors: jax.Array) -> jax.Array:
+  """The sum over the selectors `[..., k, E]` of 1 / (weight on experts that exist); float32 `[...]`, k at the least.
+
+  Bounded by 10^6 for each: where a selector has come to lie wholly on codes without an expert, the quotient would be
+  infinite, and no gradient could bring it back, for the smooth step is flat there.
+  """
+  return (1.0 / jnp.maximum(selectors.sum(-1), _EPSILON)).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DSelectKOptions(CapacityOptions):
+  """Options of DSelect-k.
+
+  Attributes:
+    capacity_factor: None for dropless, as published; a factor gives slots, which early training overflows.
+    k: the most experts of a token once the selectors are binary; before that a token takes every expert.
+    gate: "per_example": z and alpha are linear in the token. "static": they are parameters, the same for all tokens.
+    gamma: width of the smooth step's smooth region. Outside, a bit is settled and has no gradient any more.
+    entropy_loss: weight of the selectors' entropy, which drives them to be binary.
+  """
+
+  k: int = 2
+  gate: Literal["static", "per_example"] = "per_example"
+  gamma: float = 1.0
+  entropy_loss: float = 1e-6
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.k >= 1, "k", self.k, "expected at least 1 expert per token")
+    require(self.gamma > 0, "gamma", self.gamma, "expected more than 0")
+    require(self.entropy_loss >= 0, "entropy_loss", self.entropy_loss, "expected a weight of at least 0")
+
+
+@register("dselect_k")
+class DSelectK(TokenwiseRouter):
+  """DSelect-k, its dispatch as dense or as sparse as the weights are: experts of weight 0 are not computed.
+
+  The authors' code sums the entropy and the penalty over the batch; here they are means over the real tokens, so that
+  their weight means the same for every batch size. The penalty's weight is 1, as theirs. Their dense layers have
+  biases, the paper's gates and these have none.
+
+  Attributes:
+    z: float32 `[k, ceil(log2 E)]`, or `[d, k, ceil(log2 E)]` where linear in the token.
+    alpha: float32 `[k]`, or `[d, k]`.
+  """
+
+  Options = DSelectKOptions
+  paper = "Hazimeh et al. 2021, arXiv 2106.03760"
+  options: DSelectKOptions
+
+  def __init__(self, options: DSelectKOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    inputs = (site.d_model,) if options.gate == "per_example" else ()
+    bits = math.ceil(math.log2(site.num_experts))
+
+    def uniform(limit: float, *shape: int) -> nnx.Param:
+      return nnx.Param(jax.random.uniform(rngs.params(), inputs + shape, jnp.float32, -limit, limit))
+
+    self.z = uniform(options.gamma / 100, options.k, bits)
+    self.alpha = uniform(_MIXTURE_INIT, options.k)
+
+  @classmethod
+  def check(cls, options: DSelectKOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    experts = site.num_experts
+    require(options.k <= experts, "k", options.k, f"expected at most the {experts} experts there are")
+
+  def select(self, inputs: RouterInput, *, training: bool) -> Selection:
+    z, alpha = self.z[...], self.alpha[...]
+    if self.options.gate == "per_example":
+      z, alpha = _linear(inputs.tokens, z), _linear(inputs.tokens, alpha)
+    selectors = single_selectors(z, self.num_experts, self.options.gamma)
+    weight = jnp.broadcast_to(mixture(selectors, alpha), (*inputs.mask.shape, self.num_experts))
+    losses = {"entropy": _mean(selector_entropy(selectors), inputs.mask)}
+    total = self.options.entropy_loss * losses["entropy"]
+    if self.num_experts & (self.num_experts - 1):
+      losses["unreachable"] = _mean(unreachable_penalty(selectors), inputs.mask)
+      total += losses["unreachable"]
+    return Selection(weight > 0, weight, weight, losses, total)
+
+
+def _linear(tokens: jax.Array, kernel: jax.Array) -> jax.Array:
+  """`[..., n, d]` and `[d, ...]` to `[..., n, ...]`."""
+  flat = router_logits(tokens, kernel.reshape(len(kernel), math.prod(kernel.shape[1:])))
+  return flat.reshape(*tokens.shape[:-1], *kernel.shape[1:])
+
+
+def _mean(each: jax.Array, mask: jax.Array) -> jax.Array:
+  """Mean over the real tokens of what is `[G, n]`, or the same for all and a scalar."""
+  return (each * mask).sum() / jnp.maximum(mask.sum(), 1)

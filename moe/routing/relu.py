@@ -1,0 +1,102 @@
+"""ReLU routing: a gate that is differentiable and sparse, its sparsity steered by an L1 penalty.
+
+Wang et al. 2024, "ReMoE: fully differentiable mixture-of-experts with ReLU routing", arXiv 2412.14711.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import CapacityOptions
+from moe.routing.router import RouterState, Site, register
+from moe.routing.scores import router_kernel, router_logits
+from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.types import RouterInput
+
+
+def balanced_l1(gates: jax.Array, mask: jax.Array, experts_per_token: float) -> jax.Array:
+  """Mean over tokens of sum_e f_e R_e, f_e = E / (k T) * the tokens with R_e > 0: L1, dearer for busier experts.
+
+  With f = 1, that is balanced and of the wanted sparsity, it is the plain L1 norm. No gradient flows through f.
+
+  Args:
+    gates: float32 `[G, n, E]`, R, at least 0; all groups are counted together.
+    mask: bool `[G, n]`, False for padding.
+    experts_per_token: k.
+  """
+  real = jnp.maximum(mask.sum(), 1)
+  active = ((gates > 0) & mask[..., None]).sum((0, 1))
+  busyness = gates.shape[-1] * active / (experts_per_token * real)
+  return jnp.einsum("gne,gn,e->", gates, mask.astype(jnp.float32), busyness) / real
+
+
+def sparsity(gates: jax.Array, mask: jax.Array) -> jax.Array:
+  """Float32 scalar, share of the gates `[G, n, E]` of real tokens that are 0."""
+  return ((gates == 0) & mask[..., None]).sum() / jnp.maximum(mask.sum() * gates.shape[-1], 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReLUOptions(CapacityOptions):
+  """Options of ReLU routing.
+
+  Attributes:
+    capacity_factor: None for dropless, as published; a factor gives slots, which early training overflows.
+    experts_per_token: k, on average: what the penalty steers to. Training begins with E / 2.
+    l1_start: the penalty's first coefficient.
+    l1_step: what a step multiplies or divides the coefficient by.
+  """
+
+  experts_per_token: float = 2.0
+  l1_start: float = 1e-8
+  l1_step: float = 1.2
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("experts_per_token", "l1_start"):
+      require(getattr(self, name) > 0, name, getattr(self, name), "expected more than 0")
+    require(self.l1_step > 1, "l1_step", self.l1_step, "expected more than 1")
+
+
+@register("relu")
+class ReLU(TokenwiseRouter):
+  """ReMoE. A token's gates are the positive logits, not normalised.
+
+  The paper averages the penalty, and the sparsity that moves its coefficient, over layers. Here each layer has its own
+  coefficient and meets the target by itself: a layer knows nothing of others.
+
+  Attributes:
+    log_coefficient: scalar, the logarithm of the penalty's coefficient, which does not underflow while a layer is
+      sparser than it should be.
+  """
+
+  Options = ReLUOptions
+  paper = "Wang et al. 2024, arXiv 2412.14711"
+  options: ReLUOptions
+
+  def __init__(self, options: ReLUOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
+    self.log_coefficient = RouterState(jnp.float32(math.log(options.l1_start)))
+
+  @classmethod
+  def check(cls, options: ReLUOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    each, experts = options.experts_per_token, site.num_experts
+    require(each < experts, "experts_per_token", each, f"expected less than the {experts} experts there are")
+
+  def select(self, inputs: RouterInput, *, training: bool) -> Selection:
+    gates = jax.nn.relu(router_logits(inputs.tokens, self.kernel[...]))
+    l1 = balanced_l1(gates, inputs.mask, self.options.experts_per_token)
+    total = jnp.exp(self.log_coefficient[...]) * l1
+    if training:
+      self.log_coefficient[...] = self._moved(sparsity(gates, inputs.mask))
+    return Selection(gates > 0, gates, None, {"l1": l1}, total)
+
+  def _moved(self, found: jax.Array) -> jax.Array:
+    """The coefficient after a step whose sparsity was `found`: it grows while that is below 1 - k / E."""
+    target = 1.0 - self.options.experts_per_token / self.num_experts
+    return self.log_coefficient[...] + math.log(self.options.l1_step) * jnp.sign(target - found)

@@ -1,0 +1,162 @@
+"""Soft MoE: every slot is a mixture of all tokens, every token a mixture of all slots.
+
+Puigcerver et al. 2023, "From sparse to soft mixtures of experts", arXiv 2308.00951.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import expert_choice_capacity
+from moe.routing.groups import Groups, checked_groups
+from moe.routing.metrics import routing_metrics
+from moe.routing.router import Router, Site, register
+from moe.routing.scores import router_logits
+from moe.routing.types import RouterInput, RouterOutput, SoftRouting
+
+_NORM_EPSILON = 1e-6
+
+
+def unit(x: jax.Array, axis: int) -> jax.Array:
+  """`x` divided by its l2 norm along `axis`: smooth at 0, where padding may lie."""
+  return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) + _NORM_EPSILON**2)
+
+
+def soft_moe_logits(tokens: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+  """Section 2.3: cosines of tokens and slots, times `scale`; without it the softmax collapses as d grows.
+
+  Args:
+    tokens: `[..., n, d]`.
+    kernel: float32 `[d, E, P]`, Phi in the paper.
+    scale: float32 scalar.
+
+  Returns:
+    float32 `[..., n, E, P]`.
+  """
+  flat = scale * unit(kernel, axis=0).reshape(len(kernel), -1)
+  logits = router_logits(unit(tokens.astype(jnp.float32), axis=-1), flat)
+  return logits.reshape(*logits.shape[:-1], *kernel.shape[1:])
+
+
+def soft_moe(logits: jax.Array, mask: jax.Array) -> SoftRouting:
+  """Equations 1 and 2: dispatch is the softmax over the tokens of a group, combine the one over all its slots.
+
+  Padding enters no slot and receives nothing.
+
+  Args:
+    logits: float32 `[G, n, E, P]`.
+    mask: bool `[G, n]`, False for padding.
+  """
+  dispatch, combine = _softmaxes(logits.reshape(*mask.shape, -1), mask)
+  return SoftRouting(dispatch.reshape(logits.shape), combine.reshape(logits.shape))
+
+
+@jax.custom_vjp
+def _softmaxes(slots: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Both softmaxes of logits `[G, n, S]`, 0 at padding."""
+  real = mask[..., None]
+  return jax.nn.softmax(slots, axis=1, where=real), jnp.where(real, jax.nn.softmax(slots, axis=2), 0.0)
+
+
+def _softmaxes_forward(slots, mask):
+  both = _softmaxes(slots, mask)
+  return both, both
+
+
+def _softmaxes_backward(both, gradients):
+  # The sums are written as contractions: left to itself, XLA:CPU makes fused loops of them, ten times slower.
+  (dispatch, combine), (d_dispatch, d_combine) = both, gradients
+  sum_product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+  over_tokens = sum_product("gns,gns->gs", dispatch, d_dispatch)[:, None]
+  over_slots = sum_product("gns,gns->gn", combine, d_combine)[..., None]
+  return dispatch * (d_dispatch - over_tokens) + combine * (d_combine - over_slots), None
+
+
+_softmaxes.defvjp(_softmaxes_forward, _softmaxes_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftMoEOptions:
+  """Options of Soft MoE.
+
+  Attributes:
+    slots: of each expert; None for 1, the paper's best, or for what `capacity_factor` gives.
+    capacity_factor: slots for each of the n tokens of a group: E * slots / n. Slots are parameters, so their number
+      must be known before any batch is: this needs a group_size.
+    group_size: tokens that are mixed with one another; 0 for a whole sequence.
+  """
+
+  slots: int | None = None
+  capacity_factor: float | None = None
+  group_size: int = 0
+
+  def __post_init__(self):
+    factor = self.capacity_factor
+    require(self.slots is None or self.slots >= 1, "slots", self.slots, "expected at least 1 for each expert, or None")
+    require(factor is None or factor > 0, "capacity_factor", factor, "expected more than 0, or None")
+    require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means a whole sequence")
+    require(
+      self.slots is None or factor is None, "capacity_factor", factor, f"expected None beside slots = {self.slots}"
+    )
+    require(
+      factor is None or self.group_size > 0, "capacity_factor", factor, "needs group_size > 0, which counts the slots"
+    )
+
+  def slots_of_expert(self, num_experts: int) -> int:
+    """P."""
+    if self.capacity_factor is not None:
+      return expert_choice_capacity(self.group_size, num_experts, self.capacity_factor)
+    return self.slots or 1
+
+
+@register("soft_moe")
+class SoftMoE(Router):
+  """Soft MoE. A slot mixes the whole group, so it is for encoders; the cost is set by the slots, however many experts.
+
+  Attributes:
+    kernel: float32 `[d, E, P]`; its initial size does not matter, for it is normalised.
+    scale: float32 scalar.
+  """
+
+  Options = SoftMoEOptions
+  paper = "Puigcerver et al. 2023, arXiv 2308.00951"
+
+  def __init__(self, options: SoftMoEOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options = options
+    shape = (site.d_model, site.num_experts, options.slots_of_expert(site.num_experts))
+    self.kernel = nnx.Param(site.d_model**-0.5 * jax.random.normal(rngs.params(), shape, jnp.float32))
+    self.scale = nnx.Param(jnp.ones(()))
+
+  @classmethod
+  def is_causal(cls, options: SoftMoEOptions, *, training: bool) -> bool:
+    return False
+
+  @classmethod
+  def is_batch_independent(cls, options: SoftMoEOptions, length: int, *, training: bool) -> bool:
+    return options.group_size == 0 or length % options.group_size == 0
+
+  @classmethod
+  def groups(cls, options: SoftMoEOptions, batch: int, length: int) -> Groups:
+    return checked_groups(options.group_size or length, batch, length)
+
+  @classmethod
+  def check(cls, options: SoftMoEOptions, site: Site, batch: int, length: int) -> None:
+    group, experts = cls.groups(options, batch, length).size, site.num_experts
+    slots = options.slots_of_expert(experts)
+    field = "slots" if options.capacity_factor is None else "capacity_factor"
+    require(
+      experts * slots <= group,
+      field,
+      getattr(options, field),
+      f"gives {experts} experts {experts * slots} slots for the {group} tokens of a group: expected at most as many "
+      f"slots as tokens, so at most {group // experts} for each expert",
+    )
+
+  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
+    routing = soft_moe(soft_moe_logits(inputs.tokens, self.kernel[...], self.scale[...]), inputs.mask)
+    metrics = routing_metrics(routing, inputs.mask, routing.combine.sum(-1))
+    return RouterOutput(routing, {}, jnp.zeros(()), metrics)
