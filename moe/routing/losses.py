@@ -67,8 +67,23 @@ def router_z_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
     logits: float32 `[G, n, E]`.
     mask: bool `[G, n]`.
   """
+  return token_mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)), mask)
+
+
+def negative_entropy(probs: jax.Array, mask: jax.Array) -> jax.Array:
+  """Mean over real tokens of sum_e p_e ln p_e; -ln E for uniform probabilities, 0 for certain ones.
+
+  Args:
+    probs: float32 `[G, n, E]`, softmax of the router's logits.
+    mask: bool `[G, n]`.
+  """
+  return -token_mean(jax.scipy.special.entr(probs).sum(-1), mask)
+
+
+def token_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+  """float32 scalar, mean of `values` `[G, n]` over the real tokens of all groups; 0 where there are none."""
   real = mask.astype(jnp.float32)
-  return (jnp.square(jax.nn.logsumexp(logits, axis=-1)) * real).sum() / jnp.maximum(real.sum(), 1.0)
+  return (values * real).sum() / jnp.maximum(real.sum(), 1.0)
 
 
 def _group_mean(values: jax.Array, real: jax.Array) -> jax.Array:
