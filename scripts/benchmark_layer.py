@@ -11,8 +11,6 @@ buffers, without parameters and results.
 import argparse
 import json
 import pathlib
-import platform
-import time
 from collections.abc import Callable
 
 import jax
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from moe.analysis.timing import about, both_ways, dense_program, measure
 from moe.layers.moe import MoE
 from moe.parallel.host_memory import keep_freed_memory
 from moe.routing import RouterConfig
@@ -27,24 +26,11 @@ from moe.routing import RouterConfig
 
 def programs(arguments: argparse.Namespace) -> dict[str, tuple[Callable, tuple]]:
   """Compiled forward + backward functions and their arguments, by the name of their row in the table."""
-  keys = jax.random.split(jax.random.key(0), 4)
+  keys = jax.random.split(jax.random.key(0), 2)
   dtype, width = jnp.dtype(arguments.dtype), int(arguments.d_ff * arguments.capacity_factor)
   x, cotangent = (jax.random.normal(key, (arguments.tokens, arguments.d_model), dtype) for key in keys[:2])
 
-  def both_ways(apply):
-    def run(params, x, cotangent):
-      y, pull_back = jax.vjp(apply, params, x)
-      return y, pull_back(cotangent)
-
-    return run
-
-  def dense(params, x):
-    up, down = (p.astype(dtype) for p in params)
-    return jax.nn.gelu(x @ up) @ down
-
-  up = jax.random.normal(keys[2], (arguments.d_model, width)) * arguments.d_model**-0.5
-  down = jax.random.normal(keys[3], (width, arguments.d_model)) * width**-0.5
-  found = {"dense": (both_ways(dense), ((up, down), x, cotangent))}
+  found = {}
 
   def add(name: str, router: dict, sequence: int) -> None:
     layer = MoE(
@@ -77,20 +63,8 @@ def programs(arguments: argparse.Namespace) -> dict[str, tuple[Callable, tuple]]
       add(f"top-{c:g} by position, groups of {group}", choice, group)
     dropless = {"name": "token_choice", "top_k": int(c), "capacity_factor": None}
     add(f"top-{c:g} dropless", dropless, arguments.tokens)
-  return {name: (jax.jit(function).lower(*args).compile(), args) for name, (function, args) in found.items()}
-
-
-def measure(compiled: dict[str, tuple[Callable, tuple]], repeats: int) -> dict[str, list[float]]:
-  """Seconds of every call, the programs taking turns."""
-  clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-  seconds = {name: [] for name in compiled}
-  for repeat in range(repeats + 2):
-    for name, (function, args) in compiled.items():
-      start = clock()
-      jax.block_until_ready(function(*args))
-      if repeat >= 2:  # the first calls touch memory for the first time
-        seconds[name].append(clock() - start)
-  return seconds
+  compiled = {name: (jax.jit(function).lower(*args).compile(), args) for name, (function, args) in found.items()}
+  return {"dense": dense_program(arguments.tokens, arguments.d_model, width, dtype)} | compiled
 
 
 def main() -> None:
@@ -117,16 +91,16 @@ def main() -> None:
   for name, (function, _) in compiled.items():
     rows[name] = {
       "ratio": float(np.median(seconds[name]) / dense),
-      "gflop": function.cost_analysis()["flops"] / 1e9,
+      # XLA counts the body of a loop once, however often it runs.
+      "gflop": None if name.endswith("dropless") else function.cost_analysis()["flops"] / 1e9,
       "megabytes": function.memory_analysis().temp_size_in_bytes / 1e6,
       "seconds": seconds[name],
     }
-    print("| {} | {ratio:.2f} | {gflop:.1f} | {megabytes:.0f} |".format(name, **rows[name]))
+    gflop = "-" if rows[name]["gflop"] is None else f"{rows[name]['gflop']:.1f}"
+    print("| {} | {ratio:.2f} | {} | {megabytes:.0f} |".format(name, gflop, **rows[name]))
   if arguments.results:
-    about = {name: value for name, value in vars(arguments).items() if name != "results"}
-    about |= {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "processor": platform.machine()}
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps({"settings": about, "layers": rows}, indent=1) + "\n")
+    arguments.results.write_text(json.dumps({"settings": about(arguments), "layers": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import json
 import pathlib
 import re
 
+from moe.analysis.router_table import table
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -14,7 +16,7 @@ def layer(results: dict) -> str:
   """The table of `scripts/benchmark_layer.py`."""
   settings = results["settings"]
   rows = [
-    "| {} | {ratio:.2f} | {gflop:.1f} | {megabytes:.0f} |".format(name, **row)
+    f"| {name} | {row['ratio']:.2f} | {_or_dash(row['gflop'])} | {row['megabytes']:.0f} |"
     for name, row in results["layers"].items()
   ]
   return "\n".join(
@@ -32,6 +34,26 @@ def layer(results: dict) -> str:
   )
 
 
+def routers(results: dict) -> str:
+  """All routers: what the code says of them, and what `scripts/benchmark_routers.py` measured."""
+  settings = results["settings"]
+  return "\n".join(
+    [
+      *table({name: row["ratio"] for name, row in results["routers"].items()}),
+      "",
+      "With the default options; {tokens} tokens in sequences of {sequence}, d {d_model}, ff {d_ff}, {experts} experts,"
+      " float32: forward + backward in training".format(**settings),
+      "mode, the router's own decision included, against a dense layer of equal activated FLOPs in the same process;"
+      " median of {repeats} runs on two cores (JAX {jax}).".format(**settings),
+      "`python scripts/benchmark_routers.py --results results/routers.json`",
+    ]
+  )
+
+
+def _or_dash(value: float | None) -> str:
+  return "-" if value is None else f"{value:.1f}"
+
+
 def quickstart(results: dict) -> str:
   """What the quickstart's run reached."""
   return (
@@ -44,7 +66,7 @@ def quickstart(results: dict) -> str:
 
 def updated(readme: str) -> str:
   """The README with every block made anew."""
-  for make in (layer, quickstart):
+  for make in (layer, routers, quickstart):
     name = make.__name__
     results = json.loads((ROOT / "results" / f"{name}.json").read_text())
     block = f"<!-- {name} -->\n{make(results)}\n<!-- /{name} -->"

@@ -60,6 +60,12 @@ def load_loss(logits: jax.Array, noisy_logits: jax.Array, k: int, std: float, ma
   return _over_groups(_squared_variation(_group_mean(chance, real)), real)
 
 
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+  """Scalar, mean of `values` `[G, n]` over real tokens; 0 where there is none."""
+  real = mask.astype(jnp.float32)
+  return (values * real).sum() / jnp.maximum(real.sum(), 1.0)
+
+
 def router_z_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
   """Mean over real tokens of logsumexp(logits)^2: Zoph et al. 2022 (ST-MoE), eq. 5; (ln E)^2 for zero logits.
 
@@ -67,7 +73,7 @@ def router_z_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
     logits: float32 `[G, n, E]`.
     mask: bool `[G, n]`.
   """
-  return token_mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)), mask)
+  return masked_mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)), mask)
 
 
 def negative_entropy(probs: jax.Array, mask: jax.Array) -> jax.Array:
@@ -77,13 +83,7 @@ def negative_entropy(probs: jax.Array, mask: jax.Array) -> jax.Array:
     probs: float32 `[G, n, E]`, softmax of the router's logits.
     mask: bool `[G, n]`.
   """
-  return -token_mean(jax.scipy.special.entr(probs).sum(-1), mask)
-
-
-def token_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-  """float32 scalar, mean of `values` `[G, n]` over the real tokens of all groups; 0 where there are none."""
-  real = mask.astype(jnp.float32)
-  return (values * real).sum() / jnp.maximum(real.sum(), 1.0)
+  return -masked_mean(jax.scipy.special.entr(probs).sum(-1), mask)
 
 
 def _group_mean(values: jax.Array, real: jax.Array) -> jax.Array:

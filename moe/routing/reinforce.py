@@ -42,17 +42,17 @@ class ReinforceOptions(CapacityOptions):
 
   Attributes:
     policy_loss: weight of the policy's loss and its baseline's.
-    entropy_bonus: weight of the policy's mean entropy, which is rewarded.
+    negative_entropy_loss: weight of the policy's negative entropy, which is least when experts are drawn evenly.
     balance_loss: weight of Switch's load-balancing loss.
   """
 
   policy_loss: float = 0.01
-  entropy_bonus: float = 0.0
+  negative_entropy_loss: float = 0.0
   balance_loss: float = 0.01
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("policy_loss", "entropy_bonus", "balance_loss"):
+    for name in ("policy_loss", "negative_entropy_loss", "balance_loss"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "expected at least 0")
 
 
@@ -98,7 +98,9 @@ class Reinforce(TokenwiseRouter):
       "balance": balance_loss(probs, expert[..., None], inputs.mask),
       "negative_entropy": negative_entropy(probs, inputs.mask),
     }
-    total = self.options.balance_loss * losses["balance"] + self.options.entropy_bonus * losses["negative_entropy"]
+    total = (
+      self.options.balance_loss * losses["balance"] + self.options.negative_entropy_loss * losses["negative_entropy"]
+    )
     return Selection(one_hot(expert, self.num_experts), jnp.ones_like(probs), probs, losses, total, policy)
 
 
@@ -111,7 +113,7 @@ class RLROptions(ReinforceOptions):
   """
 
   nucleus: float = 0.9
-  entropy_bonus: float = 0.0005
+  negative_entropy_loss: float = 0.0005
 
   def __post_init__(self):
     super().__post_init__()

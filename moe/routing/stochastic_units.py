@@ -15,7 +15,7 @@ from flax import nnx
 from moe.config import require
 from moe.routing.capacity import CapacityOptions, require_room_for_all
 from moe.routing.estimators import firing_probability, noisy_rectifier, stochastic_times_smooth
-from moe.routing.losses import token_mean
+from moe.routing.losses import masked_mean
 from moe.routing.router import Site, register
 from moe.routing.sampling import training_key
 from moe.routing.scores import router_kernel, router_logits
@@ -77,7 +77,7 @@ class NoisyRectifier(TokenwiseRouter):
     if training and self.options.noise:
       noise = self.options.noise * jax.random.normal(training_key(self, inputs), activation.shape)
     weight = noisy_rectifier(activation, noise)
-    l1 = token_mean(weight.sum(-1), inputs.mask)
+    l1 = masked_mean(weight.sum(-1), inputs.mask)
     return Selection(weight > 0, weight, losses={"l1": l1}, auxiliary_loss=self.options.l1_loss * l1)
 
 
@@ -145,7 +145,7 @@ class StochasticTimesSmooth(TokenwiseRouter):
       weight, chosen = probability, probability > 0.5
     else:
       weight, chosen = jax.nn.sigmoid(activation), jnp.ones(activation.shape, bool)
-    rate = jax.vmap(token_mean, (-1, None))(probability, inputs.mask)
+    rate = jax.vmap(masked_mean, (-1, None))(probability, inputs.mask)
     sparsity = sparsity_loss(rate, self.target)
     losses = {"sparsity": sparsity}
     return Selection(chosen, weight, losses=losses, auxiliary_loss=self.options.sparsity_loss * sparsity)

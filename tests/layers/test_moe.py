@@ -127,7 +127,7 @@ def batch():
   return x, segments
 
 
-@pytest.mark.parametrize("router", CONFIGS, ids=lambda r: f"{r.name}-{r.options and hash(r.options) % 97}")
+@pytest.mark.parametrize("router", CONFIGS, ids=lambda router: router.name)
 def test_outputs_and_gradients_equal_a_loop_over_assignments(router, batch):
   x, segments = batch
   cotangent = jax.random.normal(jax.random.key(2), x.shape)
@@ -214,3 +214,13 @@ def test_the_report_carries_losses_and_metrics_of_the_router(batch):
   options = dataclasses.asdict(CONFIGS[3].options)
   expected = options["balance_loss"] * report.metrics["loss/balance"] + options["z_loss"] * report.metrics["loss/z"]
   np.testing.assert_allclose(report.auxiliary_loss, expected, rtol=1e-6)
+
+
+def test_shared_experts_are_added_with_weight_one_whatever_the_router_says(batch):
+  x, segments = batch
+  with_shared = MoE(EXPERTS, WIDTH, HIDDEN, "geglu", CONFIGS[0], jnp.float32, shared_experts=2, rngs=nnx.Rngs(0))
+  assert with_shared.shared.up[...].shape == (WIDTH, 2 * HIDDEN)
+  call = nnx.jit(lambda layer, x: layer(x, segments=segments, training=False)[0])
+  shared, both = with_shared.shared, call(with_shared, x)
+  with_shared.shared = None
+  np.testing.assert_allclose(both, call(with_shared, x) + shared(x), rtol=1e-5, atol=1e-5)

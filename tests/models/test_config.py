@@ -18,6 +18,7 @@ SIZES = {"architecture": "decoder", "vocab_size": 8, "d_model": 4, "d_ff": 4, "n
     ({"relative_buckets": 6}, "relative_buckets"),
     ({"relative_max_distance": 16}, "relative_max_distance"),
     ({"num_experts": 4}, "num_experts"),
+    ({"shared_experts": 1}, "shared_experts"),
     ({"decoder_router": TIGHT_SWITCH, "num_experts": 0}, "num_experts"),
     ({"decoder_router": TIGHT_SWITCH, "decoder_layers": 3}, "decoder_layers"),
     ({"encoder_router": EXPERT_CHOICE, "encoder_layers": 5, "moe_every": 3}, "encoder_layers"),

@@ -130,7 +130,9 @@ def test_the_baseline_of_rl_r_does_not_reach_into_the_layers_below():
 
 
 def test_entropy_is_rewarded_and_imbalance_punished():
-  output = route(make("reinforce", entropy_bonus=0.3, balance_loss=0.2), random_tokens(2, 8), training=True, key=KEY)
+  output = route(
+    make("reinforce", negative_entropy_loss=0.3, balance_loss=0.2), random_tokens(2, 8), training=True, key=KEY
+  )
   assert float(output.losses["negative_entropy"]) == pytest.approx(-float(output.metrics["gate_entropy"]), rel=1e-5)
   expected = 0.2 * output.losses["balance"] + 0.3 * output.losses["negative_entropy"]
   assert float(output.auxiliary_loss) == pytest.approx(float(expected), rel=1e-5)

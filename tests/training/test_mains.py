@@ -162,6 +162,7 @@ def test_an_evaluation_is_printed_and_kept_and_a_second_one_does_not_replace_it(
     code, out, error = finish(start("evaluate", f"--workdir={whole[0]}", "--step=latest"))
     assert code == 0, error
     assert "bits_per_byte" in out and f"step {STEPS}, split validation" in out
+    assert "decoder routed by dense, causal" in out
     kept = sorted((whole[0] / "evaluations").glob(f"step-{STEPS}-validation-*.json"))
     assert len(kept) == number
   first, second = (json.loads(path.read_text()) for path in kept)

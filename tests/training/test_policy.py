@@ -92,7 +92,7 @@ def test_the_cost_is_no_way_to_lower_the_cross_entropy(batch):
 
 
 def test_in_a_model_the_router_learns_from_the_policy_what_the_cross_entropy_cannot_tell_it():
-  settings = config("decoder", router("rl_r", balance_loss=0.0, entropy_bonus=0.0))
+  settings = config("decoder", router("rl_r", balance_loss=0.0, negative_entropy_loss=0.0))
   graph, params = nnx.split(make_model(settings, nnx.Rngs(0)))
   example = packed([[5, 3], [6]], [[1], [1]])
 

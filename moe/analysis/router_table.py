@@ -1,0 +1,87 @@
+"""The table of all routers, read from the code: what each is, declares, learns and remembers."""
+
+import dataclasses
+import inspect
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.routing import ROUTERS, Router, RouterConfig, RouterInput, RouterState, Site
+
+# Sizes that tell the axes apart, so that shapes can be written with their letters.
+SITE = Site(d_model=24, num_experts=4, vocab_size=1009)
+BATCH, LENGTH = 8, 112
+LETTERS = {SITE.d_model: "d", SITE.num_experts: "E", SITE.vocab_size: "V"}
+COLUMNS = ("router", "paper", "causal", "batch-independent", "auxiliary losses", "parameters", "state")
+
+
+def rows() -> list[dict[str, str]]:
+  """A mapping of the columns for every router, with its default options, in the order of their files."""
+  return [_row(name, router) for name, router in sorted(ROUTERS.items(), key=lambda item: _place(item[1]))]
+
+
+def table(costs: dict[str, float]) -> list[str]:
+  """Lines of Markdown.
+
+  Args:
+    costs: the last column: time next to a dense layer of equal activated FLOPs, by router.
+  """
+  lines = ["| " + " | ".join((*COLUMNS, "time, x dense")) + " |", "|" + "---|" * (len(COLUMNS) + 1)]
+  for row in rows():
+    cost = costs.get(row["router"].strip("`"))
+    cells = [*(row[column] for column in COLUMNS), "" if cost is None else f"{cost:.2f}"]
+    lines.append("| " + " | ".join(cells) + " |")
+  return lines
+
+
+def _place(router: type[Router]) -> tuple[str, int]:
+  """Its file, and where in it: so that a family stands together."""
+  return router.__module__, inspect.getsourcelines(router)[1]
+
+
+def _row(name: str, router: type[Router]) -> dict[str, str]:
+  config = RouterConfig(name, router.Options())
+  module = nnx.eval_shape(lambda: config.make(SITE, nnx.Rngs(0)))
+  return {
+    "router": f"`{name}`",
+    "paper": router.paper,
+    "causal": _in_modes(lambda training: config.is_causal(training=training)),
+    "batch-independent": _in_modes(
+      lambda training: router.is_batch_independent(config.options, LENGTH, training=training)
+    ),
+    "auxiliary losses": _losses(config),
+    "parameters": _shapes(module, nnx.Param),
+    "state": _shapes(module, RouterState),
+  }
+
+
+def _in_modes(declared) -> str:
+  modes = [mode for mode, training in (("training", True), ("evaluation", False)) if declared(training)]
+  return {0: "no", 1: f"in {''.join(modes)}", 2: "yes"}[len(modes)]
+
+
+def _losses(config: RouterConfig) -> str:
+  """Those that training adds by default: a router may report others whose weight is 0."""
+  weights = {f.name: getattr(config.options, f.name) for f in dataclasses.fields(config.options)}
+  groups = config.router.groups(config.options, BATCH, LENGTH)
+
+  def route(tokens):
+    router = config.make(SITE, nnx.Rngs(0))
+    ids = jnp.ones((BATCH, LENGTH), jnp.int32)
+    cut = [groups.cut(array) for array in (tokens, ids > 0, ids, ids)]
+    return router(RouterInput(*cut, key=jax.random.key(0)), training=True)
+
+  output = jax.eval_shape(route, jnp.zeros((BATCH, LENGTH, SITE.d_model)))
+  names = [name for name in output.losses if weights.get(f"{name}_loss", 1)]
+  names += ["REINFORCE"] if output.policy is not None else []
+  return ", ".join(names) or "-"
+
+
+def _shapes(module: Router, kind: type[nnx.Variable]) -> str:
+  found = nnx.to_flat_state(nnx.state(module, kind))
+  return ", ".join(f"{path[-1]} {_letters(leaf.shape)}" for path, leaf in found) or "-"
+
+
+def _letters(shape: tuple[int, ...]) -> str:
+  return f"[{', '.join(LETTERS.get(size, str(size)) for size in shape)}]" if shape else "scalar"

@@ -1,0 +1,54 @@
+"""Timing a layer fairly: next to a dense twin, in one process, the programs taking turns."""
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def both_ways(apply: Callable) -> Callable:
+  """`(params, x, cotangent)` to the output of `apply(params, x)` and the gradients of both."""
+
+  def run(params, x, cotangent):
+    y, pull_back = jax.vjp(apply, params, x)
+    return y, pull_back(cotangent)
+
+  return run
+
+
+def dense_program(tokens: int, d_model: int, width: int, dtype: jnp.dtype = jnp.float32) -> tuple[Callable, tuple]:
+  """The dense twin, compiled, and its arguments: a flattened two-matrix GELU network of this hidden width."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  x, cotangent = (jax.random.normal(key, (tokens, d_model), dtype) for key in keys[:2])
+
+  def dense(params, x):
+    up, down = (p.astype(dtype) for p in params)
+    return jax.nn.gelu(x @ up) @ down
+
+  up = jax.random.normal(keys[2], (d_model, width)) * d_model**-0.5
+  down = jax.random.normal(keys[3], (width, d_model)) * width**-0.5
+  arguments = ((up, down), x, cotangent)
+  return jax.jit(both_ways(dense)).lower(*arguments).compile(), arguments
+
+
+def about(arguments: argparse.Namespace) -> dict[str, Any]:
+  """The settings of a results file."""
+  settings = {name: value for name, value in vars(arguments).items() if name != "results"}
+  return settings | {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "processor": platform.machine()}
+
+
+def measure(compiled: dict[str, tuple[Callable, tuple]], repeats: int) -> dict[str, list[float]]:
+  """Seconds of every call, the programs taking turns."""
+  clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+  seconds = {name: [] for name in compiled}
+  for repeat in range(repeats + 2):
+    for name, (function, args) in compiled.items():
+      start = clock()
+      jax.block_until_ready(function(*args))
+      if repeat >= 2:  # the first calls touch memory for the first time
+        seconds[name].append(clock() - start)
+  return seconds
