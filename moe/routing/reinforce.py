@@ -134,6 +134,7 @@ class RLR(Reinforce):
   options: RLROptions
 
   def _init_baseline(self, site: Site, rngs: nnx.Rngs) -> None:
+    # Not 0: an optimizer whose steps are relative to a parameter's size would hardly move it.
     self.baseline_kernel = nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.d_model,), jnp.float32))
     self.baseline = nnx.Param(jnp.full((), cost_before_training(site)))
 

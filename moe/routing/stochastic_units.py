@@ -18,7 +18,7 @@ from moe.routing.estimators import firing_probability, noisy_rectifier, stochast
 from moe.routing.losses import masked_mean
 from moe.routing.router import Site, register
 from moe.routing.sampling import training_key
-from moe.routing.scores import router_kernel, router_logits
+from moe.routing.scores import KERNEL_STDDEV, router_kernel, router_logits
 from moe.routing.tokenwise import Selection, TokenwiseRouter
 from moe.routing.types import RouterInput
 
@@ -45,7 +45,7 @@ class NoisyRectifierOptions(CapacityOptions):
     l1_loss: weight of the mean over tokens of the sum of a token's weights, which makes more of them 0.
   """
 
-  noise: float = 1.0
+  noise: float = 0.5
   l1_loss: float = 0.01
 
   def __post_init__(self):
@@ -68,7 +68,8 @@ class NoisyRectifier(TokenwiseRouter):
   def __init__(self, options: NoisyRectifierOptions, site: Site, *, rngs: nnx.Rngs):
     self.options, self.num_experts = options, site.num_experts
     self.kernel = router_kernel(site, rngs)
-    self.bias = nnx.Param(jnp.zeros(site.num_experts))
+    # Not 0: an optimizer whose steps are relative to a parameter's size would hardly move it.
+    self.bias = nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.num_experts,), jnp.float32))
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     """As the base class says."""

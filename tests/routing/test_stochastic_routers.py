@@ -91,7 +91,7 @@ def test_a_rectifier_is_on_where_its_noisy_activation_is_positive_with_that_weig
 def test_the_l1_loss_is_the_mean_weight_of_a_real_token():
   router, tokens, mask = make("noisy_rectifier", l1_loss=0.5), random_tokens(2, 8), jnp.arange(16).reshape(2, 8) % 3 > 0
   output = route(router, tokens, mask=mask)
-  expected = np.maximum(logits_of(router, tokens), 0).sum(-1)[np.asarray(mask)].mean()
+  expected = np.maximum(logits_of(router, tokens) + router.bias[...], 0).sum(-1)[np.asarray(mask)].mean()
   assert float(output.losses["l1"]) == pytest.approx(float(expected), rel=1e-5)
   assert float(output.auxiliary_loss) == pytest.approx(0.5 * float(expected), rel=1e-5)
 
