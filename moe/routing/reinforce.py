@@ -85,12 +85,13 @@ class Reinforce(TokenwiseRouter):
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     """As the base class says."""
-    logits, policy = router_logits(inputs.tokens, self.kernel[...]), None
+    options, policy = self.options, None
+    logits = router_logits(inputs.tokens, self.kernel[...])
     if training:
       allowed = self._allowed(logits)
       expert = sampled_expert(allowed, training_key(self, inputs))
       baseline = self._baseline(inputs.tokens, allowed)
-      policy = Policy(log_probability(allowed, expert), baseline, jnp.float32(self.options.policy_loss))
+      policy = Policy(log_probability(allowed, expert), baseline, jnp.float32(options.policy_loss))
     else:
       expert = best_expert(logits)
     probs = jax.nn.softmax(logits)
@@ -98,9 +99,7 @@ class Reinforce(TokenwiseRouter):
       "balance": balance_loss(probs, expert[..., None], inputs.mask),
       "negative_entropy": negative_entropy(probs, inputs.mask),
     }
-    total = (
-      self.options.balance_loss * losses["balance"] + self.options.negative_entropy_loss * losses["negative_entropy"]
-    )
+    total = options.balance_loss * losses["balance"] + options.negative_entropy_loss * losses["negative_entropy"]
     return Selection(one_hot(expert, self.num_experts), jnp.ones_like(probs), probs, losses, total, policy)
 
 
@@ -124,9 +123,9 @@ class RLROptions(ReinforceOptions):
 class RLR(Reinforce):
   """REINFORCE with a truncated policy and a baseline that reads the token. Evaluation as in REINFORCE.
 
-  After the outline of the paper: nucleus sampling, a learned baseline, and regularisers of entropy and balance. What it
-  leaves open is chosen here: log_prob is of the truncated policy, renormalised, which is the one that was drawn from;
-  the baseline is linear in the token, and none of its gradient reaches the layers below.
+  The outline is the paper's: nucleus sampling, a learned baseline, and regularisers of entropy and balance. The details
+  are this project's: log_prob is of the truncated policy, renormalised, which is the one that was drawn from; the
+  baseline is linear in the token, and none of its gradient reaches the layers below.
   """
 
   Options = RLROptions

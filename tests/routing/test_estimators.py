@@ -232,9 +232,3 @@ def test_noisy_rectifiers_are_unbiased_on_the_mixture_and_times_smooth_units_are
   exact = jax.jit(jax.grad(exact_loss_of_smooth))(gates)
   assert 0.9 < cosine(smooth, exact) < 0.999
   assert float(jnp.linalg.norm(smooth) / jnp.linalg.norm(exact)) == pytest.approx(0.5, abs=0.1)
-
-
-def test_a_baseline_for_the_chosen_expert_takes_away_what_there_is_to_learn():
-  """Why `expected_cost` averages over experts: with c_i = E[L | i] every advantage is 0 on average."""
-  of_choice = reinforce(jnp.full(2, A), OUTCOMES, LOSSES, LOSSES)
-  assert moments(of_choice, PROBABILITY) == (0.0, 0.0)

@@ -117,6 +117,18 @@ def test_the_gradient_of_the_expected_cost_reaches_the_baselines_alone():
   np.testing.assert_allclose(to_costs, jax.nn.softmax(logits).sum(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["reinforce", "rl_r"])
+def test_the_draw_does_not_enter_the_baseline_which_would_bias_the_gradient(name):
+  """A learned baseline of the drawn expert would take away the differences that the policy has to learn from."""
+  router, tokens = make(name), random_tokens(BATCH, LENGTH)
+  if name == "reinforce":
+    router.baseline[...] = jnp.array([1.0, 2.0, 3.0, 4.0])
+  one, other = (route(router, tokens, training=True, key=jax.random.key(seed)).policy for seed in range(2))
+  assert (one.log_prob != other.log_prob).any()
+  assert len(np.unique(one.baseline)) == BATCH * LENGTH
+  np.testing.assert_array_equal(one.baseline, other.baseline)
+
+
 def test_the_baseline_of_rl_r_does_not_reach_into_the_layers_below():
   router, tokens = make("rl_r"), random_tokens(1, 8)
 
