@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from moe.routing import RaggedRouting, Routing, SlotRouting
+from moe.routing import Groups, RaggedRouting, Routing, SlotRouting
 
 
-def expert_weights(routing: Routing, batch: int, length: int) -> np.ndarray:
+def expert_weights(routing: Routing, groups: Groups, batch: int, length: int) -> np.ndarray:
   """The weight with which every token reached every expert.
 
   Args:
-    routing: of one layer or, with a leading axis L, of several; its groups cut a batch of `batch` sequences of
-      `length` tokens in row-major order.
+    routing: of one layer or, with a leading axis L, of several.
+    groups: how the router cut the batch.
     batch: B.
     length: T.
 
@@ -23,8 +23,9 @@ def expert_weights(routing: Routing, batch: int, length: int) -> np.ndarray:
   else:
     combine = np.asarray(routing.combine)
     stacked = combine.ndim == 5
-    summed = combine.sum(-1)
-    return summed.reshape(*summed.shape[: int(stacked)], batch, length, -1)
+    summed = combine.sum(-1) if stacked else combine.sum(-1)[None]
+    table = np.stack([groups.join(layer, batch, length) for layer in summed])
+    return table if stacked else table[0]
   if not stacked:
     token, weight = token[None], weight[None]
   if isinstance(routing, SlotRouting):
@@ -35,11 +36,11 @@ def expert_weights(routing: Routing, batch: int, length: int) -> np.ndarray:
     experts = sizes.shape[-1]
     ends = sizes.cumsum(-1)[:, :, None, :]
     expert = (np.arange(token.shape[2])[:, None] >= ends).sum(-1)  # the tail gets `experts`, and its token n
-  layers, groups = token.shape[:2]
-  n = batch * length // groups
+  layers, count = token.shape[:2]
+  n = groups.size
   layer, group, *_ = np.indices(token.shape)
   real = token < n
-  table = np.zeros((layers, groups * n, experts), np.float32)
+  table = np.zeros((layers, count * n, experts), np.float32)
   np.add.at(table, (layer[real], group[real] * n + token[real], expert[real]), weight[real])
-  table = table.reshape(layers, batch, length, experts)
+  table = np.stack([groups.join(layer.reshape(count, n, experts), batch, length) for layer in table])
   return table if stacked else table[0]

@@ -47,9 +47,7 @@ def _row(name: str, router: type[Router]) -> dict[str, str]:
     "router": f"`{name}`",
     "paper": router.paper,
     "causal": _in_modes(lambda training: config.is_causal(training=training)),
-    "batch-independent": _in_modes(
-      lambda training: router.is_batch_independent(config.options, LENGTH, training=training)
-    ),
+    "batch-independent": _in_modes(lambda training: config.is_batch_independent(LENGTH, training=training)),
     "auxiliary losses": _losses(config),
     "parameters": _shapes(module, nnx.Param),
     "state": _shapes(module, RouterState),
@@ -64,7 +62,7 @@ def _in_modes(declared) -> str:
 def _losses(config: RouterConfig) -> str:
   """Those that training adds by default: a router may report others whose weight is 0."""
   weights = {f.name: getattr(config.options, f.name) for f in dataclasses.fields(config.options)}
-  groups = config.router.groups(config.options, BATCH, LENGTH)
+  groups = config.groups(BATCH, LENGTH)
 
   def route(tokens):
     router = config.make(SITE, nnx.Rngs(0))

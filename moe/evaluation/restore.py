@@ -67,6 +67,18 @@ def restore(workdir: str | pathlib.Path, step: str = "best") -> Trained:
   return Trained(config, number, graph, params, router_state, about["vocabulary"])
 
 
+def kept_steps(workdir: str | pathlib.Path) -> list[int]:
+  """The steps of a run's checkpoints, oldest first; empty where it has none yet."""
+  place = Workdir(workdir)
+  if not place.checkpoints.exists():
+    return []
+  checkpoints = Checkpoints(place.checkpoints, read_only=True)
+  try:
+    return checkpoints.steps()
+  finally:
+    checkpoints.close()
+
+
 def check_vocabulary(trained: Trained, vocabulary: Vocabulary) -> None:
   """Raises `ConfigError` unless `vocabulary` is the one that the checkpoint was trained with."""
   old = trained.vocabulary

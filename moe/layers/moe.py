@@ -98,7 +98,7 @@ class MoE(nnx.Module):
       `[B, T, d]` and the layer's report.
     """
     batch, length, _ = x.shape
-    groups = self.config.router.groups(self.config.options, batch, length)
+    groups = self.config.groups(batch, length)
 
     def cut(array):
       return None if array is None else groups.cut(array)

@@ -71,8 +71,14 @@ class RouterConfig:
   def make(self, site: Site, rngs: nnx.Rngs) -> "Router":
     return self.router(self.options, site, rngs=rngs)
 
+  def groups(self, batch: int, length: int) -> Groups:
+    return self.router.groups(self.options, batch, length)
+
   def is_causal(self, *, training: bool) -> bool:
     return self.router.is_causal(self.options, training=training)
+
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
+    return self.router.is_batch_independent(self.options, length, training=training)
 
   def causal_twin(self) -> "RouterConfig | None":
     return self.router.causal_twin(self.options)

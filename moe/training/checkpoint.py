@@ -138,6 +138,10 @@ class Checkpoints:
     """Folder of the newest checkpoint known to be whole."""
     return None if self._good is None else self.folder / str(self._good)
 
+  def steps(self) -> list[int]:
+    """All steps that have a checkpoint, oldest first."""
+    return sorted(self._manager.all_steps())
+
   def latest(self) -> int | None:
     """The newest step."""
     return self._manager.latest_step()

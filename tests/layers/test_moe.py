@@ -82,7 +82,7 @@ def assignments(routing: SlotRouting | RaggedRouting, group: int) -> list[tuple[
 
 def route(layer: MoE, x: jax.Array, segments: jax.Array) -> tuple[jax.Array, Routing]:
   """Tokens in groups, and the layer's own decision about them."""
-  groups = layer.config.router.groups(layer.config.options, BATCH, LENGTH)
+  groups = layer.config.groups(BATCH, LENGTH)
   tokens = groups.cut(x)
   return tokens, layer.router(RouterInput(tokens, groups.cut(segments) > 0), training=False).routing
 

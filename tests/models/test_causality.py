@@ -37,5 +37,5 @@ def test_logits_leak_what_the_router_declares(name, architecture, training):
   future = future_leak(logits, example["targets"], POSITION, jax.random.key(0))
   company = company_leak(logits, example["targets"], jax.random.key(1))
   assert (future == 0) == chosen.is_causal(training=training), f"{future:.1%} of the logits saw later tokens"
-  independent = chosen.router.is_batch_independent(chosen.options, LENGTH, training=training)
+  independent = chosen.is_batch_independent(LENGTH, training=training)
   assert (company == 0) == independent, f"{company:.1%} of the logits saw other sequences"

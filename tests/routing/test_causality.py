@@ -57,7 +57,7 @@ def test_leaks_are_those_that_the_router_declares(name, options, training):
   future = future_leak(function, tokens, POSITION, jax.random.key(7))
   company = company_leak(function, tokens, jax.random.key(8))
   assert (future == 0) == config.is_causal(training=training), f"{future:.1%} of the outputs saw the future"
-  independent = config.router.is_batch_independent(config.options, LENGTH, training=training)
+  independent = config.is_batch_independent(LENGTH, training=training)
   assert (company == 0) == independent, f"{company:.1%} of the outputs saw other sequences"
 
 

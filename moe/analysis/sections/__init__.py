@@ -1,0 +1,29 @@
+"""The sections of the page, in its order.
+
+A section is a function from the runs to a `Section`, or to None where it has nothing to show. One more is one more
+function in this list; `Run.trained` and `Run.batches` are there for those that need the model itself.
+"""
+
+from collections.abc import Callable, Sequence
+
+from moe.analysis.collect import Run
+from moe.analysis.layout import Section
+from moe.analysis.sections.passage import passage
+from moe.analysis.sections.routing import churn, coactivation, experts_per_token
+from moe.analysis.sections.runs import runs
+from moe.analysis.sections.tokens import items, positions
+from moe.analysis.sections.training import dropped, gate_entropy, load, loss
+
+SECTIONS: tuple[Callable[[Sequence[Run]], Section | None], ...] = (
+  runs,
+  loss,
+  load,
+  dropped,
+  gate_entropy,
+  experts_per_token,
+  coactivation,
+  churn,
+  items,
+  positions,
+  passage,
+)

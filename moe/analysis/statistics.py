@@ -1,0 +1,147 @@
+"""What a routing did, counted: from arrays to the numbers of a report. NumPy only.
+
+Shapes: n real tokens (no padding), E experts. `chosen` is bool `[n, E]`: whether the token reached the expert.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+DEAD_SHARE = 0.05
+
+
+def experts_per_token(chosen: np.ndarray) -> np.ndarray:
+  """`[E + 1]`, the share of the tokens that reached 0, 1, ..., E experts."""
+  tokens, experts = chosen.shape
+  return np.bincount(chosen.sum(1), minlength=experts + 1) / max(tokens, 1)
+
+
+def binomial_null(experts: int, mean: float) -> np.ndarray:
+  """`[E + 1]`, what `experts_per_token` would be if every expert took every token with probability mean / E."""
+  p = mean / experts
+  return np.array([math.comb(experts, k) * p**k * (1 - p) ** (experts - k) for k in range(experts + 1)])
+
+
+def shares(amounts: np.ndarray) -> np.ndarray:
+  """`[E]`, each expert's share of all that was routed, given `amounts [n, E]` (`chosen`, or weights)."""
+  total = amounts.sum(0, dtype=np.float64)
+  return total / total.sum() if total.sum() else total
+
+
+def dead_experts(load: np.ndarray) -> list[int]:
+  """The experts with less than `DEAD_SHARE` of an even share, given all shares `load [E]`."""
+  return np.flatnonzero(load * len(load) < DEAD_SHARE).tolist()
+
+
+def churn(before: np.ndarray, after: np.ndarray) -> float:
+  """Jaccard distance of two sets of (token, expert) pairs, bool `[n, E]` each: 0 if they are equal, 1 if disjoint."""
+  union = (before | after).sum()
+  return float(1 - (before & after).sum() / union) if union else 0.0
+
+
+def random_churn(before: np.ndarray, after: np.ndarray) -> float:
+  """The churn between two unrelated routings of these sizes, about: every pair independent in both."""
+  p, q = before.mean(), after.mean()
+  both = p * q
+  return float(1 - both / (p + q - both)) if p + q else 0.0
+
+
+def coactivation(chosen: np.ndarray) -> np.ndarray:
+  """How often two experts share a token, as a multiple of what chance would give.
+
+  Chance pairs experts in proportion to the tokens they take, and makes as many pairs in all as there are.
+
+  Returns:
+    float64 `[E, E]`, symmetric; NaN on the diagonal, for an expert without tokens, and where no token has two experts.
+  """
+  counts = chosen.astype(np.float64)
+  together, size = counts.T @ counts, counts.sum(0)
+  expected = np.outer(size, size)
+  np.fill_diagonal(together, 0)
+  np.fill_diagonal(expected, 0)
+  if not together.sum():
+    return np.full(together.shape, np.nan)
+  expected *= together.sum() / expected.sum()
+  return np.divide(together, expected, out=np.full(expected.shape, np.nan), where=expected > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCount:
+  """A vocabulary item at one expert.
+
+  Attributes:
+    id: of the item; count: how often the expert took it; total: how often it occurs; lift: its share of what the
+      expert took, over its share of all tokens.
+  """
+
+  id: int
+  count: int
+  total: int
+  lift: float
+
+
+def top_tokens(
+  ids: np.ndarray, chosen: np.ndarray, most: int, least_total: int
+) -> list[tuple[list[TokenCount], list[TokenCount]]]:
+  """For every expert its most frequent items, and the most over-represented ones (lift above 1).
+
+  Args:
+    ids: int `[n]`.
+    chosen: bool `[n, E]`.
+    most: items in each list.
+    least_total: occurrences below which an item's lift is not trusted.
+  """
+  items, index, totals = np.unique(ids, return_inverse=True, return_counts=True)
+  tables = []
+  for expert in chosen.T:
+    counts = np.bincount(index[expert], minlength=len(items))
+    lift = counts / max(expert.sum(), 1) / (totals / len(ids))
+    trusted = (totals >= least_total) & (lift > 1)
+    by_count = np.lexsort((items, -counts))[:most]
+    by_lift = np.lexsort((-counts, np.where(trusted, -lift, 0.0)))[:most]
+    rows = ([i for i in by_count if counts[i]], [i for i in by_lift if trusted[i]])
+    tables.append(
+      tuple([TokenCount(int(items[i]), int(counts[i]), int(totals[i]), float(lift[i])) for i in row] for row in rows)
+    )
+  return tables
+
+
+@dataclasses.dataclass(frozen=True)
+class ByPosition:
+  """Where in their sequences the tokens lie.
+
+  Attributes:
+    starts: `[bins + 1]`, first position of each bin, and the end.
+    experts: `[E, bins]`, shares of each expert's tokens; 0 for an expert that has none.
+    everyone: `[bins]`, shares of all tokens.
+  """
+
+  starts: np.ndarray
+  experts: np.ndarray
+  everyone: np.ndarray
+
+
+def by_position(positions: np.ndarray, chosen: np.ndarray, most_bins: int) -> ByPosition:
+  """Shares over bins of position, as equal in width as whole positions allow.
+
+  Args:
+    positions: int `[n]`.
+    chosen: bool `[n, E]`.
+    most_bins: fewer where there are fewer positions.
+  """
+  length = int(positions.max()) + 1
+  bins = min(most_bins, length)
+  index = positions * bins // length
+  member = index[:, None] == np.arange(bins)
+  counts = chosen.T.astype(np.float64) @ member
+  starts = -(-np.arange(bins + 1) * length // bins)
+  return ByPosition(starts, counts / np.maximum(counts.sum(1, keepdims=True), 1), member.mean(0))
+
+
+def thin(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+  """A curve of at most `most` points: means over runs of neighbours. `steps [n]`, `values [n, ...]`."""
+  if len(steps) <= most:
+    return steps, values
+  chunks = np.array_split(np.arange(len(steps)), most)
+  return np.array([steps[c].mean() for c in chunks]), np.stack([values[c].mean(0) for c in chunks])
