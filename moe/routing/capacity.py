@@ -105,6 +105,22 @@ def share_of_real_tokens(real: jax.Array, num_experts: int, capacity_factor: flo
   return real // q * p + (2 * p * (real % q) + q) // (2 * q)
 
 
+def require_room_for_all(options: CapacityOptions, num_experts: int, *, training: bool) -> None:
+  """For routers that send every token to every expert.
+
+  Raises:
+    ConfigError: there are slots in this mode, and fewer than that.
+  """
+  factor = options.factor(training)
+  separate = not training and options.eval_capacity_factor is not None
+  require(
+    factor is None or factor >= num_experts,
+    "eval_capacity_factor" if separate else "capacity_factor",
+    factor,
+    f"every token goes to all {num_experts} experts: expected at least {num_experts}, or None (dropless)",
+  )
+
+
 def actual_capacity_factor(capacity: int, group: int, num_experts: int) -> float:
   """The capacity factor that the rounded `capacity` amounts to: E * C / n."""
   return capacity * num_experts / group

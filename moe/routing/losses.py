@@ -77,6 +77,16 @@ def router_z_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
   return masked_mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)), mask)
 
 
+def negative_entropy(probs: jax.Array, mask: jax.Array) -> jax.Array:
+  """Mean over real tokens of sum_e p_e ln p_e; -ln E for uniform probabilities, 0 for certain ones.
+
+  Args:
+    probs: float32 `[G, n, E]`, softmax of the router's logits.
+    mask: bool `[G, n]`.
+  """
+  return -masked_mean(jax.scipy.special.entr(probs).sum(-1), mask)
+
+
 def _group_mean(values: jax.Array, real: jax.Array) -> jax.Array:
   """`[G, E]`, mean over the real tokens of each group of `values` `[G, n, E]`; 0 in a group of padding."""
   return jnp.einsum("gne,gn->ge", values, real) / jnp.maximum(real.sum(-1), 1.0)[:, None]

@@ -1,0 +1,73 @@
+"""Adaptive mixtures of local experts: Jacobs, Jordan, Nowlan and Hinton 1991. Every token to every expert.
+
+The paper compares three losses of a mixture whose experts predict the target themselves. In a layer of a network the
+experts' outputs have no targets of their own: there the network's loss sees their weighted sum, as in the first one.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.routing.capacity import CapacityOptions, require_room_for_all
+from moe.routing.router import Site, register
+from moe.routing.scores import router_kernel, router_logits
+from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.types import RouterInput
+
+
+def cooperative_loss(outputs: jax.Array, gates: jax.Array, target: jax.Array) -> jax.Array:
+  """`[...]`, ||y - sum_e p_e o_e||^2: each expert corrects what the others leave, so none specialises by itself.
+
+  Args:
+    outputs: o, float `[..., E, d]`.
+    gates: p `[..., E]`, summing to 1.
+    target: y `[..., d]`.
+  """
+  return jnp.square(target - jnp.einsum("...e,...ed->...d", gates, outputs)).sum(-1)
+
+
+def competitive_loss(outputs: jax.Array, gates: jax.Array, target: jax.Array) -> jax.Array:
+  """`[...]`, sum_e p_e ||y - o_e||^2: the expected error of one expert drawn by the gates. Shapes as above."""
+  return (gates * _squared_error(outputs, target)).sum(-1)
+
+
+def likelihood_loss(outputs: jax.Array, gates: jax.Array, target: jax.Array) -> jax.Array:
+  """`[...]`, -log sum_e p_e exp(-||y - o_e||^2 / 2), in nats without the Gaussians' constant. Shapes as above.
+
+  Its gradient with respect to o_e is -h_e (y - o_e) with the `posterior` h in place of the gate: the expert that does
+  best learns fastest.
+  """
+  return -jax.nn.logsumexp(-0.5 * _squared_error(outputs, target), b=gates, axis=-1)
+
+
+def posterior(outputs: jax.Array, gates: jax.Array, target: jax.Array) -> jax.Array:
+  """`[..., E]`, the probability that each expert made the target, as Gaussians of variance 1. Shapes as above."""
+  return jax.nn.softmax(jnp.log(gates) - 0.5 * _squared_error(outputs, target))
+
+
+def _squared_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
+  """`[..., E]`."""
+  return jnp.square(target[..., None, :] - outputs).sum(-1)
+
+
+@register("adaptive_mixture")
+class AdaptiveMixture(TokenwiseRouter):
+  """All experts, weighted by softmax(x W): the dense mixture, at the cost of E experts a token, in both modes alike."""
+
+  Options = CapacityOptions
+  paper = "Jacobs, Jordan, Nowlan and Hinton 1991, Neural Computation 3(1)"
+
+  def __init__(self, options: CapacityOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
+
+  @classmethod
+  def check(cls, options: CapacityOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    for training in (True, False):
+      require_room_for_all(options, site.num_experts, training=training)
+
+  def select(self, inputs: RouterInput, *, training: bool) -> Selection:
+    """As the base class says."""
+    probs = jax.nn.softmax(router_logits(inputs.tokens, self.kernel[...]))
+    return Selection(jnp.ones(probs.shape, bool), probs, probs)

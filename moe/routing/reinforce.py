@@ -1,0 +1,149 @@
+"""Top-1 routers that are told nothing but what their choice has cost: REINFORCE.
+
+The chosen expert's weight is 1, so the cross-entropy has no gradient with respect to the router; it learns from the
+`Policy` that it hands to the trainer (`moe.routing.policy`), in which the cost of a token's choice is that token's own
+cross-entropy. The gradient of log_prob also reaches the layers below, whose outputs the policy reads.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import CapacityOptions
+from moe.routing.losses import balance_loss, negative_entropy
+from moe.routing.router import Site, register
+from moe.routing.sampling import best_expert, nucleus, one_hot, sampled_expert, training_key
+from moe.routing.scores import KERNEL_STDDEV, router_kernel, router_logits
+from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.types import Policy, RouterInput
+
+
+def log_probability(logits: jax.Array, expert: jax.Array) -> jax.Array:
+  """float32 `[...]`, log softmax of `logits` `[..., E]` at `expert`, int32 `[...]`."""
+  return jnp.take_along_axis(jax.nn.log_softmax(logits), expert[..., None], axis=-1)[..., 0]
+
+
+def expected_cost(logits: jax.Array, costs: jax.Array) -> jax.Array:
+  """float32 `[...]`, sum_e p_e c_e with p = softmax(logits) `[..., E]`, which no gradient moves, and costs `[E]`.
+
+  A baseline for every expert must enter like this. The cost c_i of the expert that was sampled would be biased: once
+  learned, it takes away the very difference between experts that the policy has to learn from.
+  """
+  return (jax.nn.softmax(jax.lax.stop_gradient(logits)) * costs).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReinforceOptions(CapacityOptions):
+  """Options of REINFORCE.
+
+  Attributes:
+    policy_loss: weight of the policy's loss and its baseline's.
+    negative_entropy_loss: weight of the policy's negative entropy, which is least when experts are drawn evenly.
+    balance_loss: weight of Switch's load-balancing loss.
+  """
+
+  policy_loss: float = 0.01
+  negative_entropy_loss: float = 0.0
+  balance_loss: float = 0.01
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("policy_loss", "negative_entropy_loss", "balance_loss"):
+      require(getattr(self, name) >= 0, name, getattr(self, name), "expected at least 0")
+
+
+@register("reinforce")
+class Reinforce(TokenwiseRouter):
+  """In training the expert is drawn from softmax(x W), in evaluation it is the most probable one; weight 1.
+
+  The baseline is the cost that is expected of the policy, from one learned mean cost an expert.
+  """
+
+  Options = ReinforceOptions
+  paper = "Bengio, Léonard and Courville 2013, arXiv 1308.3432; Williams 1992"
+  options: ReinforceOptions
+
+  def __init__(self, options: ReinforceOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
+    self._init_baseline(site, rngs)
+
+  def _init_baseline(self, site: Site, rngs: nnx.Rngs) -> None:
+    self.baseline = nnx.Param(jnp.full(site.num_experts, cost_before_training(site)))
+
+  def _allowed(self, logits: jax.Array) -> jax.Array:
+    """The logits `[G, n, E]` that experts are drawn by."""
+    return logits
+
+  def _baseline(self, tokens: jax.Array, logits: jax.Array) -> jax.Array:
+    """float32 `[G, n]`, the cost that is expected of each token before its expert is drawn."""
+    return expected_cost(logits, self.baseline[...])
+
+  def select(self, inputs: RouterInput, *, training: bool) -> Selection:
+    """As the base class says."""
+    options, policy = self.options, None
+    logits = router_logits(inputs.tokens, self.kernel[...])
+    if training:
+      allowed = self._allowed(logits)
+      expert = sampled_expert(allowed, training_key(self, inputs))
+      baseline = self._baseline(inputs.tokens, allowed)
+      policy = Policy(log_probability(allowed, expert), baseline, jnp.float32(options.policy_loss))
+    else:
+      expert = best_expert(logits)
+    probs = jax.nn.softmax(logits)
+    losses = {
+      "balance": balance_loss(probs, expert[..., None], inputs.mask),
+      "negative_entropy": negative_entropy(probs, inputs.mask),
+    }
+    total = options.balance_loss * losses["balance"] + options.negative_entropy_loss * losses["negative_entropy"]
+    return Selection(one_hot(expert, self.num_experts), jnp.ones_like(probs), probs, losses, total, policy)
+
+
+@dataclasses.dataclass(frozen=True)
+class RLROptions(ReinforceOptions):
+  """Options of RL-R; the weights are this project's.
+
+  Attributes:
+    nucleus: probability of the fewest most probable experts that one is drawn from; 1 for all of them.
+  """
+
+  nucleus: float = 0.9
+  negative_entropy_loss: float = 0.0005
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(0 < self.nucleus <= 1, "nucleus", self.nucleus, "expected more than 0 and at most 1")
+
+
+@register("rl_r")
+class RLR(Reinforce):
+  """REINFORCE with a truncated policy and a baseline that reads the token. Evaluation as in REINFORCE.
+
+  The outline is the paper's: nucleus sampling, a learned baseline, and regularisers of entropy and balance. The details
+  are this project's: log_prob is of the truncated policy, renormalised, which is the one that was drawn from; the
+  baseline is linear in the token, and none of its gradient reaches the layers below.
+  """
+
+  Options = RLROptions
+  paper = "Clark et al. 2022, arXiv 2202.01169, RL-R"
+  options: RLROptions
+
+  def _init_baseline(self, site: Site, rngs: nnx.Rngs) -> None:
+    # Not 0: an optimizer whose steps are relative to a parameter's size would hardly move it.
+    self.baseline_kernel = nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.d_model,), jnp.float32))
+    self.baseline = nnx.Param(jnp.full((), cost_before_training(site)))
+
+  def _allowed(self, logits: jax.Array) -> jax.Array:
+    return nucleus(logits, self.options.nucleus)
+
+  def _baseline(self, tokens: jax.Array, logits: jax.Array) -> jax.Array:
+    return router_logits(jax.lax.stop_gradient(tokens), self.baseline_kernel[...]) + self.baseline[...]
+
+
+def cost_before_training(site: Site) -> float:
+  """What a token costs a model that knows nothing: ln V nats; 0 where the vocabulary is not known."""
+  return math.log(site.vocab_size) if site.vocab_size else 0.0
