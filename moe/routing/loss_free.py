@@ -13,7 +13,7 @@ from flax import nnx
 from moe.config import require
 from moe.routing import assignments
 from moe.routing.router import RouterState, Site, register
-from moe.routing.top_k import Decision, TopKOptions, TopKRouter
+from moe.routing.top_k import Decision, Logits, TopKOptions, TopKRouter
 
 
 def bias_by_sign(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
@@ -62,7 +62,7 @@ class BiasedRouter(TopKRouter):
     super().__init__(options, site, rngs=rngs)
     self.bias = RouterState(jnp.zeros(site.num_experts))
 
-  def ranking(self, scores: jax.Array) -> jax.Array:
+  def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
     return scores + self.bias[...]
 
   def learn(self, decision: Decision) -> None:

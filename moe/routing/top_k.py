@@ -194,7 +194,7 @@ class TopKRouter(Router):
     logits = router_logits(tokens, self.kernel[...])
     return Logits(logits, logits)
 
-  def ranking(self, scores: jax.Array) -> jax.Array:
+  def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
     """`[G, n, E]`, what a token's k highest are chosen of; no gradient flows through it."""
     return scores
 
@@ -216,21 +216,20 @@ class TopKRouter(Router):
   def learn(self, decision: Decision) -> None:
     """Moves the router's state after a step of training."""
 
-  def decide(self, inputs: RouterInput, key: jax.Array | None) -> Decision:
-    """Chooses experts for all tokens, with a key as in training."""
+  def decide(self, inputs: RouterInput, key: jax.Array | None, *, training: bool) -> Decision:
+    """Chooses experts for all tokens; with a key where training draws."""
     first, second = (None, None) if key is None else jax.random.split(key)
     logits = self.logits(inputs.tokens, first)
     scores = expert_scores(logits.noisy, self.options.scores)
-    choices, gates = top_choices(
-      scores, self.options.top_k, renormalize=self.options.renormalize, ranking=self.ranking(scores)
-    )
+    ranking = self.ranking(logits, scores, inputs.mask, training=training)
+    choices, gates = top_choices(scores, self.options.top_k, renormalize=self.options.renormalize, ranking=ranking)
     return Decision(logits, scores, choices, gates, self.wanted(gates, inputs.mask, second), inputs.mask)
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     random = training and self.options.draws
     if random and inputs.key is None:
       raise ValueError(f"{type(self).__name__} draws random numbers in training, but RouterInput.key is None")
-    decision = self.decide(inputs, inputs.key if random else None)
+    decision = self.decide(inputs, inputs.key if random else None, training=training)
     routing = self._routing(decision, training)
     losses = self.losses(decision, training=training)
     total = sum((getattr(self.options, f"{name}_loss") * loss for name, loss in losses.items()), start=jnp.zeros(()))
@@ -262,7 +261,7 @@ class TopKRouter(Router):
     """As the base class says. The routing is ragged, dropped choices in its tail; losses and metrics are left out."""
     if not self.is_causal(self.options, training=False):
       return super().decode(inputs, state)
-    decision = self.decide(inputs, None)
+    decision = self.decide(inputs, None, training=False)
     choices, kept = decision.choices[0], decision.wanted[0]
     if state:
       kept = kept & (jnp.take_along_axis(state["free"], choices, axis=1) > 0)

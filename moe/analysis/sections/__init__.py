@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from moe.analysis.collect import Run
 from moe.analysis.layout import Section
+from moe.analysis.sections.causality import causality
 from moe.analysis.sections.passage import passage
 from moe.analysis.sections.routing import churn, coactivation, experts_per_token
 from moe.analysis.sections.runs import runs
@@ -25,5 +26,6 @@ SECTIONS: tuple[Callable[[Sequence[Run]], Section | None], ...] = (
   churn,
   items,
   positions,
+  causality,
   passage,
 )
