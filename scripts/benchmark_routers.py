@@ -40,19 +40,21 @@ def programs(name: str, arguments: argparse.Namespace) -> tuple[dict, float]:
   about_tokens = {"segments": segments, "ids": ids, "positions": positions, "training": True, "key": keys[0]}
 
   def layer(params, x):
-    y, report = nnx.merge(graph, params, rest)(x, **about_tokens)
+    y, report = nnx.merge(graph, params, rest, copy=True)(x, **about_tokens)
     # Part of every training step; a zero weight keeps it alive.
     return y + 0 * (report.auxiliary_loss + sum(jnp.sum(metric) for metric in report.metrics.values()))
 
   def decision(params, x):
     """Everything but the experts: what its gradient flows through, as one array."""
-    _, report = nnx.merge(graph, params, rest)(x, **about_tokens)
+    _, report = nnx.merge(graph, params, rest, copy=True)(x, **about_tokens)
     routing = report.routing
     soft = isinstance(routing, SoftRouting)
     whole = routing.dispatch.sum() + routing.combine.sum() if soft else routing.weight.sum() + routing.token.sum()
     return whole + report.auxiliary_loss + 0 * sum(jnp.sum(metric) for metric in report.metrics.values())
 
-  used = jax.jit(lambda x: nnx.merge(graph, params, rest)(x, **about_tokens)[1].metrics["capacity_factor"])(x)
+  used = jax.jit(lambda x: nnx.merge(graph, params, rest, copy=True)(x, **about_tokens)[1].metrics["capacity_factor"])(
+    x
+  )
   run = {"layer": (both_ways(layer), (params, x, cotangent)), "decision": (both_ways(decision), (params, x, 1.0))}
   return {kind: (jax.jit(f).lower(*args).compile(), args) for kind, (f, args) in run.items()}, float(used)
 

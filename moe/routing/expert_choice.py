@@ -9,7 +9,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing.capacity import expert_choice_capacity
-from moe.routing.expert_choice_options import ExpertBudgetOptions
+from moe.routing.expert_choice_options import ExpertBudgetOptions, GroupBudgetOptions
 from moe.routing.groups import Groups, checked_groups
 from moe.routing.losses import router_z_loss
 from moe.routing.metrics import routing_metrics
@@ -46,11 +46,11 @@ def renormalized(routing: SlotRouting, n: int) -> SlotRouting:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertChoiceOptions(ExpertBudgetOptions):
+class ExpertChoiceOptions(GroupBudgetOptions):
   """Options of expert choice.
 
   Attributes:
-    capacity_factor, eval_capacity_factor, renormalize, z_loss: as of every form of it.
+    capacity_factor, eval_capacity_factor, renormalize, z_loss, softmax: as of every form of it.
     group_size: tokens that are chosen among; 0 for the whole batch.
   """
 
@@ -68,9 +68,9 @@ class ExpertChoice(Router):
   Options: ClassVar[type] = ExpertChoiceOptions
   paper = "Zhou et al. 2022, arXiv 2202.09368"
 
-  options: ExpertBudgetOptions
+  options: GroupBudgetOptions
 
-  def __init__(self, options: ExpertBudgetOptions, site: Site, *, rngs: nnx.Rngs):
+  def __init__(self, options: GroupBudgetOptions, site: Site, *, rngs: nnx.Rngs):
     self.options, self.num_experts = options, site.num_experts
     self.kernel = router_kernel(site, rngs)
 
@@ -84,7 +84,12 @@ class ExpertChoice(Router):
 
   @classmethod
   def causal_twin(cls, options: ExpertChoiceOptions) -> RouterConfig | None:
-    """Every expert takes the tokens that are among the best c / E of their sequence so far, as many as there are."""
+    """Every expert takes the tokens that are among the best c / E of their sequence so far, as many as there are.
+
+    None for a softmax over tokens, which no causal rule can take.
+    """
+    if options.softmax == "tokens":
+      return None
     shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(ExpertBudgetOptions)}
     return RouterConfig("prefix_rank", PrefixRankOptions(**shared, slack=None))
 
@@ -100,13 +105,20 @@ class ExpertChoice(Router):
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     logits = router_logits(inputs.tokens, self.kernel[...])
-    scores = jax.nn.softmax(logits)
+    scores = self.scores(logits, inputs.mask)
     routing = jax.vmap(lambda s, m: self.choose(s, m, training=training))(scores, inputs.mask)
     if self.options.renormalize:
       routing = jax.vmap(lambda r: renormalized(r, inputs.mask.shape[1]))(routing)
     z_loss = router_z_loss(logits, inputs.mask)
-    metrics = routing_metrics(routing, inputs.mask, scores)
+    metrics = routing_metrics(routing, inputs.mask, jax.nn.softmax(logits))
     return RouterOutput(routing, {"z": z_loss}, self.options.z_loss * z_loss, metrics)
+
+  def scores(self, logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Float32 `[G, n, E]` of logits `[G, n, E]` and mask `[G, n]`."""
+    if self.options.softmax == "experts":
+      return jax.nn.softmax(logits)
+    # A group of padding has no softmax, and takes no token either.
+    return jnp.nan_to_num(jax.nn.softmax(logits, axis=1, where=mask[..., None]))
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
     """The choice in one group, of scores `[n, E]` and mask `[n]`."""

@@ -1,6 +1,7 @@
 """What every form of expert choice has: a budget of tokens for each expert."""
 
 import dataclasses
+from typing import Literal
 
 from moe.config import require
 from moe.routing.capacity import CapacityOptions
@@ -30,3 +31,15 @@ class ExpertBudgetOptions(CapacityOptions):
     for training in (True, False):
       factor = self.factor(training)
       require(factor <= num_experts, "capacity_factor", factor, f"expected at most the {num_experts} experts there are")
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupBudgetOptions(ExpertBudgetOptions):
+  """Options of routers whose experts choose within a group.
+
+  Attributes:
+    softmax: what scores, and so the gates, sum to 1 over. "experts" is Zhou et al.'s; over "tokens" each expert
+      spreads a weight of 1, so that gates are about 1 / n and want a norm after the layer.
+  """
+
+  softmax: Literal["experts", "tokens"] = "experts"

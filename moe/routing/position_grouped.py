@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from moe.config import require
 from moe.routing.capacity import expert_choice_capacity, share_of_real_tokens
 from moe.routing.expert_choice import ExpertChoice, expert_choice
-from moe.routing.expert_choice_options import ExpertBudgetOptions
+from moe.routing.expert_choice_options import GroupBudgetOptions
 from moe.routing.groups import Groups
 from moe.routing.router import Site, register
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
@@ -33,7 +33,7 @@ def choice_of_few(scores: jax.Array, mask: jax.Array, k: int, taken: jax.Array) 
 
 
 @dataclasses.dataclass(frozen=True)
-class PositionGroupedOptions(ExpertBudgetOptions):
+class PositionGroupedOptions(GroupBudgetOptions):
   """Options of position-grouped expert choice: those of every form of expert choice."""
 
 
@@ -50,23 +50,23 @@ class PositionGrouped(ExpertChoice):
   paper = "Zhou et al. 2022, arXiv 2202.09368, section 6; Krajewski et al. 2024, arXiv 2402.07871"
 
   @classmethod
-  def is_causal(cls, options: ExpertBudgetOptions, *, training: bool) -> bool:
+  def is_causal(cls, options: GroupBudgetOptions, *, training: bool) -> bool:
     return True
 
   @classmethod
-  def is_batch_independent(cls, options: ExpertBudgetOptions, length: int, *, training: bool) -> bool:
+  def is_batch_independent(cls, options: GroupBudgetOptions, length: int, *, training: bool) -> bool:
     return False
 
   @classmethod
-  def causal_twin(cls, options: ExpertBudgetOptions) -> None:
+  def causal_twin(cls, options: GroupBudgetOptions) -> None:
     """None: it is causal itself."""
 
   @classmethod
-  def groups(cls, options: ExpertBudgetOptions, batch: int, length: int) -> Groups:
+  def groups(cls, options: GroupBudgetOptions, batch: int, length: int) -> Groups:
     return Groups(batch, by_position=True)
 
   @classmethod
-  def check(cls, options: ExpertBudgetOptions, site: Site, batch: int, length: int) -> None:
+  def check(cls, options: GroupBudgetOptions, site: Site, batch: int, length: int) -> None:
     options.check_experts(site.num_experts)
     for training in (True, False):
       factor = options.factor(training)

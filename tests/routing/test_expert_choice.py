@@ -150,6 +150,15 @@ def test_a_group_that_does_not_divide_the_batch_is_refused():
     router.groups(router.Options(group_size=24), batch=2, length=16)
 
 
+def test_scores_may_sum_to_one_over_the_real_tokens_of_an_expert_instead():
+  mask = jnp.arange(16)[None] < 11
+  router, tokens = make("expert_choice", softmax="tokens", capacity_factor=4.0), random_tokens(1, 16)
+  weights = np.nan_to_num(token_weights(routing_of(router, tokens, mask=mask), 16, 4))[0]
+  np.testing.assert_allclose(weights.sum(0), 1, rtol=1e-5)  # every expert takes every real token
+  np.testing.assert_array_equal(weights[11:], 0)
+  assert router.causal_twin(router.options) is None
+
+
 def test_it_cannot_decode_step_by_step():
   with pytest.raises(NotImplementedError, match="later tokens"):
     make("expert_choice").decode(None, {})

@@ -27,7 +27,7 @@ def test_the_published_families_are_registered():
 
 
 def test_an_unknown_router_is_refused_with_the_names_there_are():
-  with pytest.raises(ConfigError, match=r"config\.name = 'expertchoice': unknown router; there are batch_priority, "):
+  with pytest.raises(ConfigError, match=r"config\.name = 'expertchoice': unknown router; there are adaptive_mixture, "):
     build(RouterConfig, {"name": "expertchoice"})
 
 
