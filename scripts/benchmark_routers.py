@@ -2,10 +2,11 @@
 
     python scripts/benchmark_routers.py [--only NAME ...] [--results results/routers.json]
 
-Every router with its default options, in training mode, on the layer of scripts/benchmark_layer.py. The dense twin's
-time is scaled to the experts per token that a router really used, which its own metric says. A router's decision is
-timed alone as well, so that the table can tell what assigning costs and what carrying and computing cost. All
-programs run interleaved in one process; ratios are of medians of CPU time (wall time on an accelerator).
+Every router with its default options (Soft MoE with as many slots as tokens), in training mode, on the layer of
+scripts/benchmark_layer.py. The dense twin's time is scaled to the experts per token that a router really used, which
+its own metric says. A router's decision is timed alone as well, so that the table can tell what assigning costs and
+what carrying and computing cost. All programs run interleaved in one process; ratios are of medians of CPU time (wall
+time on an accelerator).
 """
 
 import argparse
@@ -22,12 +23,15 @@ from moe.layers.moe import MoE
 from moe.parallel.host_memory import keep_freed_memory
 from moe.routing import ROUTERS, RouterConfig, SoftRouting
 
+# As many slots as tokens: one slot an expert, the default, leaves the experts next to nothing to do.
+OPTIONS = {"soft_moe": {"slots": 32}}
+
 
 def programs(name: str, arguments: argparse.Namespace) -> tuple[dict, float]:
   """The compiled layer and the compiled decision of one router, with their arguments; experts per token it uses."""
   dtype, experts = jnp.float32, arguments.experts
   batch, length = arguments.tokens // arguments.sequence, arguments.sequence
-  config = RouterConfig(name, ROUTERS[name].Options())
+  config = RouterConfig(name, ROUTERS[name].Options(**OPTIONS.get(name, {})))
   site = (experts, arguments.d_model, arguments.d_ff, "gelu")
   graph, params, rest = nnx.split(
     MoE(*site, config, dtype, vocab_size=arguments.vocabulary, rngs=nnx.Rngs(0)), nnx.Param, ...

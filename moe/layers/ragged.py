@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-_BLOCK = 128
+_BLOCK = 256
 
 
 def ragged_feed_forward(

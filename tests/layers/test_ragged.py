@@ -42,7 +42,7 @@ def plain(activation, tokens, rows, weight, sizes, ups, down):
 
 
 @pytest.mark.parametrize("form", ["gelu", "geglu"])
-@pytest.mark.parametrize(("sizes", "scale"), [([0, 0, 0], 1), ([7, 0, 0], 1), ([0, 3, 4], 40), ([2, 2, 3], 64)])
+@pytest.mark.parametrize(("sizes", "scale"), [([0, 0, 0], 1), ([7, 0, 0], 1), ([0, 3, 4], 80), ([2, 2, 3], 128)])
 @pytest.mark.parametrize("implementation", [ragged._blocked, ragged._grouped], ids=["blocked", "grouped"])
 def test_values_and_gradients_are_those_of_each_expert_on_its_run(implementation, sizes, scale, form):
   activation, arguments = ACTIVATIONS[form], problem(sizes, scale, form)
@@ -76,5 +76,5 @@ def test_sums_of_bfloat16_experts_are_float32():
 def test_only_the_blocks_that_hold_assignments_are_computed():
   count = lambda sizes: int(ragged._Blocks(jnp.zeros(4096, jnp.int32), jnp.ones(4096), jnp.array(sizes)).count)  # noqa: E731
   assert count([0, 0, 0]) == 0
-  assert count([1, 0, 128]) == 2
-  assert count([129, 0, 1]) == 3
+  assert count([1, 0, ragged._BLOCK]) == 2
+  assert count([ragged._BLOCK + 1, 0, 1]) == 3
