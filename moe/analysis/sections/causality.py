@@ -13,7 +13,7 @@ def causality(runs: Sequence[Run]) -> Section | None:
   rows = []
   for run in runs:
     router = run.trained.config.model.decoder_router
-    if router is None:
+    if router is None or not run.batches:
       continue
     ids = next(layer.ids for name, layer in run.layers.items() if name.startswith("decoder"))
     found = decoder_leaks(run.trained, run.batches[0], ids)
