@@ -41,7 +41,8 @@ def routers(results: dict) -> str:
     [
       *table({name: row["ratio"] for name, row in results["routers"].items()}),
       "",
-      "With the default options (Soft MoE: as many slots as tokens); {tokens} tokens in sequences of {sequence}, d {d_model}, ff {d_ff}, {experts} experts,"
+      "With the default options (Soft MoE: as many slots as tokens);"
+      " {tokens} tokens in sequences of {sequence}, d {d_model}, ff {d_ff}, {experts} experts,"
       " float32: forward + backward in training".format(**settings),
       "mode, the router's own decision included, against a dense layer of equal activated FLOPs in the same process;"
       " median of {repeats} runs on two cores (JAX {jax}).".format(**settings),
