@@ -69,6 +69,8 @@ def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(
     "causal, up to step 6",
   ]
   assert "leaking: one checkpoint only; config.train.keep" in page
+  (causality,) = [part for part in root.iter("section") if part.find("h2").text == "Causality"]
+  assert "sees later tokens" in "".join(causality.itertext())
   assert "FUTURE LEAKAGE" in page and page.count("<script>") == 1
 
   code, out, _ = report(tmp_path, compiled_programs, arguments[0], "--batches=1")
