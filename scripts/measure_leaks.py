@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from moe.analysis.assignments import expert_weights
 from moe.config import build
-from moe.routing import RouterConfig, RouterInput, RouterState, Site, SlotRouting
+from moe.routing import RouterConfig, RouterInput, RouterState, Site
 from moe.routing.mask_information import Masks, mask_information
 
 VOCABULARY, EXPERTS, SEQUENCES, POSITION_BIAS = 8, 4, 32, 0.3
@@ -59,25 +60,14 @@ def random_masks(name: str, options: dict, sequences: int, length: int, seed: in
       variables = trained(variables, jax.random.randint(key, (sequences, length), 0, VOCABULARY))
 
   @jax.jit
-  def masks(batch):
-    def one(ids):
-      given = inputs(ids)
-      routing = nnx.merge(graph, variables)(given, training=False).routing
-      return groups.join(_taken(routing, given.mask.shape[1]), sequences, length)
+  def routings(batches):
+    return jax.lax.map(lambda ids: nnx.merge(graph, variables)(inputs(ids), training=False).routing, batches)
 
-    return jax.lax.map(one, batch.reshape(-1, sequences, length)).reshape(*batch.shape, EXPERTS)
+  def masks(rows):
+    found = routings(rows.reshape(-1, sequences, length))
+    return (expert_weights(found, groups, sequences, length) > 0).reshape(*rows.shape, EXPERTS)
 
   return masks
-
-
-def _taken(routing, n: int) -> jax.Array:
-  """Bool `[G, n, E]`."""
-  if isinstance(routing, SlotRouting):
-    return jax.vmap(lambda token: (token[..., None] == jnp.arange(n)).any(1).T)(routing.token)
-  ends = jnp.cumsum(routing.group_sizes, axis=1)
-  expert = (jnp.arange(routing.token.shape[1])[:, None] >= ends[:, None]).sum(-1)
-  nothing = jnp.zeros((n, EXPERTS), bool)
-  return jax.vmap(lambda token, expert: nothing.at[token, expert].set(True, mode="drop"))(routing.token, expert)
 
 
 def measure(name: str, options: dict, sequences: int, length: int, tokens: int, seeds: int) -> dict[str, float]:

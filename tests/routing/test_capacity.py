@@ -1,9 +1,17 @@
 """The capacity rule: n * c / E, rounded half up, once."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from moe.config import ConfigError
-from moe.routing.capacity import actual_capacity_factor, expert_choice_capacity, token_choice_capacity
+from moe.routing.capacity import (
+  actual_capacity_factor,
+  capacity_with_slack,
+  expert_choice_capacity,
+  share_of_real_tokens,
+  token_choice_capacity,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +50,25 @@ def test_the_bounds_that_the_error_names_are_accepted():
 def test_token_choice_has_at_least_one_slot_and_never_more_than_tokens():
   assert token_choice_capacity(16, 64, 1.0) == 1
   assert token_choice_capacity(16, 4, 8.0) == 16
+
+
+def test_slack_is_counted_in_square_roots_of_the_mean():
+  assert capacity_with_slack(256, 8, 2.0, slack=3.0) == 64 + 24
+  assert capacity_with_slack(8, 8, 2.0, slack=3.0) == 7  # 2 + 3 * 1.414
+  assert capacity_with_slack(8, 8, 8.0, slack=3.0) == 8
+  assert capacity_with_slack(8, 64, 1.0, slack=0.0) == 1
+
+
+@pytest.mark.parametrize(("experts", "factor"), [(4, 1.0), (10, 1.15), (64, 1.25), (3, 3.0)])
+def test_the_share_of_tokens_counted_at_run_time_is_that_of_a_group_of_as_many(experts, factor):
+  first = -(-experts // (2 * factor))  # below it the share rounds to 0
+  real = np.arange(first, 3000, dtype=np.int32)
+  expected = [expert_choice_capacity(int(n), experts, factor) for n in real]
+  np.testing.assert_array_equal(share_of_real_tokens(jnp.asarray(real), experts, factor), expected)
+  np.testing.assert_array_equal(share_of_real_tokens(jnp.arange(int(first)), experts, factor), np.zeros(int(first)))
+
+
+def test_the_share_of_a_billion_tokens_does_not_overflow():
+  assert int(share_of_real_tokens(jnp.int32(2**30), 64, 2.0)) == 2**25
+  # 1.234567 / 64 has a denominator beyond 2^15: the nearest fraction errs by less than 2^-30.
+  assert int(share_of_real_tokens(jnp.int32(2**20), 64, 1.234567)) == pytest.approx(2**20 * 1.234567 / 64, abs=1)

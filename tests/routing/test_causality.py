@@ -32,6 +32,12 @@ VARIANTS = [
   ("hash", {"function": "future"}),
   ("hash", {"function": "bigram", "hashes": 2, "capacity_factor": 1.5}),
   ("k_means", {"balanced": True}),
+  ("prefix_rank", {"slack": 0.0}),
+  ("prefix_rank", {"pseudo_observations": 8.0}),
+  ("threshold", {"warmup_steps": 3}),
+  ("threshold", {"gate": "sigmoid", "slack": None}),
+  ("straight_through", {"dense_backward": True}),
+  ("stochastic_times_smooth", {"evaluation": "threshold"}),
 ]
 
 

@@ -11,7 +11,6 @@ from flax import nnx
 
 from moe.config import ConfigError
 from moe.routing import ROUTERS, RaggedRouting, RouterInput, Site
-from moe.routing.capacity import capacity_with_slack
 from moe.routing.earlier import Earlier, rank_among_earlier
 from moe.routing.prefix_rank import among_the_best, normalized, spread_chance
 from tests.routing.naive import inputs_of, make, of_sequences, random_tokens, routing_of, token_weights, with_kernel
@@ -90,10 +89,7 @@ def test_all_experts_take_everything_when_the_share_is_one():
   assert not np.isnan(of_sequences(routing, 2, 16)).any()
 
 
-def test_slots_are_three_standard_deviations_more_than_the_mean():
-  assert capacity_with_slack(256, 8, 2.0, slack=3.0) == 64 + 24
-  assert capacity_with_slack(8, 8, 2.0, slack=3.0) == 7  # 2 + 3 * 1.414
-  assert capacity_with_slack(8, 8, 8.0, slack=3.0) == 8
+def test_without_slack_the_first_tokens_get_the_slots_of_the_mean():
   router = make("prefix_rank", slack=0.0)
   routing = routing_of(router, random_tokens(3, 16))
   assert routing.token.shape == (3, 4, 8)
