@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe.analysis.assignments import expert_weights
+from moe.evaluation.restore import Trained
 from moe.routing.mask_information import Information, mask_information
 from moe.training.state import merge
 
 _IDS, _BATCHES, _BLOCKS = 8, 4, 6
 
 
-def decoder_leaks(trained, batch: dict[str, np.ndarray], ids: np.ndarray) -> Information | None:
+def decoder_leaks(trained: Trained, batch: dict[str, np.ndarray], ids: np.ndarray) -> Information | None:
   """What the masks of every decoder layer tell about the next token, summed over experts; None for a dense decoder.
 
   Tokens are drawn from the few ids that are most frequent, so that each is often seen with each next one.
@@ -35,7 +36,7 @@ def decoder_leaks(trained, batch: dict[str, np.ndarray], ids: np.ndarray) -> Inf
   )
 
 
-def decoder_masks(trained, batch: dict[str, np.ndarray]) -> Callable[[jax.Array], np.ndarray]:
+def decoder_masks(trained: Trained, batch: dict[str, np.ndarray]) -> Callable[[jax.Array], np.ndarray]:
   """From int32 `[B, T - 1]`, the tokens that a decoder reads after its first 0, to bool `[L, B, T - 1, E]`.
 
   A token is read one place after it was a target, so one more target is needed, of which nothing is read.

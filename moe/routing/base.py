@@ -16,6 +16,7 @@ from moe.routing.balanced_assignment import BalancedAssignment, balanced_assignm
 from moe.routing.groups import Groups, checked_groups
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, Site, register
+from moe.routing.sampling import training_key
 from moe.routing.scores import router_logits
 from moe.routing.types import RouterInput, RouterOutput, Routing
 
@@ -82,7 +83,7 @@ class Base(Router):
       routing = assignments.ragged_routing(expert[:, None], _gates(logits, expert), mask[:, None], self.num_experts)
       bound = {}
     else:
-      found = self._assigned(jax.lax.stop_gradient(logits), mask, inputs.key)
+      found = self._assigned(jax.lax.stop_gradient(logits), mask, inputs)
       bound = {"assignment_gap": found.gap.sum() / jnp.maximum(mask.sum(), 1)}
       expert = jnp.minimum(found.expert, self.num_experts - 1)
       place = assignments.places_in_order(expert[:, None], mask[:, None], self.num_experts)
@@ -97,14 +98,12 @@ class Base(Router):
     group = self.options.group_size or n
     return n // group * -(-group // self.num_experts)
 
-  def _assigned(self, scores: jax.Array, mask: jax.Array, key: jax.Array | None) -> BalancedAssignment:
+  def _assigned(self, scores: jax.Array, mask: jax.Array, inputs: RouterInput) -> BalancedAssignment:
     """The assignment of `[n, E]` scores, `expert` in the order of the tokens, the rest of each group."""
     n = len(mask)
     order = jnp.arange(n)
     if self.options.shuffle:
-      if key is None:
-        raise ValueError("Base deals tokens to groups at random in training, but RouterInput.key is None")
-      order = jax.random.permutation(key, n)
+      order = jax.random.permutation(training_key(self, inputs), n)
     group = self.options.group_size or n
     dealt = scores[order].reshape(-1, group, self.num_experts), mask[order].reshape(-1, group)
     found = jax.vmap(balanced_assignment)(*dealt)

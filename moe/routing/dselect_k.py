@@ -14,6 +14,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing.capacity import CapacityOptions
+from moe.routing.losses import masked_mean
 from moe.routing.router import Site, register
 from moe.routing.scores import router_logits
 from moe.routing.tokenwise import Selection, TokenwiseRouter
@@ -138,10 +139,10 @@ class DSelectK(TokenwiseRouter):
       z, alpha = _linear(inputs.tokens, z), _linear(inputs.tokens, alpha)
     selectors = single_selectors(z, self.num_experts, self.options.gamma)
     weight = jnp.broadcast_to(mixture(selectors, alpha), (*inputs.mask.shape, self.num_experts))
-    losses = {"entropy": _mean(selector_entropy(selectors), inputs.mask)}
+    losses = {"entropy": masked_mean(selector_entropy(selectors), inputs.mask)}
     total = self.options.entropy_loss * losses["entropy"]
     if self.num_experts & (self.num_experts - 1):
-      losses["unreachable"] = _mean(unreachable_penalty(selectors), inputs.mask)
+      losses["unreachable"] = masked_mean(unreachable_penalty(selectors), inputs.mask)
       total += losses["unreachable"]
     return Selection(weight > 0, weight, weight, losses, total)
 
@@ -150,8 +151,3 @@ def _linear(tokens: jax.Array, kernel: jax.Array) -> jax.Array:
   """`[..., n, d]` and `[d, ...]` to `[..., n, ...]`."""
   flat = router_logits(tokens, kernel.reshape(len(kernel), math.prod(kernel.shape[1:])))
   return flat.reshape(*tokens.shape[:-1], *kernel.shape[1:])
-
-
-def _mean(each: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean over the real tokens of what is `[G, n]`, or the same for all and a scalar."""
-  return (each * mask).sum() / jnp.maximum(mask.sum(), 1)

@@ -62,7 +62,7 @@ def load_loss(logits: jax.Array, noisy_logits: jax.Array, k: int, std: jax.Array
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-  """Scalar, mean of `values` `[G, n]` over real tokens; 0 where there is none."""
+  """Scalar, mean over real tokens of `values`, `[G, n]` or the same for all; 0 where there is no real one."""
   real = mask.astype(jnp.float32)
   return (values * real).sum() / jnp.maximum(real.sum(), 1.0)
 

@@ -20,6 +20,7 @@ from moe.routing.groups import Groups, checked_groups
 from moe.routing.losses import balance_loss, router_z_loss
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, Site
+from moe.routing.sampling import training_key
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing, SlotRouting
 
@@ -226,10 +227,8 @@ class TopKRouter(Router):
     return Decision(logits, scores, choices, gates, self.wanted(gates, inputs.mask, second), inputs.mask)
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
-    random = training and self.options.draws
-    if random and inputs.key is None:
-      raise ValueError(f"{type(self).__name__} draws random numbers in training, but RouterInput.key is None")
-    decision = self.decide(inputs, inputs.key if random else None, training=training)
+    key = training_key(self, inputs) if training and self.options.draws else None
+    decision = self.decide(inputs, key, training=training)
     routing = self._routing(decision, training)
     losses = self.losses(decision, training=training)
     total = sum((getattr(self.options, f"{name}_loss") * loss for name, loss in losses.items()), start=jnp.zeros(()))

@@ -9,6 +9,7 @@ from flax import nnx
 from moe.config import ConfigError
 from moe.routing import ROUTERS, RouterInput, Site
 from moe.routing.relu import balanced_l1, sparsity
+from moe.training.state import merge, split
 from tests.routing.naive import make, random_tokens, route, routing_of, token_weights
 from tests.routing.smooth import assert_gradient
 
@@ -80,6 +81,31 @@ def test_padding_enters_neither_the_penalty_nor_the_sparsity():
   assert float(route(router, tokens, mask=mask).losses["l1"]) == float(route(router, changed, mask=mask).losses["l1"])
   gates = jnp.abs(tokens)[..., :4]
   assert float(sparsity(jnp.where(mask[..., None], gates, 0.0), mask)) == 0
+
+
+def test_the_penalty_steers_training_to_the_wanted_sparsity():
+  """Descent on a task that rewards every gate, and so would keep all that are positive.
+
+  One coordinate of the tokens is constant: on tokens without a mean no linear gate can be sparser than a half.
+  """
+  tokens, mask = random_tokens(4, 64).at[..., 0].set(1.0), jnp.ones((4, 64), bool)
+  graph, params, state = split(make("relu", experts_per_token=1.0, l1_start=1e-3, l1_step=1.02))
+
+  def step(carry, _):
+    params, state = carry
+
+    def objective(params):
+      router = merge(graph, params, state)
+      selection = router.select(RouterInput(tokens, mask), training=True)
+      reward = 0.01 * jnp.log1p(selection.weight).sum(-1).mean()
+      return selection.auxiliary_loss - reward, (split(router)[2], sparsity(selection.weight, mask))
+
+    gradient, (state, found) = jax.grad(objective, has_aux=True)(params)
+    return (jax.tree.map(lambda p, g: p - g, params, gradient), state), found
+
+  found = np.asarray(jax.jit(lambda carry: jax.lax.scan(step, carry, length=3000)[1])((params, state)))
+  assert found[0] < 0.65
+  assert found[1500:].mean() == pytest.approx(0.75, abs=0.01)
 
 
 def test_the_coefficient_recovers_from_any_time_of_too_much_sparsity():
