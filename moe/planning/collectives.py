@@ -69,32 +69,46 @@ def read_groups(instruction: Instruction, devices: int) -> np.ndarray:
   """
   text = instruction.attributes
   if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)\}", text):
-    return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]*)\}", found[1])])
+    return np.array([_numbers(group) for group in re.findall(r"\{([\d,]*)\}", found[1])])
   if "replica_groups={}" in text:
     return np.arange(devices)[None]
-  if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-    shape, dims, order = ([int(n) for n in (part or "").split(",") if n] for part in found.groups())
-    return np.arange(devices).reshape(dims).transpose(order or range(len(dims))).reshape(shape)
-  if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
-    return _named_groups(found[1], found[2])
+  if found := re.search(r"replica_groups=\[([\d,]+)\]<=(\[\S+?)(?:, |$)", text):
+    return _order(found[2]).reshape(_numbers(found[1]))
+  if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}", text):
+    groups = _named_groups(found[1], found[3])
+    return groups if found[2] is None else _order(found[2])[groups]
   raise ValueError(f"cannot read the groups of {instruction.name}: {text[:200]}")
 
 
+def _numbers(text: str) -> list[int]:
+  return [int(n) for n in re.findall(r"\d+", text)]
+
+
+def _order(text: str) -> np.ndarray:
+  """Devices in the order of `0,2,1,3`, or the same as `[2,2]T(1,0)`: counted, cut into axes, transposed."""
+  if not text.startswith("["):
+    return np.array(_numbers(text))
+  dims, _, transposed = text.partition("T")
+  shape = _numbers(dims)
+  return np.arange(math.prod(shape)).reshape(shape).transpose(_numbers(transposed) or range(len(shape))).reshape(-1)
+
+
 def _named_groups(axes: str, chosen: str) -> np.ndarray:
-  """From `'a'=2,'b'=8` and `'a','b':(2)4`: of b's 8 devices, the 4 that stand 8 / (2 * 4) apart."""
+  """From `'a'=2,'b'=8` and `'a','b':(2)4`: all of a, and of b's 8 devices the 4 that stand 8 / (2 * 4) apart."""
   sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-  split: dict[str, tuple[int, int]] = {
+  parts: dict[str, tuple[int, int]] = {
     name: (int(before or 1), int(size or sizes[name]))
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)
   }
-  shape, inside = [], []
+  shape: list[int] = []
+  inside: list[bool] = []
   for name, size in sizes.items():
-    before, part = split.get(name, (size, 1))
-    inside += [False, name in split, False]
+    before, part = parts.get(name, (size, 1))
     shape += [before, part, size // (before * part)]
-  order = [axis for axis, within in enumerate(inside) if not within] + [a for a, within in enumerate(inside) if within]
+    inside += [False, name in parts, False]
+  order = sorted(range(len(shape)), key=lambda axis: inside[axis])
   members = math.prod(size for size, within in zip(shape, inside) if within)
-  return np.arange(math.prod(sizes.values())).reshape(shape).transpose(order).reshape(-1, members)
+  return np.arange(math.prod(shape)).reshape(shape).transpose(order).reshape(-1, members)
 
 
 def axes(groups: np.ndarray, mesh: Mesh) -> str:
@@ -106,7 +120,7 @@ def axes(groups: np.ndarray, mesh: Mesh) -> str:
 
 def seconds(collective: Collective, mesh: Mesh, where: Slice) -> float:
   """The least time that the links between chips need for one run of it."""
-  positions = np.array([device.coords for device in mesh.devices.flat])[collective.groups]  # [G, n, dimensions]
+  positions = np.array([device.coords[: len(where.shape)] for device in mesh.devices.flat])[collective.groups]  # [G, n, dimensions]
   if collective.kind == "collective-permute":
     return collective.bytes * max(1, _hops(positions, where)) / where.chip.link
   group = positions[0]

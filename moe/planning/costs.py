@@ -7,12 +7,13 @@ fused into one belongs to it.
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from moe.planning.collectives import Collective, read_collective
 from moe.planning.hlo import Computation, Instruction, Module
 from moe.planning.loops import Scope, trip_count
 from moe.planning.products import product_flops
-from moe.planning.traffic import anywhere, main_memory, traffic
+from moe.planning.traffic import anywhere, traffic
 
 KINDS = ("matmul", "collective", "gather/scatter", "sort", "other")
 
@@ -32,24 +33,26 @@ class Cost:
     name: of the instruction.
     opcode: of it.
     kind: one of `KINDS`, or "prefetch": a copy between memories that runs beside the computation.
-    runs: how often it runs in one call of the program.
     flops: of matrix products, each run.
     bytes: to and from main memory, each run.
     touched: bytes of operands and results wherever they lie, each run.
     cycles: the compiler's estimate of one run; None where it has none.
-    files: source files of the JAX call it was made of, innermost first.
-    op_name: that call's name.
+    runs: how often it runs in one call of the program.
+    known: False inside a loop whose trips only the data knows: each such loop counts as one trip.
+    files: source files of the JAX call that it was made of (or the next to read it), innermost first.
+    op_name: the name of its own JAX call, "" where it has none.
     collective: what it sends to other devices.
   """
 
   name: str
   opcode: str
   kind: str
-  runs: int
   flops: int
   bytes: int
   touched: int
   cycles: int | None
+  runs: int
+  known: bool
   files: tuple[str, ...]
   op_name: str
   collective: Collective | None = None
@@ -70,60 +73,71 @@ def program_costs(module: Module, devices: int) -> Costs:
   return found
 
 
-def _visit(scope: Scope, runs: int, devices: int, found: Costs) -> None:
-  chains: set[str] = set()
-  for instruction in scope.computation.instructions.values():
+def _visit(scope: Scope, runs: int, devices: int, found: Costs, files: tuple[str, ...] = (), known: bool = True) -> None:
+  """Adds what a computation costs that runs `runs` times.
+
+  Args:
+    files: of the loop or call that it is part of, for what the compiler put into it.
+    known: whether `runs` is more than a guess.
+  """
+  module, computation = scope.module, scope.computation
+  for instruction in computation.instructions.values():
+    origin = _origin(module, instruction, computation) or files
     match instruction.opcode:
       case "while":
         trips = trip_count(instruction, scope)
         found.unknown_loops += trips is None
-        trips = 1 if trips is None else trips
-        _visit(scope.inside(instruction, instruction.attribute("body").lstrip("%")), runs * trips, devices, found)
+        body = scope.inside(instruction, instruction.attribute("body").lstrip("%"))
+        _visit(body, runs * (1 if trips is None else trips), devices, found, origin, known and trips is not None)
       case "call" | "conditional" | "async-start":
         for name in instruction.called:
-          _visit(scope.inside(instruction, name), runs, devices, found)
-      case opcode if opcode in _FREE or instruction.attribute("custom_call_target") in _quoted(_FREE_CALLS):
+          _visit(scope.inside(instruction, name), runs, devices, found, origin, known)
+      case opcode if opcode in _FREE or (instruction.attribute("custom_call_target") or "").strip('"') in _FREE_CALLS:
         continue
       case _:
-        found.costs += _costs(scope.module, instruction, scope.computation, runs, devices, chains)
+        common = {"runs": runs, "known": known, "files": origin, "op_name": instruction.op_name}
+        found.costs += _costs(module, instruction, computation, devices, common)
 
 
-def _quoted(names: tuple[str, ...]) -> list[str]:
-  return [f'"{name}"' for name in names]
+def _origin(module: Module, instruction: Instruction, computation: Computation, depth: int = 3) -> tuple[str, ...]:
+  """Source files of an instruction; of the nearest that reads its result where the compiler made it without a word."""
+  files = module.files(instruction)
+  if files or depth == 0:
+    return files
+  found = (_origin(module, user, computation, depth - 1) for user, _ in computation.users[instruction.name])
+  return next(filter(None, found), ())
 
 
 def _costs(
-  module: Module, instruction: Instruction, computation: Computation, runs: int, devices: int, chains: set[str]
+  module: Module, instruction: Instruction, computation: Computation, devices: int, common: dict[str, Any]
 ) -> Iterator[Cost]:
-  """The instruction itself, unless it is nothing but a collective, and every collective in it that is new."""
+  """The instruction itself, unless it is nothing but a collective, and every collective in it that starts there."""
   parts = list(_parts(module, instruction, computation))
   cycles = _cycles(instruction)
-  common = {"runs": runs, "files": module.files(instruction), "op_name": instruction.op_name}
-  sent = False
-  for part, place in parts:
-    collective = read_collective(part, place, devices)
-    if collective is None:
-      continue
-    sent = True
-    # An asynchronous collective is written again in every fusion that goes on with it.
-    chain = re.search(r'chain_id="(\d+)"', part.attributes)
-    if chain and chain[1] in chains:
-      continue
-    chains.update([chain[1]] if chain else [])
-    bytes_ = traffic(module, part, place)
-    yield Cost(part.name, part.opcode, "collective", flops=0, bytes=bytes_, touched=0, cycles=None, collective=collective, **common)
+  sent = [(part, place, read_collective(part, place, devices)) for part, place in parts]
+  sent = [one for one in sent if one[2] is not None]
+  for part, place, collective in sent:
+    if not _goes_on(part, place):
+      size = traffic(module, part, place)
+      yield Cost(part.name, part.opcode, "collective", 0, size, size, None, **common, collective=collective)
   if sent and cycles is None:
     return
   yield Cost(
     instruction.name,
     instruction.opcode,
     _kind(instruction, [part for part, _ in parts]),
-    flops=sum(product_flops(part, place) for part, place in parts),
-    bytes=traffic(module, instruction, computation),
-    touched=traffic(module, instruction, computation, anywhere),
-    cycles=cycles,
+    sum(product_flops(part, place) for part, place in parts),
+    traffic(module, instruction, computation),
+    traffic(module, instruction, computation, anywhere),
+    cycles,
     **common,
   )
+
+
+def _goes_on(collective: Instruction, computation: Computation) -> bool:
+  """Whether it only continues one that started before: a chain is written again in every fusion that carries it on."""
+  starts = any('"AsyncCollectiveStart"' in other.attributes for other in computation.instructions.values())
+  return "chain_id=" in collective.attributes and not starts
 
 
 def _parts(
