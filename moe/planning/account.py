@@ -54,7 +54,8 @@ class Plan:
     prefetch: `bytes` and `seconds` of the copies that run beside the computation.
     unknown_loops: how many have trips that depend on data; unknown: seconds of one trip of each.
     seconds: of a step if nothing overlaps; least: if all asynchronous collectives are hidden.
-    tokens: of a step, on all devices; compile: seconds that tracing and compiling took here.
+    tokens: of a step, on all devices; run_tokens: of all the config's steps.
+    compile: seconds that tracing and compiling took here; jax: the version that did it.
   """
 
   slice: str
@@ -77,6 +78,7 @@ class Plan:
   seconds: float
   least: float
   tokens: int
+  run_tokens: int
   compile: float
   jax: str = jax.__version__
 
@@ -89,9 +91,9 @@ class Plan:
     """Of the step that MoE layers take."""
     return sum(self.parts.get(part, 0.0) for part in MOE_PARTS) / self.seconds
 
-  def days(self, tokens: float) -> float:
-    """To train on so many tokens."""
-    return tokens / self.tokens_per_second / 86_400
+  def days(self, tokens: float | None) -> float:
+    """To train on so many tokens, by default the run's."""
+    return (tokens or self.run_tokens) / self.tokens_per_second / 86_400
 
 
 def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Program, forward_flops: int) -> Plan:
@@ -131,6 +133,7 @@ def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Progr
     seconds=total,
     least=total - sum(entry["hidden"] for entry in sent),
     tokens=tokens,
+    run_tokens=tokens * config.train.steps,
     compile=program.seconds,
   )
 

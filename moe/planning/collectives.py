@@ -62,7 +62,7 @@ def _gathered(instruction: Instruction, devices: int) -> int:
 
 
 def read_groups(instruction: Instruction, devices: int) -> np.ndarray:
-  """int `[G, n]`: who talks to whom. XLA has three ways to write it, and pairs for permutes.
+  """Who talks to whom, int `[G, n]`. XLA has three ways to write it, and pairs for permutes.
 
   Raises:
     ValueError: it is written in another.
@@ -120,7 +120,9 @@ def axes(groups: np.ndarray, mesh: Mesh) -> str:
 
 def seconds(collective: Collective, mesh: Mesh, where: Slice) -> float:
   """The least time that the links between chips need for one run of it."""
-  positions = np.array([device.coords[: len(where.shape)] for device in mesh.devices.flat])[collective.groups]  # [G, n, dimensions]
+  positions = np.array([device.coords[: len(where.shape)] for device in mesh.devices.flat])[
+    collective.groups
+  ]  # [G, n, dimensions]
   if collective.kind == "collective-permute":
     return collective.bytes * max(1, _hops(positions, where)) / where.chip.link
   group = positions[0]

@@ -130,9 +130,7 @@ def forward_flops(config: ExperimentConfig) -> int:
 
 def _state(config: ExperimentConfig, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState, Any]:
   optimizer = make_optimizer(config.optimizer, config.train.steps)
-  graph, state = abstract_state(
-    lambda rngs: make_model(config.model, rngs), optimizer, mesh, fsdp=config.mesh.fsdp
-  )
+  graph, state = abstract_state(lambda rngs: make_model(config.model, rngs), optimizer, mesh, fsdp=config.mesh.fsdp)
   return graph, state, optimizer
 
 

@@ -73,12 +73,12 @@ def program_costs(module: Module, devices: int) -> Costs:
   return found
 
 
-def _visit(scope: Scope, runs: int, devices: int, found: Costs, files: tuple[str, ...] = (), known: bool = True) -> None:
-  """Adds what a computation costs that runs `runs` times.
+def _visit(
+  scope: Scope, runs: int, devices: int, found: Costs, files: tuple[str, ...] = (), known: bool = True
+) -> None:
+  """Adds what a computation costs that runs `runs` times, which is a guess unless `known`.
 
-  Args:
-    files: of the loop or call that it is part of, for what the compiler put into it.
-    known: whether `runs` is more than a guess.
+  `files` are those of the loop or call that it is part of, for what the compiler put into it.
   """
   module, computation = scope.module, scope.computation
   for instruction in computation.instructions.values():

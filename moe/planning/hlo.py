@@ -198,7 +198,9 @@ def _frames(text: str) -> dict[int, tuple[str, ...]]:
     int(n): files.get(int(file), "")
     for n, file in re.findall(r"^(\d+) \{file_name_id=(\d+)", _section(text, "FileLocations"), re.M)
   }
-  listed = re.findall(r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", _section(text, "StackFrames"), re.M)
+  listed = re.findall(
+    r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", _section(text, "StackFrames"), re.M
+  )
   frames: dict[int, tuple[str, ...]] = {}
   for number, location, parent in listed:
     # A parent's number is written one too high, so that the outermost frames can say 1 for none.
