@@ -17,6 +17,13 @@ def anywhere(shapes: tuple[Shape, ...]) -> int:
   return sum(shape.bytes for shape in shapes)
 
 
+def _results(instruction: Instruction) -> tuple[Shape, ...]:
+  """Without the operands and counters that the result of an asynchronous start holds beside them."""
+  if not instruction.opcode.endswith("-start") or len(instruction.shapes) == 1:
+    return instruction.shapes
+  return instruction.shapes[:1] if instruction.opcode == "copy-start" else instruction.shapes[1:2]
+
+
 def traffic(module: Module, instruction: Instruction, computation: Computation, measure=main_memory) -> int:
   """Bytes read and written by one run of an instruction; `measure` says which memory counts."""
   read = sum(_read(module, instruction, computation, place, measure) for place in range(len(instruction.operands)))
@@ -27,8 +34,10 @@ def _read(module: Module, reader: Instruction, computation: Computation, place: 
   """Bytes of operand `place` that `reader` looks at."""
   operand = computation.instructions[reader.operands[place]]
   match reader.opcode:
-    case "dynamic-slice" | "gather" if place == 0:
-      return measure(reader.shapes) if measure(operand.shapes) else 0
+    case "dynamic-slice" | "gather" | "slice" if place == 0:
+      return anywhere(reader.shapes) if measure(operand.shapes) else 0
+    case "slice-start":
+      return anywhere(_results(reader)) if measure(operand.shapes) else 0
     case "dynamic-update-slice" | "scatter" if place == 0:
       return 0
     case "fusion":
@@ -51,14 +60,12 @@ def _read_inside(module: Module, value: Instruction, computation: Computation, m
 
 def _written(module: Module, instruction: Instruction, computation: Computation, measure) -> int:
   """Bytes of the result, or of the part that is new where it takes the place of an operand."""
-  whole = measure(instruction.shapes)
+  whole = measure(_results(instruction))
   match instruction.opcode:
     case "dynamic-update-slice":
-      update = computation.instructions[instruction.operands[1]]
-      return min(whole, sum(shape.bytes for shape in update.shapes))
+      return min(whole, anywhere(computation.instructions[instruction.operands[1]].shapes))
     case "scatter":
-      update = computation.instructions[instruction.operands[2]]
-      return min(whole, sum(shape.bytes for shape in update.shapes))
+      return min(whole, anywhere(computation.instructions[instruction.operands[2]].shapes))
     case "fusion":
       inner = module.computations[instruction.called[0]]
       return min(whole, _made(module, inner.root, inner))
