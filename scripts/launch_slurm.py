@@ -1,6 +1,7 @@
-"""Trains on GPUs of several nodes of a Slurm cluster, from this checkout and this Python, which all nodes must see.
+r"""Trains on GPUs of several nodes of a Slurm cluster, from this checkout and this Python, which all nodes must see.
 
-  python scripts/launch_slurm.py start NAME --nodes 2 --gpus-per-node 8 --config configs/quickstart.py --workdir runs/a
+  python scripts/launch_slurm.py start NAME --nodes 2 --gpus-per-node 8 \
+    --config configs/quickstart.py --workdir runs/a
   python scripts/launch_slurm.py log NAME --workdir runs/a
   python scripts/launch_slurm.py delete NAME
 
@@ -19,14 +20,17 @@ from launching import ROOT, Shell, add_dry_run, add_train_options, add_yes, conf
 
 from moe.config import require
 
-# The batch script. Its options are sbatch's arguments, so that no name needs the quoting of #SBATCH lines.
+# The batch script, with {command} to fill in. Its options are sbatch's arguments: #SBATCH lines have a quoting of
+# their own.
 _SCRIPT = """#!/bin/bash
 # One process a GPU, as JAX wants it; JAX finds coordinator and ranks in Slurm's environment.
 # The others of a process that has ended have two minutes: to save too, or to see that it is gone.
 srun --wait=120 --label {command}
 code=$?
-# 143: asked to stop, and saved. scancel ends this script too, so it does not come here.
-if [ "$code" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+# 143: asked to stop, and saved. A job that was cancelled is not running any more, and stays so.
+if [ "$code" -eq 143 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
 exit "$code"
 """
 _NOTICE_S = 300  # before the time limit, for the step at hand and a checkpoint
@@ -55,7 +59,7 @@ def start(options: argparse.Namespace, shell: Shell) -> None:
     "--requeue",
     f"--signal=TERM@{_NOTICE_S}",
   ]
-  shell.run(["sbatch", *job], _SCRIPT.format(command=shlex.join(command)))
+  shell.run(["sbatch", *job], _SCRIPT.replace("{command}", shlex.join(command)))
 
 
 def _log(workdir: str) -> str:

@@ -42,6 +42,8 @@ _RUNTIMES = {
 }
 _ON_HOST = ["bash", "moe/source/scripts/on_host.sh"]
 _STATE = "if [ -e moe/source ]; then bash moe/source/scripts/on_host.sh state; else echo state=not-installed; fi"
+_NOTHING_TO_DO = ("running", "waiting", "unreachable")
+_FAILURES = {"failed": "the request for the slice failed", "ended": "the training ended with an error"}
 _WRONG_COMMAND = "2"  # the exit code of our mains for what starting again does not mend
 
 
@@ -158,20 +160,21 @@ def resume(tpu: Slice, options: argparse.Namespace) -> None:
     return
   left, before = options.restarts, None
   while (seen := observe(tpu)) != "finished":
-    if seen != before:
+    if seen != before or seen not in _NOTHING_TO_DO:
       print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {tpu.name}: {seen}", flush=True)
     before = seen
     if seen == "refused":
       raise LaunchError("the training refuses its command; its log says why")
-    left -= seen in ("failed", "ended")
-    try:
-      if left >= 0:
+    failure = _FAILURES.get(seen)
+    if left or not failure:
+      try:
         _mend(seen, tpu, options, command)
-    except LaunchError as error:
-      print(f"{error}", flush=True)
-      left -= 1
-    if left < 0:
-      raise LaunchError(f"{options.restarts + 1} failures, the last one: {seen}; the log says more")
+      except LaunchError as error:
+        failure = str(error)
+        print(failure, flush=True)
+    if failure and not left:
+      raise LaunchError(f"{failure}; that was failure {options.restarts + 1}, and --restarts is {options.restarts}")
+    left -= bool(failure)
     time.sleep(options.poll)
   print(f"{tpu.name}: the training has finished; `delete` ends the slice's costs")
 

@@ -1,7 +1,7 @@
-"""Trains on a Cloud TPU slice of a GKE cluster, through XPK: cluster and disk, start, follow, delete.
+r"""Trains on a Cloud TPU slice of a GKE cluster, through XPK: cluster and disk, start, follow, delete.
 
   python scripts/launch_xpk.py create CLUSTER --zone ZONE --tpu-type v5litepod-16 --spot
-  python scripts/launch_xpk.py start  CLUSTER --zone ZONE --tpu-type v5litepod-16 --name run1 \\
+  python scripts/launch_xpk.py start  CLUSTER --zone ZONE --tpu-type v5litepod-16 --name run1 \
     --config configs/quickstart.py --workdir /mnt/moe/run1
   python scripts/launch_xpk.py log    CLUSTER --zone ZONE --name run1
   python scripts/launch_xpk.py stop   CLUSTER --zone ZONE --name run1
@@ -9,7 +9,7 @@
 
 `create` makes the cluster and a Filestore disk, mounted at /mnt/moe in every container. There is no install, as each
 container installs this checkout when it starts, and no resume, as Kubernetes starts what was preempted or has failed
-again. XPK needs docker, kubectl and gcloud. --dry-run prints the commands of any of them.
+again. `pip install xpk`; XPK itself needs gcloud, kubectl and crane or docker. --dry-run prints the commands.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def launch(arguments: list[str] | None = None) -> None:
       confirm(f"Stop the workload {options.name}? It saves first.", options.yes, shell)
       shell.run(_xpk(options, "workload", "delete", f"--workload={options.name}", "--force"))
     case "delete":
-      confirm(f"Delete the cluster {options.cluster} and all that runs there?", options.yes, shell)
+      confirm(f"Delete the cluster {options.cluster} and all that runs there? Its disk stays.", options.yes, shell)
       shell.run(_xpk(options, "cluster", "delete", "--force"))
 
 

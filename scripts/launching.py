@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -52,12 +53,12 @@ class Shell:
     return self._call(command, stdout=subprocess.PIPE)
 
   def _call(self, command: Sequence[str], **options: str | int | None) -> str:
+    if shutil.which(command[0]) is None:
+      how = _INSTALL.get(command[0], "run this where it is")
+      raise LaunchError(f"{command[0]} is not installed: {how}; --dry-run only prints the commands")
     print(f"+ {shlex.join(command)}", file=sys.stderr, flush=True)
     try:
       return subprocess.run(command, cwd=ROOT, text=True, check=True, **options).stdout
-    except FileNotFoundError:
-      how = _INSTALL.get(command[0], "run this where it is")
-      raise LaunchError(f"{command[0]} is not installed: {how}; --dry-run only prints the commands") from None
     except subprocess.CalledProcessError as error:
       raise LaunchError(f"{shlex.join(command)} ended with exit code {error.returncode}") from None
 

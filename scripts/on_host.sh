@@ -74,7 +74,7 @@ state() {
 
 stop() {
   flock --nonblock ../run.lock true && return
-  kill -TERM "$(cat ../run.pid)"
+  kill -TERM "$(cat ../run.pid)" 2> /dev/null || true # it may just have ended
   flock --timeout 600 ../run.lock true || fail "the run has not ended after ten minutes"
 }
 
