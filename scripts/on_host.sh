@@ -54,10 +54,12 @@ start() {
   exec 9>> ../run.lock
   flock --nonblock 9 || fail "a run is going on already"
   echo lost > ../run.end # unless the run itself says otherwise
+  rm -f ../run.pid
   # The run inherits descriptor 9, and with it the lock.
   PATH="$PWD/../env/bin:$PATH" nohup setsid bash -c \
     '"$@" & echo $! > ../run.pid; code=0; wait $! || code=$?; echo $code > ../run.end' run "$@" \
     >> ../run.log 2>&1 < /dev/null &
+  until [ -s ../run.pid ]; do sleep 0.1; done # so that it can be stopped
 }
 
 state() {

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 FAKE = pathlib.Path(os.environ["FAKE"])
 HOSTS = sorted((FAKE / "hosts").iterdir())
@@ -44,14 +45,23 @@ def main(arguments: list[str]) -> int:
 
 
 def ssh(host: pathlib.Path, command: str) -> int:
-  return subprocess.run(["bash", "-c", command], cwd=host, env=os.environ | {"HOME": str(host)}).returncode
+  before = trainings(host)
+  code = subprocess.run(["bash", "-c", command], cwd=host, env=os.environ | {"HOME": str(host)}).returncode
+  # What is started goes on apart from us; tests want to find it begun.
+  while "on_host.sh start" in command and code == 0 and trainings(host) == before:
+    time.sleep(0.01)
+  return code
+
+
+def trainings(host: pathlib.Path) -> int:
+  return len(list((FAKE / "trained").glob(f"{host.name}-*")))
 
 
 def lose(host: pathlib.Path) -> None:
   """The host is gone, its processes and disk with it."""
   pid = host / "moe" / "run.pid"
   if pid.exists() and (host / "moe" / "run.end").read_text() == "lost\n":
-    os.kill(int(pid.read_text()), signal.SIGKILL)
+    os.killpg(os.getpgid(int(pid.read_text())), signal.SIGKILL)
   shutil.rmtree(host)
   host.mkdir()
 

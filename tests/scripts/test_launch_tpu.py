@@ -1,6 +1,7 @@
 """Launching on a Cloud TPU slice of two hosts, whose shells are real and whose cloud is not."""
 
 import subprocess
+import time
 
 import pytest
 
@@ -148,7 +149,7 @@ def test_what_is_gone_from_the_checkout_is_gone_from_the_hosts(installed):
 
 
 def test_a_run_that_goes_on_is_neither_started_twice_nor_overwritten(installed):
-  installed.training("trap 'kill $!; echo saved; exit 143' TERM; sleep 60 & wait")
+  installed.training("trap 'kill $!; echo saved; exit 143' TERM; sleep 60 & echo ready; wait")
   arguments = ["start", *SLICE, *on_disk(installed)]
   assert installed.launch("launch_tpu", *arguments).returncode == 0
   for again in (arguments, ["install", *SLICE]):
@@ -156,10 +157,13 @@ def test_a_run_that_goes_on_is_neither_started_twice_nor_overwritten(installed):
     assert done.returncode == 1 and "error: a run is going on on t; `log` follows it" in done.stderr
   assert len(installed.trained()) == 2
 
+  logs = [installed.folder / "hosts" / host / "moe/run.log" for host in ("0", "1")]
+  while not all("ready" in log.read_text() for log in logs):
+    time.sleep(0.01)
   done = installed.launch("launch_tpu", "stop", *SLICE)
   assert done.returncode == 0, done.stderr
   assert (installed.folder / "hosts/1/moe/run.end").read_text() == "143\n"
-  assert (installed.folder / "hosts/1/moe/run.log").read_text().endswith("training 1\nsaved\n")
+  assert logs[1].read_text() == "training 1\nready\nsaved\n"
   assert installed.launch("launch_tpu", *arguments).returncode == 0
   assert len(installed.trained()) == 4
 

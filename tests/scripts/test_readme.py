@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SHOWN = re.findall(r"^    python (scripts/launch_(?:.|\\\n)*)$", (ROOT / "README.md").read_text(), flags=re.M)
+SHOWN = re.findall(r"^    python (scripts/launch_(?:\\\n|.)*)$", (ROOT / "README.md").read_text(), flags=re.M)
 
 
 def test_it_shows_every_verb_from_nothing_to_nothing():
@@ -22,6 +22,7 @@ def test_it_shows_every_verb_from_nothing_to_nothing():
 
 @pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: " ".join(shown.split()[:2]))
 def test_it_can_be_given_as_it_stands(shown):
-  command = [sys.executable, *shlex.split(shown.replace("$NFS", "10.0.0.2:/moe")), "--dry-run"]
+  arguments = shlex.split(shown.replace("\\\n", " ").replace("$NFS", "10.0.0.2:/moe"))
+  command = [sys.executable, *arguments, "--dry-run"]
   done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
   assert (done.returncode, done.stderr) == (0, "") and done.stdout
