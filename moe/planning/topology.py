@@ -127,10 +127,11 @@ def devices(where: Slice) -> list[Any]:
   Raises:
     ConfigError: the TPU compiler is not installed.
   """
-  # Settings of the compiler's library, read when it is loaded: there is no TPU here to ask about.
+  # Settings of the compiler's library, read when it is loaded: there is no TPU here to ask about, nor to lock.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   from jax.experimental import topologies
 
   options = dict(where.chip.options)

@@ -77,7 +77,7 @@ def test_a_batched_product_as_the_tpu_writes_it_costs_what_the_product_costs():
 ENTRY %main (x: bf16[16,512,768], w: bf16[16,768,3072]) -> bf16[16,512,3072] {
   %x = bf16[16,512,768]{2,1,0} parameter(0)
   %w = bf16[16,768,3072]{2,1,0} parameter(1)
-  ROOT %c = bf16[16,512,3072]{2,1,0} convolution(%x, %w), window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0io->0bf
+  ROOT %c = bf16[16,512,3072] convolution(%x, %w), window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0io->0bf
 }
 """
   (cost,) = program_costs(hlo.parse(text), 1).costs
@@ -94,14 +94,14 @@ TPU = """
 
 %starts (p: bf16[4,8]) -> bf16[32,8] {
   %p = bf16[4,8]{1,0} parameter(0)
-  %all-gather.1 = bf16[32,8]{1,0} all-gather(%p), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, frontend_attributes={chain_id="0"}
+  %all-gather.1 = bf16[32,8]{1,0} all-gather(%p), replica_groups=[1,8]<=[8], frontend_attributes={chain_id="0"}
   ROOT %start = bf16[32,8]{1,0} custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
 }
 
 %goes_on (p.1: bf16[4,8], q.1: f32[16,16]) -> f32[16,16] {
   %p.1 = bf16[4,8]{1,0} parameter(0)
   %q.1 = f32[16,16]{1,0} parameter(1)
-  %all-gather.2 = bf16[32,8]{1,0} all-gather(%p.1), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, frontend_attributes={chain_id="0"}
+  %all-gather.2 = bf16[32,8]{1,0} all-gather(%p.1), replica_groups=[1,8]<=[8], frontend_attributes={chain_id="0"}
   ROOT %product = f32[16,16]{1,0} dot(%q.1, %q.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
 
@@ -127,7 +127,7 @@ ENTRY %main (x: bf16[4,8], y: f32[64], z: f32[16,16]) -> f32[16,16] {
   %y = f32[64]{0} parameter(1)
   %z = f32[16,16]{1,0} parameter(2)
   %started = bf16[32,8]{1,0} fusion(%x), kind=kCustom, calls=%starts
-  %meanwhile = f32[16,16]{1,0} fusion(%x, %z), kind=kOutput, calls=%goes_on, backend_config={"window_config":{"estimated_cycles":"700"}}
+  %meanwhile = f32[16,16]{1,0} fusion(%x, %z), calls=%goes_on, backend_config={"estimated_cycles":"700"}
   %shared = f32[8]{0} fusion(%y), kind=kCustom, calls=%scattered
   %sorted = f32[64]{0:S(1)} sort(%y), dimensions={0}, to_apply=%add
   %ahead = (f32[64]{0:S(1)}, f32[64]{0}, u32[]{:S(2)}) copy-start(%y)

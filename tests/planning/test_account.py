@@ -1,0 +1,202 @@
+"""What a compiled step adds up to, on a text whose every number is known."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from moe.models.count import count_parameters
+from moe.parallel.mesh import make_mesh
+from moe.planning.account import make_plan, part_of, tokens_per_step
+from moe.planning.advice import why_not
+from moe.planning.compile import Memory, Program, argument_bytes, forward_flops
+from moe.planning.costs import Cost
+from moe.planning.page import draw, lines, table
+from moe.planning.topology import GIB, Slice
+from moe.training.config import load_config
+from tests.training.tiny import tiny_mapping
+
+WHERE = Slice("v5e", (2, 2))
+CHIP = WHERE.chip
+
+TEXT = """
+%product (p: bf16[512,512]) -> bf16[512,512] {
+  %p = bf16[512,512]{1,0} parameter(0)
+  ROOT %dot = bf16[512,512]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%add (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  %b = bf16[] parameter(1)
+  ROOT %sum = bf16[] add(%a, %b)
+}
+
+%body (state: (s32[], bf16[512,512])) -> (s32[], bf16[512,512]) {
+  %state = (s32[], bf16[512,512]) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one), backend_config={"window_config":{"estimated_cycles":"0"}}
+  %x = bf16[512,512]{1,0} get-tuple-element(%state), index=1
+  %y = bf16[512,512]{1,0} fusion(%x), calls=%product, backend_config={"window_config":{"estimated_cycles":"1500"}}
+  %summed = bf16[512,512]{1,0} all-reduce(%y), replica_groups={{0,1},{2,3}}, to_apply=%add
+  %sorted = bf16[512,512]{1,0} sort(%summed), dimensions={0}, to_apply=%add
+  ROOT %out = (s32[], bf16[512,512]) tuple(%next, %sorted)
+}
+
+%condition (state.1: (s32[], bf16[512,512])) -> pred[] {
+  %state.1 = (s32[], bf16[512,512]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %limit = s32[] constant(10)
+  ROOT %test = pred[] compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (x.1: bf16[512,512]) -> (s32[], bf16[512,512]) {
+  %x.1 = bf16[512,512]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %first = (s32[], bf16[512,512]) tuple(%zero, %x.1)
+  ROOT %loop = (s32[], bf16[512,512]) while(%first), condition=%condition, body=%body
+}
+"""
+SIZE = 512 * 512 * 2
+
+
+def four_chips():
+  devices = np.empty((2, 2, 1), object)
+  for place in np.ndindex(2, 2):
+    devices[(*place, 0)] = types.SimpleNamespace(coords=[*place, 0])
+  shape = {"data": 2, "expert": 2, "model": 1}
+  return types.SimpleNamespace(devices=devices, size=4, shape=shape, axis_names=tuple(shape))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  mapping = tiny_mapping(tmp_path_factory.mktemp("none") / "corpus")
+  mapping["data"]["batch_size"] = 64
+  return load_config(mapping)
+
+
+@pytest.fixture(scope="module")
+def plan(config):
+  memory = Memory(arguments=3 * GIB, outputs=2 * GIB, aliased=2 * GIB, temporaries=GIB, peak=4 * GIB)
+  return make_plan(config, WHERE, four_chips(), Program(TEXT, memory, 12.0), forward_flops=10**9)
+
+
+def test_estimated_cycles_become_seconds_at_the_chips_clock(plan):
+  assert plan.kinds["matmul"] == plan.estimated == pytest.approx(10 * 1500 / 1.5e9)
+
+
+def test_what_is_not_estimated_counts_at_the_memorys_bandwidth_and_is_told_apart(plan):
+  expected = 10 * 2 * SIZE / CHIP.bandwidth
+  assert plan.kinds["sort"] == pytest.approx(expected)
+  assert plan.not_estimated == {"sort": {"instructions": 1, "bytes": 20 * SIZE, "seconds": pytest.approx(expected)}}
+
+
+def test_collectives_by_kind_and_axes(plan):
+  (entry,) = plan.collectives
+  assert (entry["kind"], entry["axes"], entry["runs"], entry["bytes"]) == ("all-reduce", "expert", 10, 10 * SIZE)
+  assert entry["seconds"] == plan.kinds["collective"] == pytest.approx(10 * SIZE / CHIP.link)
+  assert entry["hidden"] == 0
+
+
+def test_the_step_is_the_sum_and_tokens_follow(plan, config):
+  assert plan.seconds == plan.least == pytest.approx(sum(plan.kinds.values()))
+  assert sum(plan.parts.values()) == pytest.approx(plan.seconds)
+  assert tokens_per_step(config) == plan.tokens == 64 * (16 + 16)
+  assert plan.run_tokens == 12 * plan.tokens
+  assert plan.days(None) == pytest.approx(12 * plan.seconds / 86_400)
+  assert plan.days(1e9) == pytest.approx(1e9 / plan.tokens_per_second / 86_400)
+
+
+def test_flops_and_utilization(plan):
+  assert plan.flops == 10 * 2 * 512**3
+  assert plan.forward_flops_per_token == 10**9 / plan.tokens
+  assert plan.utilization == pytest.approx(3 * 10**9 / 4 / CHIP.flops / plan.seconds)
+
+
+def test_the_page_has_every_number_once(plan):
+  text = "\n".join(lines("tiny", plan, None))
+  for wanted in (
+    "tiny on v5e:2x2, 4 chips: data 2 x expert 2; compiled in 12 s",
+    "4.00 of 15.75 GiB: arguments 3.00, outputs 2.00 (2.00 in their place), temporaries 1.00",
+    "1 sort of 10.5 MB",
+    "all-reduce         along expert: 10 runs, 5.2 MB",
+  ):
+    assert wanted in text
+  assert "unknown" not in text
+
+
+def test_the_table_has_a_row_a_config_and_the_figure_is_drawn(plan, tmp_path):
+  rows = table({"one": plan, "two": plan}, 1e12)
+  assert len(rows) == 4 and "days for 1e+12 tokens" in rows[0]
+  assert {row.count("|") for row in rows} == {rows[0].count("|")}
+  draw({"one": plan, "two": plan}, tmp_path / "figure.png")
+  assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+  ("files", "part"),
+  [
+    (("/x/moe/layers/basic.py", "/x/moe/layers/attention.py", "/x/moe/models/block.py"), "attention"),
+    (("/x/moe/routing/scores.py", "/x/moe/layers/moe.py"), "router"),
+    (("/x/moe/layers/experts.py", "/x/moe/parallel/travel.py", "/x/moe/layers/moe.py"), "experts"),
+    (("/x/moe/parallel/local.py", "/x/moe/layers/moe.py"), "dispatch and combine"),
+    (("/x/optax/_src/transform.py", "/x/moe/training/step.py"), "optimizer"),
+    (("/x/moe/training/step.py",), "vocabulary"),
+    (("/x/moe/layers/norm.py", "/x/moe/models/stack.py", "/x/moe/training/step.py"), "other"),
+    ((), "other"),
+  ],
+)
+def test_parts_of_the_model_are_found_by_source_file(files, part):
+  assert part_of(Cost("a", "add", "other", 0, 0, 0, None, 1, True, files, "")) == part
+
+
+def test_forward_flops_of_a_dense_decoder_in_closed_form():
+  layers, d, f, heads, width, vocab, rows, length = 3, 16, 32, 2, 8, 64, 4, 8
+  config = load_config(
+    {
+      "seed": 0,
+      "model": {
+        **{"architecture": "decoder", "vocab_size": vocab, "d_model": d, "d_ff": f, "num_heads": heads},
+        **{"d_head": width, "decoder_layers": layers, "feed_forward": "geglu", "remat": "full"},
+      },
+      "data": {
+        **{"source": "standard_library", "vocabulary": "bytes", "objective": "causal_lm", "inputs_length": 0},
+        **{"targets_length": length, "batch_size": rows},
+      },
+      "optimizer": {},
+      "train": {"steps": 10},
+    }
+  )
+  tokens = rows * length
+  block = 2 * tokens * (4 * d * heads * width + 3 * d * f) + 2 * 2 * rows * heads * length**2 * width
+  bias = 2 * rows * heads * length**2  # spreading the shared bias over the rows is written as a product
+  found = forward_flops(config)
+  assert found - 2 * tokens * d * vocab - layers * block in (0, layers * bias)
+
+
+def test_arguments_are_counted_without_compiling(tmp_path):
+  mapping = tiny_mapping(tmp_path / "corpus")
+  mapping["optimizer"]["name"] = "adamw"
+  config = load_config(mapping)
+  mesh = make_mesh(config.mesh, jax.devices()[:1])
+  batch = 4 * (3 * 16 + 4 * 16) * 4  # rows, arrays of inputs and of targets, float32 and int32
+  parameters = 4 * count_parameters(config.model, 2.0).total
+  counters = argument_bytes(config, mesh) - batch - 3 * parameters
+  assert 0 < counters <= 4 * 4
+
+
+def test_a_step_too_large_names_what_would_help(config, monkeypatch):
+  monkeypatch.setattr("moe.planning.advice.devices", lambda where: [None] * where.chips)
+  monkeypatch.setattr("moe.planning.advice.make_mesh", lambda config, devices: mesh_of(len(devices)))
+  monkeypatch.setattr("moe.planning.advice.argument_bytes", lambda config, mesh: 100 * GIB // mesh.size)
+  said = why_not(config, WHERE, needed=40 * GIB, arguments=GIB)
+  assert "a step asks for 40.0 of 15.8 GiB a chip, of which parameters, statistics and batch are 1.0" in said
+  assert 'model.remat="full"' in said and "\n" not in said
+  said = why_not(config, WHERE, needed=100 * GIB, arguments=100 * GIB)
+  assert "alone need 100.0 of 15.8 GiB" in said and "mesh.fsdp=True would make these 25.0" in said
+  assert "v5e:2x4 is the smallest larger slice" in said
+
+
+def mesh_of(size):
+  return types.SimpleNamespace(size=size, shape={"data": size, "expert": 1, "model": 1}, axis_names=())

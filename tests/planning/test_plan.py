@@ -1,0 +1,146 @@
+"""The main as a user calls it, and the TPU's own compiler where it is installed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from moe import commands
+from moe.config import ConfigError
+
+needs_compiler = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install -e '.[tpu]'"
+)
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+  config = ConfigDict()
+  config.seed = 0
+  config.model = ConfigDict()
+  config.model.architecture = "decoder"
+  config.model.vocab_size = 256
+  config.model.d_model = 128
+  config.model.d_ff = 256
+  config.model.num_heads = 2
+  config.model.d_head = 64
+  config.model.decoder_layers = 4
+  config.model.num_experts = 4
+  config.model.decoder_router = ConfigDict({"name": "glam", "capacity_factor": 2.0})
+  config.model.dtype = "bfloat16"
+  config.data = ConfigDict()
+  config.data.source = "standard_library"
+  config.data.vocabulary = "bytes"
+  config.data.objective = "causal_lm"
+  config.data.inputs_length = 0
+  config.data.targets_length = 128
+  config.data.batch_size = 16
+  config.optimizer = ConfigDict()
+  config.train = ConfigDict()
+  config.train.steps = 1000
+  config.mesh = ConfigDict({"data": -1, "expert": 2})
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+  path = tmp_path_factory.mktemp("configs") / "tiny.py"
+  path.write_text(CONFIG)
+  return path
+
+
+def run(*arguments):
+  """Exit code, stdout, stderr. XLA's settings for tests would change what the TPU's compiler does."""
+  environment = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+  command = [sys.executable, "-m", "moe.plan", *map(str, arguments)]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+  return done.returncode, done.stdout, done.stderr
+
+
+def test_overrides_belong_to_the_config_before_them(config_file):
+  path = str(config_file)
+  line = ["main", "--config", path, "--out=x", "--config.model.d_ff=64", "--config", path, "--config.mesh.expert=4"]
+  configs, others = commands.split_configs(line)
+  assert others == ["main", "--out=x"]
+  first, second = map(commands.parse_config, configs)
+  assert (first["model"]["d_ff"], first["mesh"]["expert"]) == (64, 2)
+  assert (second["model"]["d_ff"], second["mesh"]["expert"]) == (256, 4)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--config=/nowhere.py"], "no such file"),
+    (["--config=CONFIG", "--config.nothing.there=1"], "unknown field"),
+  ],
+)
+def test_a_config_that_cannot_be_read(config_file, arguments, said):
+  with pytest.raises(ConfigError, match=said):
+    commands.parse_config([argument.replace("CONFIG", str(config_file)) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--topology", "v5e:2x4"], "name at least one config file"),
+    (["--config", "CONFIG", "--topology", "v9:2x4"], "expected a generation of v4, v5e, v5p, v6e"),
+    (["--config", "CONFIG", "--topology", "v5e:2x4", "--out", "CONFIG"], "is there already"),
+  ],
+)
+def test_what_is_wrong_is_one_line(config_file, arguments, said):
+  code, out, error = run(*[str(config_file) if argument == "CONFIG" else argument for argument in arguments])
+  assert (code, out) == (2, "")
+  assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is installed here")
+def test_without_the_compiler_the_line_says_how_to_install_it(config_file):
+  code, _, error = run("--config", config_file, "--topology", "v5e:2x4")
+  assert code == 2 and error.count("\n") == 1 and "pip install -e '.[tpu]'" in error
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    (["--config.mesh.expert=3"], "data x expert x model must be the number of devices, which is 8"),
+    (["--config.data.batch_size=12"], "rows at once must be a multiple"),
+    (["--config.model.d_model=131072", "--config.model.d_ff=131072"], "does not fit on v5e:2x4"),
+  ],
+)
+def test_what_the_slice_cannot_do_is_one_line(config_file, changes, said):
+  code, _, error = run("--config", config_file, *changes, "--topology", "v5e:2x4")
+  assert code == 2 and error.count("\n") == 1 and said in error
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_every_generation_compiles(config_file, tmp_path, topology):
+  out, figure = tmp_path / "plan.json", tmp_path / "plan.png"
+  code, text, error = run("--config", config_file, "--topology", topology, "--out", out, "--figure", figure)
+  assert code == 0, error
+  (plan,) = json.loads(out.read_text())
+  assert plan["fits"] and plan["chips"] == 4 and plan["mesh"] == {"data": 2, "expert": 2, "model": 1}
+  # Forward and backward, nothing computed anew, on four chips; the optimizer has no products to speak of.
+  step = 3 * plan["forward_flops_per_token"] * plan["tokens"] / 4
+  assert plan["flops"] == pytest.approx(step, rel=0.1)
+  assert 0 < plan["estimated"] < plan["seconds"] < 1
+  sent = {(entry["kind"], entry["axes"]) for entry in plan["collectives"]}
+  assert ("all-to-all", "expert") in sent
+  assert "tokens a second" in text and figure.exists()
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_step_too_large_for_the_memory_is_refused_by_the_compiler(config_file):
+  changes = ["--config.data.batch_size=65536", "--config.data.targets_length=1024"]
+  code, _, error = run("--config", config_file, *changes, "--topology", "v5e:2x2")
+  assert code == 2 and error.count("\n") == 1
+  assert "a step asks for" in error and 'model.remat="full"' in error and "train.accumulation=2" in error
