@@ -3,12 +3,17 @@
 The paper's decoder-only models are trained on C4 here instead of GLaM's mixture, which is not public. Batch size and
 learning rate are GLaM's (1M tokens, 0.01), the paper giving none; the vocabulary is T5's of 32,000 pieces, named by
 `--config.data.vocabulary`.
+
+`config.mesh` is for the slices in `SLICES`, which `python -m moe.plan` shows to be enough.
 """
 
 from ml_collections import ConfigDict
 
 # Layers, d_model, d_ff, heads, d_head: table 1 of the paper.
 SIZES = {"0.1b": (12, 768, 3072, 12, 64), "8b": (32, 4096, 16384, 32, 128)}
+
+# What each size is laid out for: the paper's 8B models trained on 512 chips of TPU v4.
+SLICES = {"0.1b": "v5e:8x8", "8b": "v4:8x8x8", "t5": "v5e:8x8"}
 
 
 def language_model(size: str, num_experts: int = 0, router: dict | None = None) -> ConfigDict:
@@ -39,6 +44,9 @@ def language_model(size: str, num_experts: int = 0, router: dict | None = None) 
   config.data.inputs_length = 0
   config.data.targets_length = 1024
   config.data.batch_size = 1024
+  config.mesh = ConfigDict()
+  config.mesh.expert = min(num_experts, 64 if size == "8b" else 16) or 1
+  config.mesh.fsdp = size == "8b"
   return config
 
 
@@ -65,6 +73,7 @@ def encoder_decoder(num_experts: int, encoder_router: dict, decoder_router: dict
   config.data.inputs_length = 512
   config.data.targets_length = 114
   config.data.batch_size = 2048
+  config.mesh = ConfigDict({"expert": 16})
   return config
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import time
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -86,7 +86,7 @@ def compile_step(config: ExperimentConfig, mesh: Mesh) -> Program:
     byte_lengths=np.zeros(config.model.vocab_size, np.int32),
   )
   try:
-    compiled = step.lower(state, _batch(config, mesh)).compile()
+    compiled = cast(jax.stages.Wrapped, step).lower(state, _batch(config, mesh)).compile()
   except jax.errors.JaxRuntimeError as error:
     raise _refusal(error) from None
   found = compiled.memory_analysis()

@@ -31,7 +31,7 @@ ENTRY %main (x: bf16[8,128]) -> (bf16[8,128], (u32[], s4[3])) {
   %x = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
   %five = u32[] constant(5)
   %few = s4[3]{0} constant({1, 2, 3})
-  %made = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%x), kind=kLoop, calls=%fused, metadata={op_name="f" stack_frame_id=2}
+  %made = bf16[8,128]{1,0:T(8,128)S(1)} fusion(%x), kind=kLoop, calls=%fused, metadata={op_name="f" stack_frame_id=2}
   %inner = (u32[], s4[3]{0}) tuple(%five, %few)
   ROOT %out = (bf16[8,128]{1,0}, /*index=1*/(u32[], s4[3]{0})) tuple(%made, /*index=1*/%inner)
 }

@@ -55,11 +55,15 @@ def config_file(tmp_path_factory):
   return path
 
 
+def environment():
+  """Of this process, without a setting of the tests that would change what the TPU's compiler does."""
+  return {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+
+
 def run(*arguments):
-  """Exit code, stdout, stderr. XLA's settings for tests would change what the TPU's compiler does."""
-  environment = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+  """Exit code, stdout, stderr."""
   command = [sys.executable, "-m", "moe.plan", *map(str, arguments)]
-  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+  done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
   return done.returncode, done.stdout, done.stderr
 
 
