@@ -41,7 +41,7 @@ class Memory:
   Attributes:
     arguments: state and batch; outputs: state and metrics, of which `aliased` take the arguments' place.
     temporaries: everything else that lives during a step.
-    peak: the most at any time; the compiler's word, which leaves out what it cannot reuse.
+    peak: the most that is in use at any time, as the compiler counts it.
   """
 
   arguments: int

@@ -1,7 +1,7 @@
 """What every instruction of a compiled program costs, and how often it runs: a flat list.
 
-Only instructions that are launched count: those of the entry computation, of loops and of called computations. What is
-fused into one belongs to it.
+Only instructions that are launched count: those of the entry computation, of loops and of called computations, of all
+branches where there is a choice. What is fused into one belongs to it.
 """
 
 import dataclasses
