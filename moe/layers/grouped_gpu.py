@@ -61,7 +61,9 @@ def _outer(tiles: Tiles, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Ar
   shape = (len(tiles.first), a.shape[1], b.shape[1])
   m, n, step = math.gcd(shape[1], 128), math.gcd(shape[2], 128), _step(_ROWS, a.dtype)
   # In steps of rows rather than in tiles.
-  starts, ends = (t * (len(a) // len(tiles.expert) // step) for t in (tiles.first, jnp.append(tiles.first[1:], tiles.count)))
+  starts, ends = (
+    t * (len(a) // len(tiles.expert) // step) for t in (tiles.first, jnp.append(tiles.first[1:], tiles.count))
+  )
   return pl.pallas_call(
     functools.partial(_outer_kernel, step),
     out_shape=like(a, shape, dtype),

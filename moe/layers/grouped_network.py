@@ -38,9 +38,8 @@ def gradients(
 ) -> tuple[jax.Array, jax.Array, list[jax.Array], jax.Array]:
   """Those of `output` by x (float32 `[R, d]`), weight (float32 `[R]`), ups and down, where `[R, d]` arrives.
 
-  Args:
-    outer: `(a [R, d], b [R, f])` to the sum over an expert's rows of their outer products.
-    The others as in `output`.
+  `product` and the rest are those of `output`; `outer` takes a `[R, d]` and b `[R, f]` to the sum over an expert's rows
+  of their outer products, `[d, f]`, or as many of them as it knows experts.
   """
   hidden, pull_back = jax.vjp(activation, *(product(x, up, False, x.dtype) for up in ups))
   d_hidden = product(gradient, down, False, x.dtype)

@@ -1,7 +1,7 @@
 """Grouped matrix products on TPUs, in Pallas. See `ragged_tiles.Kernels` for what they compute.
 
-`jax.lax.ragged_dot` is a kernel only for the product itself (JAX 0.10.2): the gradient by the matrices is a masked dense
-product over all experts, and the transposed product first copies them all.
+In JAX 0.10.2 `jax.lax.ragged_dot` is a kernel for the product itself only: its gradient by the matrices is a masked
+dense product over all experts, and a transposed product first copies all matrices.
 """
 
 import functools

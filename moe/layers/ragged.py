@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from moe.layers import grouped_gpu, grouped_tpu, ragged_blocks, ragged_tiles
 
@@ -25,8 +24,7 @@ def ragged_feed_forward(
 ) -> jax.Array:
   """`out[rows[i]] += weight[i] * ffn_e(i)(tokens[rows[i]])`; the first `sizes[0]` i belong to expert 0, and so on.
 
-  On a mesh of more than one TPU or GPU it must run inside `jax.shard_map` over all axes of the mesh: its kernels are not
-  divided by the compiler.
+  On several TPUs or GPUs it must run inside `jax.shard_map` over all axes of the mesh: compilers do not divide kernels.
 
   Args:
     activation: of the products with `ups`.
@@ -77,5 +75,9 @@ def _varying_alike(arrays: tuple) -> tuple:
 
   The gradient of one that is the same on every device is then summed over them, and loops may begin with zeros.
   """
-  axes = frozenset().union(*(jax.typeof(a).vma for a in jax.tree.leaves(arrays)))
-  return jax.tree.map(lambda a: jax.lax.pcast(a, tuple(sorted(axes - jax.typeof(a).vma)), to="varying"), arrays)
+
+  def axes(array):
+    return jax.typeof(array).manual_axis_type.varying
+
+  every = frozenset().union(*map(axes, jax.tree.leaves(arrays)))
+  return jax.tree.map(lambda a: jax.lax.pcast(a, tuple(sorted(every - axes(a))), to="varying"), arrays)

@@ -54,9 +54,7 @@ def backward(activation, tokens, rows, weight, sizes, ups, down, gradient):
     return sums, jax.tree.map(lambda d, matrix: d.astype(matrix.dtype), matrices, (ups, down))
 
   start = _zeros((tokens, weight))
-  (d_tokens, d_weight), (d_ups, d_down) = jax.lax.scan(
-    expert, start, (jnp.cumsum(sizes) - sizes, sizes, ups, down)
-  )
+  (d_tokens, d_weight), (d_ups, d_down) = jax.lax.scan(expert, start, (jnp.cumsum(sizes) - sizes, sizes, ups, down))
   return d_tokens.astype(tokens.dtype), d_weight, d_ups, d_down
 
 

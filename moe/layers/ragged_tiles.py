@@ -24,7 +24,7 @@ class Kernels(NamedTuple):
     product: `(tiles, x [T * R, d], w [E, d, f], transposed, dtype)` to `[T * R, f]` of `dtype`: each tile's rows times
       its expert's matrix. Transposed, `[T * R, f]` to `[T * R, d]`.
     outer: `(tiles, a [T * R, d], b [T * R, f], dtype)` to `[E, d, f]`: the sum over each expert's rows of `a^T b`.
-    rows: R, where experts have `2 * R` rows or more in the mean; half as many where they have fewer.
+    rows: R where experts have `8 * R` rows or more in the mean, so that a sixteenth is padding; else half as many.
   """
 
   product: Callable
@@ -102,7 +102,7 @@ def cost(rows: int, matrices: jax.Array | jax.ShapeDtypeStruct) -> pl.CostEstima
 
 def _tiles(kernels, rows, weight, sizes) -> tuple[Tiles, jax.Array, jax.Array]:
   """The tiles, the token of every row of theirs and its weight."""
-  wide = len(rows) >= 2 * kernels.rows * len(sizes)
+  wide = len(rows) >= 8 * kernels.rows * len(sizes)
   tiles = cut(sizes, len(rows), kernels.rows if wide else kernels.rows // 2)
   row = rows.at[tiles.place].get(mode="fill", fill_value=_NOWHERE)
   return tiles, row, weight.at[tiles.place].get(mode="fill", fill_value=0)
