@@ -26,7 +26,7 @@ def takes(assignments: int, matrices: tuple[int, int, int]) -> bool:
 def _product(tiles: Tiles, x: jax.Array, w: jax.Array, transposed: bool, dtype: jnp.dtype) -> jax.Array:
   inner, outer = w.shape[:0:-1] if transposed else w.shape[1:]
   rows, k, n = len(x) // len(tiles.expert), _step(inner, x.dtype), math.gcd(outer, 128)
-  count = tiles.count[None]
+  count = tiles.used[None]
   return pl.pallas_call(
     functools.partial(_product_kernel, transposed, k),
     out_shape=like(x, (len(x), outer), dtype),
@@ -62,7 +62,7 @@ def _outer(tiles: Tiles, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Ar
   m, n, step = math.gcd(shape[1], 128), math.gcd(shape[2], 128), _step(_ROWS, a.dtype)
   # In steps of rows rather than in tiles.
   starts, ends = (
-    t * (len(a) // len(tiles.expert) // step) for t in (tiles.first, jnp.append(tiles.first[1:], tiles.count))
+    t * (len(a) // len(tiles.expert) // step) for t in (tiles.first, jnp.append(tiles.first[1:], tiles.used))
   )
   return pl.pallas_call(
     functools.partial(_outer_kernel, step),

@@ -32,7 +32,7 @@ def _product(tiles: Tiles, x: jax.Array, w: jax.Array, transposed: bool, dtype: 
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
       # Tiles of one expert follow each other, so where k is all of the inner axis its matrix is read once.
-      grid=(outer // n, tiles.count, inner // k),
+      grid=(outer // n, tiles.used, inner // k),
       in_specs=[
         pl.BlockSpec((rows, k), lambda j, t, i, expert: (t, i)),
         pl.BlockSpec((None, n, k) if transposed else (None, k, n), matrix),
@@ -69,7 +69,7 @@ def _outer(tiles: Tiles, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Ar
     out_shape=like(a, (len(tiles.first), d, f), dtype),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
-      grid=(d // m, f // n, tiles.count),
+      grid=(d // m, f // n, tiles.used),
       in_specs=[
         pl.BlockSpec((rows, m), lambda i, j, t, expert: (t, i)),
         pl.BlockSpec((rows, n), lambda i, j, t, expert: (t, j)),

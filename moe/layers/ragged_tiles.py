@@ -38,13 +38,13 @@ class Tiles(NamedTuple):
   Attributes:
     expert: int32 `[T]`, ascending.
     first: int32 `[E]`, each expert's first tile. Every expert has at least one, if only of padding.
-    count: int32 scalar, how many there are.
+    used: int32 scalar, how many there are.
     place: int32 `[T * R]`, where each row stands among the assignments; out of range for padding.
   """
 
   expert: jax.Array
   first: jax.Array
-  count: jax.Array
+  used: jax.Array
   place: jax.Array
 
 

@@ -102,7 +102,7 @@ def test_platforms_with_kernels_use_them_for_all_seven_products(platform, width,
 
 def test_only_the_tiles_that_hold_assignments_are_counted_and_every_expert_has_one():
   def count(*sizes):
-    return int(ragged_tiles.cut(jnp.array(sizes), 4096, 128).count)
+    return int(ragged_tiles.cut(jnp.array(sizes), 4096, 128).used)
 
   assert count(0, 0, 0) == 3
   assert count(1, 0, 128) == 3
@@ -118,7 +118,7 @@ def test_tiles_hold_every_assignment_once_and_beside_its_own_expert_only(sizes):
   np.testing.assert_array_equal(place[held], np.arange(sum(sizes)))
   np.testing.assert_array_equal(expert[held], np.repeat(np.arange(3), sizes))
   assert (np.diff(tiles.expert) >= 0).all()
-  assert held.sum() == held[: int(tiles.count) * 128].sum()
+  assert held.sum() == held[: int(tiles.used) * 128].sum()
   np.testing.assert_array_equal(np.asarray(tiles.expert)[tiles.first], np.arange(3))
 
 
