@@ -45,6 +45,7 @@ class Plan:
     memory: the fields of `Memory` and their `total`; `hbm`: what there is.
     flops: of matrix products in a step; bytes: to and from memory.
     forward_flops_per_token: of the model, empty slots included, whatever is computed anew or on how many devices.
+    forward_is_exact: False if the data decides on some of these, which then count once.
     utilization: share of the chips' peak that goes into three times the forward pass.
     kinds: seconds of a step by kind of instruction; parts: by part of the model.
     estimated: seconds that are the compiler's own.
@@ -66,6 +67,7 @@ class Plan:
   flops: int
   bytes: int
   forward_flops_per_token: float
+  forward_is_exact: bool
   utilization: float
   kinds: dict[str, float]
   parts: dict[str, float]
@@ -96,7 +98,7 @@ class Plan:
     return (tokens or self.run_tokens) / self.tokens_per_second / 86_400
 
 
-def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Program, forward_flops: int) -> Plan:
+def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Program, forward: tuple[int, bool]) -> Plan:
   """Adds up a compiled step.
 
   Args:
@@ -104,14 +106,14 @@ def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Progr
     where: the slice that `mesh` lies on.
     mesh: that `program` was compiled for.
     program: from `compile_step`.
-    forward_flops: of a micro-batch, from `compile.forward_flops`.
+    forward: FLOPs of a micro-batch and whether they are exact, from `compile.forward_flops`.
   """
   found = program_costs(hlo.parse(program.text), mesh.size)
   timed = [(cost, _seconds(cost, mesh, where)) for cost in found.costs if cost.kind != "prefetch"]
   total = sum(time for _, time in timed)
   sent = _collectives(timed, mesh)
   tokens = tokens_per_step(config)
-  per_token = forward_flops * config.train.accumulation / tokens
+  per_token = forward[0] * config.train.accumulation / tokens
   return Plan(
     slice=where.name,
     chips=mesh.size,
@@ -121,6 +123,7 @@ def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Progr
     flops=sum(cost.runs * cost.flops for cost in found.costs),
     bytes=sum(cost.runs * cost.bytes for cost in found.costs),
     forward_flops_per_token=per_token,
+    forward_is_exact=forward[1],
     utilization=3 * per_token * tokens / mesh.size / where.chip.flops / total,
     kinds={kind: 0.0 for kind in KINDS} | _sums((cost.kind, time) for cost, time in timed),
     parts=_sums((part_of(cost), time) for cost, time in timed),

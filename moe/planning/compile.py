@@ -110,11 +110,13 @@ def argument_bytes(config: ExperimentConfig, mesh: Mesh) -> int:
   return sum(map(share, jax.tree.leaves((state, _batch(config, mesh)))))
 
 
-def forward_flops(config: ExperimentConfig) -> int:
+def forward_flops(config: ExperimentConfig) -> tuple[int, bool]:
   """FLOPs of all matrix products of one forward pass over a micro-batch, on any number of devices together.
 
-  With slots, empty ones count: they are computed. Products whose number depends on the data (dropless routing) count
-  once, so less than what is computed.
+  With slots, empty ones count: they are computed.
+
+  Returns:
+    The number, and whether it is all of them: a loop whose trips the data decides (dropless routing) counts once.
   """
   mesh = Mesh(np.asarray(jax.devices("cpu")[:1]).reshape(1, 1, 1), ("data", "expert", "model"))
   graph, params, router_state = abstract_model(lambda rngs: make_model(config.model, rngs), mesh)
@@ -124,8 +126,8 @@ def forward_flops(config: ExperimentConfig) -> int:
 
   batch = _batch(config, mesh, config.data.batch_size // config.train.accumulation)
   lowered = jax.jit(forward).trace(params, router_state, batch, keys(0)[1]).lower(lowering_platforms=("tpu",))
-  costs = program_costs(hlo.parse(lowered.as_text("hlo")), devices=1).costs
-  return sum(cost.runs * cost.flops for cost in costs)
+  found = program_costs(hlo.parse(lowered.as_text("hlo")), devices=1)
+  return sum(cost.runs * cost.flops for cost in found.costs), found.unknown_loops == 0
 
 
 def _state(config: ExperimentConfig, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState, Any]:

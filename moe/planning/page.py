@@ -18,14 +18,14 @@ def lines(name: str, plan: Plan, tokens: float | None) -> list[str]:
   """
   axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
   memory = {field: size / GIB for field, size in plan.memory.items()}
-  activated = plan.forward_flops_per_token / 1e9
+  activated, least = plan.forward_flops_per_token / 1e9, "" if plan.forward_is_exact else "at least "
   return [
     f"{name} on {plan.slice}, {plan.chips} chips: {axes}; compiled in {plan.compile:.0f} s",
     f"  memory of a chip   {memory['total']:.2f} of {plan.hbm / GIB:.2f} GiB: arguments {memory['arguments']:.2f},"
     f" outputs {memory['outputs']:.2f} ({memory['aliased']:.2f} in their place),"
     f" temporaries {memory['temporaries']:.2f}; peak {memory['peak']:.2f}",
     f"  work of a chip     {plan.flops / 1e12:.2f} TFLOP in products, {plan.bytes / 1e9:.1f} GB to and from memory",
-    f"  activated          {activated:.3f} GFLOP a token forward, {3 * activated:.3f} with the backward pass",
+    f"  activated          {least}{activated:.3f} GFLOP a token forward, {3 * activated:.3f} with the backward pass",
     f"  time of a step     {_time(plan.seconds)}, {_time(plan.least)} with every asynchronous collective hidden;"
     f" {plan.utilization:.1%} of the peak goes into activated FLOPs",
     f"  by kind            {_shares(plan.kinds, plan.seconds)}",
@@ -56,7 +56,7 @@ def table(plans: dict[str, Plan], tokens: float | None) -> list[str]:
         f"{plan.seconds * 1e3:.0f}",
         *(f"{plan.kinds[kind] / plan.seconds:.0%}".rstrip("%") for kind in KINDS),
         f"{plan.moe_share:.0%}".rstrip("%"),
-        f"{plan.forward_flops_per_token / 1e9:.2f}",
+        f"{'' if plan.forward_is_exact else '> '}{plan.forward_flops_per_token / 1e9:.2f}",
         f"{plan.tokens_per_second:,.0f}",
         f"{plan.days(tokens):.1f}",
       ]
