@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from moe.config import ConfigError
+from moe.config import ConfigError, require
 
 
 def define_config(*, required: bool) -> flags.FlagHolder:
@@ -61,13 +62,42 @@ def run(main: Callable[[], None]) -> None:
   app.run(call, flags_parser=_parse)
 
 
-def start_distributed(wanted: bool) -> None:
-  """Joins the run's other hosts, if asked to or if the environment of a TPU slice names several. Call it first."""
-  hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-  if wanted or "," in hosts:
-    import jax
+def define_hosts() -> Callable[[], None]:
+  """The flags of a run over several processes; gives the function that joins them. Call it before anything of JAX.
 
-    jax.distributed.initialize()
+  That function raises ConfigError for flags that do not go together, and JoinError.
+  """
+  cluster = flags.DEFINE_bool("distributed", False, "Join the processes that the cluster names (Slurm, Open MPI, GKE).")
+  address = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens for the others.")
+  count = flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
+  index = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
+  within = flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes must have come.", lower_bound=1)
+  silent = flags.DEFINE_integer(
+    "lost_after", 60, "Seconds without a sign of life after which a process is lost and all stop.", lower_bound=5
+  )
+
+  def join() -> None:
+    place = {"--coordinator": address.value, "--processes": count.value, "--process": index.value}
+    _check_place(place, cluster.value)
+    slice_hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if cluster.value or address.value or "," in slice_hosts:
+      from moe.parallel import hosts
+
+      hosts.join(*place.values(), within=within.value, lost_after=silent.value)
+
+  return join
+
+
+def _check_place(place: dict[str, Any], cluster: bool) -> None:
+  missing = [flag for flag, value in place.items() if value is None]
+  if len(missing) == len(place):
+    return
+  require(not cluster, "--distributed", True, f"the cluster names the processes; leave out {', '.join(place)}")
+  if missing:
+    raise ConfigError(missing[0], None, f"{', '.join(place)} must be given together")
+  address, count, index = place.values()
+  require(re.fullmatch(r".+:\d+", address) is not None, "--coordinator", address, "must be HOST:PORT")
+  require(index < count, "--process", index, f"must be below --processes = {count}")
 
 
 def _silence_orbax() -> None:
@@ -103,16 +133,23 @@ def _config_error(error: Exception) -> str:
 @contextlib.contextmanager
 def _report_errors() -> Iterator[None]:
   from moe.data.errors import DataError
+  from moe.parallel import hosts
   from moe.training.checkpoint import CheckpointError
   from moe.training.loop import TrainingStopped
   from moe.training.workdir import WorkdirError
 
   try:
     yield
-  except (ConfigError, DataError, WorkdirError) as error:
+    hosts.leave()
+  except (ConfigError, DataError, WorkdirError, hosts.JoinError) as error:
+    hosts.fail(error, str(error), 2)
     _fail(2, str(error))
   except (CheckpointError, TrainingStopped) as error:
+    hosts.fail(error, str(error), 1)
     _fail(1, str(error))
+  except BaseException as error:
+    hosts.fail(error)
+    raise
 
 
 def _fail(code: int, message: str) -> None:
