@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -63,41 +62,32 @@ def run(main: Callable[[], None]) -> None:
 
 
 def define_hosts() -> Callable[[], None]:
-  """The flags of a run over several processes; gives the function that joins them. Call it before anything of JAX.
+  """The flags of a run over several processes; gives the function that joins them. Call that before anything of JAX.
 
-  That function raises ConfigError for flags that do not go together, and JoinError.
+  It raises ConfigError where the flags do not go together, and JoinError.
   """
   cluster = flags.DEFINE_bool("distributed", False, "Join the processes that the cluster names (Slurm, Open MPI, GKE).")
-  address = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens for the others.")
-  count = flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
-  index = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
-  within = flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes must have come.", lower_bound=1)
-  silent = flags.DEFINE_integer(
-    "lost_after", 60, "Seconds without a sign of life after which a process is lost and all stop.", lower_bound=5
-  )
+  place = [
+    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens for the others."),
+    flags.DEFINE_integer("processes", None, "How many processes there are."),
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0."),
+  ]
+  within = flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes have to come.", lower_bound=1)
+  lost = flags.DEFINE_integer("lost_after", 60, "Seconds of silence after which a process is lost.", lower_bound=5)
 
   def join() -> None:
-    place = {"--coordinator": address.value, "--processes": count.value, "--process": index.value}
-    _check_place(place, cluster.value)
-    slice_hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    if cluster.value or address.value or "," in slice_hosts:
-      from moe.parallel import hosts
+    given = {f"--{flag.name}": flag.value for flag in place if flag.value is not None}
+    on_slice = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if not (given or cluster.value or on_slice):
+      return
+    from moe.parallel import hosts
 
-      hosts.join(*place.values(), within=within.value, lost_after=silent.value)
+    if given:
+      together = "give all of --coordinator, --processes and --process, and not --distributed"
+      require(len(given) == len(place) and not cluster.value, *next(iter(given.items())), together)
+    hosts.join(hosts.Place(*given.values()) if given else None, within=within.value, lost_after=lost.value)
 
   return join
-
-
-def _check_place(place: dict[str, Any], cluster: bool) -> None:
-  missing = [flag for flag, value in place.items() if value is None]
-  if len(missing) == len(place):
-    return
-  require(not cluster, "--distributed", True, f"the cluster names the processes; leave out {', '.join(place)}")
-  if missing:
-    raise ConfigError(missing[0], None, f"{', '.join(place)} must be given together")
-  address, count, index = place.values()
-  require(re.fullmatch(r".+:\d+", address) is not None, "--coordinator", address, "must be HOST:PORT")
-  require(index < count, "--process", index, f"must be below --processes = {count}")
 
 
 def _silence_orbax() -> None:

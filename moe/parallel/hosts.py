@@ -1,12 +1,13 @@
 """One run over several processes: how they find each other, and that none goes on or waits for ever without the others.
 
-JAX aborts every process that loses another one, with a stack trace of C++, or lets it wait. Here each has a thread that
-gives signs of life through the key-value store of JAX's coordinator (process 0) and listens there for a reason to end;
-process 0 looks who is silent. Whoever learns of a reason says it in one line and ends its process.
+JAX aborts a process that loses another one, with a stack trace of C++, or lets it wait. Here each process has a thread
+that gives signs of life through the key-value store of JAX's coordinator (process 0) and listens there for a reason to
+end; process 0 looks who is silent. Whoever learns of a reason says it in one line and ends its process.
 """
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import re
 import signal
@@ -17,15 +18,18 @@ import time
 import traceback
 
 import jax
-from jax._src import distributed  # the only way to the coordinator's key-value store
+from jax._src import distributed  # there is no other way to the coordinator's key-value store
+
+from moe.config import require
 
 _LIFE, _REASON, _END = "moe/life", "moe/reason", "moe/end"
 # A process is lost after this many looks that find no new sign of life.
 _LOOKS = 10
-# How long the coordinator stays for others to hear the reason, in seconds.
+# Seconds in which the coordinator stays for others to hear the reason.
 _GRACE = 3
 _DAY_IN_MS = 86_400_000
-_LOST = re.compile("gloo|nccl|unavailable|deadline_exceeded|aborted|cancelled", re.IGNORECASE)
+# What collectives and the coordinator's client say when the other side is gone.
+_MAY_BE_A_LOSS = re.compile("gloo|nccl|unavailable|deadline_exceeded|aborted|cancelled", re.IGNORECASE)
 _AGAIN = "start the same command on every host again: it goes on from the newest checkpoint"
 
 
@@ -33,73 +37,93 @@ class JoinError(RuntimeError):
   """The run's processes could not be joined."""
 
 
-def join(address: str | None, processes: int | None, index: int | None, *, within: int, lost_after: int) -> None:
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a process stands among those of its run.
+
+  Attributes:
+    coordinator: HOST:PORT where process 0 listens for the others.
+    processes: how many there are.
+    process: which of them this is, from 0.
+  """
+
+  coordinator: str
+  processes: int
+  process: int
+
+  def __post_init__(self):
+    host, _, port = self.coordinator.rpartition(":")
+    require(bool(host) and port.isdecimal(), "coordinator", self.coordinator, "must be HOST:PORT")
+    require(self.processes >= 1, "processes", self.processes, "must be at least 1")
+    wanted = f"must be from 0 to {self.processes - 1}, as there are {self.processes} processes"
+    require(0 <= self.process < self.processes, "process", self.process, wanted)
+
+
+def join(place: Place | None, *, within: int, lost_after: int) -> None:
   """Waits until all processes of the run have come. Call it before anything else of JAX.
 
   Args:
-    address: HOST:PORT of process 0, where it listens and the others come to; None for what the cluster says.
-    processes: how many there are; likewise.
-    index: which of them this is; likewise.
-    within: seconds after which one line is printed and the process ends with exit code 2.
-    lost_after: seconds without a sign of life after which another process is given up, and this one ends with it.
+    place: None for what the cluster says (Slurm, Open MPI, Cloud TPU, GKE).
+    within: seconds after which one line says who is missing, and the process ends with exit code 2.
+    lost_after: seconds without a sign of life after which a process counts as lost, and all others end.
 
   Raises:
-    JoinError: nothing says which processes there are, or process 0 cannot listen at its address.
+    JoinError: no cluster says which processes there are, or process 0 cannot listen at its address.
   """
+  global _watch
   _end_aborts_with_a_word()
   timer = threading.Timer(within, _give_up_joining, [within])
   timer.daemon = True
   timer.start()
   try:
-    # JAX's own limits only step in where ours fail: it would abort.
     jax.distributed.initialize(
-      address, processes, index, initialization_timeout=within + 60, heartbeat_timeout_seconds=2 * lost_after + 30
+      place and place.coordinator,
+      place and place.processes,
+      place and place.process,
+      # JAX aborts at its own limits, so they come after ours.
+      initialization_timeout=within + 60,
+      heartbeat_timeout_seconds=2 * lost_after + 30,
     )
   except (RuntimeError, ValueError) as error:
     raise JoinError(_why_not_joined(error)) from None
   finally:
     timer.cancel()
-  global _watch
   _watch = _Watch(lost_after)
 
 
 def leave() -> None:
-  """Waits for the others to come to the end too."""
+  """At a good end: waits for all processes to come to it."""
   if _watch is not None:
     _watch.leave()
 
 
 def fail(error: BaseException, line: str | None = None, code: int = 1) -> None:
-  """Ends this process and all others because of an error, which is printed; alone it does nothing.
+  """At a bad end: prints the error, tells the others, and ends this process. Does nothing where there are no others.
 
   Args:
-    error: what was raised. If it may come from the loss of another process, that is given time to become known, and
+    error: what was raised. If it can come from the loss of another process, that has time to become known, and is
       told instead.
     line: what a person has to know of it; None prints a traceback.
-    code: this process's exit code; the others' is 1.
+    code: exit code of this process; the others' is 1.
   """
   if _watch is None:
     return
-  if line is None and _LOST.search(str(error)):
+  if line is None and _MAY_BE_A_LOSS.search(str(error)):
     _watch.wait_for_reason()
-  report = f"error: {line}\n" if line is not None else "".join(traceback.format_exception(error))
-  first = (line or f"{type(error).__name__}: {error}").strip().splitlines()[0]
+  report = f"error: {line}\n" if line else "".join(traceback.format_exception(error))
+  first = (line or f"{type(error).__name__}: {error}").splitlines()[0]
   _watch.end(report, code, f"{_watch.name} stopped: {first}")
 
 
 class _Watch:
-  """The thread that listens for a reason to end."""
+  """The thread that gives signs of life and listens, and the way out of this process."""
 
   def __init__(self, lost_after: int):
     state = distributed.global_state
-    self._client, self._index, self._count, self._address = (
-      state.client,
-      state.process_id,
-      state.num_processes,
-      state.coordinator_address,
-    )
-    self.name = self._name(self._index, socket.gethostname())
+    self._client, self._address = state.client, state.coordinator_address
+    self._index, self._count = state.process_id, state.num_processes
     self._lost_after = lost_after
+    self.name = self._name(self._index, socket.gethostname())
     self._seen = {index: ("", 0) for index in range(self._count)}
     self._left, self._ending = threading.Event(), threading.Lock()
     threading.Thread(target=self._listen, name="moe-hosts", daemon=True).start()
@@ -110,19 +134,21 @@ class _Watch:
     jax.distributed.shutdown()
 
   def wait_for_reason(self) -> None:
-    """Long enough for a lost process to be noticed, which ends this one."""
+    """Long enough for a loss to be noticed, which ends this process."""
     time.sleep(1.5 * self._lost_after)
 
   def end(self, report: str, code: int, reason: str) -> None:
-    """Tells the others and ends this process; only the first thread that comes here gets to."""
-    self._ending.acquire()
-    self._tell(reason)
+    """Prints the report, tells the others the reason, and ends this process."""
+    self._ending.acquire()  # for good: a second thread that comes here has nothing to add
+    # An error says that they know a reason already, or cannot be reached.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      self._client.key_value_set(_REASON, reason)
     sys.stdout.flush()
     sys.stderr.write(report)
     sys.stderr.flush()
     if self._index == 0:
       time.sleep(_GRACE)
-    # Without JAX's own farewell, which waits for those that are lost.
+    # Not by JAX's farewell, which waits for those that are lost.
     os._exit(code)
 
   def _listen(self) -> None:
@@ -143,10 +169,10 @@ class _Watch:
     except jax.errors.JaxRuntimeError as error:
       if f"timed out with key: {_REASON}" in str(error):
         return None
-      return f"the coordinator, process 0 of {self._count} at {self._address}, is gone; {_AGAIN}"
+      return f"process 0 of {self._count}, the coordinator at {self._address}, is gone; {_AGAIN}"
 
   def _lost(self) -> str | None:
-    """Counts how often each was found silent. Looks, not seconds: this process may itself have been held up."""
+    """Who was found silent too often. Looks are counted, not seconds: this process may have been held up itself."""
     found = dict(self._client.key_value_dir_get(_LIFE))
     for index, (life, silent) in self._seen.items():
       new = found.get(f"{_LIFE}/{index}", "")
@@ -155,11 +181,6 @@ class _Watch:
         name = self._name(index, life.partition(" ")[2])
         return f"{name} gave no sign of life for {self._lost_after} s; {_AGAIN}"
     return None
-
-  def _tell(self, reason: str) -> None:
-    # An error says that they know a reason already, or cannot be reached.
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      self._client.key_value_set(_REASON, reason)
 
   def _name(self, index: int, host: str) -> str:
     return f"process {index} of {self._count}" + (f" on {host}" if host else "")
@@ -172,11 +193,12 @@ def _give_up_joining(within: int) -> None:
   """Says what is missing, and ends the process."""
   state = distributed.global_state
   address = state.coordinator_address
-  missing = f"not all {state.num_processes} processes came to the coordinator at {address}"
   if address is None:
     missing = "the cluster did not say which processes there are"
   elif problem := _unreachable(address):
-    missing = f"the coordinator, process 0 of {state.num_processes} at {address}, cannot be reached ({problem})"
+    missing = f"process 0 of {state.num_processes}, the coordinator at {address}, cannot be reached ({problem})"
+  else:
+    missing = f"not all {state.num_processes} processes came to the coordinator at {address}"
   sys.stderr.write(f"error: {missing}; given up after {within} s\n")
   sys.stderr.flush()
   os._exit(2)
@@ -194,17 +216,17 @@ def _unreachable(address: str) -> str | None:
 
 def _why_not_joined(error: Exception) -> str:
   address = distributed.global_state.coordinator_address
+  if isinstance(error, ValueError):
+    return "no cluster says which processes there are; give --coordinator, --processes and --process"
   if "RPC server" in str(error):
     return f"process 0 cannot listen at {address}: the port is taken or not allowed"
-  if address is None:
-    return "found no cluster that says which processes there are; give --coordinator, --processes and --process"
-  return f"cannot join the run at {address}: {str(error).splitlines()[0]}"
+  return f"cannot join the run: {str(error).splitlines()[0]}"
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _last_word(number: int) -> None:
-  """The handler of SIGABRT: JAX aborts us when the coordinator is gone, and Python's handlers would come too late."""
-  line = f"error: aborted for the reason above; most likely process 0 of the run, the coordinator, is gone; {_AGAIN}\n"
+  """The handler of SIGABRT. Python's own would run too late: JAX aborts at once when the coordinator is gone."""
+  line = f"error: aborted for the reason above; most likely process 0, the coordinator, is gone; {_AGAIN}\n"
   os.write(2, line.encode())
   os._exit(1)
 
