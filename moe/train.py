@@ -1,8 +1,11 @@
 """Trains a model: `python -m moe.train --config configs/quickstart.py --workdir runs/quickstart`.
 
 Every field of the config can be overridden: `--config.train.steps=100`. The same command goes on with a run that was
-stopped.
+stopped. One that SIGTERM or Ctrl-C stopped ends with exit code 143, after it has saved.
 """
+
+import signal
+import sys
 
 from absl import flags
 
@@ -27,7 +30,9 @@ def main() -> None:
 
   config = load_config(commands.read_config(_CONFIG))
   summary = train(config, _WORKDIR.value)
-  if summary.finished and jax.process_index() == 0:
+  if not summary.finished:
+    sys.exit(128 + signal.SIGTERM)  # 0 would tell a cluster that the work is done
+  if jax.process_index() == 0:
     summarize(config, summary)
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from moe.config import require
+import numpy as np
+
 from moe.data.config import Architecture, DataConfig
 from moe.data.errors import DataError
 from moe.data.objectives import make_objective
@@ -20,10 +21,14 @@ class Pipeline:
   Use as a context manager, or `close()`, so that its threads end.
   """
 
-  def __init__(self, rules: StreamRules, reader: BlockReader, streams: range, rows: int, depth: int):
+  def __init__(self, rules: StreamRules, reader: BlockReader, rows: np.ndarray, rows_each: int, depth: int):
     self.shape = rules.shape
-    self._rules, self._reader, self._streams, self._rows, self._depth = rules, reader, streams, rows, depth
-    self._places = {index: Place() for index in streams}
+    self._rules, self._reader, self._rows_each, self._depth = rules, reader, rows_each, depth
+    self._streams = np.unique(rows // rows_each).tolist()
+    # Where the wanted rows stand among those of the streams read.
+    read = np.concatenate([np.arange(rows_each) + index * rows_each for index in self._streams])
+    self._wanted = np.searchsorted(read, rows)
+    self._places = {index: Place() for index in self._streams}
     self._executor: ThreadPoolExecutor | None = None
     self._batches: Prefetcher | None = None
 
@@ -66,6 +71,10 @@ class Pipeline:
     self.close()
     self._places = {index: Place(*position["streams"][str(index)]) for index in self._streams}
 
+  def padding(self) -> Batch:
+    """A batch that holds nothing."""
+    return self.shape.empty(len(self._wanted))
+
   def close(self) -> None:
     """Ends the threads; the position stays, and iterating again goes on from it."""
     if self._batches is not None:
@@ -77,17 +86,18 @@ class Pipeline:
   def _make_batches(self, places: dict[int, Place]) -> Iterator[tuple[Batch, dict[int, Place]]]:
     streams = [RowStream(self._rules, self._reader, i, self._executor, place) for i, place in places.items()]
     while True:
-      batch = self.shape.empty(self._rows * len(streams))
+      batch = self.shape.empty(self._rows_each * len(streams))
       taken = 0
       for number, stream in enumerate(streams):
-        for i in range(self._rows):
+        for i in range(self._rows_each):
           row = stream.take()
           if row is None:
             break
-          self.shape.fill(batch, number * self._rows + i, row)
+          self.shape.fill(batch, number * self._rows_each + i, row)
           taken += 1
       if not taken:
         return
+      batch = {name: array[self._wanted] for name, array in batch.items()}
       yield batch, {index: stream.place for index, stream in zip(places, streams)}
 
 
@@ -97,22 +107,20 @@ def make_pipeline(
   split: str,
   *,
   training: bool,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: np.ndarray | None = None,
 ) -> Pipeline:
   """The pipeline of one split.
 
   split: "train", "validation", or for a task any other of its splits.
   training: endless, and shuffled if the config says so; else one pass in a fixed order, whose last batches have empty
     rows where a stream has ended. On several hosts a pass may then end sooner on one: it goes on with
-    `shape.empty` until all have ended.
-  process_index, process_count: this host gives its share of the global batch's rows, in the order of hosts.
+    `Pipeline.padding` until all have ended.
+  rows: numbers of the batch's rows that this host wants, ascending; all of them by default. Every row is the same
+    whoever reads it; only the streams that the wanted ones come from are read.
 
   Raises:
     ConfigError, DataError: whatever is wrong with the config or the data, as far as it shows before reading all.
   """
-  wanted = f"must be a multiple of the {process_count} hosts, each of which reads its own"
-  require(config.streams % process_count == 0, "streams", config.streams, wanted)
   vocabulary = make_vocabulary(config)
   source = make_source(config, split, vocabulary)
   rules = StreamRules(
@@ -124,8 +132,8 @@ def make_pipeline(
     endless=training,
     shuffled=training and config.shuffle,
   )
-  share = config.streams // process_count
-  streams = range(process_index * share, (process_index + 1) * share)
+  rows = np.arange(config.batch_size) if rows is None else rows
+  rows_each = config.batch_size // config.streams
   # One block in use and one read ahead, for every stream that reads its own.
-  kept = 3 + (2 * share if source.num_shards >= config.streams else 0)
-  return Pipeline(rules, BlockReader(source, kept), streams, config.batch_size // config.streams, config.prefetch)
+  kept = 3 + (2 * len(np.unique(rows // rows_each)) if source.num_shards >= config.streams else 0)
+  return Pipeline(rules, BlockReader(source, kept), rows, rows_each, config.prefetch)

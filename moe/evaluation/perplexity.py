@@ -4,8 +4,7 @@ import dataclasses
 
 from moe.data import DataConfig
 from moe.evaluation.restore import Trained, check_vocabulary
-from moe.parallel.mesh import check_rows, make_mesh
-from moe.training.feed import byte_lengths, open_pipeline, open_vocabulary, padding
+from moe.training.feed import byte_lengths, open_pipeline, open_vocabulary
 from moe.training.metrics import Record
 from moe.training.step import make_eval_step
 from moe.training.validation import evaluate_batches
@@ -29,11 +28,13 @@ def evaluate(trained: Trained, data: DataConfig, split: str, batches: int = 0) -
   config = dataclasses.replace(trained.config, data=data)
   vocabulary = open_vocabulary(config)
   check_vocabulary(trained, vocabulary)
-  mesh, accumulation = make_mesh(), config.train.accumulation
-  check_rows(mesh, data.batch_size // accumulation, "data.batch_size")
+  config.check_mesh(trained.mesh)
   step = make_eval_step(
-    trained.graph, byte_lengths(vocabulary, config.model.vocab_size), accumulation=accumulation, mesh=mesh
+    trained.graph,
+    byte_lengths(vocabulary, config.model.vocab_size),
+    accumulation=config.train.accumulation,
+    mesh=trained.mesh,
   )
-  with open_pipeline(config, split, training=False) as pipeline:
-    empty = padding(config, pipeline)
-    return evaluate_batches(step, trained.params, trained.router_state, pipeline, empty, mesh, batches)
+  with open_pipeline(config, split, trained.mesh, training=False) as pipeline:
+    empty = pipeline.padding()
+    return evaluate_batches(step, trained.params, trained.router_state, pipeline, empty, trained.mesh, batches)

@@ -4,16 +4,16 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from moe.config import ConfigError, require
 from moe.data import Vocabulary
 from moe.models import make_model
-from moe.parallel.mesh import make_mesh, replicated
+from moe.parallel.mesh import MeshConfig, make_mesh
 from moe.training.checkpoint import CheckpointError, Checkpoints
 from moe.training.config import ExperimentConfig
-from moe.training.state import merge, split
+from moe.training.state import abstract_model, merge
 from moe.training.workdir import Workdir
 
 
@@ -23,7 +23,8 @@ class Trained:
 
   Attributes:
     config: the run's; step: the checkpoint's; graph, params, router_state: the model (`moe.training.state`);
-    vocabulary: name, size and fingerprint of the one it was trained with.
+    vocabulary: name, size and fingerprint of the one it was trained with;
+    mesh: where the arrays lie.
   """
 
   config: ExperimentConfig
@@ -32,6 +33,7 @@ class Trained:
   params: dict[str, Any]
   router_state: dict[str, Any]
   vocabulary: dict[str, Any]
+  mesh: Mesh
 
   @property
   def model(self) -> nnx.Module:
@@ -39,16 +41,17 @@ class Trained:
     return merge(self.graph, self.params, self.router_state)
 
 
-def restore(workdir: str | pathlib.Path, step: str = "best") -> Trained:
+def restore(workdir: str | pathlib.Path, step: str = "best", mesh: MeshConfig = MeshConfig()) -> Trained:
   """Reads a checkpoint's parameters; nothing in the workdir is changed.
 
   Args:
     workdir: of a run.
     step: a number, `latest`, or `best`: the lowest validation loss, or the latest where none was validated.
+    mesh: of the devices here; it need not be the one of training.
 
   Raises:
     WorkdirError: there is no run.
-    ConfigError: `step` is none of these.
+    ConfigError: `step` is none of these, or the mesh does not fit the devices or the model.
     CheckpointError: there is no such checkpoint, or it is damaged.
   """
   place = Workdir(workdir)
@@ -56,15 +59,15 @@ def restore(workdir: str | pathlib.Path, step: str = "best") -> Trained:
   if not place.checkpoints.exists():
     raise CheckpointError(f"{place.root} has no checkpoint yet")
   checkpoints = Checkpoints(place.checkpoints, read_only=True)
+  devices = make_mesh(mesh)
+  config.model.check_mesh(devices)
   try:
     number = _number(checkpoints, step)
-    graph, params, router_state = split(nnx.eval_shape(lambda: make_model(config.model, nnx.Rngs(0))))
-    whole = replicated(make_mesh())
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), (params, router_state))
+    graph, *shapes = abstract_model(lambda rngs: make_model(config.model, rngs), devices, fsdp=mesh.fsdp)
     params, router_state, about = checkpoints.restore_model(number, *shapes)
   finally:
     checkpoints.close()
-  return Trained(config, number, graph, params, router_state, about["vocabulary"])
+  return Trained(config, number, graph, params, router_state, about["vocabulary"], devices)
 
 
 def kept_steps(workdir: str | pathlib.Path) -> list[int]:

@@ -40,10 +40,10 @@ class Attention(nnx.Module):
   def __init__(self, d_model: int, num_heads: int, d_head: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
     self.num_heads, self.d_head, self.dtype = num_heads, d_head, dtype
     inner = num_heads * d_head
-    self.query = normal(rngs, (d_model, inner), (d_model * d_head) ** -0.5)
-    self.key = normal(rngs, (d_model, inner), d_model**-0.5)
-    self.value = normal(rngs, (d_model, inner), d_model**-0.5)
-    self.out = normal(rngs, (inner, d_model), inner**-0.5)
+    self.query = normal(rngs, (d_model, inner), (d_model * d_head) ** -0.5, ("embed", "heads"))
+    self.key = normal(rngs, (d_model, inner), d_model**-0.5, ("embed", "heads"))
+    self.value = normal(rngs, (d_model, inner), d_model**-0.5, ("embed", "heads"))
+    self.out = normal(rngs, (inner, d_model), inner**-0.5, ("heads", "embed"))
 
   def __call__(
     self,

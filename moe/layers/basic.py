@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe.parallel.sharding import Axes
 
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
-  """A float32 parameter drawn from a normal distribution of the given standard deviation."""
-  return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: Axes = ()) -> nnx.Param:
+  """A float32 parameter drawn from a normal distribution of the given standard deviation, its axes named for a mesh."""
+  return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
 
 
 def matmul(x: jax.Array, weight: nnx.Param, dtype: jnp.dtype) -> jax.Array:

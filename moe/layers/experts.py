@@ -2,13 +2,22 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moe.layers.activations import ACTIVATIONS, GATED, Form
+from moe.layers.basic import normal
 from moe.layers.ragged import ragged_feed_forward
+
+
+class Weights(NamedTuple):
+  """One or two `[E, d, f]` before the activation, and `[E, d, f]` after it, used transposed."""
+
+  ups: list[jax.Array]
+  down: jax.Array
 
 
 class Experts(nnx.Module):
@@ -23,26 +32,29 @@ class Experts(nnx.Module):
   def __init__(self, num_experts: int, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, *, rngs: nnx.Rngs):
     self.activation, self.dtype = ACTIVATIONS[form], dtype
 
-    def weights(fan_in: int) -> nnx.Param:
-      return nnx.Param(rngs.params.normal((num_experts, d_model, d_ff), jnp.float32) * fan_in**-0.5)
+    def parameter(fan_in: int) -> nnx.Param:
+      shape = (num_experts, d_model, d_ff)
+      return normal(rngs, shape, fan_in**-0.5, ("expert", "embed", "ff"))
 
-    self.up = weights(d_model)
-    self.gate = weights(d_model) if form in GATED else None
-    self.down = weights(d_ff)
+    self.up = parameter(d_model)
+    self.gate = parameter(d_model) if form in GATED else None
+    self.down = parameter(d_ff)
 
-  def slots(self, inputs: jax.Array) -> jax.Array:
-    """Expert e on its own rows: `[E, R, d]` to `[E, R, d]`."""
-    x = inputs.astype(self.dtype)
-    before = [jnp.einsum("erd,edf->erf", x, w) for w in self._ups()]
-    return _activate_and_project(self.activation, before, self.down[...].astype(self.dtype))
+  def weights(self) -> Weights:
+    """What `slots` and `ragged` need of the parameters, in the dtype of computation."""
+    ups = [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]
+    return Weights(ups, self.down[...].astype(self.dtype))
 
-  def ragged(self, tokens: jax.Array, rows: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:
+  def slots(self, weights: Weights, inputs: jax.Array) -> jax.Array:
+    """Expert e on its own rows: `[E, R, d]` to `[E, R, d]`; of all experts or the share that `weights` holds."""
+    before = [jnp.einsum("erd,edf->erf", inputs, up) for up in weights.ups]
+    return _activate_and_project(self.activation, before, weights.down)
+
+  def ragged(
+    self, weights: Weights, tokens: jax.Array, rows: jax.Array, weight: jax.Array, sizes: jax.Array
+  ) -> jax.Array:
     """`[N, d]` to `[N, d]`: the weighted sum over the assignments of each token, which are sorted by expert."""
-    down = self.down[...].astype(self.dtype)
-    return ragged_feed_forward(self.activation, tokens.astype(self.dtype), rows, weight, sizes, self._ups(), down)
-
-  def _ups(self) -> list[jax.Array]:
-    return [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]
+    return ragged_feed_forward(self.activation, tokens, rows, weight, sizes, weights.ups, weights.down)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

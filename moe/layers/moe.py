@@ -9,18 +9,8 @@ from flax import nnx
 from moe.layers.activations import Form
 from moe.layers.experts import Experts
 from moe.layers.feed_forward import FeedForward
-from moe.parallel import local
-from moe.routing import (
-  Policy,
-  RaggedRouting,
-  RouterConfig,
-  RouterInput,
-  RouterOutput,
-  Routing,
-  Site,
-  SlotRouting,
-  SoftRouting,
-)
+from moe.parallel.travel import through_experts
+from moe.routing import Groups, Policy, RouterConfig, RouterInput, RouterOutput, Routing, Site
 
 
 @jax.tree_util.register_dataclass
@@ -105,7 +95,7 @@ class MoE(nnx.Module):
 
     inputs = RouterInput(groups.cut(x), groups.cut(segments) > 0, cut(ids), cut(positions), key)
     output = self.router(inputs, training=training)
-    y = groups.join(self._travel(inputs.tokens, output.routing), batch, length)
+    y = self._travel(x, groups, output.routing)
     policy = output.policy and dataclasses.replace(
       output.policy,
       log_prob=groups.join(output.policy.log_prob, batch, length),
@@ -131,22 +121,13 @@ class MoE(nnx.Module):
 
     mask = jnp.ones((1, x.shape[0]), bool)
     output, state = self.router.decode(RouterInput(one_group(x), mask, one_group(ids), one_group(positions)), state)
-    return self._with_shared(self._travel(one_group(x), output.routing).reshape(x.shape), x), state
+    return self._with_shared(self._travel(x, Groups(x.shape[0]), output.routing), x), state
 
   def _with_shared(self, y: jax.Array, x: jax.Array) -> jax.Array:
     return y if self.shared is None else y + self.shared(x)
 
-  def _travel(self, tokens: jax.Array, routing: Routing) -> jax.Array:
-    """`[G, n, d]` to the experts and back."""
-    n = tokens.shape[1]
-    match routing:
-      case SlotRouting():
-        return local.combine_slots(self.experts.slots(local.dispatch_slots(tokens, routing)), routing, n)
-      case RaggedRouting():
-        rows, weight, sizes = local.rows_in_order(routing, n)
-        return self.experts.ragged(tokens.reshape(-1, tokens.shape[-1]), rows, weight, sizes).reshape(tokens.shape)
-      case SoftRouting():
-        return local.combine_soft(self.experts.slots(local.dispatch_soft(tokens, routing)), routing)
+  def _travel(self, x: jax.Array, groups: Groups, routing: Routing) -> jax.Array:
+    return through_experts(x.astype(self.experts.dtype), groups, routing, self.experts, self.experts.weights())
 
 
 def _report(output: RouterOutput, policy: Policy | None) -> LayerOutput:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from moe.config import require
 from moe.layers.activations import Form
@@ -94,6 +95,15 @@ class ModelConfig:
   def evaluates_on_future(self) -> bool:
     """Whether they do so in evaluation: then the model cannot decode."""
     return self.decoder_router is not None and not self.decoder_router.is_causal(training=False)
+
+  def check_mesh(self, mesh: Mesh) -> None:
+    """Raises `ConfigError` unless what the mesh divides can be divided evenly."""
+    experts = ("num_experts",)
+    widths = ("num_heads", "vocab_size", "d_ff", "expert_d_ff")
+    for axis, names in {"expert": experts, "model": widths}.items():
+      for name in names:
+        value, size = getattr(self, name), mesh.shape[axis]
+        require(value % size == 0, f"config.model.{name}", value, f"must be a multiple of the mesh's {axis} = {size}")
 
   def _check_encoder(self):
     if self.architecture == "decoder":

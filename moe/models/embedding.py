@@ -6,6 +6,7 @@ from flax import nnx
 
 from moe.layers.basic import normal
 from moe.models.config import ModelConfig
+from moe.parallel.mesh import keep_rows
 
 
 class TokenEmbedding(nnx.Module):
@@ -17,8 +18,8 @@ class TokenEmbedding(nnx.Module):
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     vocab, d = config.vocab_size, config.d_model
     self.dtype, self.scale = config.compute_dtype, d**-0.5
-    self.table = normal(rngs, (vocab, d), 1.0)
-    self.head = None if config.tie_embeddings else normal(rngs, (d, vocab), d**-0.5)
+    self.table = normal(rngs, (vocab, d), 1.0, ("vocab", "embed"))
+    self.head = None if config.tie_embeddings else normal(rngs, (d, vocab), d**-0.5, ("embed", "vocab"))
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """int32 `[...]` to `[..., d]` in the compute dtype."""
@@ -29,4 +30,4 @@ class TokenEmbedding(nnx.Module):
     kernel = self.table[...].T if self.head is None else self.head[...]
     rows = x.reshape(-1, x.shape[-1]) * (self.scale if self.head is None else 1.0)
     logits = jnp.matmul(rows.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
-    return logits.reshape(*x.shape[:-1], -1)
+    return keep_rows(logits.reshape(*x.shape[:-1], -1), "model")

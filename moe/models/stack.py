@@ -15,6 +15,7 @@ from moe.layers.basic import dropout, split
 from moe.layers.norm import RMSNorm
 from moe.models.block import Block, BlockOutput, Cache, Context, relative_bias
 from moe.models.config import ModelConfig
+from moe.parallel.mesh import keep_rows
 
 _REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -81,7 +82,7 @@ class Stack(nnx.Module):
     def unit(x, variables):
       params, rest, key = variables
       module = nnx.merge(graph, params, rest)
-      output = module(x, context, training=training, key=key)
+      output = module(keep_rows(x), context, training=training, key=key)
       report = output.auxiliary_loss, output.metrics, output.routing, output.policy
       return output.x, (*report, nnx.state(module, nnx.Not(nnx.Param)))
 

@@ -68,7 +68,10 @@ def spread(points: jax.Array, mask: jax.Array, count: int, key: jax.Array) -> ja
 
   def pick(nearest, key):
     odds = jnp.where(jnp.isinf(nearest), 1.0, jnp.maximum(nearest, smallest))
-    point = points[jax.random.categorical(key, jnp.where(mask, jnp.log(odds), -jnp.inf))]
+    index = jax.random.categorical(key, jnp.where(mask, jnp.log(odds), -jnp.inf))
+    # A product, not points[index]: where points lie on several devices that would gather them all.
+    one = (jnp.arange(len(points)) == index).astype(points.dtype)
+    point = jnp.matmul(one, points, precision=jax.lax.Precision.HIGHEST)
     return jnp.minimum(nearest, squared_distances(points, point[None])[:, 0]), point
 
   return jax.lax.scan(pick, jnp.full(len(points), jnp.inf), jax.random.split(key, count))[1]

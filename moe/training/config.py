@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moe.config import ConfigError, build, require
 from moe.data.config import DataConfig
 from moe.models.config import ModelConfig
+from moe.parallel.mesh import MeshConfig, check_rows
 from moe.routing import RouterConfig
 from moe.training.optimizer import OptimizerConfig
 
@@ -48,13 +50,14 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-  """Everything that determines a run."""
+  """Everything that determines a run; `mesh` only where it is computed."""
 
   seed: int
   model: ModelConfig
   data: DataConfig
   optimizer: OptimizerConfig
   train: TrainConfig
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
   def __post_init__(self):
     require(self.seed >= 0, "seed", self.seed, "must not be negative")
@@ -68,6 +71,13 @@ class ExperimentConfig:
       length += self.data.inputs_length
     self._check_routing("encoder_router", self.model.encoder_router, rows, self.data.inputs_length)
     self._check_routing("decoder_router", self.model.decoder_router, rows, length)
+
+  def check_mesh(self, mesh: Mesh) -> None:
+    """Raises `ConfigError` unless the model and its batches can be divided over the mesh."""
+    self.model.check_mesh(mesh)
+    check_rows(
+      mesh, self.data.batch_size // self.train.accumulation, "config.data.batch_size / config.train.accumulation"
+    )
 
   def _check_routing(self, field: str, router: RouterConfig | None, rows: int, length: int) -> None:
     """Whether the router can cut a micro-batch into its groups, and a group among the experts."""

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from moe.config import require
 from moe.data import Pipeline, Vocabulary, make_pipeline, make_vocabulary
+from moe.parallel.mesh import local_rows
 from moe.training.config import ExperimentConfig
 
 
@@ -35,8 +37,8 @@ def byte_lengths(vocabulary: Vocabulary, vocab_size: int) -> np.ndarray:
   return np.pad(lengths, (0, vocab_size - len(lengths)))
 
 
-def open_pipeline(config: ExperimentConfig, split: str, *, training: bool) -> Pipeline:
-  """The share of a split that this host reads.
+def open_pipeline(config: ExperimentConfig, split: str, mesh: Mesh | None = None, *, training: bool) -> Pipeline:
+  """A split's batches: of each the rows that this host's devices of the mesh hold, or without one the whole.
 
   Raises:
     ConfigError, DataError: what is wrong with the config or the data.
@@ -46,14 +48,8 @@ def open_pipeline(config: ExperimentConfig, split: str, *, training: bool) -> Pi
     config.model.architecture,
     split,
     training=training,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=None if mesh is None else local_rows(mesh, config.data.batch_size),
   )
-
-
-def padding(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, np.ndarray]:
-  """A batch that holds nothing: the rows of this host."""
-  return pipeline.shape.empty(config.data.batch_size // jax.process_count())
 
 
 def whole_position(pipeline: Pipeline) -> dict[str, Any]:

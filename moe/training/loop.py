@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 
 from moe.data import DataError, Pipeline
 from moe.models import make_model
-from moe.parallel.mesh import check_rows, make_mesh, put_batch, replicated
+from moe.parallel.mesh import make_mesh, put_batch
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, Restored
 from moe.training.config import ExperimentConfig, as_mapping
-from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary, padding, whole_position
+from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary, whole_position
 from moe.training.metrics import MetricsWriter, Record, flatten_layers, read_metrics
 from moe.training.optimizer import make_optimizer, make_schedule
 from moe.training.progress import Clock, Progress
@@ -77,12 +77,12 @@ def train(config: ExperimentConfig, workdir: str | pathlib.Path) -> Summary:
   """
   place = Workdir(workdir)
   place.check(config)
-  mesh = make_mesh()
-  check_rows(mesh, config.data.batch_size // config.train.accumulation, "data.batch_size")
+  mesh = make_mesh(config.mesh)
+  config.check_mesh(mesh)
   vocabulary = open_vocabulary(config)
   with (
-    open_pipeline(config, config.data.train_split, training=True) as pipeline,
-    open_pipeline(config, config.data.validation_split, training=False) as validation,
+    open_pipeline(config, config.data.train_split, mesh, training=True) as pipeline,
+    open_pipeline(config, config.data.validation_split, mesh, training=False) as validation,
   ):
     _require_examples(validation, config.data.validation_split)
     if not place.config.exists():
@@ -145,25 +145,25 @@ class _Run:
     options = {
       "accumulation": config.train.accumulation,
       "byte_lengths": byte_lengths(self.vocabulary, config.model.vocab_size),
-      "mesh": self.mesh,
     }
     train_step = make_train_step(
       graph,
+      self.state,
       optimizer,
       make_schedule(config.optimizer, config.train.steps),
       keys(config.seed)[1],
       logits_z_loss=config.train.logits_z_loss,
       **options,
     )
-    return train_step, make_eval_step(graph, **options)
+    return train_step, make_eval_step(graph, mesh=self.mesh, **options)
 
   def _start(self, make: Callable[[nnx.Rngs], nnx.Module], optimizer):
-    sharding = replicated(self.mesh)
-    graph, abstract = abstract_state(make, optimizer, sharding)
+    fsdp = self.config.mesh.fsdp
+    graph, abstract = abstract_state(make, optimizer, self.mesh, fsdp=fsdp)
     restored = self.checkpoints.restore(abstract, lambda line: print(line, flush=True))
     if restored is None:
       stored = stored_router_state(self.config.model, self.vocabulary.fingerprint)
-      return make_state(make, optimizer, self.config.seed, sharding, stored)
+      return make_state(make, optimizer, self.config.seed, self.mesh, stored, fsdp=fsdp)
     self._check_vocabulary(restored)
     self.validated = restored.loss is not None
     self.pipeline.restore(restored.position)
@@ -257,7 +257,7 @@ class _Run:
       self.state.params,
       self.state.router_state,
       self.validation,
-      padding(self.config, self.validation),
+      self.validation.padding(),
       self.mesh,
       self.config.train.eval_batches,
     )
@@ -300,7 +300,8 @@ class _Run:
 
 def _introduction(state: TrainState, mesh: Mesh) -> str:
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  devices = "1 device" if mesh.size == 1 else f"{mesh.size} devices"
+  axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+  devices = "1 device" if mesh.size == 1 else f"{mesh.size} devices, {axes}"
   return f"{parameters:,} parameters on {devices} ({mesh.devices.flat[0].device_kind}); the first step is compiled"
 
 

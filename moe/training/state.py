@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from moe.config import ConfigError, require
 from moe.models import ModelConfig
+from moe.parallel.mesh import replicated
+from moe.parallel.sharding import shard_parameters, shard_statistics
 from moe.routing import RouterConfig, Site
 
 # Arrays of routers' states, by stack ("encoder", "decoder") and name.
@@ -51,8 +54,10 @@ def make_state(
   make_model: Callable[[nnx.Rngs], nnx.Module],
   optimizer: optax.GradientTransformation,
   seed: int,
-  sharding: Any,
+  mesh: Mesh,
   stored: Stored,
+  *,
+  fsdp: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
   """The structure of a model and its state at step 0, in one compiled call.
 
@@ -60,16 +65,17 @@ def make_state(
     make_model: from its random streams.
     optimizer: whose statistics to begin.
     seed: of the parameters.
-    sharding: of all arrays.
+    mesh: over which its arrays are divided, the same numbers on any.
     stored: from `stored_router_state`.
+    fsdp: see `MeshConfig`.
   """
-  graph, _, _ = split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
+  graph, abstract = abstract_state(make_model, optimizer, mesh, fsdp=fsdp)
 
   def init(key):
     _, params, router_state = split(make_model(nnx.Rngs(key)))
     return TrainState(jnp.zeros((), jnp.int32), params, _filled(router_state, stored), optimizer.init(params))
 
-  return graph, jax.jit(init, out_shardings=sharding)(keys(seed)[0])
+  return graph, jax.jit(init, out_shardings=shardings_of(abstract))(keys(seed)[0])
 
 
 def stored_router_state(config: ModelConfig, vocabulary: str) -> Stored:
@@ -117,13 +123,40 @@ def _filled(router_state: dict[str, Any], stored: Stored) -> dict[str, Any]:
 
 
 def abstract_state(
-  make_model: Callable[[nnx.Rngs], nnx.Module], optimizer: optax.GradientTransformation, sharding: Any
+  make_model: Callable[[nnx.Rngs], nnx.Module],
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  fsdp: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
-  """The same, shapes only: nothing is computed or allocated."""
-  graph, params, router_state = split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
-  step = jax.ShapeDtypeStruct((), jnp.int32)
-  state = TrainState(step, params, router_state, jax.eval_shape(optimizer.init, params))
-  return graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
+  """The same, shapes, dtypes and shardings only: nothing is computed or allocated."""
+  graph, params, router_state = abstract_model(make_model, mesh, fsdp=fsdp)
+  opt_state = jax.eval_shape(optimizer.init, params)
+  opt_state = _placed(opt_state, shard_statistics(opt_state, params, mesh))
+  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+  return graph, TrainState(step, params, router_state, opt_state)
+
+
+def abstract_model(
+  make_model: Callable[[nnx.Rngs], nnx.Module], mesh: Mesh, *, fsdp: bool = False
+) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+  """A model's structure, and the shapes, dtypes and shardings of what `split` gives beside it."""
+  graph, params, others = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))), nnx.Param, ...)
+  placed = _placed(nnx.to_pure_dict(params), shard_parameters(params, mesh, fsdp))
+  others = nnx.to_pure_dict(others)
+  return graph, placed, _placed(others, jax.tree.map(lambda _: replicated(mesh), others))
+
+
+def shardings_of(tree: Any) -> Any:
+  """The sharding of every array, or shape with one."""
+  return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+  def place(leaf, sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(place, shapes, shardings)
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:

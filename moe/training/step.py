@@ -12,9 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe.models import ModelOutput
-from moe.parallel.mesh import replicated, rows
+from moe.parallel.mesh import replicated, tracing_for
 from moe.routing.policy import policy_loss
-from moe.training.state import TrainState, merge, split
+from moe.training.state import TrainState, merge, shardings_of, split
 
 Batch = dict[str, jax.Array]
 
@@ -78,6 +78,7 @@ def bits_per_byte(nll: jax.typing.ArrayLike, text_bytes: jax.typing.ArrayLike) -
 
 def make_train_step(
   graph: nnx.GraphDef,
+  state: TrainState,
   optimizer: optax.GradientTransformation,
   schedule: Callable[[jax.Array], jax.Array],
   key: jax.Array,
@@ -85,9 +86,10 @@ def make_train_step(
   accumulation: int,
   logits_z_loss: float,
   byte_lengths: jax.typing.ArrayLike,
-  mesh: Mesh,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
   """The compiled step: `(state, batch) -> (state, metrics)`. It consumes the state it is given.
+
+  `state`, or its shapes, only says where arrays lie; batches come from `put_batch` on the same mesh.
 
   The metrics are device arrays: `loss`, the cross-entropy alone in nats per weighted target token; `logits_z_loss` and
   `auxiliary_loss`, as weighted in the objective; `bits_per_byte`; `accuracy`; `gradient_norm`, before clipping;
@@ -107,6 +109,7 @@ def make_train_step(
     return value, (report, split(model)[2])
 
   gradient = jax.grad(objective, has_aux=True)
+  mesh = state.step.sharding.mesh
 
   def accumulate(state, batch, step_key, total_weight):
     """Gradients and summed reports of the whole batch, and the routers' state after it."""
@@ -135,7 +138,8 @@ def make_train_step(
     # The whole batch's weight divides every micro-batch's sum: a mean of means would favour tokens of short ones.
     total_weight = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
     step_key = jax.random.fold_in(key, state.step)
-    router_state, (grads, report) = accumulate(state, batch, step_key, total_weight)
+    with tracing_for(mesh):
+      router_state, (grads, report) = accumulate(state, batch, step_key, total_weight)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     sums = report["sums"]
@@ -153,8 +157,7 @@ def make_train_step(
     }
     return TrainState(state.step + 1, params, router_state, opt_state), metrics
 
-  whole = replicated(mesh)
-  return jax.jit(step, donate_argnums=0, in_shardings=(whole, rows(mesh)), out_shardings=whole)
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
 
 
 def make_eval_step(
@@ -171,12 +174,12 @@ def make_eval_step(
       output = merge(graph, params, router_state)(micro, training=False, key=None)
       return token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths), output.metrics
 
-    sums, layers = jax.lax.map(one, micro_batches(batch, accumulation))
+    with tracing_for(mesh):
+      sums, layers = jax.lax.map(one, micro_batches(batch, accumulation))
     add, mean = functools.partial(jnp.sum, axis=0), functools.partial(jnp.mean, axis=0)
     return jax.tree.map(add, sums) | {"layers": jax.tree.map(mean, layers)}
 
-  whole = replicated(mesh)
-  return jax.jit(step, in_shardings=(whole, whole, rows(mesh)), out_shardings=whole)
+  return jax.jit(step, out_shardings=replicated(mesh))
 
 
 def micro_batches(batch: Batch, count: int) -> Batch:

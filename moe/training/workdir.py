@@ -6,7 +6,7 @@ import pathlib
 from moe.config import ConfigError
 from moe.training.config import ExperimentConfig, as_mapping, differences, load_config
 
-# Fields that change what is written and when, but no number of the run.
+# Fields that change what is written and when, but no number of the run; as does the section mesh.
 _FREE = ("log_every", "eval_every", "eval_batches", "checkpoint_every", "keep", "compilation_cache")
 # Schedules that do not look at the run's length: such a run may be made longer.
 _ENDLESS = ("constant", "constant_rsqrt")
@@ -76,7 +76,7 @@ class Workdir:
     if config.optimizer.schedule in _ENDLESS:
       free.append("config.train.steps")
     found = differences(as_mapping(self.load_config()), as_mapping(config))
-    found = {field: values for field, values in found.items() if field not in free}
+    found = {f: values for f, values in found.items() if f not in free and not f.startswith("config.mesh.")}
     if found:
       listed = "; ".join(f"{field} was {old!r}, is {new!r}" for field, (old, new) in found.items())
       raise WorkdirError(f"{self.root} holds another config's run: {listed}. Choose another --workdir")

@@ -64,9 +64,3 @@ def test_an_objective_that_cannot_be_served_is_refused(changes, architecture, fi
   with pytest.raises(ConfigError) as error:
     make_pipeline(config, architecture, "train", training=True)
   assert error.value.field == field
-
-
-def test_hosts_must_divide_the_streams():
-  config = make_config(source="standard_library", streams=2)
-  with pytest.raises(ConfigError, match=r"streams = 2: must be a multiple of the 4 hosts"):
-    make_pipeline(config, "decoder", "train", training=True, process_count=4)

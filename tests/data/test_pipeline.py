@@ -129,18 +129,25 @@ def test_epochs_are_shuffled_differently(config):
 def test_the_global_batch_is_the_same_on_any_number_of_hosts(config, hosts):
   config = replace(config, batch_size=8, streams=4)
   alone = take(start(config), 12)
-  parts = [take(start(config, process_index=i, process_count=hosts), 12) for i in range(hosts)]
+  parts = [take(start(config, rows=rows), 12) for rows in np.split(np.arange(8), hosts)]
   for number, batch in enumerate(alone):
     joined = {name: np.concatenate([part[number][name] for part in parts]) for name in batch}
     assert_same_batches(joined, batch)
+
+
+def test_a_host_may_want_rows_that_lie_apart_and_parts_of_streams(config):
+  config = replace(config, batch_size=8, streams=4)  # two rows each
+  rows = np.array([1, 2, 6, 7])
+  for batch, part in zip(take(start(config), 12), take(start(config, rows=rows), 12)):
+    assert_same_batches(part, {name: array[rows] for name, array in batch.items()})
 
 
 def test_positions_of_several_hosts_join_to_one_that_a_single_host_restores(config):
   config = replace(config, batch_size=8, streams=4)
   expected = take(start(config), 8)
   positions = []
-  for index in range(2):
-    with start(config, process_index=index, process_count=2) as host:
+  for rows in np.split(np.arange(8), 2):
+    with start(config, rows=rows) as host:
       for _ in range(5):
         next(host)
       positions.append(host.position)

@@ -112,13 +112,13 @@ def being_written(checkpoints):
   return [int(path.name.split(".")[0]) for path in checkpoints.glob("*.orbax-checkpoint-tmp*")]
 
 
-def test_sigterm_saves_and_ends_well(whole, start, config_file, tmp_path):
+def test_sigterm_saves_and_does_not_pretend_to_have_finished(whole, start, config_file, tmp_path):
   command = ("train", f"--config={config_file}", f"--workdir={tmp_path}")
   process = start(*command)
   wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and (tmp_path / "metrics.jsonl").stat().st_size, process)
   process.terminate()
   code, _, error = finish(process)
-  assert code == 0 and "and saved; the same command goes on from there" in error.splitlines()[-1]
+  assert code == 143 and "and saved; the same command goes on from there" in error.splitlines()[-1]
   assert finish(start(*command))[0] == 0
   assert losses(tmp_path) == losses(whole[0])
 

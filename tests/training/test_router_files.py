@@ -14,7 +14,7 @@ from moe.config import ConfigError
 from moe.data import make_source, make_vocabulary
 from moe.evaluation.restore import restore
 from moe.models import make_model
-from moe.parallel.mesh import make_mesh, replicated
+from moe.parallel.mesh import make_mesh
 from moe.routing.hash_tables import HashTable
 from moe.routing.hashing import hash_buckets
 from moe.training.checkpoint import Checkpoints
@@ -50,8 +50,8 @@ def config(corpus, steps=1, **model):
 
 def first_state(settings):
   """What a run begins with."""
-  sharding, stored = replicated(make_mesh()), stored_router_state(settings.model, "")
-  return make_state(lambda rngs: make_model(settings.model, rngs), optax.identity(), 0, sharding, stored)[1]
+  stored = stored_router_state(settings.model, "")
+  return make_state(lambda rngs: make_model(settings.model, rngs), optax.identity(), 0, make_mesh(), stored)[1]
 
 
 @pytest.fixture(scope="module")
