@@ -131,6 +131,9 @@ def _report_errors() -> Iterator[None]:
   try:
     yield
     hosts.leave()
+  except SystemExit:
+    hosts.leave()  # all were asked to stop
+    raise
   except (ConfigError, DataError, WorkdirError, hosts.JoinError) as error:
     hosts.fail(error, str(error), 2)
     _fail(2, str(error))

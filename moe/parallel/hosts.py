@@ -77,9 +77,9 @@ def join(place: Place | None, *, within: int, lost_after: int) -> None:
   timer.start()
   try:
     jax.distributed.initialize(
-      place and place.coordinator,
-      place and place.processes,
-      place and place.process,
+      place.coordinator if place else None,
+      place.processes if place else None,
+      place.process if place else None,
       # JAX aborts at its own limits, so they come after ours.
       initialization_timeout=within + 60,
       heartbeat_timeout_seconds=2 * lost_after + 30,
