@@ -8,6 +8,7 @@ end; process 0 looks who is silent. Whoever learns of a reason says it in one li
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import os
 import re
 import signal
@@ -71,6 +72,7 @@ def join(place: Place | None, *, within: int, lost_after: int) -> None:
     JoinError: no cluster says which processes there are, or process 0 cannot listen at its address.
   """
   global _watch
+  _own_stderr()
   _end_aborts_with_a_word()
   timer = threading.Timer(within, _give_up_joining, [within])
   timer.daemon = True
@@ -144,8 +146,8 @@ class _Watch:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._client.key_value_set(_REASON, reason)
     sys.stdout.flush()
-    sys.stderr.write(report)
     sys.stderr.flush()
+    _say(report)
     if self._index == 0:
       time.sleep(_GRACE)
     # Not by JAX's farewell, which waits for those that are lost.
@@ -189,6 +191,16 @@ class _Watch:
 _watch: _Watch | None = None
 
 
+@functools.cache
+def _own_stderr() -> int:
+  """A descriptor that stays what it is: the usual one is turned off while TensorFlow is imported."""
+  return os.dup(2)
+
+
+def _say(text: str) -> None:
+  os.write(_own_stderr(), text.encode())
+
+
 def _give_up_joining(within: int) -> None:
   """Says what is missing, and ends the process."""
   state = distributed.global_state
@@ -199,8 +211,7 @@ def _give_up_joining(within: int) -> None:
     missing = f"process 0 of {state.num_processes}, the coordinator at {address}, cannot be reached ({problem})"
   else:
     missing = f"not all {state.num_processes} processes came to the coordinator at {address}"
-  sys.stderr.write(f"error: {missing}; given up after {within} s\n")
-  sys.stderr.flush()
+  _say(f"error: {missing}; given up after {within} s\n")
   os._exit(2)
 
 
@@ -227,7 +238,7 @@ def _why_not_joined(error: Exception) -> str:
 def _last_word(number: int) -> None:
   """The handler of SIGABRT. Python's own would run too late: JAX aborts at once when the coordinator is gone."""
   line = f"error: aborted for the reason above; most likely process 0, the coordinator, is gone; {_AGAIN}\n"
-  os.write(2, line.encode())
+  _say(line)
   os._exit(1)
 
 
