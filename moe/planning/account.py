@@ -1,9 +1,9 @@
 """The plan of one config on one slice: what its compiled step needs, where the time goes, what that buys.
 
 Time is the compiler's own estimate of every instruction (cycles, at the chip's clock). Where it has none, an
-instruction counts as the bytes it touches at the memory's bandwidth, and a collective as the model of
-`moe.planning.collectives`; both are reported apart. Instructions are added up as if nothing overlapped; copies between
-memories, which do, are left out of the sum.
+instruction counts as the bytes it touches at the memory's bandwidth, or its products at the peak, and a collective as
+the model of `moe.planning.collectives`; both are reported apart. Instructions are added up as if nothing overlapped;
+copies between memories, which do, are left out of the sum.
 """
 
 import collections

@@ -122,11 +122,12 @@ def _costs(
       yield Cost(part.name, part.opcode, "collective", 0, size, size, None, **common, collective=collective)
   if sent and cycles is None:
     return
+  flops = sum(product_flops(part, place) for part, place in parts)
   yield Cost(
     instruction.name,
     instruction.opcode,
-    _kind(instruction, [part for part, _ in parts]),
-    sum(product_flops(part, place) for part, place in parts),
+    _kind(instruction, [part for part, _ in parts], flops),
+    flops,
     traffic(module, instruction, computation),
     traffic(module, instruction, computation, anywhere),
     cycles,
@@ -158,11 +159,11 @@ def _cycles(instruction: Instruction) -> int | None:
   return int(found[1]) if found else None
 
 
-def _kind(instruction: Instruction, parts: list[Instruction]) -> str:
+def _kind(instruction: Instruction, parts: list[Instruction], flops: int) -> str:
   opcodes = {part.opcode for part in parts}
   if instruction.opcode in ("copy-start", "slice-start"):
     return "prefetch"
-  if opcodes & {"dot", "convolution"}:
+  if flops:
     return "matmul"
   if "sort" in opcodes:
     return "sort"

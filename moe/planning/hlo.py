@@ -143,17 +143,21 @@ def parse(text: str) -> Module:
   computations: dict[str, Computation] = {}
   entry = None
   current: dict[str, Instruction] | None = None
+  last: Instruction
   for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
     header = _HEADER.match(line)
     if header and not line.startswith("HloModule"):
       current = {}
       computations[header[2]] = Computation(header[2], current)
       entry = computations[header[2]] if header[1] else entry
-    elif line.startswith("}"):
+    elif line == "}" or line.startswith("}, execution_thread"):
       current = None
     elif current is not None and (start := _LINE.match(line)):
-      instruction = _instruction(start[2], line[start.end() :], bool(start[1]))
-      current[instruction.name] = instruction
+      last = _instruction(start[2], line[start.end() :], bool(start[1]))
+      current[last.name] = last
+    elif current:
+      # A kernel's settings may be written over several lines.
+      current[last.name] = last = dataclasses.replace(last, attributes=last.attributes + line)
   if entry is None:
     raise ValueError("the text holds no HLO program: it has no ENTRY computation")
   return Module(computations, entry, _frames(text))

@@ -107,7 +107,7 @@ def _sent(entry: dict) -> str:
 def _missing(kind: str, entry: dict[str, float]) -> str:
   return (
     f"{entry['instructions']} {kind} of {entry['bytes'] / 1e6:,.1f} MB, counted as {_time(entry['seconds'])}"
-    " at the memory's bandwidth"
+    " at the memory's bandwidth or the peak"
   )
 
 

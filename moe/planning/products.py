@@ -9,7 +9,10 @@ from moe.planning.hlo import Computation, Instruction
 
 
 def product_flops(instruction: Instruction, computation: Computation) -> int:
-  """FLOPs of a `dot` or a `convolution`; 0 of anything else."""
+  """FLOPs of a `dot` or a `convolution`, and those that a kernel (Pallas) says it has; 0 of anything else."""
+  if instruction.opcode == "custom-call":
+    said = re.search(r'"cost_estimate":\s*\{[^}]*"flops":\s*"?(\d+)', instruction.attributes)
+    return int(said[1]) if said else 0
   if instruction.opcode not in ("dot", "convolution"):
     return 0
   left, right = (computation.instructions[name].shapes[0].dims for name in instruction.operands[:2])

@@ -130,6 +130,7 @@ ENTRY %main (x: bf16[4,8], y: f32[64], z: f32[16,16]) -> f32[16,16] {
   %meanwhile = f32[16,16]{1,0} fusion(%x, %z), calls=%goes_on, backend_config={"estimated_cycles":"700"}
   %shared = f32[8]{0} fusion(%y), kind=kCustom, calls=%scattered
   %sorted = f32[64]{0:S(1)} sort(%y), dimensions={0}, to_apply=%add
+  %kernel = bf16[4,8]{1,0} custom-call(%x), backend_config={"cost_estimate":{"flops":"4096"}}
   %ahead = (f32[64]{0:S(1)}, f32[64]{0}, u32[]{:S(2)}) copy-start(%y)
   %there = f32[64]{0:S(1)} copy-done(%ahead)
   ROOT %loop = f32[16,16]{1,0} while(%meanwhile), condition=%condition, body=%body
@@ -167,6 +168,11 @@ def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter(tpu):
 def test_what_has_no_estimate_is_still_there(tpu):
   sort = named(tpu, "sorted")
   assert (sort.kind, sort.cycles, sort.touched, sort.bytes) == ("sort", None, 512, 256)
+
+
+def test_a_kernel_has_the_flops_that_it_says(tpu):
+  kernel = named(tpu, "kernel")
+  assert (kernel.kind, kernel.flops, kernel.cycles) == ("matmul", 4096, None)
 
 
 def test_a_copy_to_memory_on_the_chip_reads_main_memory_once(tpu):

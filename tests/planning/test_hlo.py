@@ -73,6 +73,21 @@ def test_called_computations_attributes_and_users(module):
   assert module.entry.users["x"] == [(made, 0)]
 
 
+def test_settings_over_several_lines_belong_to_their_instruction():
+  text = """
+ENTRY main {
+  x = f32[8] parameter(0)
+  k = f32[8] custom-call(x), backend_config={"cost_estimate": {
+"flops":12
+}, "more": 1}}
+  ROOT y = f32[8] negate(k)
+}
+"""
+  entry = hlo.parse(text).entry
+  assert list(entry.instructions) == ["x", "k", "y"] and entry.root.operands == ("k",)
+  assert '"flops":12}, "more": 1' in entry.instructions["k"].attributes
+
+
 def test_source_files_are_innermost_first(module):
   made, inner = (module.entry.instructions[name] for name in ("made", "inner"))
   assert module.files(made) == ("/somewhere/inner.py", "/somewhere/outer.py")
