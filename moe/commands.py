@@ -17,25 +17,66 @@ from moe.config import ConfigError
 
 def define_config(*, required: bool) -> flags.FlagHolder:
   """The flag `--config`, whose fields can all be overridden, also those that the file leaves at their default."""
-  holder = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Config file; --config.FIELD=VALUE overrides one of its fields.",
-    lock_config=False,
-    accept_new_attributes=True,
-  )
+  holder = _define_config(flags.FLAGS)
   if required:
     flags.mark_flag_as_required("config")
   return holder
 
 
-def read_config(holder: flags.FlagHolder) -> dict[str, Any]:
+def _define_config(values: flags.FlagValues, argv: list[str] | None = None) -> flags.FlagHolder:
+  return config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file; --config.FIELD=VALUE overrides one of its fields.",
+    flag_values=values,
+    lock_config=False,
+    accept_new_attributes=True,
+    sys_argv=argv,
+  )
+
+
+def split_configs(argv: list[str]) -> tuple[list[list[str]], list[str]]:
+  """Takes configs that are given one after the other out of a command line.
+
+  Returns:
+    The arguments of each config, `--config=FILE` and the `--config.FIELD=VALUE` that follow it; and all others.
+  """
+  configs: list[list[str]] = []
+  others, rest = [], iter(argv)
+  for argument in rest:
+    if argument == "--config":
+      argument = f"--config={next(rest, '')}"
+    if argument.startswith("--config="):
+      configs.append([argument])
+    elif argument.startswith("--config.") and configs:
+      configs[-1].append(argument)
+    else:
+      others.append(argument)
+  return configs, others
+
+
+def parse_config(arguments: list[str]) -> dict[str, Any]:
+  """The tree of one of the configs that `split_configs` found.
+
+  Raises:
+    ConfigError: as `read_config`, and for an override of a field that there cannot be.
+  """
+  values = flags.FlagValues()
+  holder = _define_config(values, ["", *arguments])
+  try:
+    values(["", *arguments])
+  except Exception as error:  # a config file is a program: anything can go wrong in it
+    raise ConfigError("--config", arguments[0].removeprefix("--config="), _config_error(error)) from None
+  return read_config(holder, values)
+
+
+def read_config(holder: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
   """The config's tree with its overrides.
 
   Raises:
     ConfigError: there is no such file, or it gives no config.
   """
-  name = flags.FLAGS["config"].config_filename
+  name = values["config"].config_filename
   try:
     return holder.value.to_dict()
   except OSError:
@@ -44,10 +85,10 @@ def read_config(holder: flags.FlagHolder) -> dict[str, Any]:
     raise ConfigError("--config", name, "its get_config() must return an ml_collections.ConfigDict") from None
 
 
-def run(main: Callable[[], None]) -> None:
-  """Parses the command line and calls `main`; what the user can put right is one line on stderr and exit code 2.
+def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
+  """Parses the command line (or `argv`) and calls `main`; what the user can put right is one line on stderr.
 
-  A run that had to stop although all was right at its beginning ends with exit code 1.
+  The exit code is then 2. A run that had to stop although all was right at its beginning ends with exit code 1.
   """
 
   def call(argv: list[str]) -> None:
@@ -58,7 +99,7 @@ def run(main: Callable[[], None]) -> None:
         raise ConfigError("argument", argv[1], "not expected; every argument has the form --NAME=VALUE")
       main()
 
-  app.run(call, flags_parser=_parse)
+  app.run(call, argv, flags_parser=_parse)
 
 
 def start_distributed(wanted: bool) -> None:
@@ -89,15 +130,15 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except Exception as error:  # a config file is a program: anything can go wrong in it
-    _fail(2, _config_error(error) if not isinstance(error, flags.Error) else str(error))
+    _fail(2, str(error) if isinstance(error, flags.Error) else f"--config: {_config_error(error)}")
 
 
 def _config_error(error: Exception) -> str:
   if isinstance(error, (KeyError, AttributeError)) and not isinstance(error.args[0], BaseException):
-    return f"--config: unknown field {' '.join(str(error.args[0]).split())}"
+    return f"unknown field {' '.join(str(error.args[0]).split())}"
   # ml_collections wraps a config file's error with its whole traceback; the last line says what it was.
   lines = [line for line in str(error).splitlines() if line.strip()]
-  return f"--config: {type(error).__name__}: {lines[-1].strip() if lines else ''}"
+  return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,102 @@
+"""Plans a run on TPUs that are not here: `python -m moe.plan --config configs/pretrain/glam_8b.py --topology v4:8x8x8`.
+
+The TPU's own compiler (`pip install -e ".[tpu]"`, no TPU needed) compiles the real train step: does it fit, how long
+does a step take, where does the time go. `--config` may be given several times; overrides belong to the config before
+them: `--config A --config B --config.mesh.expert=16`. `--topology` is GENERATION:SHAPE, of v4, v5e, v5p and v6e.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+from moe import commands
+from moe.config import ConfigError
+
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Slice to plan for, such as v5p:8x8x8.", required=True)
+_TOKENS = flags.DEFINE_float("tokens", None, "Tokens to train on; by default what the config's steps read.")
+_OUT = flags.DEFINE_string("out", None, "New JSON file for the plans.")
+_FIGURE = flags.DEFINE_string("figure", None, "New PNG file: where the time goes.")
+
+
+def main(arguments: list[list[str]]) -> None:
+  """Plans for every config; `arguments` has each one's flags.
+
+  Raises:
+    ConfigError: what is wrong with a config, the slice or the files; at the end, which configs do not fit.
+  """
+  from moe.planning.page import draw, lines, table
+  from moe.planning.topology import parse_slice
+  from moe.training.config import as_mapping, load_config
+
+  if not arguments:
+    raise ConfigError("--config", None, "name at least one config file")
+  files = {flag: _new_file(flag, value) for flag, value in (("--out", _OUT.value), ("--figure", _FIGURE.value))}
+  where = parse_slice(_TOPOLOGY.value)
+  configs = {_name(one, arguments): load_config(commands.parse_config(one)) for one in arguments}
+  plans, refused = {}, {}
+  for name, config in configs.items():
+    plan = _plan(config, where)
+    if isinstance(plan, str):
+      refused[name] = plan
+      continue
+    plans[name] = plan
+    print("\n".join(lines(name, plan, _TOKENS.value)), flush=True)
+  if len(plans) > 1:
+    print("\n".join(["", *table(plans, _TOKENS.value)]))
+  if files["--out"]:
+    found = {name: {"fits": True} | dataclasses.asdict(plan) for name, plan in plans.items()}
+    found |= {name: {"fits": False, "why": why} for name, why in refused.items()}
+    about = [{"name": name, "config": as_mapping(configs[name])} | found[name] for name in configs]
+    files["--out"].write_text(json.dumps(about, indent=1) + "\n")
+  if files["--figure"] and plans:
+    draw(plans, files["--figure"])
+  if refused:
+    raise ConfigError("--topology", where.name, "; ".join(f"{name} {why}" for name, why in refused.items()))
+
+
+def _plan(config, where):
+  """The `Plan`, or why there is none."""
+  from moe.parallel.mesh import make_mesh
+  from moe.planning import advice, compile, topology
+  from moe.planning.account import make_plan
+
+  mesh = make_mesh(config.mesh, topology.devices(where))
+  config.check_mesh(mesh)
+  needed = arguments = compile.argument_bytes(config, mesh)
+  if arguments < where.chip.hbm:
+    try:
+      return make_plan(config, where, mesh, compile.compile_step(config, mesh), compile.forward_flops(config))
+    except compile.DoesNotFit as error:
+      needed = error.needed
+  return advice.why_not(config, where, needed, arguments)
+
+
+def _name(one: list[str], all_: list[list[str]]) -> str:
+  """A config as the output calls it: its file, and its overrides where it is not the only one of that name."""
+  path, *overrides = (argument.split("=", 1)[-1] if i == 0 else argument for i, argument in enumerate(one))
+  stem = pathlib.Path(path).stem
+  unique = sum(other[0] == one[0] for other in all_) == 1
+  return stem if unique else " ".join([stem, *(override.removeprefix("--config.") for override in overrides)])
+
+
+def _new_file(flag: str, value: str | None) -> pathlib.Path | None:
+  if value is None:
+    return None
+  path = pathlib.Path(value)
+  if path.exists():
+    raise ConfigError(flag, value, "is there already; name a new file")
+  if not path.parent.is_dir():
+    raise ConfigError(flag, value, f"there is no folder {path.parent}")
+  return path
+
+
+if __name__ == "__main__":
+  # Arrays live on the host; the TPU's devices are for compilation only. JAX reads it when it is imported.
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  configs, rest = commands.split_configs(sys.argv)
+  commands.run(functools.partial(main, configs), rest)

@@ -1,0 +1,1 @@
+"""Compile for a TPU slice nobody has here: memory, FLOPs, collectives, time."""

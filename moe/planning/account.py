@@ -1,0 +1,201 @@
+"""The plan of one config on one slice: what its compiled step needs, where the time goes, what that buys.
+
+Time is the compiler's own estimate of every instruction (cycles, at the chip's clock). Where it has none, an
+instruction counts as the bytes it touches at the memory's bandwidth, and a collective as the model of
+`moe.planning.collectives`; both are reported apart. Instructions are added up as if nothing overlapped; copies between
+memories, which do, are left out of the sum.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from moe.planning import hlo
+from moe.planning.collectives import axes, seconds
+from moe.planning.compile import Program
+from moe.planning.costs import KINDS, Cost, Costs, program_costs
+from moe.planning.topology import Slice
+from moe.training.config import ExperimentConfig
+
+# Which part of the model a source file belongs to; the first that any of an instruction's stack frames names.
+_PARTS = (
+  ("position bias", ("moe/layers/relative_position.py",)),
+  ("attention", ("moe/layers/attention.py",)),
+  ("feed-forward", ("moe/layers/feed_forward.py",)),
+  ("router", ("moe/routing/",)),
+  ("experts", ("moe/layers/experts.py", "moe/layers/ragged.py")),
+  ("dispatch and combine", ("moe/layers/moe.py", "moe/parallel/")),
+  ("vocabulary", ("moe/models/embedding.py",)),
+  ("optimizer", ("moe/training/optimizer.py", "/optax/")),
+)
+# What a MoE layer is made of.
+MOE_PARTS = ("router", "experts", "dispatch and combine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """All that is known about a step, in bytes, FLOPs and seconds; of each device unless said otherwise.
+
+  Attributes:
+    slice: name of the topology; chips: how many devices; mesh: sizes of its axes.
+    memory: the fields of `Memory` and their `total`; `hbm`: what there is.
+    flops: of matrix products in a step; bytes: to and from memory.
+    forward_flops_per_token: of the model, empty slots included, whatever is computed anew or on how many devices.
+    utilization: share of the chips' peak that goes into three times the forward pass.
+    kinds: seconds of a step by kind of instruction; parts: by part of the model.
+    estimated: seconds that are the compiler's own.
+    not_estimated: by kind, the others: `instructions`, `bytes` touched, `seconds` stood in for them.
+    collectives: one entry for each kind and axes: `kind`, `axes`, `runs`, `bytes`, `seconds`, `hidden` of them that
+      are asynchronous.
+    prefetch: `bytes` and `seconds` of the copies that run beside the computation.
+    unknown_loops: how many have trips that depend on data; unknown: seconds of one trip of each.
+    seconds: of a step if nothing overlaps; least: if all asynchronous collectives are hidden.
+    tokens: of a step, on all devices; run_tokens: of all the config's steps.
+    compile: seconds that tracing and compiling took here; jax: the version that did it.
+  """
+
+  slice: str
+  chips: int
+  mesh: dict[str, int]
+  memory: dict[str, int]
+  hbm: float
+  flops: int
+  bytes: int
+  forward_flops_per_token: float
+  utilization: float
+  kinds: dict[str, float]
+  parts: dict[str, float]
+  estimated: float
+  not_estimated: dict[str, dict[str, float]]
+  collectives: list[dict[str, Any]]
+  prefetch: dict[str, float]
+  unknown_loops: int
+  unknown: float
+  seconds: float
+  least: float
+  tokens: int
+  run_tokens: int
+  compile: float
+  jax: str = jax.__version__
+
+  @property
+  def tokens_per_second(self) -> float:
+    return self.tokens / self.seconds
+
+  @property
+  def moe_share(self) -> float:
+    """Of the step that MoE layers take."""
+    return sum(self.parts.get(part, 0.0) for part in MOE_PARTS) / self.seconds
+
+  def days(self, tokens: float | None) -> float:
+    """To train on so many tokens, by default the run's."""
+    return (tokens or self.run_tokens) / self.tokens_per_second / 86_400
+
+
+def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Program, forward_flops: int) -> Plan:
+  """Adds up a compiled step.
+
+  Args:
+    config: of the experiment.
+    where: the slice that `mesh` lies on.
+    mesh: that `program` was compiled for.
+    program: from `compile_step`.
+    forward_flops: of a micro-batch, from `compile.forward_flops`.
+  """
+  found = program_costs(hlo.parse(program.text), mesh.size)
+  timed = [(cost, _seconds(cost, mesh, where)) for cost in found.costs if cost.kind != "prefetch"]
+  total = sum(time for _, time in timed)
+  sent = _collectives(timed, mesh)
+  tokens = tokens_per_step(config)
+  per_token = forward_flops * config.train.accumulation / tokens
+  return Plan(
+    slice=where.name,
+    chips=mesh.size,
+    mesh=dict(mesh.shape),
+    memory=dataclasses.asdict(program.memory) | {"total": program.memory.total},
+    hbm=where.chip.hbm,
+    flops=sum(cost.runs * cost.flops for cost in found.costs),
+    bytes=sum(cost.runs * cost.bytes for cost in found.costs),
+    forward_flops_per_token=per_token,
+    utilization=3 * per_token * tokens / mesh.size / where.chip.flops / total,
+    kinds={kind: 0.0 for kind in KINDS} | _sums((cost.kind, time) for cost, time in timed),
+    parts=_sums((part_of(cost), time) for cost, time in timed),
+    estimated=sum(time for cost, time in timed if cost.cycles is not None),
+    not_estimated=_not_estimated(timed),
+    collectives=sent,
+    prefetch=_prefetch(found, where),
+    unknown_loops=found.unknown_loops,
+    unknown=sum(time for cost, time in timed if not cost.known),
+    seconds=total,
+    least=total - sum(entry["hidden"] for entry in sent),
+    tokens=tokens,
+    run_tokens=tokens * config.train.steps,
+    compile=program.seconds,
+  )
+
+
+def tokens_per_step(config: ExperimentConfig) -> int:
+  """Inputs and targets of a batch, padding included."""
+  return config.data.batch_size * (config.data.inputs_length + config.data.targets_length)
+
+
+def part_of(cost: Cost) -> str:
+  """The part of the model that an instruction computes: one of `_PARTS`, or "other"."""
+  for part, places in _PARTS:
+    if any(place in file for file in cost.files for place in places):
+      return part
+  # The loss is the train step's own; norms, residuals and the loops themselves stand in the stack.
+  return "vocabulary" if cost.files and cost.files[0].endswith("moe/training/step.py") else "other"
+
+
+def _seconds(cost: Cost, mesh: Mesh, where: Slice) -> float:
+  """Of all runs in a step."""
+  if cost.collective is not None:
+    return cost.runs * seconds(cost.collective, mesh, where)
+  if cost.cycles is not None:
+    return cost.runs * cost.cycles / where.chip.clock
+  return cost.runs * cost.touched / where.chip.bandwidth
+
+
+def _sums(entries: Iterable[tuple[str, float]]) -> dict[str, float]:
+  """Largest first."""
+  found: dict[str, float] = collections.defaultdict(float)
+  for name, value in entries:
+    found[name] += value
+  return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _not_estimated(timed: list[tuple[Cost, float]]) -> dict[str, dict[str, float]]:
+  missing = [(c, time) for c, time in timed if c.cycles is None and c.collective is None]
+  return {
+    kind: {
+      "instructions": sum(c.kind == kind for c, _ in missing),
+      "bytes": sum(c.runs * c.touched for c, _ in missing if c.kind == kind),
+      "seconds": sum(time for c, time in missing if c.kind == kind),
+    }
+    for kind in KINDS
+    if any(c.kind == kind for c, _ in missing)
+  }
+
+
+def _collectives(timed: list[tuple[Cost, float]], mesh: Mesh) -> list[dict[str, Any]]:
+  found: dict[tuple[str, str], dict[str, Any]] = {}
+  for cost, time in timed:
+    if cost.collective is None:
+      continue
+    key = (cost.collective.kind, axes(cost.collective.groups, mesh))
+    entry = found.setdefault(key, dict(zip(("kind", "axes"), key)) | dict.fromkeys(("runs", "bytes"), 0))
+    entry["runs"] += cost.runs
+    entry["bytes"] += cost.runs * cost.collective.bytes
+    entry["seconds"] = entry.get("seconds", 0.0) + time
+    entry["hidden"] = entry.get("hidden", 0.0) + time * cost.collective.hidden
+  return sorted(found.values(), key=lambda entry: -entry["seconds"])
+
+
+def _prefetch(found: Costs, where: Slice) -> dict[str, float]:
+  moved = sum(cost.runs * cost.bytes for cost in found.costs if cost.kind == "prefetch")
+  return {"bytes": moved, "seconds": moved / where.chip.bandwidth}

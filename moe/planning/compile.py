@@ -1,0 +1,153 @@
+"""The real train step, compiled for devices that need not be here: from shapes alone, no data and no vocabulary."""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from moe.data.rows import RowShape
+from moe.models import make_model
+from moe.parallel.mesh import rows
+from moe.planning import hlo
+from moe.planning.costs import program_costs
+from moe.training.config import ExperimentConfig
+from moe.training.optimizer import make_optimizer, make_schedule
+from moe.training.state import TrainState, abstract_model, abstract_state, keys, merge
+from moe.training.step import make_train_step
+
+
+class DoesNotFit(Exception):
+  """The compiler refused the program for want of memory.
+
+  Attributes:
+    needed: bytes that it asked for on each device, as far as it says.
+  """
+
+  def __init__(self, needed: float):
+    super().__init__(f"{needed} bytes")
+    self.needed = needed
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes on each device.
+
+  Attributes:
+    arguments: state and batch; outputs: state and metrics, of which `aliased` take the arguments' place.
+    temporaries: everything else that lives during a step.
+    peak: the most at any time; the compiler's word, which leaves out what it cannot reuse.
+  """
+
+  arguments: int
+  outputs: int
+  aliased: int
+  temporaries: int
+  peak: int
+
+  @property
+  def total(self) -> int:
+    """What has to fit."""
+    return self.arguments + self.outputs - self.aliased + self.temporaries
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled train step: its HLO text, its memory, and how long tracing and compiling took, in seconds."""
+
+  text: str
+  memory: Memory
+  seconds: float
+
+
+def compile_step(config: ExperimentConfig, mesh: Mesh) -> Program:
+  """Compiles the train step of a config for a mesh.
+
+  Raises:
+    ConfigError: the mesh does not divide the model or the batch.
+    DoesNotFit: the devices' memory is too small.
+  """
+  config.check_mesh(mesh)
+  start = time.monotonic()
+  graph, state, optimizer = _state(config, mesh)
+  step = make_train_step(
+    graph,
+    state,
+    optimizer,
+    make_schedule(config.optimizer, config.train.steps),
+    keys(config.seed)[1],
+    accumulation=config.train.accumulation,
+    logits_z_loss=config.train.logits_z_loss,
+    byte_lengths=np.zeros(config.model.vocab_size, np.int32),
+  )
+  try:
+    compiled = step.lower(state, _batch(config, mesh)).compile()
+  except jax.errors.JaxRuntimeError as error:
+    raise _refusal(error) from None
+  found = compiled.memory_analysis()
+  memory = Memory(
+    arguments=found.argument_size_in_bytes,
+    outputs=found.output_size_in_bytes,
+    aliased=found.alias_size_in_bytes,
+    temporaries=found.temp_size_in_bytes,
+    peak=found.peak_memory_in_bytes,
+  )
+  return Program(compiled.as_text(), memory, time.monotonic() - start)
+
+
+def argument_bytes(config: ExperimentConfig, mesh: Mesh) -> int:
+  """Bytes of state and batch on each device, known without compiling; layouts may add padding."""
+  _, state, _ = _state(config, mesh)
+
+  def share(leaf) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+  return sum(map(share, jax.tree.leaves((state, _batch(config, mesh)))))
+
+
+def forward_flops(config: ExperimentConfig) -> int:
+  """FLOPs of all matrix products of one forward pass over a micro-batch, on any number of devices together.
+
+  With slots, empty ones count: they are computed. Products whose number depends on the data (dropless routing) count
+  once, so less than what is computed.
+  """
+  mesh = Mesh(np.asarray(jax.devices("cpu")[:1]).reshape(1, 1, 1), ("data", "expert", "model"))
+  graph, params, router_state = abstract_model(lambda rngs: make_model(config.model, rngs), mesh)
+
+  def forward(params, router_state, batch, key):
+    return merge(graph, params, router_state)(batch, training=True, key=key).logits
+
+  batch = _batch(config, mesh, config.data.batch_size // config.train.accumulation)
+  lowered = jax.jit(forward).trace(params, router_state, batch, keys(0)[1]).lower(lowering_platforms=("tpu",))
+  costs = program_costs(hlo.parse(lowered.as_text("hlo")), devices=1).costs
+  return sum(cost.runs * cost.flops for cost in costs)
+
+
+def _state(config: ExperimentConfig, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState, Any]:
+  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  graph, state = abstract_state(lambda rngs: make_model(config.model, rngs), optimizer, mesh, fsdp=config.mesh.fsdp)
+  return graph, state, optimizer
+
+
+def _batch(config: ExperimentConfig, mesh: Mesh, size: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+  one = RowShape.of(config.data, config.model.architecture).empty(1)
+  size = config.data.batch_size if size is None else size
+  return {
+    name: jax.ShapeDtypeStruct((size, *value.shape[1:]), value.dtype, sharding=rows(mesh))
+    for name, value in one.items()
+  }
+
+
+def _refusal(error: jax.errors.JaxRuntimeError) -> Exception:
+  """`DoesNotFit` if that is what the compiler's error says, else the error itself."""
+  text = str(error)
+  wanted = re.search(r"Used ([\d.]+)([KMGT])\w* of|\(([\d.]+)([KMGT])\) exceeds available HBM", text)
+  if "RESOURCE_EXHAUSTED" not in text or wanted is None:
+    return error
+  number, unit = (part for part in wanted.groups() if part)
+  return DoesNotFit(float(number) * 1024 ** ("KMGT".index(unit) + 1))

@@ -1,0 +1,117 @@
+"""A plan to read: lines of one, a table of several, a figure of where their time goes."""
+
+import pathlib
+from collections.abc import Iterable
+
+from moe.planning.account import Plan
+from moe.planning.costs import KINDS
+from moe.planning.topology import GIB
+
+
+def lines(name: str, plan: Plan, tokens: float | None) -> list[str]:
+  """What there is to say of one config.
+
+  Args:
+    name: of the config.
+    plan: its plan.
+    tokens: to train on, all in all; None for those of the config's run.
+  """
+  axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
+  memory = {field: size / GIB for field, size in plan.memory.items()}
+  activated = plan.forward_flops_per_token / 1e9
+  return [
+    f"{name} on {plan.slice}, {plan.chips} chips: {axes}; compiled in {plan.compile:.0f} s",
+    f"  memory of a chip   {memory['total']:.2f} of {plan.hbm / GIB:.2f} GiB: arguments {memory['arguments']:.2f},"
+    f" outputs {memory['outputs']:.2f} ({memory['aliased']:.2f} in their place),"
+    f" temporaries {memory['temporaries']:.2f}; peak {memory['peak']:.2f}",
+    f"  work of a chip     {plan.flops / 1e12:.2f} TFLOP in products, {plan.bytes / 1e9:.1f} GB to and from memory",
+    f"  activated          {activated:.3f} GFLOP a token forward, {3 * activated:.3f} with the backward pass",
+    f"  time of a step     {_time(plan.seconds)}, {_time(plan.least)} with every asynchronous collective hidden;"
+    f" {plan.utilization:.1%} of the peak goes into activated FLOPs",
+    f"  by kind            {_shares(plan.kinds, plan.seconds)}",
+    f"  by part            {_shares(plan.parts, plan.seconds)}; MoE layers {plan.moe_share:.1%}",
+    *(f"  {_sent(entry)}" for entry in plan.collectives),
+    f"  the compiler's own {_time(plan.estimated)}",
+    *(f"  not estimated      {_missing(kind, entry)}" for kind, entry in plan.not_estimated.items()),
+    f"  beside the rest    {plan.prefetch['bytes'] / 1e9:.1f} GB are copied ahead, {_time(plan.prefetch['seconds'])}"
+    " at the memory's bandwidth",
+    *_unknown(plan),
+    f"  {plan.tokens_per_second:,.0f} tokens a second,"
+    f" {plan.days(tokens):.1f} days for {tokens or plan.run_tokens:.3g} tokens",
+  ]
+
+
+def table(plans: dict[str, Plan], tokens: float | None) -> list[str]:
+  """Markdown, one row a config."""
+  last = "days for the run" if tokens is None else f"days for {tokens:.3g} tokens"
+  head = ["config", "slice", "mesh", "GiB a chip", "ms a step", *(f"{kind} %" for kind in KINDS), "MoE layers %"]
+  rows = [[*head, "GFLOP a token", "tokens/s", last], ["---"] * (len(head) + 3)]
+  for name, plan in plans.items():
+    rows.append(
+      [
+        f"`{name}`",
+        plan.slice,
+        " x ".join(map(str, plan.mesh.values())),
+        f"{plan.memory['total'] / GIB:.1f} of {plan.hbm / GIB:.1f}",
+        f"{plan.seconds * 1e3:.0f}",
+        *(f"{plan.kinds[kind] / plan.seconds:.0%}".rstrip("%") for kind in KINDS),
+        f"{plan.moe_share:.0%}".rstrip("%"),
+        f"{plan.forward_flops_per_token / 1e9:.2f}",
+        f"{plan.tokens_per_second:,.0f}",
+        f"{plan.days(tokens):.1f}",
+      ]
+    )
+  return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def draw(plans: dict[str, Plan], path: pathlib.Path) -> None:
+  """One bar a config: milliseconds of a step by kind of instruction, and beside it by part of the model."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  canvas = FigureCanvasAgg(Figure(figsize=(10, 3 + 0.6 * len(plans)), layout="constrained"))
+  above, below = canvas.figure.subplots(2, 1)
+  parts = list(dict.fromkeys(part for plan in plans.values() for part in plan.parts))
+  _bars(above, {name: plan.kinds for name, plan in plans.items()}, KINDS, "by kind of instruction")
+  _bars(below, {name: plan.parts for name, plan in plans.items()}, parts, "by part of the model")
+  canvas.figure.savefig(path, format="png", dpi=150)
+
+
+def _bars(axes, times: dict[str, dict[str, float]], names: Iterable[str], title: str) -> None:
+  ends = [0.0] * len(times)
+  for name in names:
+    widths = [1e3 * one.get(name, 0.0) for one in times.values()]
+    axes.barh(list(times), widths, left=ends, label=name, height=0.6)
+    ends = [end + width for end, width in zip(ends, widths)]
+  axes.set(title=title, xlabel="milliseconds of a step")
+  axes.invert_yaxis()
+  axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _time(seconds: float) -> str:
+  return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _shares(times: dict[str, float], total: float) -> str:
+  return ", ".join(f"{name} {time / total:.1%}" for name, time in times.items())
+
+
+def _sent(entry: dict) -> str:
+  hidden = f", {_time(entry['hidden'])} of them asynchronous" if entry["hidden"] else ""
+  return (
+    f"{entry['kind']:18} along {entry['axes']}: {entry['runs']} runs, {entry['bytes'] / 1e6:,.1f} MB,"
+    f" {_time(entry['seconds'])} by the links' bandwidth{hidden}"
+  )
+
+
+def _missing(kind: str, entry: dict[str, float]) -> str:
+  return (
+    f"{entry['instructions']} {kind} of {entry['bytes'] / 1e6:,.1f} MB, counted as {_time(entry['seconds'])}"
+    " at the memory's bandwidth"
+  )
+
+
+def _unknown(plan: Plan) -> list[str]:
+  if not plan.unknown_loops:
+    return []
+  return [f"  loops of unknown length counted once: {plan.unknown_loops}, {_time(plan.unknown)} a trip together"]
