@@ -20,7 +20,6 @@ loop once, so a dropless layer, a loop on some platforms, has no FLOPs here.
 """
 
 import argparse
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe.analysis.command_line import new_file, positive, write
 from moe.analysis.cost_curves import PANELS, draw_cost_curves
 from moe.analysis.layer_programs import LayerCase, LayerPrograms, experts_per_token
 from moe.analysis.timing import about, dense_program, measure
@@ -151,20 +151,18 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--sweep", nargs="+", choices=SWEEPS, required=True)
   parser.add_argument("--only", nargs="+", choices=sorted(ROUTERS), default=sorted(ROUTERS), metavar="ROUTER")
-  parser.add_argument("--tokens", type=_positive, default=4096, help="of the sweeps over ways, experts and routers")
-  parser.add_argument("--most_tokens", type=_positive, default=65_536, help="of the sweeps over groups and tokens")
-  parser.add_argument("--experts", type=_positive, default=16)
-  parser.add_argument("--most_experts", type=_positive, default=512, help="of the sweep over experts")
-  parser.add_argument("--d_model", type=_positive, default=256)
-  parser.add_argument("--d_ff", type=_positive, default=1024, help="hidden width of an expert")
-  parser.add_argument("--top_k", type=_positive, default=2, help="experts per token, and so the capacity factor")
+  parser.add_argument("--tokens", type=positive, default=4096, help="of the sweeps over ways, experts and routers")
+  parser.add_argument("--most_tokens", type=positive, default=65_536, help="of the sweeps over groups and tokens")
+  parser.add_argument("--experts", type=positive, default=16)
+  parser.add_argument("--most_experts", type=positive, default=512, help="of the sweep over experts")
+  parser.add_argument("--d_model", type=positive, default=256)
+  parser.add_argument("--d_ff", type=positive, default=1024, help="hidden width of an expert")
+  parser.add_argument("--top_k", type=positive, default=2, help="experts per token, and so the capacity factor")
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-  parser.add_argument("--repeats", type=_positive, default=9)
-  parser.add_argument("--results", type=pathlib.Path, help="a new JSON file with every measured time")
+  parser.add_argument("--repeats", type=positive, default=9)
+  parser.add_argument("--results", type=new_file, help="a new JSON file with every measured time")
   parser.add_argument("--figure", type=pathlib.Path, help="a PNG of the sweeps over groups, experts and tokens")
   arguments = parser.parse_args()
-  if arguments.results and arguments.results.exists():
-    parser.error(f"--results {arguments.results} exists; name a new file")
   if arguments.figure and not set(PANELS) <= set(arguments.sweep):
     parser.error(f"--figure needs --sweep {' '.join(PANELS)}")
   try:
@@ -184,17 +182,9 @@ def main() -> None:
       rows.append({"sweep": sweep, "at": at} | found)
       print(line(rows[-1]), flush=True)
     if arguments.results:
-      arguments.results.parent.mkdir(parents=True, exist_ok=True)
-      arguments.results.write_text(json.dumps({"settings": about(arguments), "rows": rows}, indent=1) + "\n")
+      write({"settings": about(arguments), "rows": rows}, arguments.results)
   if arguments.figure:
     draw_cost_curves(rows, arguments.figure)
-
-
-def _positive(text: str) -> int:
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-  return value
 
 
 if __name__ == "__main__":

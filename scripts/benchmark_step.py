@@ -1,0 +1,136 @@
+"""What a whole train step of a Mixture-of-Experts model costs next to its dense twin of equal activated FLOPs.
+
+    python scripts/benchmark_step.py --results results/step.json
+
+The models are small decoders whose every second block has experts, compiled as a training run compiles them: loss,
+gradients, optimizer, metrics. The twin has dense networks as wide as a token's experts side by side in those blocks;
+all else is the same. The steps run in turns in one process. So do their parts by themselves: the layers with experts
+(the twin's networks in their place), forward and backward, and the optimizer's update. The shares of the step that
+these take need not be exact, for a part alone may be compiled otherwise than within the whole.
+
+Ratios and shares are of medians, of CPU time on a CPU (where other processes may run) and of wall time elsewhere;
+tokens per second are of wall time. FLOPs are those of matrix products, counted in the step's program with its loops
+multiplied out; a dropless layer is a loop whose length is known only when it runs, so its model has none here.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe.analysis.command_line import new_file, positive, write
+from moe.analysis.layer_programs import LayerCase, LayerPrograms, Program
+from moe.analysis.step_programs import RunningStep, small_config
+from moe.analysis.timing import Times, about, dense_program, measure
+from moe.config import ConfigError
+from moe.parallel.host_memory import keep_freed_memory
+from moe.training.config import ExperimentConfig
+
+# Blocks to one with experts, the models' default.
+MOE_EVERY = 2
+
+
+def configs(arguments: argparse.Namespace) -> dict[str, ExperimentConfig]:
+  """The models by name, the dense twin first."""
+  k = arguments.top_k
+  routers = {
+    "expert choice": {"name": "expert_choice", "capacity_factor": k, "group_size": arguments.length},
+    f"top-{k}": {"name": "token_choice", "top_k": k, "capacity_factor": k},
+    f"top-{k} dropless": {"name": "token_choice", "top_k": k, "capacity_factor": None},
+  }
+  names = ("d_model", "d_ff", "layers", "batch", "length", "dtype")
+  sizes = {name: getattr(arguments, name) for name in names} | {"width": k * arguments.d_ff}
+  sparse = {name: small_config(**sizes, experts=arguments.experts, router=options) for name, options in routers.items()}
+  return {"dense": small_config(**sizes)} | sparse
+
+
+def layer_program(config: ExperimentConfig) -> Program:
+  """One layer with experts, or the dense network in its place, forward and backward."""
+  model, data = config.model, config.data
+  tokens = data.batch_size * data.targets_length
+  if model.decoder_router is None:
+    return dense_program(tokens, model.d_model, model.d_ff, model.compute_dtype)
+  sizes = (model.num_experts, model.d_model, model.expert_d_ff, model.dtype)
+  return LayerPrograms(LayerCase(model.decoder_router, tokens, data.targets_length, *sizes)).whole()
+
+
+def rows(steps: dict[str, RunningStep], times: dict[str, Times], tokens: int, layers: int) -> dict[str, dict[str, Any]]:
+  """The results by model.
+
+  Args:
+    steps: by model.
+    times: of `NAME`, `layer of NAME` and `update of NAME` for every model.
+    tokens: of a batch.
+    layers: of a model that have experts.
+  """
+  found = {}
+  for name, step in steps.items():
+    whole = times[name]
+    found[name] = {
+      "ratio": whole.median / times["dense"].median,
+      "tokens_per_second": tokens / float(np.median(whole.wall)),
+      "gflop": None if step.flops is None else step.flops / 1e9,
+      "layers": layers * times[f"layer of {name}"].median / whole.median,
+      "update": times[f"update of {name}"].median / whole.median,
+      "parameters": sum(leaf.size for leaf in jax.tree.leaves(step.state.params)),
+      "megabytes": step.compiled.memory_analysis().temp_size_in_bytes / 1e6,
+      "seconds": whole.work,
+      "wall_seconds": whole.wall,
+    }
+  return found
+
+
+HEADER = "| model | step, x dense | tokens/s | GFLOP | layers with experts | optimizer | M parameters | MB |"
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+  """A row as one of a Markdown table."""
+  cells = [
+    name,
+    f"{row['ratio']:.2f}",
+    f"{row['tokens_per_second']:,.0f}",
+    "-" if row["gflop"] is None else f"{row['gflop']:.1f}",
+    f"{row['layers']:.0%}",
+    f"{row['update']:.0%}",
+    f"{row['parameters'] / 1e6:.1f}",
+    f"{row['megabytes']:.0f}",
+  ]
+  return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--d_model", type=positive, default=256)
+  parser.add_argument("--d_ff", type=positive, default=1024, help="hidden width of an expert")
+  parser.add_argument("--layers", type=positive, default=4, help="blocks, every second with experts")
+  parser.add_argument("--experts", type=positive, default=8)
+  parser.add_argument("--top_k", type=positive, default=2, help="experts per token, and so the capacity factor")
+  parser.add_argument("--batch", type=positive, default=8, help="sequences")
+  parser.add_argument("--length", type=positive, default=256, help="tokens of a sequence")
+  parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+  parser.add_argument("--repeats", type=positive, default=15)
+  parser.add_argument("--results", type=new_file, help="a new JSON file with every measured time")
+  arguments = parser.parse_args()
+  if jax.default_backend() == "cpu":
+    keep_freed_memory()
+  try:
+    models = configs(arguments)
+    steps = {name: RunningStep(config, jax.devices()[:1]) for name, config in models.items()}
+  except ConfigError as error:
+    parser.error(str(error))
+
+  programs = {name: (step, ()) for name, step in steps.items()}
+  programs |= {f"layer of {name}": layer_program(config) for name, config in models.items()}
+  programs |= {f"update of {name}": step.update() for name, step in steps.items()}
+  times = measure(programs, arguments.repeats)
+  found = rows(steps, times, arguments.batch * arguments.length, arguments.layers // MOE_EVERY)
+  print(HEADER + "\n" + "|---" * 8 + "|")
+  for name, row in found.items():
+    print(line(name, row))
+  if arguments.results:
+    write({"settings": about(arguments), "models": found}, arguments.results)
+
+
+if __name__ == "__main__":
+  main()
