@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from moe.analysis.command_line import new_file, positive, write
 from moe.analysis.cost_curves import PANELS, draw_cost_curves
+from moe.analysis.cost_tables import count, gflop, table
 from moe.analysis.layer_programs import LayerCase, LayerPrograms, experts_per_token
 from moe.analysis.timing import about, dense_program, measure
 from moe.config import ConfigError
@@ -139,12 +140,14 @@ def _analysis(compiled: jax.stages.Compiled, looped: bool) -> dict[str, float | 
   return {"gflop": flops, "megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6}
 
 
-def line(row: dict[str, Any]) -> str:
-  """A row as one of a Markdown table."""
-  gflop = "-" if row["gflop"] is None else f"{row['gflop']:.1f}"
+HEADER = ("sweep", "at", "layer", "experts per token", "time, x dense", "decision", "GFLOP", "MB")
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+  """A row as the terminal shows it."""
   decision = f"{row['decision']:.2f}" if "decision" in row else "-"
-  start = "| {sweep} | {at} | {layer} | {experts_per_token:.2f} | {ratio:.2f} |".format(**row)
-  return f"{start} {decision} | {gflop} | {row['megabytes']:.0f} |"
+  numbers = [f"{row['experts_per_token']:.2f}", f"{row['ratio']:.2f}", decision, gflop(row["gflop"])]
+  return [row["sweep"], count(row["at"]), row["layer"], *numbers, f"{row['megabytes']:.0f}"]
 
 
 def main() -> None:
@@ -176,11 +179,11 @@ def main() -> None:
     keep_freed_memory()
 
   rows = []
-  print("| sweep | at | layer | experts per token | time, x dense | decision | GFLOP | MB |\n" + "|---" * 8 + "|")
+  print("\n".join(table(HEADER, [])))
   for sweep, at, cases in places:
     for found in measure_point(cases, arguments.top_k, arguments.repeats, decisions=sweep == "routers"):
       rows.append({"sweep": sweep, "at": at} | found)
-      print(line(rows[-1]), flush=True)
+      print(table(HEADER, [cells(rows[-1])])[-1], flush=True)
     if arguments.results:
       write({"settings": about(arguments), "rows": rows}, arguments.results)
   if arguments.figure:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from moe.analysis.command_line import new_file, positive, write
+from moe.analysis.cost_tables import step_table
 from moe.analysis.layer_programs import LayerCase, LayerPrograms, Program
 from moe.analysis.step_programs import RunningStep, small_config
 from moe.analysis.timing import Times, about, dense_program, measure
@@ -81,24 +82,6 @@ def rows(steps: dict[str, RunningStep], times: dict[str, Times], tokens: int, la
   return found
 
 
-HEADER = "| model | step, x dense | tokens/s | GFLOP | layers with experts | optimizer | M parameters | MB |"
-
-
-def line(name: str, row: dict[str, Any]) -> str:
-  """A row as one of a Markdown table."""
-  cells = [
-    name,
-    f"{row['ratio']:.2f}",
-    f"{row['tokens_per_second']:,.0f}",
-    "-" if row["gflop"] is None else f"{row['gflop']:.1f}",
-    f"{row['layers']:.0%}",
-    f"{row['update']:.0%}",
-    f"{row['parameters'] / 1e6:.1f}",
-    f"{row['megabytes']:.0f}",
-  ]
-  return f"| {' | '.join(cells)} |"
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--d_model", type=positive, default=256)
@@ -125,9 +108,7 @@ def main() -> None:
   programs |= {f"update of {name}": step.update() for name, step in steps.items()}
   times = measure(programs, arguments.repeats)
   found = rows(steps, times, arguments.batch * arguments.length, arguments.layers // MOE_EVERY)
-  print(HEADER + "\n" + "|---" * 8 + "|")
-  for name, row in found.items():
-    print(line(name, row))
+  print("\n".join(step_table(found)))
   if arguments.results:
     write({"settings": about(arguments), "models": found}, arguments.results)
 
