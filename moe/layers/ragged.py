@@ -1,16 +1,16 @@
 """Experts on as many tokens as each was given: the feed-forward networks of a dropless routing.
 
 The cost is that of the assignments there are, not of those that the arrays have room for: a router that may give a
-token every expert, and gives it two, costs two.
+token every expert, and gives it two, costs two. Nothing but the arguments is kept for the backward pass, which computes
+the first product anew: what a layer would keep, `[A, f]`, is the largest array there is.
 """
 
 import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
-_BLOCK = 256
+from moe.layers import grouped_gpu, grouped_tpu, ragged_blocks, ragged_tiles
 
 
 def ragged_feed_forward(
@@ -24,6 +24,8 @@ def ragged_feed_forward(
 ) -> jax.Array:
   """`out[rows[i]] += weight[i] * ffn_e(i)(tokens[rows[i]])`; the first `sizes[0]` i belong to expert 0, and so on.
 
+  On several TPUs or GPUs it must run inside `jax.shard_map` over all axes of the mesh: compilers do not divide kernels.
+
   Args:
     activation: of the products with `ups`.
     tokens: `[N, d]`.
@@ -36,93 +38,46 @@ def ragged_feed_forward(
   Returns:
     `[N, d]`, of the dtype of `tokens`; sums are float32.
   """
-  arguments = (tokens, rows, weight, sizes, ups, down)
-  return jax.lax.platform_dependent(
-    *arguments, tpu=functools.partial(_grouped, activation), default=functools.partial(_blocked, activation)
-  )
-
-
-def _grouped(activation, tokens, rows, weight, sizes, ups, down):
-  """By `ragged_dot`, a kernel on TPUs (elsewhere it is a masked dense product over all experts)."""
-  real = (jnp.arange(len(rows)) < sizes.sum())[:, None]
-  x = tokens[rows]
-  hidden = activation(*(jax.lax.ragged_dot(x, up, sizes) for up in ups))
-  y = jax.lax.ragged_dot(hidden, down.swapaxes(1, 2), sizes)
-  weighted = jnp.where(real, y * weight[:, None], 0)
-  return jnp.zeros(tokens.shape, jnp.float32).at[rows].add(weighted).astype(tokens.dtype)
+  return _feed_forward(activation, *_varying_alike((tokens, rows, weight, sizes, ups, down)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(activation, tokens, rows, weight, sizes, ups, down):
-  """By a loop over blocks of one expert's rows, as many as there are; the backward pass computes each block anew."""
-  blocks = _Blocks(rows, weight, sizes)
-
-  def add_block(index, out):
-    expert, _, row, weight = blocks[index]
-    x = tokens.at[row].get(mode="fill", fill_value=0)
-    hidden = activation(*(x @ up[expert] for up in ups))
-    y = jnp.einsum("bf,df->bd", hidden, down[expert], preferred_element_type=jnp.float32)
-    return out.at[row].add(weight[:, None] * y, mode="drop")
-
-  out = jax.lax.fori_loop(0, blocks.count, add_block, jnp.zeros(tokens.shape, jnp.float32))
-  return out.astype(tokens.dtype)
+def _feed_forward(activation, tokens, rows, weight, sizes, ups, down):
+  arguments = (tokens, rows, weight, sizes, ups, down)
+  return _by_platform(ragged_tiles.forward, ragged_blocks.forward, activation, arguments)
 
 
 def _forward(activation, *arguments):
-  return _blocked(activation, *arguments), arguments
+  return _feed_forward(activation, *arguments), arguments
 
 
 def _backward(activation, arguments, gradient):
-  tokens, rows, weight, sizes, ups, down = arguments
-  blocks, width = _Blocks(rows, weight, sizes), len(ups)
-
-  def add_block(index, sums):
-    d_tokens, d_weight, d_ups, d_down = sums
-    expert, place, row, weight = blocks[index]
-    x, g = (a.at[row].get(mode="fill", fill_value=0) for a in (tokens, gradient))
-    hidden, pull_back = jax.vjp(activation, *(x @ up[expert] for up in ups))
-    d_hidden = g @ down[expert]
-    d_weight = d_weight.at[place].set((d_hidden * hidden).sum(-1, dtype=jnp.float32), mode="drop")
-    weighted = weight[:, None].astype(g.dtype)
-    before = pull_back(d_hidden * weighted)
-    d_down = d_down.at[expert].add(_outer(g * weighted, hidden))
-    d_ups = [sum_.at[expert].add(_outer(x, b)) for sum_, b in zip(d_ups, before, strict=True)]
-    d_x = sum(jnp.einsum("bf,df->bd", b, up[expert]) for b, up in zip(before, ups, strict=True))
-    return d_tokens.at[row].add(d_x.astype(jnp.float32), mode="drop"), d_weight, d_ups, d_down
-
-  zeros = [jnp.zeros(a.shape, jnp.float32) for a in (tokens, weight, *ups, down)]
-  start = (zeros[0], zeros[1], zeros[2 : 2 + width], zeros[-1])
-  d_tokens, d_weight, d_ups, d_down = jax.lax.fori_loop(0, blocks.count, add_block, start)
-  d_ups = [d.astype(up.dtype) for d, up in zip(d_ups, ups, strict=True)]
-  return d_tokens.astype(tokens.dtype), None, d_weight, None, d_ups, d_down.astype(down.dtype)
+  gradients = _by_platform(ragged_tiles.backward, ragged_blocks.backward, activation, (*arguments, gradient))
+  d_tokens, d_weight, d_ups, d_down = gradients
+  return d_tokens, None, d_weight, None, d_ups, d_down
 
 
-_blocked.defvjp(_forward, _backward)
+_feed_forward.defvjp(_forward, _backward)
 
 
-def _outer(a: jax.Array, b: jax.Array) -> jax.Array:
-  """float32 `a^T b` of `[block, d]` and `[block, f]`."""
-  return jnp.einsum("bd,bf->df", a, b, preferred_element_type=jnp.float32)
+def _by_platform(tiles: Callable, blocks: Callable, activation: Callable, arguments: tuple):
+  """`tiles` with the platform's kernels where it has any that take these shapes, `blocks` elsewhere."""
+  _, rows, _, _, _, down, *_ = arguments
+  kernels = {"tpu": grouped_tpu.KERNELS}
+  if grouped_gpu.takes(len(rows), down.shape):
+    kernels["cuda"] = grouped_gpu.KERNELS
+  branches = {name: functools.partial(tiles, kernel, activation) for name, kernel in kernels.items()}
+  return jax.lax.platform_dependent(*arguments, **branches, default=functools.partial(blocks, activation))
 
 
-class _Blocks:
-  """Every expert's run cut into blocks, its last one padded.
+def _varying_alike(arrays: tuple) -> tuple:
+  """Inside `jax.shard_map`, all arrays as varying over the mesh axes that any of them varies over.
 
-  Attributes:
-    count: int32 scalar, how many there are: known only when the program runs.
+  The gradient of one that is the same on every device is then summed over them, and loops may begin with zeros.
   """
 
-  def __init__(self, rows: jax.Array, weight: jax.Array, sizes: jax.Array):
-    self.rows, self.weight = rows, weight
-    self._run_ends, self._ends = jnp.cumsum(sizes), jnp.cumsum(-(-sizes // _BLOCK))
-    self._first = self._ends - -(-sizes // _BLOCK)
-    self._run_starts = self._run_ends - sizes
-    self.count = self._ends[-1]
+  def axes(array):
+    return jax.typeof(array).manual_axis_type.varying
 
-  def __getitem__(self, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """A block's expert, its places in `rows`, the rows themselves and their weights; padding is out of range."""
-    expert = jnp.searchsorted(self._ends, index, side="right")
-    place = self._run_starts[expert] + (index - self._first[expert]) * _BLOCK + jnp.arange(_BLOCK)
-    place = jnp.where(place < self._run_ends[expert], place, len(self.rows))
-    row = self.rows.at[place].get(mode="fill", fill_value=jnp.iinfo(jnp.int32).max)
-    return expert, place, row, self.weight.at[place].get(mode="fill", fill_value=0)
+  every = frozenset().union(*map(axes, jax.tree.leaves(arrays)))
+  return jax.tree.map(lambda a: jax.lax.pcast(a, tuple(sorted(every - axes(a))), to="varying"), arrays)

@@ -6,11 +6,12 @@ a second one carries their outputs back. What crosses the wire is of the experts
 
 The routing group is the config's, so a group may lie on several devices (batch-wide expert choice). Its decision was
 made on gathered scores; here every device has the whole routing, a few integers a token, picks out its own tokens'
-assignments, and sends them as a dropless routing does (`moe.parallel.rounds`). Tokens are never gathered.
+assignments, and sends them as a dropless routing does (`moe.parallel.rounds`), or adds its tokens' part to the mixtures
+of a soft one (`moe.parallel.soft`). Tokens are never gathered.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,12 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from moe.parallel import local
 from moe.parallel.assignments import of_groups, of_rows
+from moe.parallel.expert_functions import ExpertFunctions
 from moe.parallel.mesh import ROW_AXES, current_mesh, row_shards
 from moe.parallel.rounds import in_rounds
+from moe.parallel.soft import soft_over_devices
 from moe.routing.groups import Groups
 from moe.routing.types import RaggedRouting, Routing, SlotRouting, SoftRouting
-
-
-class ExpertFunctions(Protocol):
-  """What experts compute, as functions of their weights, each `[E, d, f]`; E may be all experts or a device's share."""
-
-  def slots(self, weights: Any, inputs: jax.Array) -> jax.Array:
-    """Expert e on its own rows: `[E, R, d]` to `[E, R, d]`."""
-
-  def ragged(self, weights: Any, tokens: jax.Array, rows: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:
-    """`[N, d]` to `[N, d]`: the weighted sum over the assignments of each token, which are sorted by expert."""
 
 
 def through_experts(
@@ -50,7 +43,7 @@ def through_experts(
     `[B, T, d]`.
 
   Raises:
-    ValueError: the rows of `x` cannot be divided over the current mesh.
+    ValueError: the rows of `x` cannot be divided over the current mesh, or a soft routing's groups lie across it.
   """
   mesh = current_mesh()
   if mesh is None:
@@ -62,7 +55,8 @@ def through_experts(
   if _is_local(groups, x.shape, shards):
     return _sharded(mesh, _local_groups(groups, experts), PartitionSpec(ROW_AXES))(x, routing, weights)
   if isinstance(routing, SoftRouting):
-    return _soft_over_devices(x, groups, routing, experts, weights)
+    by_token = jax.tree.map(lambda array: groups.join(array, *x.shape[:2]), routing)
+    return _sharded(mesh, soft_over_devices(groups, experts), PartitionSpec(ROW_AXES))(x, by_token, weights)
   return _sharded(mesh, _wide_groups(groups, x.shape, experts), PartitionSpec())(x, routing, weights)
 
 
@@ -137,12 +131,3 @@ def _wide_groups(groups: Groups, shape: tuple[int, ...], experts: ExpertFunction
     return in_rounds(tokens, of_rows(routing, flat, first, len(tokens)), experts.ragged, weights).reshape(x.shape)
 
   return on_device
-
-
-def _soft_over_devices(x, groups, routing, experts, weights) -> jax.Array:
-  """Soft routing mixes all tokens of a group into every slot: a sum over its devices, which the compiler lays out."""
-  tokens = groups.cut(x)
-  inputs = local.dispatch_soft(tokens, routing)
-  free = PartitionSpec.UNCONSTRAINED
-  inputs = jax.lax.with_sharding_constraint(inputs, PartitionSpec("expert", free, free))
-  return groups.join(local.combine_soft(experts.slots(weights, inputs), routing), *x.shape[:2])

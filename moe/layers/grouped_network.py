@@ -1,0 +1,50 @@
+"""A feed-forward network and its gradients in terms of the two products that a grouped matrix multiplication offers.
+
+Rows are those of one expert or of many: only the products know.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def output(
+  product: Callable, activation: Callable, x: jax.Array, weight: jax.Array, ups: list[jax.Array], down: jax.Array
+) -> jax.Array:
+  """float32 `[R, d]`: `weight * activation(x @ ups) @ down^T` of the rows `x [R, d]`.
+
+  Args:
+    product: `(rows, matrices, transposed, dtype)` to the rows times the matrices of their experts.
+    activation: of the products with `ups`.
+    x: `[R, d]`.
+    weight: float32 `[R]`.
+    ups: one or two matrices `[d, f]`, or as many of them as `product` knows experts.
+    down: likewise.
+  """
+  hidden = activation(*(product(x, up, False, x.dtype) for up in ups))
+  return weight[:, None] * product(hidden, down, True, jnp.float32)
+
+
+def gradients(
+  product: Callable,
+  outer: Callable,
+  activation: Callable,
+  x: jax.Array,
+  gradient: jax.Array,
+  weight: jax.Array,
+  ups: list[jax.Array],
+  down: jax.Array,
+) -> tuple[jax.Array, jax.Array, list[jax.Array], jax.Array]:
+  """Those of `output` by x (float32 `[R, d]`), weight (float32 `[R]`), ups and down, where `[R, d]` arrives.
+
+  `product` and the rest are those of `output`; `outer` takes a `[R, d]` and b `[R, f]` to the sum over an expert's rows
+  of their outer products, `[d, f]`, or as many of them as it knows experts.
+  """
+  hidden, pull_back = jax.vjp(activation, *(product(x, up, False, x.dtype) for up in ups))
+  d_hidden = product(gradient, down, False, x.dtype)
+  d_weight = (d_hidden * hidden).sum(-1, dtype=jnp.float32)
+  scale = weight[:, None].astype(x.dtype)
+  before = pull_back(d_hidden * scale)
+  d_x = sum(product(b, up, True, jnp.float32) for b, up in zip(before, ups, strict=True))
+  return d_x, d_weight, [outer(x, b) for b in before], outer(gradient * scale, hidden)

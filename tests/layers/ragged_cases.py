@@ -1,0 +1,52 @@
+"""Problems for ragged experts, and what is expected of them: each expert's own network on its own run of rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+EXPERTS, WIDTH, HIDDEN = 3, 32, 16
+
+# How many assignments each expert has, and the activation: none at all; all to one expert; whole blocks and an empty
+# expert; one row more and less than blocks and tiles have.
+CASES = [((0, 0, 0), "gelu"), ((0, 0, 321), "gelu"), ((256, 0, 128), "gelu"), ((63, 65, 257), "geglu")]
+
+
+def problem(sizes, gated, dtype=jnp.float32):
+  """Arguments of `ragged_feed_forward` with a tail of 9 places that belong to no expert, one of them a real row."""
+  random, tokens = np.random.default_rng(0), 50
+  rows = np.append(random.integers(0, tokens, sum(sizes)), [2] + [tokens] * 8)
+  shape = (EXPERTS, WIDTH, HIDDEN)
+  x, *matrices = (jnp.asarray(random.normal(size=s), dtype) for s in [(tokens, WIDTH)] + [shape] * (3 if gated else 2))
+  weight = jnp.float32(random.uniform(size=len(rows)))
+  return x, jnp.asarray(rows, jnp.int32), weight, jnp.array(sizes, jnp.int32), matrices[1:], matrices[0]
+
+
+def one_by_one(activation, tokens, rows, weight, sizes, ups, down):
+  """`ragged_feed_forward`, an expert at a time; `sizes` are numbers."""
+  out, start = jnp.zeros_like(tokens), 0
+  for expert, size in enumerate(sizes):
+    run = slice(start, start + size)
+    y = activation(*(tokens[rows[run]] @ up[expert] for up in ups)) @ down[expert].T
+    out, start = out.at[rows[run]].add(weight[run, None] * y), start + size
+  return out
+
+
+def expected(activation, arguments, cotangent):
+  """The output, and the gradients by tokens, weight, ups and down."""
+  tokens, rows, weight, sizes, ups, down = arguments
+
+  def value(tokens, weight, ups, down):
+    return one_by_one(activation, tokens, rows, weight, [int(size) for size in sizes], ups, down)
+
+  out, pull_back = jax.vjp(value, tokens, weight, ups, down)
+  return out, pull_back(cotangent)
+
+
+def cotangent_of(arguments):
+  return jnp.asarray(np.random.default_rng(1).normal(size=arguments[0].shape), arguments[0].dtype)
+
+
+def assert_close(found, reference):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * (1 + np.abs(b).max())), found, reference
+  )

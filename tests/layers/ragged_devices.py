@@ -1,0 +1,42 @@
+"""Run on two devices by `test_ragged`: every device's own rows and sizes, the experts' matrices the same on both."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+from moe.layers.activations import ACTIVATIONS
+from moe.layers.ragged import ragged_feed_forward
+from tests.layers.ragged_cases import assert_close, cotangent_of, expected, problem
+
+
+def main() -> None:
+  mesh = jax.make_mesh((2,), ("expert",), axis_types=(AxisType.Auto,))
+  shares = [problem(sizes, gated=True) for sizes in ((0, 240, 320), (300, 0, 260))]
+  matrices = shares[0][4:]
+  shares = [(*share[:4], *matrices) for share in shares]
+  stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(share[:4] for share in shares))
+  split, same = PartitionSpec("expert"), PartitionSpec()
+
+  def on_device(tokens, rows, weight, sizes, ups, down):
+    return ragged_feed_forward(ACTIVATIONS["swiglu"], tokens, rows, weight, sizes, ups, down)
+
+  for name, check in (("unchecked", False), ("checked", True)):
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(split,) * 4 + (same,) * 2, out_specs=split, check_vma=check)
+    tokens, rows, weight, sizes = stacked
+
+    @jax.jit
+    def both(tokens, weight, ups, down, mapped=mapped, rows=rows, sizes=sizes):
+      out, pull_back = jax.vjp(lambda t, w, u, d: mapped(t, rows, w, sizes, u, d), tokens, weight, ups, down)
+      return out, pull_back(jnp.concatenate([cotangent_of(share) for share in shares]))
+
+    references = [expected(ACTIVATIONS["swiglu"], share, cotangent_of(share)) for share in shares]
+    out, (d_tokens, d_weight, *d_matrices) = both(tokens, weight, *matrices)
+    assert_close(out, jnp.concatenate([r[0] for r in references]))
+    assert_close(d_tokens, jnp.concatenate([r[1][0] for r in references]))
+    assert_close(d_weight, jnp.concatenate([r[1][1] for r in references]))
+    assert_close(d_matrices, jax.tree.map(jnp.add, *(list(r[1][2:]) for r in references)))
+    print(name, flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,112 @@
+"""A layer gives the same numbers on any mesh, with every router, and only what must travel does."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe.layers.moe import MoE
+from moe.parallel.mesh import MeshConfig, make_mesh, replicated, rows, tracing_for
+from moe.parallel.sharding import shard_parameters
+from moe.routing import ROUTERS, RouterConfig
+from tests.mesh.hlo import collectives, shapes
+
+# Sizes that no two axes share, so that a shape in a compiled program tells what it is.
+BATCH, LENGTH, WIDTH, HIDDEN, EXPERTS, VOCABULARY = 8, 12, 40, 56, 16, 50
+SLOTS = 3
+KEYS = jax.random.split(jax.random.key(0), 3)
+X, COTANGENT = (jax.random.normal(key, (BATCH, LENGTH, WIDTH)) for key in KEYS[:2])
+SEGMENTS = jnp.ones((BATCH, LENGTH), jnp.int32).at[1, 9:].set(0)
+POSITIONS = jnp.broadcast_to(jnp.arange(LENGTH), (BATCH, LENGTH))
+IDS = jax.random.randint(KEYS[2], (BATCH, LENGTH), 2, VOCABULARY)
+
+# One of each way that tokens travel; a group is a sequence or the whole batch, which lies on all devices.
+KINDS = {
+  "slots of a sequence": ("expert_choice", {"group_size": LENGTH}),
+  "slots of a batch": ("expert_choice", {"group_size": 0}),
+  "slots by position": ("position_grouped", {}),
+  "ragged of a sequence": ("dropless", {"group_size": LENGTH}),
+  "ragged of a batch": ("dropless", {"group_size": 0}),
+  "ragged with room for all experts": ("relu", {}),
+  "soft of a sequence": ("soft_moe", {}),
+  "soft of a batch": ("soft_moe", {"group_size": BATCH * LENGTH, "slots": SLOTS}),
+}
+SHAPES = [(1, 2, 1), (1, 1, 2), (4, 1, 1), (1, 4, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 2, 1)]
+
+
+def run(name: str, options: dict, shape: tuple[int, int, int]):
+  """What a training step takes from a layer, on a mesh of this shape, and the compiled program.
+
+  The numbers: a scalar of output, auxiliary loss and policy; output, router's state afterwards, metrics; gradients.
+  """
+  config = RouterConfig(name, ROUTERS[name].Options(**options))
+  layer = MoE(EXPERTS, WIDTH, HIDDEN, "gelu", config, jnp.float32, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
+  if hasattr(layer.router, "kernel"):
+    layer.router.kernel[...] = jax.random.normal(jax.random.key(9), layer.router.kernel.shape) / WIDTH**0.5
+  graph, params, state = nnx.split(layer, nnx.Param, ...)
+  mesh = make_mesh(MeshConfig(*shape), jax.devices()[: np.prod(shape)])
+
+  def objective(params, x, state, cotangent, segments, positions, ids):
+    with tracing_for(mesh):
+      layer = nnx.merge(graph, nnx.State(params), nnx.State(state), copy=True)
+      key = jax.random.key(5)
+      y, report = layer(x, segments=segments, ids=ids, positions=positions, training=True, key=key)
+    value = jnp.vdot(y, cotangent) + report.auxiliary_loss
+    if report.policy is not None:
+      value += (report.policy.log_prob * cotangent[..., 0] + report.policy.baseline).sum()
+    return value, (y, nnx.to_pure_dict(nnx.state(layer, nnx.Not(nnx.Param))), report.metrics)
+
+  params = jax.device_put(nnx.to_pure_dict(params), shard_parameters(params, mesh, fsdp=False))
+  state = jax.device_put(nnx.to_pure_dict(state), replicated(mesh))
+  x, *others = jax.device_put((X, COTANGENT, SEGMENTS, POSITIONS, IDS), rows(mesh))
+  arguments = (params, x, state, *others)
+  compiled = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)).lower(*arguments).compile()
+  return jax.device_get(compiled(*arguments)), compiled
+
+
+@functools.cache
+def alone(name: str, options: tuple):
+  return run(name, dict(options), (1, 1, 1))[0]
+
+
+def assert_same(found, expected):
+  def compare(path, a, b):
+    # Sums over the batch may come in another order, so rounding is relative to the largest of an array.
+    scale = max(1.0, float(np.max(np.abs(b), initial=0)))
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
+
+  jax.tree_util.tree_map_with_path(compare, found, expected)
+
+
+@pytest.mark.parametrize("name", sorted(ROUTERS))
+def test_every_router_is_the_same_on_a_mesh_and_gathers_neither_tokens_nor_weights(name):
+  found, compiled = run(name, {}, (2, 4, 1))
+  assert_same(found, alone(name, ()))
+  assert_only_what_must_travels(compiled, experts=EXPERTS // 4)
+
+
+def assert_only_what_must_travels(compiled, experts: int):
+  assert any(WIDTH in shape for shape in shapes(compiled, "all-to-all")), "no token travels to its expert"
+  for kind, shape in collectives(compiled):
+    if kind in ("all-gather", "collective-permute"):
+      assert WIDTH not in shape and HIDDEN not in shape, f"{kind} of tokens or weights: {shape}"
+    if kind == "all-reduce" and HIDDEN in shape:
+      assert shape == (experts, WIDTH, HIDDEN), f"gradients of other devices' experts travel: {shape}"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_to_travel_is_the_same_on_every_mesh(kind, shape):
+  name, options = KINDS[kind]
+  found, compiled = run(name, options, shape)
+  assert_same(found, alone(name, tuple(options.items())))
+  moved = [shape for name, shape in collectives(compiled) if name in ("all-gather", "all-to-all", "reduce-scatter")]
+  if shape[1] > 1:
+    assert any(WIDTH in array for array in moved), "no token travels to its expert"
+  for array in shapes(compiled, "all-gather"):
+    # The outputs of slots that mix a whole batch go to all who need a part of them.
+    slots_of_a_batch = kind == "soft of a batch" and array == (EXPERTS, 1, SLOTS, WIDTH)
+    assert slots_of_a_batch or not (WIDTH in array or HIDDEN in array), f"tokens or weights are gathered: {array}"
