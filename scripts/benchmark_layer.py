@@ -16,7 +16,7 @@ tokens. The dense twin is a flattened two-matrix GELU network, as wide as the ex
 router's own metric, are side by side. Programs that are compared run in turns in one process; ratios are of medians, of
 CPU time on a CPU (where other processes may run) and of wall time elsewhere. FLOPs and megabytes are XLA's own analysis
 of the compiled program; megabytes are its temporary buffers, without arguments and results. XLA counts the body of a
-loop once, so a dropless layer, a loop on some platforms, has no FLOPs here.
+loop once and does not look into kernels, so a dropless layer, which is one or the other, has no FLOPs here.
 """
 
 import argparse
@@ -129,14 +129,14 @@ def measure_point(cases: Cases, twin_experts: int, repeats: int, *, decisions: b
     found = {"layer": name, "experts_per_token": used[name], "ratio": times[name].median / twin}
     if f"decision of {name}" in alone:
       found["decision"] = times[f"decision of {name}"].median / twin
-    looped = name in layers and layers[name].routing is RaggedRouting
-    return found | _analysis(programs[name][0], looped) | {"seconds": times[name].work}
+    dropless = name in layers and layers[name].routing is RaggedRouting
+    return found | _analysis(programs[name][0], dropless) | {"seconds": times[name].work}
 
   return [row(name) for name in ("dense", *layers)]
 
 
-def _analysis(compiled: jax.stages.Compiled, looped: bool) -> dict[str, float | None]:
-  flops = None if looped else compiled.cost_analysis()["flops"] / 1e9
+def _analysis(compiled: jax.stages.Compiled, dropless: bool) -> dict[str, float | None]:
+  flops = None if dropless else compiled.cost_analysis()["flops"] / 1e9
   return {"gflop": flops, "megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6}
 
 

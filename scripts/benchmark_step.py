@@ -10,7 +10,8 @@ these take need not be exact, for a part alone may be compiled otherwise than wi
 
 Ratios and shares are of medians, of CPU time on a CPU (where other processes may run) and of wall time elsewhere;
 tokens per second are of wall time. FLOPs are those of matrix products, counted in the step's program with its loops
-multiplied out; a dropless layer is a loop whose length is known only when it runs, so its model has none here.
+multiplied out; a dropless layer is a kernel or a loop whose length is known only when it runs, so its model has none
+here.
 """
 
 import argparse
@@ -21,15 +22,13 @@ import numpy as np
 
 from moe.analysis.command_line import new_file, positive, write
 from moe.analysis.cost_tables import step_table
-from moe.analysis.layer_programs import LayerCase, LayerPrograms, Program
+from moe.analysis.layer_programs import LayerCase, LayerPrograms
 from moe.analysis.step_programs import RunningStep, small_config
-from moe.analysis.timing import Times, about, dense_program, measure
+from moe.analysis.timing import about, dense_program, measure
 from moe.config import ConfigError
 from moe.parallel.host_memory import keep_freed_memory
+from moe.routing import RaggedRouting
 from moe.training.config import ExperimentConfig
-
-# Blocks to one with experts, the models' default.
-MOE_EVERY = 2
 
 
 def configs(arguments: argparse.Namespace) -> dict[str, ExperimentConfig]:
@@ -46,40 +45,46 @@ def configs(arguments: argparse.Namespace) -> dict[str, ExperimentConfig]:
   return {"dense": small_config(**sizes)} | sparse
 
 
-def layer_program(config: ExperimentConfig) -> Program:
-  """One layer with experts, or the dense network in its place, forward and backward."""
-  model, data = config.model, config.data
-  tokens = data.batch_size * data.targets_length
-  if model.decoder_router is None:
-    return dense_program(tokens, model.d_model, model.d_ff, model.compute_dtype)
-  sizes = (model.num_experts, model.d_model, model.expert_d_ff, model.dtype)
-  return LayerPrograms(LayerCase(model.decoder_router, tokens, data.targets_length, *sizes)).whole()
+def measure_models(models: dict[str, ExperimentConfig], repeats: int) -> dict[str, dict[str, Any]]:
+  """The results by model; ratios are to the one named "dense".
 
-
-def rows(steps: dict[str, RunningStep], times: dict[str, Times], tokens: int, layers: int) -> dict[str, dict[str, Any]]:
-  """The results by model.
-
-  Args:
-    steps: by model.
-    times: of `NAME`, `layer of NAME` and `update of NAME` for every model.
-    tokens: of a batch.
-    layers: of a model that have experts.
+  Raises:
+    ConfigError: a batch that a router cannot cut.
   """
-  found = {}
-  for name, step in steps.items():
-    whole = times[name]
-    found[name] = {
+  steps = {name: RunningStep(config, jax.devices()[:1]) for name, config in models.items()}
+  layers = {name: LayerPrograms(_layer(config)) for name, config in models.items() if config.model.decoder_router}
+  dense, data = models["dense"].model, models["dense"].data
+  tokens = data.batch_size * data.targets_length
+  programs = {name: (step, ()) for name, step in steps.items()}
+  programs |= {f"layer of {name}": layer.whole() for name, layer in layers.items()}
+  programs["layer of dense"] = dense_program(tokens, dense.d_model, dense.d_ff, dense.compute_dtype)
+  programs |= {f"update of {name}": step.update() for name, step in steps.items()}
+  times = measure(programs, repeats)
+
+  def row(name: str) -> dict[str, Any]:
+    step, whole = steps[name], times[name]
+    dropless = name in layers and layers[name].routing is RaggedRouting
+    with_experts = dense.decoder_layers // dense.moe_every
+    return {
       "ratio": whole.median / times["dense"].median,
       "tokens_per_second": tokens / float(np.median(whole.wall)),
-      "gflop": None if step.flops is None else step.flops / 1e9,
-      "layers": layers * times[f"layer of {name}"].median / whole.median,
+      "gflop": None if dropless or step.flops is None else step.flops / 1e9,
+      "layers": with_experts * times[f"layer of {name}"].median / whole.median,
       "update": times[f"update of {name}"].median / whole.median,
       "parameters": sum(leaf.size for leaf in jax.tree.leaves(step.state.params)),
       "megabytes": step.compiled.memory_analysis().temp_size_in_bytes / 1e6,
       "seconds": whole.work,
       "wall_seconds": whole.wall,
     }
-  return found
+
+  return {name: row(name) for name in models}
+
+
+def _layer(config: ExperimentConfig) -> LayerCase:
+  """One layer with experts, on the batch of a step."""
+  model, data = config.model, config.data
+  sizes = (model.num_experts, model.d_model, model.expert_d_ff, model.dtype)
+  return LayerCase(model.decoder_router, data.batch_size * data.targets_length, data.targets_length, *sizes)
 
 
 def main() -> None:
@@ -98,16 +103,9 @@ def main() -> None:
   if jax.default_backend() == "cpu":
     keep_freed_memory()
   try:
-    models = configs(arguments)
-    steps = {name: RunningStep(config, jax.devices()[:1]) for name, config in models.items()}
+    found = measure_models(configs(arguments), arguments.repeats)
   except ConfigError as error:
     parser.error(str(error))
-
-  programs = {name: (step, ()) for name, step in steps.items()}
-  programs |= {f"layer of {name}": layer_program(config) for name, config in models.items()}
-  programs |= {f"update of {name}": step.update() for name, step in steps.items()}
-  times = measure(programs, arguments.repeats)
-  found = rows(steps, times, arguments.batch * arguments.length, arguments.layers // MOE_EVERY)
   print("\n".join(step_table(found)))
   if arguments.results:
     write({"settings": about(arguments), "models": found}, arguments.results)
