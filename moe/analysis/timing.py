@@ -60,16 +60,20 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
   return settings | {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "processor": platform.machine()}
 
 
+# Calls that are not timed: they touch memory for the first time, and the allocator's heap grows to its final size.
+_WARM_UP = 3
+
+
 def measure(compiled: Mapping[str, tuple[Callable, tuple]], repeats: int) -> dict[str, Times]:
   """Times of `repeats` calls of every program, which take turns."""
   on_cpu = jax.default_backend() == "cpu"
   times = {name: Times([], []) for name in compiled}
-  for repeat in range(repeats + 2):
+  for repeat in range(_WARM_UP + repeats):
     for name, (function, args) in compiled.items():
       work, wall = time.process_time(), time.perf_counter()
       jax.block_until_ready(function(*args))
       work, wall = time.process_time() - work, time.perf_counter() - wall
-      if repeat >= 2:  # the first calls touch memory for the first time
+      if repeat >= _WARM_UP:
         times[name].work.append(work if on_cpu else wall)
         times[name].wall.append(wall)
   return times
