@@ -12,7 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from moe.config import ConfigError
+from moe.config import ConfigError, require
 
 
 def define_config(*, required: bool) -> flags.FlagHolder:
@@ -102,13 +102,33 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
   app.run(call, argv, flags_parser=_parse)
 
 
-def start_distributed(wanted: bool) -> None:
-  """Joins the run's other hosts, if asked to or if the environment of a TPU slice names several. Call it first."""
-  hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-  if wanted or "," in hosts:
-    import jax
+def define_hosts() -> Callable[[], None]:
+  """The flags of a run over several processes; gives the function that joins them. Call that before anything of JAX.
 
-    jax.distributed.initialize()
+  It raises ConfigError where the flags do not go together, and JoinError.
+  """
+  cluster = flags.DEFINE_bool("distributed", False, "Join the processes that the cluster names (Slurm, Open MPI, GKE).")
+  place = [
+    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens for the others."),
+    flags.DEFINE_integer("processes", None, "How many processes there are."),
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0."),
+  ]
+  within = flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes have to come.", lower_bound=1)
+  lost = flags.DEFINE_integer("lost_after", 60, "Seconds of silence after which a process is lost.", lower_bound=5)
+
+  def join() -> None:
+    given = {f"--{flag.name}": flag.value for flag in place if flag.value is not None}
+    on_slice = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if not (given or cluster.value or on_slice):
+      return
+    from moe.parallel import hosts
+
+    if given:
+      together = "give all of --coordinator, --processes and --process, and not --distributed"
+      require(len(given) == len(place) and not cluster.value, *next(iter(given.items())), together)
+    hosts.join(hosts.Place(*given.values()) if given else None, within=within.value, lost_after=lost.value)
+
+  return join
 
 
 def _silence_orbax() -> None:
@@ -144,16 +164,26 @@ def _config_error(error: Exception) -> str:
 @contextlib.contextmanager
 def _report_errors() -> Iterator[None]:
   from moe.data.errors import DataError
+  from moe.parallel import hosts
   from moe.training.checkpoint import CheckpointError
   from moe.training.loop import TrainingStopped
   from moe.training.workdir import WorkdirError
 
   try:
     yield
-  except (ConfigError, DataError, WorkdirError) as error:
+    hosts.leave()
+  except SystemExit:
+    hosts.leave()  # all were asked to stop
+    raise
+  except (ConfigError, DataError, WorkdirError, hosts.JoinError) as error:
+    hosts.fail(error, str(error), 2)
     _fail(2, str(error))
   except (CheckpointError, TrainingStopped) as error:
+    hosts.fail(error, str(error), 1)
     _fail(1, str(error))
+  except BaseException as error:
+    hosts.fail(error)
+    raise
 
 
 def _fail(code: int, message: str) -> None:

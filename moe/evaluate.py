@@ -23,16 +23,18 @@ _STEP = flags.DEFINE_string("step", "best", "Checkpoint: 'best', 'latest' or its
 _SPLIT = flags.DEFINE_string("split", "", "Split to evaluate on; the data's validation split by default.")
 _BATCHES = flags.DEFINE_integer("batches", 0, "Batches to read; 0 for the whole split.", lower_bound=0)
 _DATA = flags.DEFINE_multi_string("data", [], "FIELD=VALUE of the data section; may be given several times.")
+_MESH = flags.DEFINE_multi_string("mesh", [], "AXIS=SIZE of the mesh of devices (data, expert, model), or fsdp=true.")
 
 
 def main() -> None:
   from moe.data import DataConfig
   from moe.evaluation.restore import restore
   from moe.evaluation.rules import evaluate_by_rules
+  from moe.parallel.mesh import MeshConfig
   from moe.training.config import as_mapping, load_config
   from moe.training.workdir import Workdir, write_new
 
-  trained = restore(_WORKDIR.value, _STEP.value)
+  trained = restore(_WORKDIR.value, _STEP.value, build(MeshConfig, dict(map(_field, _MESH.value)), "mesh"))
   data = load_config(commands.read_config(_CONFIG)).data if _CONFIG.value else trained.config.data
   data = build(DataConfig, as_mapping(data) | dict(map(_field, _DATA.value)), "data")
   split = _SPLIT.value or data.validation_split
@@ -55,7 +57,7 @@ def _field(text: str) -> tuple[str, Any]:
   """`FIELD=VALUE`; the value as JSON where it is that, else as a string."""
   name, equals, value = text.partition("=")
   if not equals:
-    raise ConfigError("data", text, "expected FIELD=VALUE")
+    raise ConfigError("argument", text, "expected FIELD=VALUE")
   try:
     return name, json.loads(value)
   except ValueError:

@@ -14,11 +14,11 @@ from moe.parallel.host_memory import keep_freed_memory
 
 _CONFIG = commands.define_config(required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, figure.", required=True)
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Wait for the run's other hosts first (jax.distributed).")
+_JOIN = commands.define_hosts()
 
 
 def main() -> None:
-  commands.start_distributed(_DISTRIBUTED.value)
+  _JOIN()
   import jax
 
   if jax.default_backend() == "cpu":

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -41,13 +42,13 @@ class Trained:
     return merge(self.graph, self.params, self.router_state)
 
 
-def restore(workdir: str | pathlib.Path, step: str = "best", mesh: MeshConfig = MeshConfig()) -> Trained:
+def restore(workdir: str | pathlib.Path, step: str = "best", mesh: MeshConfig | None = None) -> Trained:
   """Reads a checkpoint's parameters; nothing in the workdir is changed.
 
   Args:
     workdir: of a run.
     step: a number, `latest`, or `best`: the lowest validation loss, or the latest where none was validated.
-    mesh: of the devices here; it need not be the one of training.
+    mesh: of all devices here, which need not be the one of training; None takes one device.
 
   Raises:
     WorkdirError: there is no run.
@@ -59,11 +60,13 @@ def restore(workdir: str | pathlib.Path, step: str = "best", mesh: MeshConfig = 
   if not place.checkpoints.exists():
     raise CheckpointError(f"{place.root} has no checkpoint yet")
   checkpoints = Checkpoints(place.checkpoints, read_only=True)
-  devices = make_mesh(mesh)
+  devices = make_mesh(MeshConfig(), jax.local_devices()[:1]) if mesh is None else make_mesh(mesh)
   config.model.check_mesh(devices)
   try:
     number = _number(checkpoints, step)
-    graph, *shapes = abstract_model(lambda rngs: make_model(config.model, rngs), devices, fsdp=mesh.fsdp)
+    graph, *shapes = abstract_model(
+      lambda rngs: make_model(config.model, rngs), devices, fsdp=mesh is not None and mesh.fsdp
+    )
     params, router_state, about = checkpoints.restore_model(number, *shapes)
   finally:
     checkpoints.close()

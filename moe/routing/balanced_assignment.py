@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.routing.assignments import places_by_priority, slot_routing
+from moe.routing.highest import highest
 from moe.routing.mean_cycle import max_mean_cycle
 
 # Temperatures of the smoothed dual, in units of the mean regret: from one that all tokens feel to one that few do.
@@ -126,7 +127,7 @@ def _first_table(net: jax.Array, mask: jax.Array, room: jax.Array) -> jax.Array:
   """
   n, num_experts = net.shape
   capacity = -(-n // num_experts)
-  best, choice = jax.lax.top_k(net, min(2, num_experts))
+  best, choice = highest(net, min(2, num_experts))
   choice, wanted = choice[:, :1], mask[:, None]
   place = places_by_priority(choice, wanted, best[:, 0] - best[:, -1], num_experts)
   seated = wanted & (place < room)

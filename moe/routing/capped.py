@@ -16,6 +16,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from moe.routing.highest import highest
+
 # Halvings of an interval about as wide as the scores' range: to a millionth of it, far below any useful lam.
 _BISECTIONS = 20
 
@@ -87,7 +89,7 @@ def top_tokens(log_plan: jax.Array, k: int) -> jax.Array:
     log_plan: float32 `[E, n]`, log A; -inf for padding only.
     k: tokens per expert.
   """
-  value, token = jax.lax.top_k(log_plan, k)
+  value, token = highest(log_plan, k)
   return jnp.where(value == -jnp.inf, log_plan.shape[1], token)
 
 
@@ -115,7 +117,7 @@ def deferred_acceptance(scores: jax.Array, mask: jax.Array, k: int, b: int, max_
     refused, _, _, count = state
     token = top_tokens(jnp.where(refused, -jnp.inf, scores).T, k)
     offered = jnp.zeros((n, num_experts), bool).at[token, experts[:, None]].set(True, mode="drop")
-    liked = jax.lax.top_k(jnp.where(offered, scores, -jnp.inf), min(b, num_experts))[1]
+    liked = highest(jnp.where(offered, scores, -jnp.inf), min(b, num_experts))[1]
     kept = offered & (liked[..., None] == experts).any(1)
     taken = kept.at[token, experts[:, None]].get(mode="fill", fill_value=False)
     return refused | (offered & ~kept), jnp.where(taken, token, n), (offered & ~kept).any(), count + 1

@@ -11,6 +11,7 @@ from moe.config import require
 from moe.routing.capacity import expert_choice_capacity
 from moe.routing.expert_choice_options import ExpertBudgetOptions, GroupBudgetOptions
 from moe.routing.groups import Groups, checked_groups
+from moe.routing.highest import highest
 from moe.routing.losses import router_z_loss
 from moe.routing.metrics import routing_metrics
 from moe.routing.prefix_rank import PrefixRankOptions
@@ -30,7 +31,7 @@ def expert_choice(scores: jax.Array, mask: jax.Array, k: int) -> SlotRouting:
     mask: bool `[n]`, False for padding.
     k: tokens per expert.
   """
-  weight, token = jax.lax.top_k(jnp.where(mask[:, None], scores, -1.0).T, k)
+  weight, token = highest(jnp.where(mask[:, None], scores, -1.0).T, k)
   empty = weight < 0
   return SlotRouting(jnp.where(empty, scores.shape[0], token), jnp.where(empty, 0.0, weight))
 

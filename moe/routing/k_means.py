@@ -16,6 +16,7 @@ from moe.config import require
 from moe.routing.capacity import CapacityOptions, expert_choice_capacity
 from moe.routing.clustering import means, spread, squared_distances, unit
 from moe.routing.files import read_arrays
+from moe.routing.highest import highest
 from moe.routing.router import RouterState, Site, register
 from moe.routing.tokenwise import Selection, TokenwiseRouter
 from moe.routing.types import RouterInput
@@ -41,7 +42,7 @@ def nearest_tokens(distances: jax.Array, mask: jax.Array, k: int) -> jax.Array:
     mask: bool `[n]`.
     k: tokens of every expert.
   """
-  tokens = jax.lax.top_k(jnp.where(mask[:, None], -distances, -jnp.inf).T, k)[1]
+  tokens = highest(jnp.where(mask[:, None], -distances, -jnp.inf).T, k)[1]
   chosen = jnp.zeros(distances.shape, bool).at[tokens, jnp.arange(distances.shape[1])[:, None]].set(True)
   return chosen & mask[:, None]
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing import assignments
+from moe.routing.highest import highest
 from moe.routing.router import RouterState, Site, register
 from moe.routing.top_k import Decision, Logits, TopKOptions, TopKRouter
 
@@ -48,10 +49,10 @@ def bias_by_quantile(bias: jax.Array, scores: jax.Array, mask: jax.Array, k: int
     k: experts per token, less than E.
   """
   tokens, num_experts = scores.shape
-  alpha = jax.lax.top_k(scores + bias, k + 1)[0][:, k:]
+  alpha = highest(scores + bias, k + 1)[0][:, k:]
   excess = jnp.where(mask[:, None], scores - alpha, -jnp.inf)
-  highest = jax.lax.top_k(excess.T, tokens * k // num_experts + 1)[0]
-  price = highest[:, mask.sum() * k // num_experts]
+  largest = highest(excess.T, tokens * k // num_experts + 1)[0]
+  price = largest[:, mask.sum() * k // num_experts]
   return jnp.where(mask.any(), price.mean() - price, bias)
 
 

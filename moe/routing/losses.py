@@ -8,6 +8,8 @@ balanced.
 import jax
 import jax.numpy as jnp
 
+from moe.routing.highest import highest
+
 
 def balance_loss(probs: jax.Array, choices: jax.Array, mask: jax.Array) -> jax.Array:
   """E * sum_e f_e p_e: Fedus et al. 2021 (Switch), eq. 4, with f divided by k; 1 when balanced whatever k.
@@ -52,8 +54,8 @@ def load_loss(logits: jax.Array, noisy_logits: jax.Array, k: int, std: jax.Array
     std: standard deviation of the noise, > 0: a number, or `[G, n, E]` of every token and expert its own.
     mask: bool `[G, n]`.
   """
-  highest = jax.lax.top_k(noisy_logits, k + 1)[0]
-  kth, next_one = highest[..., k - 1 : k], highest[..., k : k + 1]
+  best = highest(noisy_logits, k + 1)[0]
+  kth, next_one = best[..., k - 1 : k], best[..., k : k + 1]
   # The k-th highest of the others: one further down for an expert that is itself among the k.
   to_beat = jnp.where(noisy_logits >= kth, next_one, kth)
   chance = jax.scipy.stats.norm.cdf((logits - to_beat) / std)

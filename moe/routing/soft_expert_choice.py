@@ -16,6 +16,7 @@ from flax import nnx
 from moe.config import require
 from moe.routing.capacity import CapacityOptions, expert_choice_capacity, token_choice_capacity
 from moe.routing.groups import Groups, checked_groups
+from moe.routing.highest import highest
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterState, Site, register
 from moe.routing.scores import router_kernel, router_logits
@@ -44,7 +45,7 @@ def relaxed_top_k(scores: jax.Array, mask: jax.Array, k: int, smoothing: float) 
   budget = jnp.minimum(mask.sum(-1, keepdims=True), k)
   # In units of lambda above the k-th highest score the threshold lies in [-1, 0], so no precision is lost to a small
   # lambda. Shifting all scores alike changes nothing, hence no gradient through the shift.
-  ranked = jax.lax.top_k(jax.lax.stop_gradient(jnp.where(mask, scores, -jnp.inf)), k)[0]
+  ranked = highest(jax.lax.stop_gradient(jnp.where(mask, scores, -jnp.inf)), k)[0]
   kth = jnp.take_along_axis(ranked, jnp.maximum(budget - 1, 0), axis=-1)
   above = jnp.where(mask, (scores - jnp.where(budget > 0, kth, 0.0)) / smoothing, -2.0)
 
@@ -78,7 +79,7 @@ def largest_shares(share: jax.Array, weight: jax.Array, capacity: int) -> SlotRo
     weight: float32 `[n, E]`; the gradient flows through it.
     capacity: C.
   """
-  taken, token = jax.lax.top_k(jax.lax.stop_gradient(share).T, capacity)
+  taken, token = highest(jax.lax.stop_gradient(share).T, capacity)
   token = jnp.where(taken > 0, token, len(share))
   return SlotRouting(token, weight.at[token, jnp.arange(len(token))[:, None]].get(mode="fill", fill_value=0.0))
 

@@ -17,6 +17,7 @@ from flax import nnx
 from moe.config import require
 from moe.routing.capacity import expert_choice_capacity, share_of_real_tokens, token_choice_capacity
 from moe.routing.expert_choice_options import ExpertBudgetOptions
+from moe.routing.highest import highest
 from moe.routing.losses import router_z_loss
 from moe.routing.prefix_rank import normalized
 from moe.routing.router import RouterState, Site, register
@@ -35,7 +36,7 @@ def cutoffs(scores: jax.Array, mask: jax.Array, capacity_factor: float) -> jax.A
   """
   num_experts = scores.shape[-1]
   flat = jnp.where(mask[..., None], scores, -1.0).reshape(-1, num_experts).T
-  largest = jax.lax.top_k(flat, expert_choice_capacity(flat.shape[1], num_experts, capacity_factor))[0]
+  largest = highest(flat, expert_choice_capacity(flat.shape[1], num_experts, capacity_factor))[0]
   k = share_of_real_tokens(mask.sum(), num_experts, capacity_factor)
   return largest[:, jnp.clip(k - 1, 0, largest.shape[1] - 1)]
 

@@ -17,6 +17,7 @@ from moe.config import require
 from moe.routing import assignments
 from moe.routing.capacity import CapacityOptions, token_choice_capacity
 from moe.routing.groups import Groups, checked_groups
+from moe.routing.highest import highest
 from moe.routing.losses import balance_loss, router_z_loss
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, Site
@@ -50,7 +51,7 @@ def top_choices(
     ranking: float32 `[..., n, E]`, whose k highest are chosen; None for the scores.
   """
   ranking = scores if ranking is None else ranking
-  choices = jax.lax.top_k(jax.lax.stop_gradient(ranking), k)[1]
+  choices = highest(jax.lax.stop_gradient(ranking), k)[1]
   gates = jnp.take_along_axis(scores, choices, axis=-1)
   return choices, normalized(gates) if renormalize else gates
 

@@ -92,9 +92,13 @@ def train(config: ExperimentConfig, workdir: str | pathlib.Path) -> Summary:
     use_compilation_cache(config.train.compilation_cache)
     run = _Run(config, place, mesh, vocabulary, pipeline, validation)
     try:
-      return run.to_the_end()
-    finally:
-      run.close()
+      summary = run.to_the_end()
+    except BaseException:
+      # The other hosts may be gone, and what is being written would wait for them. The mains end this process.
+      run.close(wait=jax.process_count() == 1)
+      raise
+    run.close()
+    return summary
 
 
 def _require_examples(pipeline: Pipeline, split: str) -> None:
@@ -201,13 +205,14 @@ class _Run:
     before = read_metrics(self.place.metrics) if self.writer else []
     return self.last[kind] or next((record for record in reversed(before) if record["kind"] == kind), {})
 
-  def close(self) -> None:
+  def close(self, *, wait: bool = True) -> None:
     self.progress.close()
     if self.writer:
       self.writer.close()
-    # The error that ended the run, if any, is the one to be seen.
-    with contextlib.suppress(CheckpointError):
-      self.checkpoints.close()
+    if wait:
+      # The error that ended the run, if any, is the one to be seen.
+      with contextlib.suppress(CheckpointError):
+        self.checkpoints.close()
 
   def _advance(self, batches: Iterator[dict[str, Any]]) -> None:
     """Starts the next step on the device, then reads the metrics of the one before: the device never waits for us."""

@@ -1,18 +1,23 @@
 """One host of a run over several, each a process with its own devices: `python -m tests.training.hosts ...`."""
 
+import json
 import pathlib
 import sys
 
 import jax
 
+from moe.training.config import load_config
 from moe.training.loop import train
-from tests.training.tiny import tiny_config
+from tests.training.tiny import tiny_mapping
 
 
-def main(corpus: str, workdir: str, steps: str, host: str, hosts: str, port: str) -> None:
+def main(corpus: str, workdir: str, steps: str, mesh: str, host: str, hosts: str, port: str) -> None:
   if int(hosts) > 1:
     jax.distributed.initialize(f"localhost:{port}", int(hosts), int(host))
-  train(tiny_config(pathlib.Path(corpus), streams=2, steps=int(steps), eval_batches=0), workdir)
+  config = tiny_mapping(pathlib.Path(corpus), steps=int(steps), eval_batches=0)
+  config["model"] |= {"num_experts": 8, "vocab_size": 260}
+  config["data"]["batch_size"], config["mesh"] = 8, json.loads(mesh)
+  train(load_config(config), workdir)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The same config gives the same numbers on any number of devices and hosts."""
 
+import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 from moe.training.metrics import read_metrics
+from tests.parallel.processes import free_port
 
 
-def losses(corpus, compiled, workdir, steps=6, hosts=1, devices=1):
-  """The curve of a run over processes on this machine that act as hosts."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
+def losses(corpus, compiled, workdir, steps=6, hosts=1, devices=1, **mesh):
+  """The curve of a run over processes on this machine that act as hosts; its routing groups are whole batches."""
+  port = free_port()
   settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
   environment = os.environ | settings | {"JAX_COMPILATION_CACHE_DIR": compiled}
-  command = [sys.executable, "-m", "tests.training.hosts", str(corpus), str(workdir), str(steps)]
+  command = [sys.executable, "-m", "tests.training.hosts", str(corpus), str(workdir), str(steps), json.dumps(mesh)]
   started = [subprocess.Popen([*command, str(host), str(hosts), str(port)], env=environment) for host in range(hosts)]
   try:
     assert [process.wait(timeout=300) for process in started] == [0] * hosts
@@ -38,15 +37,15 @@ def one(corpus, compiled_programs, tmp_path_factory):
   return losses(corpus, compiled_programs, tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.slow
-def test_two_devices_train_as_one(corpus, compiled_programs, tmp_path, one):
-  assert_same(losses(corpus, compiled_programs, tmp_path, devices=2), one)
+def test_two_hosts_of_four_devices_train_as_one_device(corpus, compiled_programs, tmp_path, one):
+  """Each expert's tokens come from both hosts, and the hosts share the one stream of data."""
+  assert_same(losses(corpus, compiled_programs, tmp_path, hosts=2, devices=4, expert=8, fsdp=True), one)
 
 
 @pytest.mark.slow
-def test_two_hosts_train_as_one_and_go_on_with_each_others_checkpoints(corpus, compiled_programs, tmp_path, one):
-  losses(corpus, compiled_programs, tmp_path, steps=4, hosts=2)
-  losses(corpus, compiled_programs, tmp_path, steps=5, hosts=1)
-  found = losses(corpus, compiled_programs, tmp_path, steps=6, hosts=2)
+def test_hosts_go_on_with_each_others_checkpoints_on_other_meshes(corpus, compiled_programs, tmp_path, one):
+  losses(corpus, compiled_programs, tmp_path, steps=4, hosts=2, devices=4, expert=8)
+  losses(corpus, compiled_programs, tmp_path, steps=5, hosts=1, devices=2, expert=2)
+  found = losses(corpus, compiled_programs, tmp_path, steps=6, hosts=2, devices=2, data=2, model=2, fsdp=True)
   del found["validation", 4], found["validation", 5]
   assert_same(found, one)

@@ -1,0 +1,137 @@
+"""A whole training step gives the same losses and parameters on any mesh, with FSDP or without; and what it moves."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from moe.models import make_model
+from moe.parallel.mesh import MeshConfig, make_mesh, put_batch
+from moe.training.optimizer import OptimizerConfig, make_optimizer
+from moe.training.state import keys, make_state
+from moe.training.step import make_train_step
+from tests.mesh.hlo import shapes
+from tests.models import tiny
+
+# Sizes that no two axes share, so that a shape in a compiled program tells what it is.
+EXPERTS, WIDTH, HIDDEN = 8, 48, 56
+LENGTHS = [[5, 3], [8], [6], [2, 2, 4]] * 4, [[4, 2], [6], [5], [1, 1, 4]] * 4
+
+DECODERS = {
+  "slots": {"decoder_router": tiny.router("glam")},
+  "slots of a batch": {"decoder_router": tiny.router("expert_choice"), "allow_future_leakage": True},
+  "ragged": {"decoder_router": tiny.router("dropless", top_k=2)},
+  "soft": {"decoder_router": tiny.router("soft_moe"), "allow_future_leakage": True},
+}
+MESHES = [(1, 2, 1, False), (1, 4, 1, True), (2, 4, 1, True), (2, 2, 2, True), (8, 1, 1, True), (4, 2, 1, False)]
+
+
+def start(mesh, *, fsdp=False, accumulation=1, optimizer=None, **model):
+  """The compiled step of a model, and its first state."""
+  architecture = "encoder_decoder" if model.get("encoder_router") else "decoder"
+  sizes = {"num_experts": EXPERTS, "num_heads": 4, "d_model": WIDTH, "expert_d_ff": HIDDEN}
+  config = tiny.config(architecture, **sizes | model)
+  optimizer = optimizer or optax.sgd(0.1)
+  graph, state = make_state(lambda rngs: make_model(config, rngs), optimizer, 0, mesh, {}, fsdp=fsdp)
+  options = {"accumulation": accumulation, "logits_z_loss": 1e-3, "byte_lengths": np.ones(tiny.VOCABULARY)}
+  return make_train_step(graph, state, optimizer, optax.constant_schedule(0.1), keys(0)[1], **options), state
+
+
+def batch(seed):
+  return {name: np.asarray(value) for name, value in tiny.packed(*LENGTHS, seed=seed).items()}
+
+
+def two_steps(shape, **settings):
+  mesh = make_mesh(MeshConfig(*shape[:3]), jax.devices()[: np.prod(shape[:3])])
+  step, state = start(mesh, fsdp=shape[3], **settings)
+  metrics = []
+  for seed in range(2):
+    state, found = step(state, put_batch(mesh, batch(seed)))
+    metrics.append(found)
+  return jax.device_get((metrics, state))
+
+
+@functools.cache
+def alone(kind):
+  return two_steps((1, 1, 1, False), **DECODERS[kind])
+
+
+def assert_same(found, expected):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_trains_the_same_on_every_mesh(kind, shape):
+  assert_same(two_steps(shape, **DECODERS[kind]), alone(kind))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2, True), (1, 8, 1, False)], ids=str)
+def test_an_encoder_decoder_trains_the_same_with_accumulation_and_adafactor(shape):
+  settings = {
+    "encoder_router": tiny.router("expert_choice"),
+    "decoder_router": tiny.router("glam"),
+    "accumulation": 2,
+    "optimizer": make_optimizer(OptimizerConfig(schedule="constant"), 10),
+    "shared_experts": 1,
+  }
+  assert_same(two_steps(shape, **settings), two_steps((1, 1, 1, False), **settings))
+
+
+def test_fsdp_gathers_a_devices_experts_and_never_all_of_them():
+  mesh = make_mesh(MeshConfig(data=2, expert=4))
+  step, state = start(mesh, fsdp=True, **DECODERS["slots"])
+  gathered = shapes(step.lower(state, put_batch(mesh, batch(0))).compile(), "all-gather")
+  of_experts = [shape for shape in gathered if HIDDEN in shape]
+  assert of_experts, "FSDP's halves of expert weights are put together"
+  assert {np.prod(shape) for shape in of_experts} == {EXPERTS // 4 * WIDTH * HIDDEN}
+  rows = len(LENGTHS[0])
+  assert not any(shape[:1] == (rows,) and WIDTH in shape for shape in gathered), "tokens are gathered"
+
+
+def test_without_fsdp_no_parameter_is_gathered():
+  mesh = make_mesh(MeshConfig(data=2, expert=4))
+  step, state = start(mesh, **DECODERS["slots"])
+  gathered = shapes(step.lower(state, put_batch(mesh, batch(0))).compile(), "all-gather")
+  assert not any(WIDTH in shape or HIDDEN in shape for shape in gathered)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_parameters_and_statistics_are_divided_by_the_names_of_their_axes(fsdp):
+  mesh = make_mesh(MeshConfig(data=2, expert=2, model=2))
+  rows, data = (("data", "expert"), "data") if fsdp else (None, None)
+  parameters = {
+    "attention.query": (None, rows, "model"),
+    "attention.out": (None, "model", rows),
+    "feed_forward.up": (None, rows, "model"),
+    "feed_forward.down": (None, "model", rows),
+    "moe.experts.up": (None, "expert", data, "model"),
+    "moe.experts.down": (None, "expert", data, "model"),
+    "moe.router.kernel": (None, None, None),
+    "embedding.table": ("model", rows),
+  }
+  statistics = {
+    # Means of a matrix over its longer axis, and over its shorter one.
+    "moe.experts.up.v_row": (None, "expert", data),
+    "moe.experts.up.v_col": (None, "expert", "model"),
+    "feed_forward.down.v_row": (None, rows),
+    "feed_forward.down.v_col": (None, "model"),
+  }
+  # Of more than 128 columns and rows, so that Adafactor factors them.
+  wide = DECODERS["slots"] | {"d_model": 128, "d_ff": 136, "expert_d_ff": 136}
+  _, factored = start(mesh, fsdp=fsdp, optimizer=make_optimizer(OptimizerConfig(), 10), **wide)
+  _, adam = start(mesh, fsdp=fsdp, optimizer=make_optimizer(OptimizerConfig(name="adamw"), 10), **wide)
+  _, mu, *_ = adam.opt_state[1]
+  for tree, wanted in ((adam.params, parameters), (mu, parameters), (factored.opt_state, statistics)):
+    for name, spec in wanted.items():
+      found = {leaf.sharding.spec for path, leaf in by_name(tree) if path.endswith(name)}
+      assert {PartitionSpec(*entry) for entry in found} == {PartitionSpec(*spec)}, name
+
+
+def by_name(tree):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    parts = (getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
+    yield ".".join(part for part in parts if isinstance(part, str)), leaf
