@@ -17,7 +17,7 @@ Planned, with D x P devices along data and expert, in float32:
   all-gather  nothing
 
 What is measured beyond that: a tied embedding's gradient is reduced twice, once as it is read and once as it makes
-logits; sums of losses, metrics and norms; scores that a router's top-k gathers where it could do without.
+logits; sums of losses, metrics and norms.
 """
 
 import argparse

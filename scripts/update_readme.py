@@ -20,8 +20,11 @@ def layer(results: dict) -> str:
   text = """Forward + backward in training mode, {tokens:,} tokens, d {d_model}, ff {d_ff}, {experts} experts, {dtype},
     against a flattened dense network of equal activated FLOPs in the same process (Soft MoE has as many slots as
     tokens); FLOPs and temporary memory by XLA's analysis; median of {repeats} runs on two cores (JAX {jax})."""
+  weights = 2 * 4 * settings["most_experts"] * settings["d_model"] * settings["d_ff"]
   growth = f"""Expert choice, x dense: {_range(rows, "groups")} tokens of a group (of {settings["most_tokens"]:,}),
-    {_range(rows, "experts")} experts ({settings["tokens"]:,} tokens), {_range(rows, "tokens")} tokens."""
+    {_range(rows, "tokens")} tokens, {_range(rows, "experts")} experts ({settings["tokens"]:,} tokens;
+    {settings["most_experts"]} experts have {weights / 1e9:.1f} GB of weights to read and to make gradients of, and
+    {settings["top_k"] * settings["tokens"] // settings["most_experts"]} tokens each)."""
   return "\n".join(
     [
       *layer_table([row for row in rows if row["sweep"] == "ways"]),
