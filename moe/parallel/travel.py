@@ -10,6 +10,7 @@ assignments, and sends them as a dropless routing does (`moe.parallel.rounds`), 
 of a soft one (`moe.parallel.soft`). Tokens are never gathered.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from moe.parallel import local
-from moe.parallel.assignments import of_groups, of_rows
+from moe.parallel.assignments import Assignments, of_groups, of_rows
 from moe.parallel.expert_functions import ExpertFunctions
 from moe.parallel.mesh import ROW_AXES, current_mesh, row_shards
 from moe.parallel.rounds import in_rounds
@@ -66,16 +67,23 @@ def _is_local(groups: Groups, shape: tuple[int, ...], shards: int) -> bool:
   return not groups.by_position and (batch // shards * length) % groups.size == 0
 
 
-def _on_one_device(tokens: jax.Array, routing: Routing, experts: ExpertFunctions, weights: Any) -> jax.Array:
+def _travel(tokens: jax.Array, routing: Routing, slots: Callable, ragged: Callable) -> jax.Array:
+  """Whole groups `[G, n, d]`; `slots` and `ragged` lead to the experts and back, wherever they are."""
   n = tokens.shape[1]
   match routing:
     case SlotRouting():
-      return local.combine_slots(experts.slots(weights, local.dispatch_slots(tokens, routing)), routing, n)
-    case RaggedRouting():
-      rows, weight, sizes = local.rows_in_order(routing, n)
-      return experts.ragged(weights, tokens.reshape(-1, tokens.shape[-1]), rows, weight, sizes).reshape(tokens.shape)
+      return local.combine_slots(slots(local.dispatch_slots(tokens, routing)), routing, n)
     case SoftRouting():
-      return local.combine_soft(experts.slots(weights, local.dispatch_soft(tokens, routing)), routing)
+      return local.combine_soft(slots(local.dispatch_soft(tokens, routing)), routing)
+    case RaggedRouting():
+      return ragged(tokens.reshape(-1, tokens.shape[-1]), of_groups(routing, n)).reshape(tokens.shape)
+
+
+def _on_one_device(tokens: jax.Array, routing: Routing, experts: ExpertFunctions, weights: Any) -> jax.Array:
+  def ragged(tokens: jax.Array, assigned: Assignments) -> jax.Array:
+    return experts.ragged(weights, tokens, assigned.row, assigned.weight, assigned.sizes)
+
+  return _travel(tokens, routing, functools.partial(experts.slots, weights), ragged)
 
 
 def _sharded(mesh: AbstractMesh, on_device: Callable, routing: PartitionSpec) -> Callable:
@@ -101,24 +109,18 @@ def _local_groups(groups: Groups, experts: ExpertFunctions) -> Callable:
     tokens = groups.cut(x)
     if jax.lax.axis_size("expert") == 1:
       return _on_one_device(tokens, routing, experts, weights).reshape(x.shape)
-    match routing:
-      case SlotRouting():
-        y = local.combine_slots(
-          _there_and_back(local.dispatch_slots(tokens, routing), experts, weights), routing, groups.size
-        )
-      case SoftRouting():
-        y = local.combine_soft(_there_and_back(local.dispatch_soft(tokens, routing), experts, weights), routing)
-      case RaggedRouting():
-        y = in_rounds(tokens.reshape(-1, x.shape[-1]), of_groups(routing, groups.size), experts.ragged, weights)
-    return y.reshape(x.shape)
+
+    def slots(inputs: jax.Array) -> jax.Array:
+      """`[E, R, d]` of all experts, to the devices that hold them, through them, and back."""
+      arrived = jax.lax.all_to_all(inputs, "expert", split_axis=0, concat_axis=1, tiled=True)
+      return jax.lax.all_to_all(experts.slots(weights, arrived), "expert", split_axis=1, concat_axis=0, tiled=True)
+
+    def ragged(tokens: jax.Array, assigned: Assignments) -> jax.Array:
+      return in_rounds(tokens, assigned, experts.ragged, weights)
+
+    return _travel(tokens, routing, slots, ragged).reshape(x.shape)
 
   return on_device
-
-
-def _there_and_back(inputs: jax.Array, experts: ExpertFunctions, weights: Any) -> jax.Array:
-  """Slots `[E, R, d]` of all experts, to the devices that hold them, through them, and back."""
-  arrived = jax.lax.all_to_all(inputs, "expert", split_axis=0, concat_axis=1, tiled=True)
-  return jax.lax.all_to_all(experts.slots(weights, arrived), "expert", split_axis=1, concat_axis=0, tiled=True)
 
 
 def _wide_groups(groups: Groups, shape: tuple[int, ...], experts: ExpertFunctions) -> Callable:

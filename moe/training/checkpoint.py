@@ -150,6 +150,11 @@ class Checkpoints:
     """The step with the lowest validation loss; None if no checkpoint was validated."""
     return self._best_of(self._manager.all_steps())
 
+  def about(self) -> dict[str, Any]:
+    """What `save` was told of the newest checkpoint's run, without its arrays; empty where there is none to read."""
+    newest = self.latest()
+    return {} if newest is None else self._run(newest).get("about", {})
+
   def restore(self, abstract: TrainState, notify: Callable[[str], None]) -> Restored | None:
     """The newest whole checkpoint, or None where there is none at all.
 
@@ -218,11 +223,15 @@ class Checkpoints:
 
   def _stored_loss(self, step: int) -> float:
     """For ranking: a checkpoint that was not validated, or whose loss cannot be read, is never the best."""
-    try:
-      loss = json.loads((self.folder / str(step) / "run" / "metadata").read_text())["loss"]
-    except (OSError, ValueError, KeyError):
-      return math.inf
+    loss = self._run(step).get("loss")
     return math.inf if loss is None else loss
+
+  def _run(self, step: int) -> dict[str, Any]:
+    """A checkpoint's JSON; empty where it cannot be read."""
+    try:
+      return json.loads((self.folder / str(step) / "run" / "metadata").read_text())
+    except (OSError, ValueError):
+      return {}
 
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:

@@ -16,7 +16,7 @@ from moe.data import DataError, Pipeline
 from moe.models import make_model
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, Restored
-from moe.training.config import ExperimentConfig, as_mapping
+from moe.training.config import ExperimentConfig, as_mapping, differences
 from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary, whole_position
 from moe.training.metrics import MetricsWriter, Record, flatten_layers, read_metrics
 from moe.training.optimizer import make_optimizer, make_schedule
@@ -159,6 +159,7 @@ class _Run:
 
   def _start(self, make: Callable[[nnx.Rngs], nnx.Module], optimizer):
     fsdp = self.config.mesh.fsdp
+    self._check_model()
     graph, abstract = abstract_state(make, optimizer, self.mesh, fsdp=fsdp)
     restored = self.checkpoints.restore(abstract, lambda line: print(line, flush=True))
     if restored is None:
@@ -169,6 +170,13 @@ class _Run:
     self.pipeline.restore(restored.position)
     print(f"going on from {self.checkpoints.last_good}", flush=True)
     return graph, restored.state
+
+  def _check_model(self) -> None:
+    found = self.checkpoints.about().get("config", {}).get("model")
+    other = differences(found, self.about["config"]["model"], "config.model") if found else {}
+    if other:
+      listed = "; ".join(f"{field} was {old!r}, is {new!r}" for field, (old, new) in other.items())
+      raise WorkdirError(f"{self.checkpoints.folder} holds checkpoints of another model: {listed}")
 
   def _check_vocabulary(self, restored: Restored) -> None:
     if restored.about["vocabulary"] != self.about["vocabulary"]:

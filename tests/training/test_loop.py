@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 
 import jax
@@ -242,3 +243,15 @@ def test_a_leaking_run_says_so_everywhere(corpus, tmp_path, capsys):
 def test_the_positions_of_several_hosts_join_into_one():
   positions = [{"source": "x", "streams": {"0": [1, 2]}}, {"source": "x", "streams": {"1": [3, 4]}}]
   assert join_positions(positions) == {"source": "x", "streams": {"0": [1, 2], "1": [3, 4]}}
+
+
+def test_checkpoints_of_another_model_are_named_and_left_alone(corpus, tmp_path):
+  other = tiny_mapping(corpus, steps=2, checkpoint_every=2)
+  other["model"]["d_model"] = 24
+  for name, tree in (("mine", tiny_mapping(corpus, steps=2, checkpoint_every=2)), ("other", other)):
+    train(load_config(tree), tmp_path / name)
+  shutil.rmtree(tmp_path / "mine" / "checkpoints")
+  shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "mine" / "checkpoints")
+  with pytest.raises(WorkdirError, match=r"checkpoints of another model: config.model.d_model was 24, is 16$"):
+    train(tiny_config(corpus, steps=4, checkpoint_every=2), tmp_path / "mine")
+  assert Checkpoints(tmp_path / "mine" / "checkpoints", read_only=True).steps() == [2]
