@@ -17,7 +17,8 @@ Planned, with D x P devices along data and expert, in float32:
   all-gather  nothing
 
 What is measured beyond that: a tied embedding's gradient is reduced twice, once as it is read and once as it makes
-logits; sums of losses, metrics and norms.
+logits; that of position biases [heads, length, length] is reduced in every block, before it becomes the table's; sums
+of losses, metrics and norms.
 """
 
 import argparse
