@@ -67,8 +67,8 @@ def mesh(results: dict) -> str:
   text = """A train step of a decoder of {layers} blocks, every second with {experts} experts, d {d_model}, ff {d_ff},
     batches of {batch} x {length} tokens, float32, expert choice: CPU time next to data parallelism, and what one device
     sends in a step, counted in the compiled program and planned by a closed form (measured beyond that: a tied
-    embedding's gradient is reduced twice, that of position biases in every block). The
-    devices are threads that share two cores: they measure work, not a network; median of {repeats} steps (JAX {jax})."""
+    embedding's gradient is reduced twice, that of position biases in every block). The devices are threads that share
+    two cores: they measure work, not a network; median of {repeats} steps (JAX {jax})."""
   return "\n".join(
     [
       *mesh_table(results["meshes"]),
