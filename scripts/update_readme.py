@@ -6,53 +6,97 @@ Each stands between `<!-- NAME -->` and `<!-- /NAME -->`, made of `results/NAME.
 import json
 import pathlib
 import re
+import textwrap
 
-from moe.analysis.router_table import table
+from moe.analysis.cost_tables import layer_table, mesh_table, step_table
+from moe.analysis.router_table import table as router_table
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def layer(results: dict) -> str:
-  """The table of `scripts/benchmark_layer.py`."""
-  settings = results["settings"]
-  rows = [
-    f"| {name} | {row['ratio']:.2f} | {_or_dash(row['gflop'])} | {row['megabytes']:.0f} |"
-    for name, row in results["layers"].items()
-  ]
+  """How tokens travel, and how the cost grows: `scripts/benchmark_layer.py`."""
+  settings, rows = results["settings"], results["rows"]
+  text = """Forward + backward in training mode, {tokens:,} tokens, d {d_model}, ff {d_ff}, {experts} experts, {dtype},
+    against a flattened dense network of equal activated FLOPs in the same process (Soft MoE has as many slots as
+    tokens); FLOPs and temporary memory by XLA's analysis; median of {repeats} runs on two cores (JAX {jax})."""
+  weights = 2 * 4 * settings["most_experts"] * settings["d_model"] * settings["d_ff"]
+  growth = f"""Expert choice, x dense: {_range(rows, "groups")} tokens of a group (of {settings["most_tokens"]:,}),
+    {_range(rows, "tokens")} tokens, {_range(rows, "experts")} experts ({settings["tokens"]:,} tokens;
+    {settings["most_experts"]} experts have {weights / 1e9:.1f} GB of weights to read and to make gradients of, and
+    {settings["top_k"] * settings["tokens"] // settings["most_experts"]} tokens each)."""
   return "\n".join(
     [
-      "| layer | time, x dense | GFLOP | MB |",
-      "|---|---|---|---|",
-      *rows,
+      *layer_table([row for row in rows if row["sweep"] == "ways"]),
       "",
-      "Forward + backward, {tokens} tokens, d {d_model}, ff {d_ff}, {experts} experts, {dtype}, against a flattened"
-      " dense network of equal activated FLOPs".format(**settings),
-      "in the same process; FLOPs and temporary memory by XLA's analysis; median of {repeats} runs on two cores"
-      " (JAX {jax}).".format(**settings),
-      "`python scripts/benchmark_layer.py --results results/layer.json`",
+      "![Time next to a dense layer over group size, experts and tokens](docs/layer.png)",
+      "",
+      *_lines(text.format(**settings)),
+      *_lines(growth),
+      "`python scripts/benchmark_layer.py --sweep ways groups experts tokens --results results/layer.json"
+      " --figure docs/layer.png`",
+    ]
+  )
+
+
+def _range(rows: list[dict], sweep: str) -> str:
+  """What expert choice costs along a sweep."""
+  curve = [row for row in rows if row["sweep"] == sweep and row["layer"] == "expert choice"]
+  ratios = [row["ratio"] for row in curve]
+  return f"{min(ratios):.2f} to {max(ratios):.2f} over {curve[0]['at']:,} to {curve[-1]['at']:,}"
+
+
+def step(results: dict) -> str:
+  """The table of `scripts/benchmark_step.py`."""
+  text = """Decoders of {layers} blocks, every second with {experts} experts of width {d_ff} (dense: one network
+    {top_k} times as wide), d {d_model}, batches of {batch} x {length} tokens, {dtype}: loss, gradients, Adafactor and
+    metrics, interleaved in one process; the share of a step that the layers with experts (or the dense networks in
+    their place) and the optimizer take by themselves; median of {repeats} steps on two cores (JAX {jax})."""
+  return "\n".join(
+    [
+      *step_table(results["models"]),
+      "",
+      *_lines(text.format(**results["settings"])),
+      "`python scripts/benchmark_step.py --results results/step.json`",
+    ]
+  )
+
+
+def mesh(results: dict) -> str:
+  """The table of `scripts/benchmark_mesh.py`."""
+  text = """A train step of a decoder of {layers} blocks, every second with {experts} experts, d {d_model}, ff {d_ff},
+    batches of {batch} x {length} tokens, float32, expert choice: CPU time next to data parallelism, and what one device
+    sends in a step, counted in the compiled program and planned by a closed form (measured beyond that: a tied
+    embedding's gradient is reduced twice, that of position biases in every block). The devices are threads that share
+    two cores: they measure work, not a network; median of {repeats} steps (JAX {jax})."""
+  return "\n".join(
+    [
+      *mesh_table(results["meshes"]),
+      "",
+      *_lines(text.format(**results["settings"])),
+      "`python scripts/benchmark_mesh.py --results results/mesh.json`",
     ]
   )
 
 
 def routers(results: dict) -> str:
-  """All routers: what the code says of them, and what `scripts/benchmark_routers.py` measured."""
-  settings = results["settings"]
+  """All routers: what the code says of them, and what `scripts/benchmark_layer.py` measured."""
+  text = """With the default options (Soft MoE: as many slots as tokens); {tokens} tokens in sequences of 512,
+    d {d_model}, ff {d_ff}, {experts} experts, float32: forward + backward in training mode, the router's own decision
+    included, against a dense layer of equal activated FLOPs in the same process; median of {repeats} runs on two cores
+    (JAX {jax})."""
   return "\n".join(
     [
-      *table({name: row["ratio"] for name, row in results["routers"].items()}),
+      *router_table({row["layer"]: row["ratio"] for row in results["rows"]}),
       "",
-      "With the default options (Soft MoE: as many slots as tokens);"
-      " {tokens} tokens in sequences of {sequence}, d {d_model}, ff {d_ff}, {experts} experts,"
-      " float32: forward + backward in training".format(**settings),
-      "mode, the router's own decision included, against a dense layer of equal activated FLOPs in the same process;"
-      " median of {repeats} runs on two cores (JAX {jax}).".format(**settings),
-      "`python scripts/benchmark_routers.py --results results/routers.json`",
+      *_lines(text.format(**results["settings"])),
+      "`python scripts/benchmark_layer.py --sweep routers --results results/routers.json`",
     ]
   )
 
 
-def _or_dash(value: float | None) -> str:
-  return "-" if value is None else f"{value:.1f}"
+def _lines(text: str) -> list[str]:
+  return textwrap.wrap(" ".join(text.split()), 120)
 
 
 def quickstart(results: dict) -> str:
@@ -67,7 +111,7 @@ def quickstart(results: dict) -> str:
 
 def updated(readme: str) -> str:
   """The README with every block made anew."""
-  for make in (layer, routers, quickstart):
+  for make in (layer, step, mesh, routers, quickstart):
     name = make.__name__
     results = json.loads((ROOT / "results" / f"{name}.json").read_text())
     block = f"<!-- {name} -->\n{make(results)}\n<!-- /{name} -->"

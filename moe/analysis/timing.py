@@ -1,13 +1,32 @@
-"""Timing a layer fairly: next to a dense twin, in one process, the programs taking turns."""
+"""Timing programs fairly: next to a dense twin, in one process, taking turns."""
 
 import argparse
+import dataclasses
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+  """Seconds of every call: of the clock on the wall, and of what is compared.
+
+  Attributes:
+    work: on a CPU the time of all its cores, which other processes disturb least; elsewhere the wall's.
+    wall: from the call to the last result.
+  """
+
+  work: list[float]
+  wall: list[float]
+
+  @property
+  def median(self) -> float:
+    return float(np.median(self.work))
 
 
 def both_ways(apply: Callable) -> Callable:
@@ -36,19 +55,25 @@ def dense_program(tokens: int, d_model: int, width: int, dtype: jnp.dtype = jnp.
 
 
 def about(arguments: argparse.Namespace) -> dict[str, Any]:
-  """The settings of a results file."""
-  settings = {name: value for name, value in vars(arguments).items() if name != "results"}
+  """The settings of a results file: the command's options without its files, and what it ran on."""
+  settings = {name: value for name, value in vars(arguments).items() if name not in ("results", "figure")}
   return settings | {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "processor": platform.machine()}
 
 
-def measure(compiled: dict[str, tuple[Callable, tuple]], repeats: int) -> dict[str, list[float]]:
-  """Seconds of every call, the programs taking turns."""
-  clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-  seconds = {name: [] for name in compiled}
-  for repeat in range(repeats + 2):
+# Calls that are not timed: they touch memory for the first time, and the allocator's heap grows to its final size.
+_WARM_UP = 3
+
+
+def measure(compiled: Mapping[str, tuple[Callable, tuple]], repeats: int) -> dict[str, Times]:
+  """Times of `repeats` calls of every program, which take turns."""
+  on_cpu = jax.default_backend() == "cpu"
+  times = {name: Times([], []) for name in compiled}
+  for repeat in range(_WARM_UP + repeats):
     for name, (function, args) in compiled.items():
-      start = clock()
+      work, wall = time.process_time(), time.perf_counter()
       jax.block_until_ready(function(*args))
-      if repeat >= 2:  # the first calls touch memory for the first time
-        seconds[name].append(clock() - start)
-  return seconds
+      work, wall = time.process_time() - work, time.perf_counter() - wall
+      if repeat >= _WARM_UP:
+        times[name].work.append(work if on_cpu else wall)
+        times[name].wall.append(wall)
+  return times

@@ -61,7 +61,7 @@ class Attention(nnx.Module):
       x: `[B, Q, d]`.
       memory: `[B, K, d]`; `x` itself for self-attention.
       mask: bool, broadcastable to `[B, h, Q, K]`; a query that may see nothing sees everything.
-      bias: float32 `[1, h, Q, K]`, added to the logits.
+      bias: float32 `[S, h, Q, K]`, added to the logits; S is 1, or on a mesh its shares of rows, in order.
       rate: probability of dropping an attention weight.
       key: PRNG key of dropping; None drops nothing.
     """
@@ -112,5 +112,6 @@ class Attention(nnx.Module):
 
 
 def _for_each(bias: jax.Array, batch: int) -> jax.Array:
-  """`[1, h, Q, K]` to `[B, h, Q, K]`, as a product: its gradient is one as well, faster on CPUs than a sum over B."""
-  return jnp.einsum("b,hqk->bhqk", jnp.ones(batch, bias.dtype), bias[0])
+  """`[S, h, Q, K]` to `[B, h, Q, K]`, as a product: its gradient is one as well, faster on CPUs than a sum over B."""
+  each = jnp.einsum("b,shqk->sbhqk", jnp.ones(batch // len(bias), bias.dtype), bias)
+  return each.reshape(batch, *bias.shape[1:])

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from moe.layers.basic import normal
+from moe.parallel.mesh import ROW_AXES, current_mesh
 
 
 def bucket(distance: jax.Array, *, causal: bool, buckets: int, max_distance: int) -> jax.Array:
@@ -51,19 +53,36 @@ class RelativeBias(nnx.Module):
   def __call__(self, length: int) -> jax.Array:
     """The bias of a whole sequence, float32 `[1, heads, length, length]` (query, key).
 
+    On a mesh the first axis has one entry for each of its shares of rows, made there, so that what devices add up is
+    the gradient of the table and not that of the result.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+      return self._square(self.table[...], length)[None]
+    return jax.shard_map(
+      lambda table: self._square(table, length)[None],
+      mesh=mesh,
+      in_specs=PartitionSpec(None, "model"),
+      out_specs=PartitionSpec(ROW_AXES, "model"),
+      check_vma=False,
+    )(self.table[...])
+
+  def row(self, position: jax.Array, length: int) -> jax.Array:
+    """The bias of one query at `position` (int32 scalar) over `length` keys: float32 `[1, heads, 1, length]`."""
+    return self._lookup(self.table[...], jnp.arange(length) - position)[None, :, None, :]
+
+  def _square(self, table: jax.Array, length: int) -> jax.Array:
+    """`[heads, length, length]` of `table [buckets, heads]`.
+
     Each distance is looked up once. Row i of the result is the same vector shifted by i, which tiling and reshaping
     do: their gradient is a sum, where a gather's would be a scatter over length^2 entries.
     """
     distances = jnp.concatenate([jnp.arange(length + 1), jnp.arange(-length + 1, 0)])
-    by_distance = self._lookup(distances)  # [heads, 2 length]: entry m is distance m, modulo 2 length
+    by_distance = self._lookup(table, distances)  # [heads, 2 length]: entry m is distance m, modulo 2 length
     tiled = jnp.tile(by_distance, (1, length))[:, : length * (2 * length - 1)]
-    return tiled.reshape(-1, length, 2 * length - 1)[None, :, :, :length]
+    return tiled.reshape(-1, length, 2 * length - 1)[:, :, :length]
 
-  def row(self, position: jax.Array, length: int) -> jax.Array:
-    """The bias of one query at `position` (int32 scalar) over `length` keys: float32 `[1, heads, 1, length]`."""
-    return self._lookup(jnp.arange(length) - position)[None, :, None, :]
-
-  def _lookup(self, distances: jax.Array) -> jax.Array:
+  def _lookup(self, table: jax.Array, distances: jax.Array) -> jax.Array:
     """`[D]` distances to `[heads, D]`."""
     index = bucket(distances, causal=self.causal, buckets=self.buckets, max_distance=self.max_distance)
-    return self.table[...][index].T
+    return table[index].T

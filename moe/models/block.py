@@ -32,7 +32,7 @@ class Context:
     positions: int32 `[B, Q]` within each segment.
     segments: int32 `[B, Q]`, 0 for padding; None when decoding.
     position: int32 scalar, the row index of the one query; None unless decoding.
-    bias: float32 `[1, h, Q, T]`, where the stack's blocks share it.
+    bias: float32 `[S, h, Q, T]` as attention takes it, where the stack's blocks share it.
     memory: `[B, M, d]`, the encoder's output; None without one, and when decoding.
     memory_mask: bool `[B, 1, Q, M]`.
   """
