@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
   config.optimizer.schedule = "cosine"
   config.optimizer.warmup_steps = 40
 
+  config.mesh = ConfigDict()  # one device, or the rows of a batch divided over all there are
+
   config.train = ConfigDict()
   config.train.steps = 1100
   config.train.log_every = 20

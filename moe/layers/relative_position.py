@@ -69,20 +69,18 @@ class RelativeBias(nnx.Module):
 
   def row(self, position: jax.Array, length: int) -> jax.Array:
     """The bias of one query at `position` (int32 scalar) over `length` keys: float32 `[1, heads, 1, length]`."""
-    return self._lookup(self.table[...], jnp.arange(length) - position)[None, :, None, :]
+    return self._lookup(self.table[...], (jnp.arange(length) - position)[None])[None]
 
   def _square(self, table: jax.Array, length: int) -> jax.Array:
-    """`[heads, length, length]` of `table [buckets, heads]`.
-
-    Each distance is looked up once. Row i of the result is the same vector shifted by i, which tiling and reshaping
-    do: their gradient is a sum, where a gather's would be a scatter over length^2 entries.
-    """
-    distances = jnp.concatenate([jnp.arange(length + 1), jnp.arange(-length + 1, 0)])
-    by_distance = self._lookup(table, distances)  # [heads, 2 length]: entry m is distance m, modulo 2 length
-    tiled = jnp.tile(by_distance, (1, length))[:, : length * (2 * length - 1)]
-    return tiled.reshape(-1, length, 2 * length - 1)[:, :, :length]
+    """`[heads, length, length]` of `table [buckets, heads]`."""
+    places = jnp.arange(length)
+    return self._lookup(table, places[None, :] - places[:, None])
 
   def _lookup(self, table: jax.Array, distances: jax.Array) -> jax.Array:
-    """`[D]` distances to `[heads, D]`."""
+    """`[Q, K]` distances to `[heads, Q, K]`.
+
+    As a product: the gradient of a gather would be a scatter of all pairs into few buckets.
+    """
     index = bucket(distances, causal=self.causal, buckets=self.buckets, max_distance=self.max_distance)
-    return table[index].T
+    chosen = (index[..., None] == jnp.arange(self.buckets)).astype(table.dtype)
+    return jnp.einsum("qkb,bh->hqk", chosen, table, precision=jax.lax.Precision.HIGHEST)

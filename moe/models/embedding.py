@@ -7,6 +7,7 @@ from flax import nnx
 from moe.layers.basic import normal
 from moe.models.config import ModelConfig
 from moe.parallel.mesh import keep_rows
+from moe.parallel.sharding import whole
 
 
 class TokenEmbedding(nnx.Module):
@@ -23,11 +24,11 @@ class TokenEmbedding(nnx.Module):
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """int32 `[...]` to `[..., d]` in the compute dtype."""
-    return self.table[...][ids].astype(self.dtype)
+    return whole(self.table, jnp.float32)[ids].astype(self.dtype)
 
   def logits(self, x: jax.Array) -> jax.Array:
     """`[..., d]` to float32 `[..., V]`; products in the compute dtype, sums in float32."""
-    kernel = self.table[...].T if self.head is None else self.head[...]
+    kernel = whole(self.table, self.dtype).T if self.head is None else whole(self.head, self.dtype)
     rows = x.reshape(-1, x.shape[-1]) * (self.scale if self.head is None else 1.0)
-    logits = jnp.matmul(rows.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.matmul(rows.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
     return keep_rows(logits.reshape(*x.shape[:-1], -1), "model")

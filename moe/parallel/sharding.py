@@ -5,19 +5,21 @@ one table that says what a name means. Leading axes without a name (stacked laye
 parameter without names.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from moe.parallel.mesh import ROW_AXES
+from moe.parallel.mesh import ROW_AXES, current_mesh
 
 Axes = tuple[str | None, ...]
 
-# "embed", the model's width, is divided by FSDP alone.
-_MESH_AXIS = {"expert": "expert", "heads": "model", "ff": "model", "vocab": "model"}
+# "embed", the model's width, is not divided for its own sake.
+_MESH_AXIS = {"expert": "expert", "heads": "model", "ff": "model", "vocab": "model", "embed": None}
 
 
 def shard_parameters(params: nnx.State, mesh: Mesh, fsdp: bool) -> dict[str, Any]:
@@ -63,26 +65,33 @@ def shard_statistics(statistics: Any, params: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(place, statistics)
 
 
+def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
+  """A dense parameter as computation uses it: in `dtype`, and on a mesh with the parts that FSDP made put together.
+
+  Said here, because left to itself the compiler may rather move activations.
+  """
+  value = param[...].astype(dtype)
+  if current_mesh() is None:
+    return value
+  return jax.lax.with_sharding_constraint(value, PartitionSpec(*map(_MESH_AXIS.get, param.get_metadata()["axes"])))
+
+
 def _spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
-  unnamed = [None] * (len(shape) - len(axes))
-  fsdp_axes = ("data",) if "expert" in axes else ROW_AXES
-  entries = []
-  for name, size in zip(axes, shape[len(unnamed) :], strict=True):
-    if name == "embed":
-      entries.append(_dividing(size, fsdp_axes, mesh) if fsdp else None)
-    else:
-      entries.append(_MESH_AXIS[name] if name else None)
-  return PartitionSpec(*unnamed, *entries)
+  """FSDP divides the rows of a matrix, because parts of few columns are slow to put together on a TPU."""
+  unnamed = len(shape) - len(axes)
+  entries = [None] * unnamed + [_MESH_AXIS[name] for name in axes]
+  if fsdp and axes:
+    place = unnamed + ("expert" in axes)
+    divided = () if entries[place] is None else (entries[place],)
+    among = ("data",) if "expert" in axes else ROW_AXES
+    entries[place] = divided + _dividing(shape[place] // math.prod(mesh.shape[axis] for axis in divided), among, mesh)
+  return PartitionSpec(*(entry or None for entry in entries))
 
 
-def _dividing(size: int, axes: tuple[str, ...], mesh: Mesh) -> tuple[str, ...] | str | None:
+def _dividing(size: int, axes: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
   """All the axes together, if their devices divide `size`; else the first that does by itself."""
-  whole = 1
-  for axis in axes:
-    whole *= mesh.shape[axis]
-  if size % whole == 0:
-    return axes
-  return next((axis for axis in axes if size % mesh.shape[axis] == 0), None)
+  choices = (axes, *((axis,) for axis in axes), ())
+  return next(choice for choice in choices if size % math.prod(mesh.shape[axis] for axis in choice) == 0)
 
 
 def _kept_axes(whole: tuple[int, ...], part: tuple[int, ...], by_column: bool) -> Iterator[tuple[int, ...]]:

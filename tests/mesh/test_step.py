@@ -105,20 +105,20 @@ def test_parameters_and_statistics_are_divided_by_the_names_of_their_axes(fsdp):
   rows, data = (("data", "expert"), "data") if fsdp else (None, None)
   parameters = {
     "attention.query": (None, rows, "model"),
-    "attention.out": (None, "model", rows),
+    "attention.out": (None, ("model", *rows), None) if fsdp else (None, "model", None),
     "feed_forward.up": (None, rows, "model"),
-    "feed_forward.down": (None, "model", rows),
+    "feed_forward.down": (None, ("model", *rows), None) if fsdp else (None, "model", None),
     "moe.experts.up": (None, "expert", data, "model"),
     "moe.experts.down": (None, "expert", data, "model"),
     "moe.router.kernel": (None, None, None),
-    "embedding.table": ("model", rows),
+    "embedding.table": (("model", *rows), None) if fsdp else ("model", None),
   }
   statistics = {
     # Means of a matrix over its longer axis, and over its shorter one.
     "moe.experts.up.v_row": (None, "expert", data),
     "moe.experts.up.v_col": (None, "expert", "model"),
-    "feed_forward.down.v_row": (None, rows),
-    "feed_forward.down.v_col": (None, "model"),
+    "feed_forward.up.v_row": (None, rows),
+    "feed_forward.up.v_col": (None, "model"),
   }
   # Of more than 128 columns and rows, so that Adafactor factors them.
   wide = DECODERS["slots"] | {"d_model": 128, "d_ff": 136, "expert_d_ff": 136}
