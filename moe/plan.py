@@ -29,6 +29,7 @@ def main(arguments: list[list[str]]) -> None:
   Raises:
     ConfigError: what is wrong with a config, the slice or the files; at the end, which configs do not fit.
   """
+  from moe.planning import plan_for
   from moe.planning.page import draw, lines, table
   from moe.planning.topology import parse_slice
   from moe.training.config import as_mapping, load_config
@@ -40,7 +41,7 @@ def main(arguments: list[list[str]]) -> None:
   configs = {_name(one, arguments): load_config(commands.parse_config(one)) for one in arguments}
   plans, refused = {}, {}
   for name, config in configs.items():
-    plan = _plan(config, where)
+    plan = plan_for(config, where)
     if isinstance(plan, str):
       refused[name] = plan
       continue
@@ -57,23 +58,6 @@ def main(arguments: list[list[str]]) -> None:
     draw(plans, files["--figure"])
   if refused:
     raise ConfigError("--topology", where.name, "; ".join(f"{name} {why}" for name, why in refused.items()))
-
-
-def _plan(config, where):
-  """The `Plan`, or why there is none."""
-  from moe.parallel.mesh import make_mesh
-  from moe.planning import advice, compile, topology
-  from moe.planning.account import make_plan
-
-  mesh = make_mesh(config.mesh, topology.devices(where))
-  config.check_mesh(mesh)
-  needed = arguments = compile.argument_bytes(config, mesh)
-  if arguments < where.chip.hbm:
-    try:
-      return make_plan(config, where, mesh, compile.compile_step(config, mesh), compile.forward_flops(config))
-    except compile.DoesNotFit as error:
-      needed = error.needed
-  return advice.why_not(config, where, needed, arguments)
 
 
 def _name(one: list[str], all_: list[list[str]]) -> str:

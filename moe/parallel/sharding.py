@@ -79,7 +79,7 @@ def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
 def _spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
   """FSDP divides the rows of a matrix, because parts of few columns are slow to put together on a TPU."""
   unnamed = len(shape) - len(axes)
-  entries = [None] * unnamed + [_MESH_AXIS[name] for name in axes]
+  entries: list[Any] = [None] * unnamed + [_MESH_AXIS[name] for name in axes]
   if fsdp and axes:
     place = unnamed + ("expert" in axes)
     divided = () if entries[place] is None else (entries[place],)
