@@ -35,7 +35,7 @@ class MeshConfig:
     data, expert, model: sizes of the axes.
     fsdp: whether parameters and optimizer statistics are divided over the axes of rows too, and gathered where they
       are used (Rajbhandari et al. 2020, "ZeRO"). An expert's are divided over `data`, the others over `data` and
-      `expert`, or over the one of the two that divides their width.
+      `expert`, or over the larger of the two that leaves parts of 16 rows or more.
   """
 
   data: int = -1

@@ -21,6 +21,10 @@ Axes = tuple[str | None, ...]
 # "embed", the model's width, is not divided for its own sake.
 _MESH_AXIS = {"expert": "expert", "heads": "model", "ff": "model", "vocab": "model", "embed": None}
 
+# Of fewer rows, which do not fill a tile of bfloat16, the TPU's compiler makes no all-gather: it adds up the whole
+# matrix from zeros and a part on every device.
+_FEWEST_ROWS = 16
+
 
 def shard_parameters(params: nnx.State, mesh: Mesh, fsdp: bool) -> dict[str, Any]:
   """A `NamedSharding` for every parameter, in a nested dict like `nnx.to_pure_dict(params)`.
@@ -77,7 +81,7 @@ def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
 
 
 def _spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
-  """FSDP divides the rows of a matrix, because parts of few columns are slow to put together on a TPU."""
+  """FSDP divides the rows of a matrix: parts of few columns would fill no tile either."""
   unnamed = len(shape) - len(axes)
   entries: list[Any] = [None] * unnamed + [_MESH_AXIS[name] for name in axes]
   if fsdp and axes:
@@ -89,9 +93,13 @@ def _spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> Partiti
 
 
 def _dividing(size: int, axes: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
-  """All the axes together, if their devices divide `size`; else the first that does by itself."""
-  choices = (axes, *((axis,) for axis in axes), ())
-  return next(choice for choice in choices if size % math.prod(mesh.shape[axis] for axis in choice) == 0)
+  """The axes together, else the larger one that cuts `size` evenly into parts that are not too small, else none."""
+  alone = sorted(((axis,) for axis in axes), key=lambda one: -mesh.shape[one[0]])
+  for choice in (axes, *alone):
+    parts = math.prod(mesh.shape[axis] for axis in choice)
+    if size % parts == 0 and size // parts >= _FEWEST_ROWS:
+      return choice
+  return ()
 
 
 def _kept_axes(whole: tuple[int, ...], part: tuple[int, ...], by_column: bool) -> Iterator[tuple[int, ...]]:
