@@ -10,6 +10,7 @@ import textwrap
 
 from moe.analysis.cost_tables import layer_table, mesh_table, step_table
 from moe.analysis.router_table import table as router_table
+from moe.planning.study_table import study_table
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -67,7 +68,7 @@ def mesh(results: dict) -> str:
   text = """A train step of a decoder of {layers} blocks, every second with {experts} experts, d {d_model}, ff {d_ff},
     batches of {batch} x {length} tokens, float32, expert choice: CPU time next to data parallelism, and what one device
     sends in a step, counted in the compiled program and planned by a closed form (measured beyond that: a tied
-    embedding's gradient is reduced twice, that of position biases in every block). The devices are threads that share
+    embedding's gradient is reduced twice, once for each use). The devices are threads that share
     two cores: they measure work, not a network; median of {repeats} steps (JAX {jax})."""
   return "\n".join(
     [
@@ -77,6 +78,28 @@ def mesh(results: dict) -> str:
       "`python scripts/benchmark_mesh.py --results results/mesh.json`",
     ]
   )
+
+
+def plan_8b(results: dict) -> str:
+  """The study `8b` of `scripts/plan_studies.py`."""
+  text = """The paper's 8B models on 512 chips of TPU v4 (FSDP, everything computed anew in the backward pass, 1M tokens
+    a step), each as `configs/pretrain` has it but for the capacity. Capacity c is c * n / E slots of n tokens for both
+    families; GLaM's own factor of 1.25 a choice is 2.5 here."""
+  return _study("8b", results, text)
+
+
+def plan_sizes(results: dict) -> str:
+  """The study `sizes` of `scripts/plan_studies.py`."""
+  text = """Expert choice at 0.1B on 64 chips of TPU v5e, 1M tokens a step; each row changes the first in what it names.
+    Experts are divided over 16 chips, a chip holds 16,384 tokens."""
+  return _study("sizes", results, text)
+
+
+def _study(name: str, results: dict, text: str) -> str:
+  estimate = """Times are the TPU compiler's own estimates, added up as if nothing overlapped; those of collectives and
+    of what it does not estimate are lower bounds by bandwidth. No TPU ran this."""
+  command = f"`python -m scripts.plan_studies --study {name} --results results/plan_{name}.json`"
+  return "\n".join([*study_table(results), "", *_lines(f"{text} {estimate}"), command])
 
 
 def routers(results: dict) -> str:
@@ -111,7 +134,7 @@ def quickstart(results: dict) -> str:
 
 def updated(readme: str) -> str:
   """The README with every block made anew."""
-  for make in (layer, step, mesh, routers, quickstart):
+  for make in (layer, step, mesh, plan_8b, plan_sizes, routers, quickstart):
     name = make.__name__
     results = json.loads((ROOT / "results" / f"{name}.json").read_text())
     block = f"<!-- {name} -->\n{make(results)}\n<!-- /{name} -->"

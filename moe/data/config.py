@@ -22,8 +22,8 @@ class DataConfig:
     field of JSON lines), and Python modules to import first because they register the task.
   train_split, validation_split: the task's names of the two splits.
   noise_density, mean_noise_span: span corruption's, by default T5's.
-  streams: independent row streams, a multiple of the number of hosts. Part of the config, so that the global batch
-    and the input position mean the same on any number of hosts.
+  streams: independent row streams, best a multiple of the number of hosts, for each reads those that its rows come
+    from. Part of the config, so that batches and the input position mean the same on any number of hosts.
   pack: several examples in one row, apart in attention and positions.
   prefetch: batches made ahead of the device.
   """

@@ -92,11 +92,6 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
   )
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-  """What XLA is told for programs of this mesh: on TPUs, that all-to-alls may run beside computation."""
-  return {"xla_tpu_enable_async_all_to_all": "true"} if mesh.devices.flat[0].platform == "tpu" else {}
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
   """A whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())

@@ -27,7 +27,7 @@ _PARTS = (
   ("attention", ("moe/layers/attention.py",)),
   ("feed-forward", ("moe/layers/feed_forward.py",)),
   ("router", ("moe/routing/",)),
-  ("experts", ("moe/layers/experts.py", "moe/layers/ragged.py")),
+  ("experts", ("moe/layers/experts.py", "moe/layers/ragged", "moe/layers/grouped_")),
   ("dispatch and combine", ("moe/layers/moe.py", "moe/parallel/")),
   ("vocabulary", ("moe/models/embedding.py",)),
   ("optimizer", ("moe/training/optimizer.py", "/optax/")),

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe.models import ModelOutput
-from moe.parallel.mesh import compiler_options, replicated, tracing_for
+from moe.parallel.mesh import replicated, tracing_for
 from moe.routing.policy import policy_loss
 from moe.training.state import TrainState, merge, shardings_of, split
 
@@ -157,12 +157,7 @@ def make_train_step(
     }
     return TrainState(state.step + 1, params, router_state, opt_state), metrics
 
-  return jax.jit(
-    step,
-    donate_argnums=0,
-    out_shardings=(shardings_of(state), replicated(mesh)),
-    compiler_options=compiler_options(mesh),
-  )
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
 
 
 def make_eval_step(
