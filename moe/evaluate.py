@@ -4,7 +4,9 @@ The report names the rule by which the decoder was routed. Where that rule sees 
 evaluated under a causal rule too, and the difference is what the loss owed to the future, and to the change of rule.
 
 On other data: `--data source=text --data path="my/*.txt"` replaces fields of the run's data section; `--config FILE`
-takes the whole section of another config. The result is printed and kept as a new JSON file in the workdir.
+takes the whole section of another config. `--mesh expert=4` divides the model over the devices here, whatever mesh it
+was trained on; by default each has a copy and a share of the rows. The result is printed and kept as a new JSON file in
+the workdir.
 """
 
 import dataclasses
