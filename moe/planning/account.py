@@ -42,7 +42,7 @@ class Plan:
 
   Attributes:
     slice: name of the topology; chips: how many devices; mesh: sizes of its axes.
-    memory: the fields of `Memory` and their `total`; `hbm`: what there is.
+    memory: the fields of `Memory`; `hbm`: what there is.
     flops: of matrix products in a step; bytes: to and from memory.
     forward_flops_per_token: of the model, empty slots included, whatever is computed anew or on how many devices.
     forward_is_exact: False if the data decides on some of these, which then count once.
@@ -118,7 +118,7 @@ def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Progr
     slice=where.name,
     chips=mesh.size,
     mesh=dict(mesh.shape),
-    memory=dataclasses.asdict(program.memory) | {"total": program.memory.total},
+    memory=dataclasses.asdict(program.memory),
     hbm=where.chip.hbm,
     flops=sum(cost.runs * cost.flops for cost in found.costs),
     bytes=sum(cost.runs * cost.bytes for cost in found.costs),

@@ -41,7 +41,7 @@ class Memory:
   Attributes:
     arguments: state and batch; outputs: state and metrics, of which `aliased` take the arguments' place.
     temporaries: everything else that lives during a step.
-    peak: the most that is in use at any time, as the compiler counts it.
+    peak: the most of all that is in use at any time, as the compiler counts it: what has to fit.
   """
 
   arguments: int
@@ -49,11 +49,6 @@ class Memory:
   aliased: int
   temporaries: int
   peak: int
-
-  @property
-  def total(self) -> int:
-    """What has to fit."""
-    return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,9 @@ def lines(name: str, plan: Plan, tokens: float | None) -> list[str]:
   activated, least = plan.forward_flops_per_token / 1e9, "" if plan.forward_is_exact else "at least "
   return [
     f"{name} on {plan.slice}, {plan.chips} chips: {axes}; compiled in {plan.compile:.0f} s",
-    f"  memory of a chip   {memory['total']:.2f} of {plan.hbm / GIB:.2f} GiB: arguments {memory['arguments']:.2f},"
+    f"  memory of a chip   {memory['peak']:.2f} of {plan.hbm / GIB:.2f} GiB: arguments {memory['arguments']:.2f},"
     f" outputs {memory['outputs']:.2f} ({memory['aliased']:.2f} in their place),"
-    f" temporaries {memory['temporaries']:.2f}; peak {memory['peak']:.2f}",
+    f" temporaries {memory['temporaries']:.2f}, which never all live at once",
     f"  work of a chip     {plan.flops / 1e12:.2f} TFLOP in products, {plan.bytes / 1e9:.1f} GB to and from memory",
     f"  activated          {least}{activated:.3f} GFLOP a token forward, {3 * activated:.3f} with the backward pass",
     f"  time of a step     {_time(plan.seconds)}, {_time(plan.least)} with every asynchronous collective hidden;"
@@ -52,7 +52,7 @@ def table(plans: dict[str, Plan], tokens: float | None) -> list[str]:
         f"`{name}`",
         plan.slice,
         " x ".join(map(str, plan.mesh.values())),
-        f"{plan.memory['total'] / GIB:.1f} of {plan.hbm / GIB:.1f}",
+        f"{plan.memory['peak'] / GIB:.1f} of {plan.hbm / GIB:.1f}",
         f"{plan.seconds * 1e3:.0f}",
         *(f"{plan.kinds[kind] / plan.seconds:.0%}".rstrip("%") for kind in KINDS),
         f"{plan.moe_share:.0%}".rstrip("%"),

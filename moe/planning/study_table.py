@@ -30,6 +30,6 @@ def _cells(plan: Plan, first: Plan) -> list[str]:
     f"{1e3 * plan.moe_share * plan.seconds:.0f}",
     *(f"{part:.0f}" for part in parts),
     f"{1e3 * plan.kinds['collective']:.0f}",
-    f"{plan.memory['total'] / GIB:.1f} of {plan.hbm / GIB:.1f}",
+    f"{plan.memory['peak'] / GIB:.1f} of {plan.hbm / GIB:.1f}",
     f"{plan.forward_flops_per_token / 1e9:.2f}",
   ]
