@@ -7,6 +7,7 @@ import numpy as np
 from moe.analysis.collect import Churn, Layer, Run
 from moe.evaluation.restore import Trained
 from moe.models.count import ParameterCounts
+from moe.parallel.mesh import make_mesh
 from moe.training.config import load_config
 from tests.training.tiny import tiny_mapping
 
@@ -27,7 +28,8 @@ def make_run(name: str = "run", layers: dict[str, Layer] | None = None, texts: d
   mapping = tiny_mapping(pathlib.Path("sentences.jsonl"))
   mapping["model"] |= model
   layers = {"encoder/layer_0": make_layer()} if layers is None else layers
-  trained = Trained(load_config(mapping), 30, None, {}, {}, {"name": "bytes", "size": 259, "fingerprint": ""})
+  vocabulary = {"name": "bytes", "size": 259, "fingerprint": ""}
+  trained = Trained(load_config(mapping), 30, None, {}, {}, vocabulary, make_mesh())
   return Run(
     name=name,
     trained=trained,

@@ -10,6 +10,7 @@ from flax import nnx
 from moe.analysis.leaks import decoder_leaks
 from moe.evaluation.restore import Trained
 from moe.models import make_model
+from moe.parallel.mesh import make_mesh
 from moe.training.config import load_config
 from moe.training.state import split
 from tests.models.tiny import batch, config, router
@@ -22,7 +23,7 @@ def trained(tmp_path, decoder_router) -> Trained:
   graph, params, router_state = split(make_model(model, nnx.Rngs(0)))
   params = jax.tree.map_with_path(lambda path, x: 50 * x if "router" in jax.tree_util.keystr(path) else x, params)
   whole = dataclasses.replace(load_config(tiny_mapping(tmp_path)), model=model)
-  return Trained(whole, 0, graph, params, router_state, {})
+  return Trained(whole, 0, graph, params, router_state, {}, make_mesh())
 
 
 @pytest.mark.parametrize(

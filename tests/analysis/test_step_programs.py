@@ -18,7 +18,8 @@ def test_experts_and_their_dense_twin_compute_the_same_products():
   """Forward and twice backward: projections and scores of attention, both matrices of the networks, the logits."""
   attention, scores = 4 * 2 * TOKENS * D * D, 2 * 2 * TOKENS * LENGTH * D
   networks, logits = 2 * 2 * TOKENS * D * 2 * F, 2 * TOKENS * D * VOCABULARY
-  products = 3 * (BLOCKS * (attention + scores + networks) + logits)
+  biases = 2 * 2 * LENGTH**2 * 32  # of one head, looked up in 32 buckets by a product and learnt by another
+  products = 3 * (BLOCKS * (attention + scores + networks) + logits) + biases
   assert running().flops == pytest.approx(products, rel=1e-3)
   routing = 3 * 2 * TOKENS * D * 4
   sparse = running({"name": "expert_choice", "capacity_factor": 2, "group_size": LENGTH})

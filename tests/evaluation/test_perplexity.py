@@ -14,6 +14,7 @@ from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import Trained
 from moe.evaluation.summary import experts_per_token, gzip_bits_per_byte
 from moe.models import make_model
+from moe.parallel.mesh import make_mesh
 from moe.training.feed import describe
 from moe.training.state import split
 from tests.training.tiny import tiny_config, write_corpus
@@ -31,7 +32,7 @@ def trained(corpus):
   model = dataclasses.replace(config.model, num_experts=0, encoder_router=None)
   config = dataclasses.replace(config, model=model)
   graph, params, router_state = split(make_model(model, nnx.Rngs(1)))
-  return Trained(config, 0, graph, params, router_state, describe(make_vocabulary(config.data)))
+  return Trained(config, 0, graph, params, router_state, describe(make_vocabulary(config.data)), make_mesh())
 
 
 def test_the_result_is_that_of_summing_over_single_tokens_in_float64(trained):

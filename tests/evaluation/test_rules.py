@@ -11,6 +11,7 @@ from moe.data import make_vocabulary
 from moe.evaluation import rules
 from moe.evaluation.restore import Trained
 from moe.models import make_model
+from moe.parallel.mesh import make_mesh
 from moe.routing.causality import future_leak
 from moe.training.feed import describe
 from moe.training.state import split
@@ -31,7 +32,7 @@ def trained(corpus, decoder_router, **changes):
   graph, params, router_state = split(make_model(config.model, nnx.Rngs(1)))
   path = lambda keys: "/".join(str(key.key) for key in keys)  # noqa: E731
   params = jax.tree.map_with_path(lambda keys, x: 50 * x if "router" in path(keys) else x, params)
-  return Trained(config, 0, graph, params, router_state, describe(make_vocabulary(config.data)))
+  return Trained(config, 0, graph, params, router_state, describe(make_vocabulary(config.data)), make_mesh())
 
 
 def test_a_leaky_router_is_judged_by_its_causal_twin_too(corpus):

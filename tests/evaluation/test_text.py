@@ -8,6 +8,7 @@ from moe.data import make_vocabulary
 from moe.evaluation.restore import Trained, check_vocabulary
 from moe.evaluation.text import continue_texts
 from moe.models import make_model
+from moe.parallel.mesh import make_mesh
 from moe.training.config import load_config
 from moe.training.state import split
 from tests.training.tiny import tiny_mapping, write_corpus
@@ -21,7 +22,7 @@ def untrained(tmp_path, **model) -> Trained:
   config = load_config(mapping)
   vocabulary = make_vocabulary(config.data)
   about = {"name": vocabulary.name, "size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
-  return Trained(config, 0, *split(make_model(config.model, nnx.Rngs(1))), about)
+  return Trained(config, 0, *split(make_model(config.model, nnx.Rngs(1))), about, make_mesh())
 
 
 @pytest.fixture
