@@ -29,10 +29,11 @@ import jax.numpy as jnp
 
 from moe.analysis.command_line import new_file, positive, write
 from moe.analysis.cost_curves import PANELS, draw_cost_curves
-from moe.analysis.cost_tables import count, gflop, table
+from moe.analysis.cost_tables import count, gflop
 from moe.analysis.layer_programs import LayerCase, LayerPrograms, experts_per_token
 from moe.analysis.timing import about, dense_program, measure
 from moe.config import ConfigError
+from moe.markdown import table
 from moe.parallel.host_memory import keep_freed_memory
 from moe.routing import ROUTERS, RaggedRouting, RouterConfig
 

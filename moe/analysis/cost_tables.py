@@ -1,9 +1,11 @@
 """The benchmarks' results as Markdown tables, for the terminal and the README; each function gives lines."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from moe.markdown import table
 
 STEP = ("model", "time, x dense", "tokens/s", "GFLOP", "layers with experts", "optimizer", "million parameters", "MB")
 KINDS = ("all-to-all", "all-reduce", "all-gather", "other")
@@ -47,11 +49,6 @@ def mesh_table(meshes: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _mesh_cells(name: str, row: Mapping[str, Any]) -> list[str]:
   sent = [f"{row['measured'][kind] / 1e6:.2f} ({row['planned'][kind] / 1e6:.2f})" for kind in KINDS]
   return [name, f"{row['ratio']:.2f}", f"{np.median(row['wall_seconds']):.2f}", *sent]
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-  """Header, rule and rows."""
-  return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(cells)} |" for cells in rows)]
 
 
 def count(value: int | str) -> str:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe import markdown
 from moe.routing import ROUTERS, Router, RouterConfig, RouterInput, RouterState, Site
 
 # Sizes that tell the axes apart, so that shapes can be written with their letters.
@@ -27,12 +28,12 @@ def table(costs: dict[str, float]) -> list[str]:
   Args:
     costs: the last column: time next to a dense layer of equal activated FLOPs, by router.
   """
-  lines = ["| " + " | ".join((*COLUMNS, "time, x dense")) + " |", "|" + "---|" * (len(COLUMNS) + 1)]
-  for row in rows():
+
+  def cells(row: dict[str, str]) -> list[str]:
     cost = costs.get(row["router"].strip("`"))
-    cells = [*(row[column] for column in COLUMNS), "" if cost is None else f"{cost:.2f}"]
-    lines.append("| " + " | ".join(cells) + " |")
-  return lines
+    return [*(row[column] for column in COLUMNS), "" if cost is None else f"{cost:.2f}"]
+
+  return markdown.table((*COLUMNS, "time, x dense"), map(cells, rows()))
 
 
 def _place(router: type[Router]) -> tuple[str, int]:

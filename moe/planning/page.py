@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Iterable
 
+from moe import markdown
 from moe.planning.account import Plan
 from moe.planning.costs import KINDS
 from moe.planning.topology import GIB
@@ -45,23 +46,28 @@ def table(plans: dict[str, Plan], tokens: float | None) -> list[str]:
   """Markdown, one row a config."""
   last = "days for the run" if tokens is None else f"days for {tokens:.3g} tokens"
   head = ["config", "slice", "mesh", "GiB a chip", "ms a step", *(f"{kind} %" for kind in KINDS), "MoE layers %"]
-  rows = [[*head, "GFLOP a token", "tokens/s", last], ["---"] * (len(head) + 3)]
-  for name, plan in plans.items():
-    rows.append(
-      [
-        f"`{name}`",
-        plan.slice,
-        " x ".join(map(str, plan.mesh.values())),
-        f"{plan.memory['peak'] / GIB:.1f} of {plan.hbm / GIB:.1f}",
-        f"{plan.seconds * 1e3:.0f}",
-        *(f"{plan.kinds[kind] / plan.seconds:.0%}".rstrip("%") for kind in KINDS),
-        f"{plan.moe_share:.0%}".rstrip("%"),
-        f"{'' if plan.forward_is_exact else '> '}{plan.forward_flops_per_token / 1e9:.2f}",
-        f"{plan.tokens_per_second:,.0f}",
-        f"{plan.days(tokens):.1f}",
-      ]
-    )
-  return [f"| {' | '.join(row)} |" for row in rows]
+
+  def cells(name: str, plan: Plan) -> list[str]:
+    return [
+      f"`{name}`",
+      plan.slice,
+      " x ".join(map(str, plan.mesh.values())),
+      memory_of(plan),
+      f"{plan.seconds * 1e3:.0f}",
+      *(f"{plan.kinds[kind] / plan.seconds:.0%}".rstrip("%") for kind in KINDS),
+      f"{plan.moe_share:.0%}".rstrip("%"),
+      f"{'' if plan.forward_is_exact else '> '}{plan.forward_flops_per_token / 1e9:.2f}",
+      f"{plan.tokens_per_second:,.0f}",
+      f"{plan.days(tokens):.1f}",
+    ]
+
+  rows = (cells(name, plan) for name, plan in plans.items())
+  return markdown.table([*head, "GFLOP a token", "tokens/s", last], rows)
+
+
+def memory_of(plan: Plan) -> str:
+  """GiB of a chip that a step has in use at most, and that there are."""
+  return f"{plan.memory['peak'] / GIB:.1f} of {plan.hbm / GIB:.1f}"
 
 
 def draw(plans: dict[str, Plan], path: pathlib.Path) -> None:

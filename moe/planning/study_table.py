@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from moe import markdown
 from moe.planning.account import Plan
-from moe.planning.topology import GIB
+from moe.planning.page import memory_of
 
 _HEAD = (
   *("", "ms a step", "x the first", "MoE layers, ms", "of it experts", "router", "dispatch and combine"),
@@ -16,10 +17,9 @@ def study_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
   """Lines of the table of a results file of `scripts/plan_studies.py`; ratios are to its first plan."""
   plans = {name: Plan(**one["plan"]) if "plan" in one else one["why"] for name, one in found.items()}
   first = next(plan for plan in plans.values() if isinstance(plan, Plan))
-  rows = [_HEAD, ["---"] * len(_HEAD)]
-  for name, plan in plans.items():
-    rows.append([name, *_cells(plan, first)] if isinstance(plan, Plan) else [name, plan, *[""] * (len(_HEAD) - 2)])
-  return [f"| {' | '.join(row)} |" for row in rows]
+  empty = [""] * (len(_HEAD) - 2)
+  rows = ([name, *(_cells(plan, first) if isinstance(plan, Plan) else [plan, *empty])] for name, plan in plans.items())
+  return markdown.table(_HEAD, rows)
 
 
 def _cells(plan: Plan, first: Plan) -> list[str]:
@@ -30,6 +30,6 @@ def _cells(plan: Plan, first: Plan) -> list[str]:
     f"{1e3 * plan.moe_share * plan.seconds:.0f}",
     *(f"{part:.0f}" for part in parts),
     f"{1e3 * plan.kinds['collective']:.0f}",
-    f"{plan.memory['peak'] / GIB:.1f} of {plan.hbm / GIB:.1f}",
+    memory_of(plan),
     f"{plan.forward_flops_per_token / 1e9:.2f}",
   ]
