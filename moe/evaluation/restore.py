@@ -60,13 +60,13 @@ def restore(workdir: str | pathlib.Path, step: str = "best", mesh: MeshConfig | 
   if not place.checkpoints.exists():
     raise CheckpointError(f"{place.root} has no checkpoint yet")
   checkpoints = Checkpoints(place.checkpoints, read_only=True)
-  devices = make_mesh(MeshConfig(), jax.local_devices()[:1]) if mesh is None else make_mesh(mesh)
+  chosen = None if mesh else jax.local_devices()[:1]
+  mesh = mesh or MeshConfig()
+  devices = make_mesh(mesh, chosen)
   config.model.check_mesh(devices)
   try:
     number = _number(checkpoints, step)
-    graph, *shapes = abstract_model(
-      lambda rngs: make_model(config.model, rngs), devices, fsdp=mesh is not None and mesh.fsdp
-    )
+    graph, *shapes = abstract_model(lambda rngs: make_model(config.model, rngs), devices, fsdp=mesh.fsdp)
     params, router_state, about = checkpoints.restore_model(number, *shapes)
   finally:
     checkpoints.close()

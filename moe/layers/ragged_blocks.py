@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from moe.layers import grouped_network
+from moe.layers.ragged_rows import NOWHERE, assigned, fetch
 
 _WIDE, _NARROW = 256, 64
-_NOWHERE = jnp.iinfo(jnp.int32).max
 
 
 def forward(activation, tokens, rows, weight, sizes, ups, down):
@@ -23,8 +23,8 @@ def forward(activation, tokens, rows, weight, sizes, ups, down):
     start, size, ups, down = of
 
     def add_block(places, out):
-      row, weights = _fetch(rows, weight, places)
-      y = grouped_network.output(_product, activation, _rows(tokens, row), weights, ups, down)
+      row, weights = assigned(rows, weight, places)
+      y = grouped_network.output(_product, activation, fetch(tokens, row), weights, ups, down)
       return out.at[row].add(y, mode="drop")
 
     return _over_run(add_block, start, size, out), None
@@ -42,9 +42,9 @@ def backward(activation, tokens, rows, weight, sizes, ups, down, gradient):
 
     def add_block(places, sums):
       (d_tokens, d_weight), matrices = sums
-      row, weights = _fetch(rows, weight, places)
+      row, weights = assigned(rows, weight, places)
       block = grouped_network.gradients(
-        _product, _outer, activation, _rows(tokens, row), _rows(gradient, row), weights, ups, down
+        _product, _outer, activation, fetch(tokens, row), fetch(gradient, row), weights, ups, down
       )
       d_tokens = d_tokens.at[row].add(block[0], mode="drop")
       d_weight = d_weight.at[places].set(block[1], mode="drop")
@@ -64,18 +64,10 @@ def _over_run(add_block: Callable, start: jax.Array, size: jax.Array, sums):
 
   def add(first, width, index, sums):
     places = first + index * width + jnp.arange(width)
-    return add_block(jnp.where(places < start + size, places, _NOWHERE), sums)
+    return add_block(jnp.where(places < start + size, places, NOWHERE), sums)
 
   sums = jax.lax.fori_loop(0, size // _WIDE, functools.partial(add, start, _WIDE), sums)
   return jax.lax.fori_loop(0, -(-(size - wide) // _NARROW), functools.partial(add, start + wide, _NARROW), sums)
-
-
-def _fetch(rows: jax.Array, weight: jax.Array, places: jax.Array) -> tuple[jax.Array, jax.Array]:
-  return rows.at[places].get(mode="fill", fill_value=_NOWHERE), weight.at[places].get(mode="fill", fill_value=0)
-
-
-def _rows(array: jax.Array, row: jax.Array) -> jax.Array:
-  return array.at[row].get(mode="fill", fill_value=0)
 
 
 def _zeros(arrays):

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from moe.layers import grouped_network
-
-_NOWHERE = jnp.iinfo(jnp.int32).max
+from moe.layers.ragged_rows import NOWHERE, assigned, fetch
 
 
 class Kernels(NamedTuple):
@@ -56,7 +55,7 @@ def cut(sizes: jax.Array, assignments: int, rows: int) -> Tiles:
   expert = jnp.repeat(jnp.arange(len(sizes), dtype=jnp.int32), tiles, total_repeat_length=bound)
   within = (jnp.arange(bound) - (ends - tiles)[expert])[:, None] * rows + jnp.arange(rows)
   place = (jnp.cumsum(sizes) - sizes)[expert][:, None] + within
-  place = jnp.where(within < sizes[expert][:, None], place, _NOWHERE)
+  place = jnp.where(within < sizes[expert][:, None], place, NOWHERE)
   return Tiles(expert, ends - tiles, ends[-1], place.reshape(-1))
 
 
@@ -67,7 +66,7 @@ def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down
   def product(x, w, transposed, dtype):
     return kernels.product(tiles, x, w, transposed, dtype)
 
-  y = grouped_network.output(product, activation, _rows(tokens, row), weights, ups, down)
+  y = grouped_network.output(product, activation, fetch(tokens, row), weights, ups, down)
   return jnp.zeros_like(tokens, jnp.float32).at[row].add(y, mode="drop").astype(tokens.dtype)
 
 
@@ -82,7 +81,7 @@ def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, dow
     return kernels.outer(tiles, a, b, down.dtype)
 
   d_x, d_weight, d_ups, d_down = grouped_network.gradients(
-    product, outer, activation, _rows(tokens, row), _rows(gradient, row), weights, ups, down
+    product, outer, activation, fetch(tokens, row), fetch(gradient, row), weights, ups, down
   )
   d_tokens = jnp.zeros_like(tokens, jnp.float32).at[row].add(d_x, mode="drop").astype(tokens.dtype)
   return d_tokens, jnp.zeros_like(weight).at[tiles.place].set(d_weight, mode="drop"), d_ups, d_down
@@ -104,9 +103,4 @@ def _tiles(kernels, rows, weight, sizes) -> tuple[Tiles, jax.Array, jax.Array]:
   """The tiles, the token of every row of theirs and its weight."""
   wide = len(rows) >= 8 * kernels.rows * len(sizes)
   tiles = cut(sizes, len(rows), kernels.rows if wide else kernels.rows // 2)
-  row = rows.at[tiles.place].get(mode="fill", fill_value=_NOWHERE)
-  return tiles, row, weight.at[tiles.place].get(mode="fill", fill_value=0)
-
-
-def _rows(array: jax.Array, row: jax.Array) -> jax.Array:
-  return array.at[row].get(mode="fill", fill_value=0)
+  return tiles, *assigned(rows, weight, tiles.place)

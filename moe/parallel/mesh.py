@@ -44,10 +44,9 @@ class MeshConfig:
   fsdp: bool = False
 
   def __post_init__(self):
-    sizes = {name: getattr(self, name) for name in AXES}
-    for name, size in sizes.items():
+    for name, size in self._sizes.items():
       require(size == -1 or size >= 1, name, size, "must be at least 1, or -1 for what the other axes leave")
-    filled = [name for name, size in sizes.items() if size == -1]
+    filled = [name for name, size in self._sizes.items() if size == -1]
     require(len(filled) <= 1, filled[-1] if filled else "", -1, "only one axis may be -1")
 
   def shape(self, devices: int) -> tuple[int, int, int]:
@@ -56,14 +55,16 @@ class MeshConfig:
     Raises:
       ConfigError: they do not multiply to the number of devices.
     """
-    sizes = {name: getattr(self, name) for name in AXES}
-    known = math.prod(size for size in sizes.values() if size != -1)
-    if -1 in sizes.values():
-      sizes = {name: devices // known if size == -1 else size for name, size in sizes.items()}
-    given = " x ".join(str(getattr(self, name)) for name in AXES)
+    given = self._sizes.values()
+    left = devices // math.prod(size for size in given if size != -1)
+    data, expert, model = (left if size == -1 else size for size in given)
     wanted = f"data x expert x model must be the number of devices, which is {devices}"
-    require(math.prod(sizes.values()) == devices, "config.mesh", given, wanted)
-    return tuple(sizes.values())
+    require(data * expert * model == devices, "config.mesh", " x ".join(map(str, given)), wanted)
+    return data, expert, model
+
+  @property
+  def _sizes(self) -> dict[str, int]:
+    return {name: getattr(self, name) for name in AXES}
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
@@ -140,12 +141,10 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Arrays over the whole mesh, given the `local_rows` of the batch that this host has."""
   sharding, shards = rows(mesh), row_shards(mesh)
-  shards_here = len(local_rows(mesh, shards))
+  size = len(next(iter(batch.values()))) * shards // len(local_rows(mesh, shards))
+  here = local_rows(mesh, size)
 
   def put(value: np.ndarray) -> jax.Array:
-    size = len(value) * shards // shards_here
-    here = local_rows(mesh, size)
-
     def shard(index: tuple[slice, ...]) -> np.ndarray:
       start, stop, _ = index[0].indices(size)
       first = int(np.searchsorted(here, start))

@@ -7,6 +7,7 @@ within `SLACK` that is one round; otherwise memory stays what it is and time gro
 would have waited for anyway. Nothing is dropped, and no device ever waits for a message that does not come.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -37,14 +38,17 @@ def in_rounds(tokens: jax.Array, assigned: Assignments, ragged: Callable, weight
   """
   devices = jax.lax.axis_size("expert")
   quota = min(len(assigned.row), -(-int(SLACK * assigned.expected) // devices))
-  exchange = _Exchange(assigned.sizes, devices, quota)
+  sent = assigned.sizes.reshape(devices, -1)
+  rounds = jax.lax.pmax(-(-sent.sum(axis=1).max() // quota), ROW_AXES)
+  exchange = _Exchange(sent, _swap(sent), rounds, quota)
   # The usual only round is differentiated as it is; those that may follow are computed anew in the backward pass.
   row, weight = assigned.row, assigned.weight
   first = exchange.round(0, ragged, tokens, row, weight, weights)
   return (first + _further_rounds(ragged, exchange, tokens, row, weight, weights)).astype(tokens.dtype)
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class _Exchange:
   """Who sends what in which round.
 
@@ -54,11 +58,10 @@ class _Exchange:
     quota: rows that one device sends another in a round.
   """
 
-  def __init__(self, sizes: jax.Array, devices: int, quota: int):
-    self.sent = sizes.reshape(devices, -1)
-    self.received = jax.lax.all_to_all(self.sent, "expert", 0, 0, tiled=True)
-    self.rounds = jax.lax.pmax(-(-self.sent.sum(axis=1).max() // quota), ROW_AXES)
-    self.quota = quota
+  sent: jax.Array
+  received: jax.Array
+  rounds: jax.Array
+  quota: int = dataclasses.field(metadata={"static": True})
 
   def round(self, index, ragged, tokens, row, weight, weights) -> jax.Array:
     """What the assignments of one round add to the output, float32 `[N, d]`."""
@@ -66,8 +69,8 @@ class _Exchange:
     place = index * self.quota + jnp.arange(self.quota)
     place = jnp.where(place < totals[:, None], place + (jnp.cumsum(totals) - totals)[:, None], len(row))
     rows = row.at[place].get(mode="fill", fill_value=len(tokens))
-    arrived = self._swap(tokens.at[rows].get(mode="fill", fill_value=0))
-    y = self._swap(self._compute(index, ragged, arrived, weights))
+    arrived = _swap(tokens.at[rows].get(mode="fill", fill_value=0))
+    y = _swap(self._compute(index, ragged, arrived, weights))
     weighted = y * weight.at[place].get(mode="fill", fill_value=0)[..., None]
     return jnp.zeros(tokens.shape, jnp.float32).at[rows].add(weighted, mode="drop")
 
@@ -80,19 +83,10 @@ class _Exchange:
     order, weight, sizes = rows_in_order(RaggedRouting(by_source, ones, sizes), self.quota)
     return ragged(weights, arrived.reshape(-1, arrived.shape[-1]), order, weight, sizes).reshape(arrived.shape)
 
-  @staticmethod
-  def _swap(x: jax.Array) -> jax.Array:
-    return jax.lax.all_to_all(x, "expert", 0, 0, tiled=True)
 
-  def tree_flatten(self):
-    return (self.sent, self.received, self.rounds), self.quota
-
-  @classmethod
-  def tree_unflatten(cls, quota, arrays):
-    self = object.__new__(cls)
-    self.sent, self.received, self.rounds = arrays
-    self.quota = quota
-    return self
+def _swap(x: jax.Array) -> jax.Array:
+  """`[P, ...]`, entry p for device p, to entry p from device p."""
+  return jax.lax.all_to_all(x, "expert", 0, 0, tiled=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
