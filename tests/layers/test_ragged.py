@@ -1,9 +1,6 @@
 """Ragged experts against each expert's own network on its own run of rows."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -120,18 +117,3 @@ def test_tiles_hold_every_assignment_once_and_beside_its_own_expert_only(sizes):
   assert (np.diff(tiles.expert) >= 0).all()
   assert held.sum() == held[: int(tiles.used) * 128].sum()
   np.testing.assert_array_equal(np.asarray(tiles.expert)[tiles.first], np.arange(3))
-
-
-@pytest.fixture(scope="module")
-def two_devices():
-  settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-  command = [sys.executable, "-m", "tests.layers.ragged_devices"]
-  done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300)
-  assert done.returncode == 0, done.stderr
-  return done.stdout.split()
-
-
-@pytest.mark.parametrize("case", ["unchecked", "checked"])
-def test_two_devices_share_the_rows_and_agree_with_one(two_devices, case):
-  """Within `shard_map`, with and without its checks of what varies over the mesh."""
-  assert case in two_devices

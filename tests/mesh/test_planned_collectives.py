@@ -1,6 +1,4 @@
-"""Prints, as JSON, the collectives that a program with known ones has on a mesh of 8 CPU devices; run as a module."""
-
-import json
+"""What the plan reads off a compiled program with known collectives."""
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +24,15 @@ def on_device(x):
   return jax.lax.psum_scatter(everyone[: len(x)], "expert", tiled=True)  # 128 bytes
 
 
-def main() -> None:
+def test_collectives_of_a_program_on_eight_devices():
   mesh = make_mesh(MeshConfig(data=1, expert=4, model=2))
   rows = PartitionSpec(("expert", "model"))
   mapped = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False))
   costs = program_costs(hlo.parse(mapped.lower(jnp.ones((64, 4))).compile().as_text()), 8).costs
   sent = [(cost.runs, cost.collective) for cost in costs if cost.collective]
-  print(json.dumps(sorted([one.kind, axes(one.groups, mesh), runs, one.bytes] for runs, one in sent)))
-
-
-if __name__ == "__main__":
-  main()
+  assert sorted((one.kind, axes(one.groups, mesh), runs, one.bytes) for runs, one in sent) == [
+    ("all-gather", "expert+model", 1, 1024),
+    ("all-reduce", "model", 3, 128),
+    ("all-to-all", "expert", 3, 128),
+    ("reduce-scatter", "expert", 1, 128),
+  ]

@@ -1,7 +1,8 @@
-"""Run on two devices by `test_ragged`: every device's own rows and sizes, the experts' matrices the same on both."""
+"""Ragged experts within `shard_map` on two devices: each its own rows and sizes, the experts' matrices the same."""
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from moe.layers.activations import ACTIVATIONS
@@ -9,8 +10,10 @@ from moe.layers.ragged import ragged_feed_forward
 from tests.layers.ragged_cases import assert_close, cotangent_of, expected, problem
 
 
-def main() -> None:
-  mesh = jax.make_mesh((2,), ("expert",), axis_types=(AxisType.Auto,))
+@pytest.mark.parametrize("check", [False, True], ids=["unchecked", "checked"])
+def test_two_devices_share_the_rows_and_agree_with_one(check):
+  """With and without the checks of what varies over the mesh."""
+  mesh = jax.make_mesh((2,), ("expert",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
   shares = [problem(sizes, gated=True) for sizes in ((0, 240, 320), (300, 0, 260))]
   matrices = shares[0][4:]
   shares = [(*share[:4], *matrices) for share in shares]
@@ -20,23 +23,17 @@ def main() -> None:
   def on_device(tokens, rows, weight, sizes, ups, down):
     return ragged_feed_forward(ACTIVATIONS["swiglu"], tokens, rows, weight, sizes, ups, down)
 
-  for name, check in (("unchecked", False), ("checked", True)):
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(split,) * 4 + (same,) * 2, out_specs=split, check_vma=check)
-    tokens, rows, weight, sizes = stacked
+  mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(split,) * 4 + (same,) * 2, out_specs=split, check_vma=check)
+  tokens, rows, weight, sizes = stacked
 
-    @jax.jit
-    def both(tokens, weight, ups, down, mapped=mapped, rows=rows, sizes=sizes):
-      out, pull_back = jax.vjp(lambda t, w, u, d: mapped(t, rows, w, sizes, u, d), tokens, weight, ups, down)
-      return out, pull_back(jnp.concatenate([cotangent_of(share) for share in shares]))
+  @jax.jit
+  def both(tokens, weight, ups, down):
+    out, pull_back = jax.vjp(lambda t, w, u, d: mapped(t, rows, w, sizes, u, d), tokens, weight, ups, down)
+    return out, pull_back(jnp.concatenate([cotangent_of(share) for share in shares]))
 
-    references = [expected(ACTIVATIONS["swiglu"], share, cotangent_of(share)) for share in shares]
-    out, (d_tokens, d_weight, *d_matrices) = both(tokens, weight, *matrices)
-    assert_close(out, jnp.concatenate([r[0] for r in references]))
-    assert_close(d_tokens, jnp.concatenate([r[1][0] for r in references]))
-    assert_close(d_weight, jnp.concatenate([r[1][1] for r in references]))
-    assert_close(d_matrices, jax.tree.map(jnp.add, *(list(r[1][2:]) for r in references)))
-    print(name, flush=True)
-
-
-if __name__ == "__main__":
-  main()
+  references = [expected(ACTIVATIONS["swiglu"], share, cotangent_of(share)) for share in shares]
+  out, (d_tokens, d_weight, *d_matrices) = both(tokens, weight, *matrices)
+  assert_close(out, jnp.concatenate([r[0] for r in references]))
+  assert_close(d_tokens, jnp.concatenate([r[1][0] for r in references]))
+  assert_close(d_weight, jnp.concatenate([r[1][1] for r in references]))
+  assert_close(d_matrices, jax.tree.map(jnp.add, *(list(r[1][2:]) for r in references)))
