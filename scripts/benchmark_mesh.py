@@ -17,8 +17,7 @@ Planned, with D x P devices along data and expert, in float32:
   all-gather  nothing
 
 What is measured beyond that: a tied embedding's gradient is reduced twice, once as it is read and once as it makes
-logits; that of position biases [heads, length, length] is reduced in every block, before it becomes the table's; sums
-of losses, metrics and norms.
+logits; sums of losses, metrics and norms.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from moe.analysis.command_line import new_file, positive, write
+from moe.analysis.command_line import add_small_model, new_file, positive, write
 from moe.analysis.cost_tables import KINDS, mesh_table
 from moe.analysis.step_programs import RunningStep, small_config
 from moe.analysis.timing import Times, about, measure
@@ -112,13 +111,7 @@ def main() -> None:
   parser.add_argument(
     "--meshes", type=_mesh, nargs="+", default=[(8, 1), (4, 2), (2, 4), (1, 8)], metavar="DATAxEXPERT"
   )
-  parser.add_argument("--d_model", type=positive, default=256)
-  parser.add_argument("--d_ff", type=positive, default=1024, help="hidden width of an expert")
-  parser.add_argument("--layers", type=positive, default=4, help="blocks, every second with experts")
-  parser.add_argument("--experts", type=positive, default=8)
-  parser.add_argument("--top_k", type=positive, default=2, help="experts per token, and so the capacity factor")
-  parser.add_argument("--batch", type=positive, default=16, help="sequences")
-  parser.add_argument("--length", type=positive, default=128, help="tokens of a sequence, which are a routing group")
+  add_small_model(parser, batch=16, length=128, about_length="tokens of a sequence, which are a routing group")
   parser.add_argument("--repeats", type=positive, default=9)
   parser.add_argument("--results", type=new_file, help="a new JSON file with every measured time")
   arguments = parser.parse_args()

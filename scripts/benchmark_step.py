@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe.analysis.command_line import new_file, positive, write
+from moe.analysis.command_line import add_small_model, new_file, positive, write
 from moe.analysis.cost_tables import step_table
 from moe.analysis.layer_programs import LayerCase, LayerPrograms
 from moe.analysis.step_programs import RunningStep, small_config
@@ -89,13 +89,7 @@ def _layer(config: ExperimentConfig) -> LayerCase:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--d_model", type=positive, default=256)
-  parser.add_argument("--d_ff", type=positive, default=1024, help="hidden width of an expert")
-  parser.add_argument("--layers", type=positive, default=4, help="blocks, every second with experts")
-  parser.add_argument("--experts", type=positive, default=8)
-  parser.add_argument("--top_k", type=positive, default=2, help="experts per token, and so the capacity factor")
-  parser.add_argument("--batch", type=positive, default=8, help="sequences")
-  parser.add_argument("--length", type=positive, default=256, help="tokens of a sequence")
+  add_small_model(parser, batch=8, length=256, about_length="tokens of a sequence")
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
   parser.add_argument("--repeats", type=positive, default=15)
   parser.add_argument("--results", type=new_file, help="a new JSON file with every measured time")

@@ -21,14 +21,12 @@ from typing import Any
 # Arrays live on the host; the TPU's devices are for compilation only. JAX reads it when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax
-import jax.numpy as jnp
-
 from configs.pretrain.base import SLICES
+from moe.analysis.layer_programs import one_hot_masks
 from moe.planning import plan_for
 from moe.planning.page import table
 from moe.planning.topology import parse_slice
-from moe.routing import RouterInput, RouterOutput, SoftRouting, register
+from moe.routing import RouterInput, RouterOutput, register
 from moe.routing.expert_choice import ExpertChoice
 from moe.training.config import load_config
 
@@ -39,9 +37,7 @@ class ExpertChoiceByMasks(ExpertChoice):
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     output = super().__call__(inputs, training=training)
-    chosen = jax.nn.one_hot(output.routing.token, inputs.mask.shape[1], axis=1, dtype=jnp.float32)
-    masks = SoftRouting(chosen, chosen * output.routing.weight[:, None])
-    return dataclasses.replace(output, routing=masks)
+    return dataclasses.replace(output, routing=one_hot_masks(output.routing, inputs.mask.shape[1]))
 
 
 def router(name: str, **options) -> dict[str, Any]:
