@@ -10,14 +10,12 @@ import optax
 
 from moe.analysis.layer_programs import Program
 from moe.data.rows import RowShape
-from moe.models import make_model
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.planning import hlo
 from moe.planning.costs import program_costs
 from moe.training.config import ExperimentConfig, load_config
-from moe.training.optimizer import make_optimizer, make_schedule
-from moe.training.state import TrainState, keys, make_state
-from moe.training.step import make_train_step
+from moe.training.setup import Setup
+from moe.training.state import TrainState
 
 
 def small_config(
@@ -93,23 +91,10 @@ class RunningStep:
 
   def __init__(self, config: ExperimentConfig, devices: Sequence[jax.Device]):
     self.mesh = make_mesh(config.mesh, devices)
-    config.check_mesh(self.mesh)
-    self._optimizer = make_optimizer(config.optimizer, config.train.steps)
-    graph, self.state = make_state(
-      lambda rngs: make_model(config.model, rngs), self._optimizer, config.seed, self.mesh, {}, fsdp=config.mesh.fsdp
-    )
-    step = make_train_step(
-      graph,
-      self.state,
-      self._optimizer,
-      make_schedule(config.optimizer, config.train.steps),
-      keys(config.seed)[1],
-      accumulation=config.train.accumulation,
-      logits_z_loss=config.train.logits_z_loss,
-      byte_lengths=np.ones(config.model.vocab_size, np.int32),
-    )
+    setup = Setup(config, self.mesh)
+    self._optimizer, self.state = setup.optimizer, setup.first_state({})
     self._batch = put_batch(self.mesh, random_batch(config))
-    lowered = step.lower(self.state, self._batch)
+    lowered = setup.train_step(np.ones(config.model.vocab_size, np.int32)).lower(self.state, self._batch)
     self.flops = _product_flops(lowered) if self.mesh.size == 1 else None
     self.compiled = lowered.compile()
 
@@ -144,6 +129,6 @@ def random_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
 
 
 def _product_flops(lowered: jax.stages.Lowered) -> int | None:
-  costs = program_costs(hlo.parse(lowered.as_text("hlo")), devices=1).costs
-  known = all(cost.known for cost in costs if cost.flops)
-  return sum(cost.runs * cost.flops for cost in costs) if known else None
+  found = program_costs(hlo.parse(lowered.as_text("hlo")), devices=1)
+  known = all(cost.known for cost in found.costs if cost.flops)
+  return found.flops if known else None

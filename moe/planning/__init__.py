@@ -15,7 +15,6 @@ def plan_for(config: ExperimentConfig, where: topology.Slice) -> Plan | str:
     ConfigError: the mesh suits neither the slice nor the model, or the TPU's compiler is not installed.
   """
   mesh = make_mesh(config.mesh, topology.devices(where))
-  config.check_mesh(mesh)
   arguments = compile.argument_bytes(config, mesh)
   needed: float = arguments
   if arguments < where.chip.hbm:

@@ -120,7 +120,7 @@ def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Progr
     mesh=dict(mesh.shape),
     memory=dataclasses.asdict(program.memory),
     hbm=where.chip.hbm,
-    flops=sum(cost.runs * cost.flops for cost in found.costs),
+    flops=found.flops,
     bytes=sum(cost.runs * cost.bytes for cost in found.costs),
     forward_flops_per_token=per_token,
     forward_is_exact=forward[1],

@@ -61,8 +61,6 @@ def _arguments(config: ExperimentConfig, where: Slice, **changes) -> int | None:
   """Bytes on each chip, with as many rows of devices as there are; None where the mesh does not divide the model."""
   try:
     changed = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=-1, **changes))
-    mesh = make_mesh(changed.mesh, devices(where))
-    changed.check_mesh(mesh)
+    return argument_bytes(changed, make_mesh(changed.mesh, devices(where)))
   except ConfigError:
     return None
-  return argument_bytes(changed, mesh)

@@ -4,22 +4,20 @@ import dataclasses
 import math
 import re
 import time
-from typing import Any, cast
+from typing import cast
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from moe.data.rows import RowShape
 from moe.models import make_model
-from moe.parallel.mesh import rows
+from moe.parallel.mesh import make_mesh, rows
 from moe.planning import hlo
 from moe.planning.costs import program_costs
 from moe.training.config import ExperimentConfig
-from moe.training.optimizer import make_optimizer, make_schedule
-from moe.training.state import TrainState, abstract_model, abstract_state, keys, merge
-from moe.training.step import make_train_step
+from moe.training.setup import Setup
+from moe.training.state import abstract_model, keys, merge
 
 
 class DoesNotFit(Exception):
@@ -67,21 +65,11 @@ def compile_step(config: ExperimentConfig, mesh: Mesh) -> Program:
     ConfigError: the mesh does not divide the model or the batch.
     DoesNotFit: the devices' memory is too small.
   """
-  config.check_mesh(mesh)
   start = time.monotonic()
-  graph, state, optimizer = _state(config, mesh)
-  step = make_train_step(
-    graph,
-    state,
-    optimizer,
-    make_schedule(config.optimizer, config.train.steps),
-    keys(config.seed)[1],
-    accumulation=config.train.accumulation,
-    logits_z_loss=config.train.logits_z_loss,
-    byte_lengths=np.zeros(config.model.vocab_size, np.int32),
-  )
+  setup = Setup(config, mesh)
+  step = setup.train_step(np.zeros(config.model.vocab_size, np.int32))
   try:
-    compiled = cast(jax.stages.Wrapped, step).lower(state, _batch(config, mesh)).compile()
+    compiled = cast(jax.stages.Wrapped, step).lower(setup.abstract, _batch(config, mesh)).compile()
   except jax.errors.JaxRuntimeError as error:
     raise _refusal(error) from None
   found = compiled.memory_analysis()
@@ -96,13 +84,16 @@ def compile_step(config: ExperimentConfig, mesh: Mesh) -> Program:
 
 
 def argument_bytes(config: ExperimentConfig, mesh: Mesh) -> int:
-  """Bytes of state and batch on each device, known without compiling; layouts may add padding."""
-  _, state, _ = _state(config, mesh)
+  """Bytes of state and batch on each device, known without compiling; layouts may add padding.
+
+  Raises:
+    ConfigError: the mesh does not divide the model or the batch.
+  """
 
   def share(leaf) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
-  return sum(map(share, jax.tree.leaves((state, _batch(config, mesh)))))
+  return sum(map(share, jax.tree.leaves((Setup(config, mesh).abstract, _batch(config, mesh)))))
 
 
 def forward_flops(config: ExperimentConfig) -> tuple[int, bool]:
@@ -113,7 +104,7 @@ def forward_flops(config: ExperimentConfig) -> tuple[int, bool]:
   Returns:
     The number, and whether it is all of them: a loop whose trips the data decides (dropless routing) counts once.
   """
-  mesh = Mesh(np.asarray(jax.devices("cpu")[:1]).reshape(1, 1, 1), ("data", "expert", "model"))
+  mesh = make_mesh(devices=jax.devices("cpu")[:1])
   graph, params, router_state = abstract_model(lambda rngs: make_model(config.model, rngs), mesh)
 
   def forward(params, router_state, batch, key):
@@ -122,13 +113,7 @@ def forward_flops(config: ExperimentConfig) -> tuple[int, bool]:
   batch = _batch(config, mesh, config.data.batch_size // config.train.accumulation)
   lowered = jax.jit(forward).trace(params, router_state, batch, keys(0)[1]).lower(lowering_platforms=("tpu",))
   found = program_costs(hlo.parse(lowered.as_text("hlo")), devices=1)
-  return sum(cost.runs * cost.flops for cost in found.costs), found.unknown_loops == 0
-
-
-def _state(config: ExperimentConfig, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState, Any]:
-  optimizer = make_optimizer(config.optimizer, config.train.steps)
-  graph, state = abstract_state(lambda rngs: make_model(config.model, rngs), optimizer, mesh, fsdp=config.mesh.fsdp)
-  return graph, state, optimizer
+  return found.flops, found.unknown_loops == 0
 
 
 def _batch(config: ExperimentConfig, mesh: Mesh, size: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:

@@ -65,6 +65,11 @@ class Costs:
   costs: list[Cost]
   unknown_loops: int
 
+  @property
+  def flops(self) -> int:
+    """Of all matrix products."""
+    return sum(cost.runs * cost.flops for cost in self.costs)
+
 
 def program_costs(module: Module, devices: int) -> Costs:
   """Goes through a program that runs on `devices` devices."""

@@ -9,20 +9,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
 from moe.data import DataError, Pipeline
-from moe.models import make_model
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, Restored
 from moe.training.config import ExperimentConfig, as_mapping, differences
 from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary, whole_position
 from moe.training.metrics import MetricsWriter, Record, flatten_layers, read_metrics
-from moe.training.optimizer import make_optimizer, make_schedule
 from moe.training.progress import Clock, Progress
-from moe.training.state import TrainState, abstract_state, keys, make_state, stored_router_state
-from moe.training.step import make_eval_step, make_train_step
+from moe.training.setup import Setup
+from moe.training.state import TrainState, stored_router_state
 from moe.training.stop import stop_requests
 from moe.training.validation import evaluate_batches
 from moe.training.workdir import Workdir, WorkdirError
@@ -139,37 +136,21 @@ class _Run:
 
   def _compile_steps(self):
     """Makes or restores the state, and the functions that move and judge it (compiled when first called)."""
-    config = self.config
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    graph, self.state = self._start(lambda rngs: make_model(config.model, rngs), optimizer)
-    options = {
-      "accumulation": config.train.accumulation,
-      "byte_lengths": byte_lengths(self.vocabulary, config.model.vocab_size),
-    }
-    train_step = make_train_step(
-      graph,
-      self.state,
-      optimizer,
-      make_schedule(config.optimizer, config.train.steps),
-      keys(config.seed)[1],
-      logits_z_loss=config.train.logits_z_loss,
-      **options,
-    )
-    return train_step, make_eval_step(graph, mesh=self.mesh, **options)
+    setup = Setup(self.config, self.mesh)
+    self.state = self._start(setup)
+    lengths = byte_lengths(self.vocabulary, self.config.model.vocab_size)
+    return setup.train_step(lengths), setup.eval_step(lengths)
 
-  def _start(self, make: Callable[[nnx.Rngs], nnx.Module], optimizer):
-    fsdp = self.config.mesh.fsdp
+  def _start(self, setup: Setup) -> TrainState:
     self._check_model()
-    graph, abstract = abstract_state(make, optimizer, self.mesh, fsdp=fsdp)
-    restored = self.checkpoints.restore(abstract, lambda line: print(line, flush=True))
+    restored = self.checkpoints.restore(setup.abstract, lambda line: print(line, flush=True))
     if restored is None:
-      stored = stored_router_state(self.config.model, self.vocabulary.fingerprint)
-      return make_state(make, optimizer, self.config.seed, self.mesh, stored, fsdp=fsdp)
+      return setup.first_state(stored_router_state(self.config.model, self.vocabulary.fingerprint))
     self._check_vocabulary(restored)
     self.validated = restored.loss is not None
     self.pipeline.restore(restored.position)
     print(f"going on from {self.checkpoints.last_good}", flush=True)
-    return graph, restored.state
+    return restored.state
 
   def _check_model(self) -> None:
     found = self.checkpoints.about().get("config", {}).get("model")

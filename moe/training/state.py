@@ -54,28 +54,24 @@ def make_state(
   make_model: Callable[[nnx.Rngs], nnx.Module],
   optimizer: optax.GradientTransformation,
   seed: int,
-  mesh: Mesh,
+  abstract: TrainState,
   stored: Stored,
-  *,
-  fsdp: bool = False,
-) -> tuple[nnx.GraphDef, TrainState]:
-  """The structure of a model and its state at step 0, in one compiled call.
+) -> TrainState:
+  """The state at step 0, in one compiled call.
 
   Args:
     make_model: from its random streams.
     optimizer: whose statistics to begin.
     seed: of the parameters.
-    mesh: over which its arrays are divided, the same numbers on any.
+    abstract: from `abstract_state`; says over what mesh arrays are divided, the same numbers on any.
     stored: from `stored_router_state`.
-    fsdp: see `MeshConfig`.
   """
-  graph, abstract = abstract_state(make_model, optimizer, mesh, fsdp=fsdp)
 
   def init(key):
     _, params, router_state = split(make_model(nnx.Rngs(key)))
     return TrainState(jnp.zeros((), jnp.int32), params, _filled(router_state, stored), optimizer.init(params))
 
-  return graph, jax.jit(init, out_shardings=shardings_of(abstract))(keys(seed)[0])
+  return jax.jit(init, out_shardings=shardings_of(abstract))(keys(seed)[0])
 
 
 def stored_router_state(config: ModelConfig, vocabulary: str) -> Stored:
@@ -129,7 +125,14 @@ def abstract_state(
   *,
   fsdp: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
-  """The same, shapes, dtypes and shardings only: nothing is computed or allocated."""
+  """A model's structure, and shapes, dtypes and shardings of its state: nothing is computed or allocated.
+
+  Args:
+    make_model: from its random streams.
+    optimizer: whose statistics belong to the state.
+    mesh: over which arrays are divided.
+    fsdp: see `MeshConfig`.
+  """
   graph, params, router_state = abstract_model(make_model, mesh, fsdp=fsdp)
   opt_state = jax.eval_shape(optimizer.init, params)
   opt_state = _placed(opt_state, shard_statistics(opt_state, params, mesh))

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from moe.models import make_model
 from moe.parallel.mesh import MeshConfig, make_mesh, put_batch
 from moe.training.optimizer import OptimizerConfig, make_optimizer
-from moe.training.state import keys, make_state
+from moe.training.state import abstract_state, keys, make_state
 from moe.training.step import make_train_step
 from tests.mesh.hlo import shapes
 from tests.models import tiny
@@ -36,7 +36,9 @@ def start(mesh, *, fsdp=False, accumulation=1, optimizer=None, **model):
   sizes = {"num_experts": EXPERTS, "num_heads": 4, "d_model": WIDTH, "expert_d_ff": HIDDEN}
   config = tiny.config(architecture, **sizes | model)
   optimizer = optimizer or optax.sgd(0.1)
-  graph, state = make_state(lambda rngs: make_model(config, rngs), optimizer, 0, mesh, {}, fsdp=fsdp)
+  make = functools.partial(make_model, config)
+  graph, abstract = abstract_state(make, optimizer, mesh, fsdp=fsdp)
+  state = make_state(make, optimizer, 0, abstract, {})
   options = {"accumulation": accumulation, "logits_z_loss": 1e-3, "byte_lengths": np.ones(tiny.VOCABULARY)}
   return make_train_step(graph, state, optimizer, optax.constant_schedule(0.1), keys(0)[1], **options), state
 

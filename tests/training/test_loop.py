@@ -13,7 +13,7 @@ from moe.config import ConfigError
 from moe.data import DataError
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import restore
-from moe.training import loop
+from moe.training import loop, setup
 from moe.training.checkpoint import CheckpointError, Checkpoints
 from moe.training.config import load_config
 from moe.training.feed import join_positions
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_all_that_is_needed_to_look
 
 def test_after_a_loss_that_is_not_finite_no_checkpoint_is_bad(corpus, tmp_path, monkeypatch):
   """The loss of step 4 is fine and its checkpoint due, but its update is not."""
-  update = loop.make_train_step
+  update = setup.make_train_step
 
   def breaking(*args, **options):
     step = update(*args, **options)
@@ -169,7 +169,7 @@ def test_after_a_loss_that_is_not_finite_no_checkpoint_is_bad(corpus, tmp_path, 
 
     return broken
 
-  monkeypatch.setattr(loop, "make_train_step", breaking)
+  monkeypatch.setattr(setup, "make_train_step", breaking)
   with pytest.raises(TrainingStopped, match="the state at step 4 is not finite and was not saved; no checkpoint"):
     train(tiny_config(corpus), tmp_path)
   checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)

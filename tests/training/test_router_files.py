@@ -1,5 +1,6 @@
 """From a corpus and a trained baseline to tables and centroids, and from those to a run and its checkpoint."""
 
+import functools
 import importlib.util
 import itertools
 import pathlib
@@ -21,7 +22,7 @@ from moe.training.checkpoint import Checkpoints
 from moe.training.config import as_mapping, load_config
 from moe.training.feed import describe
 from moe.training.loop import train
-from moe.training.state import make_state, stored_router_state
+from moe.training.state import abstract_state, make_state, stored_router_state
 from moe.training.workdir import Workdir
 from tests.training.tiny import tiny_mapping
 
@@ -51,7 +52,9 @@ def config(corpus, steps=1, **model):
 def first_state(settings):
   """What a run begins with."""
   stored = stored_router_state(settings.model, "")
-  return make_state(lambda rngs: make_model(settings.model, rngs), optax.identity(), 0, make_mesh(), stored)[1]
+  make = functools.partial(make_model, settings.model)
+  _, abstract = abstract_state(make, optax.identity(), make_mesh())
+  return make_state(make, optax.identity(), 0, abstract, stored)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from moe.data import DataError
 from moe.models import ModelOutput
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from moe.training.state import keys, make_state
+from moe.training.state import abstract_state, keys, make_state
 from moe.training.step import bits_per_byte, make_eval_step, make_train_step, micro_batches, token_sums
 from moe.training.validation import evaluate_batches
 
@@ -46,10 +46,15 @@ class Table(nnx.Module):
 def make(*, accumulation=1, auxiliary=0.0, z=0.0, length=5, learning_rate=0.1):
   """The compiled step of a `Table` under plain gradient descent, and its first state."""
   mesh, optimizer = make_mesh(), optax.sgd(learning_rate)
-  graph, state = make_state(functools.partial(_table, length, auxiliary), optimizer, 0, mesh, {})
+  graph, state = first_state(functools.partial(_table, length, auxiliary), optimizer, mesh)
   options = {"accumulation": accumulation, "byte_lengths": BYTES}
   step = make_train_step(graph, state, optimizer, optax.constant_schedule(0.1), keys(0)[1], logits_z_loss=z, **options)
   return step, state, make_eval_step(graph, mesh=mesh, **options), mesh
+
+
+def first_state(make, optimizer, mesh):
+  graph, abstract = abstract_state(make, optimizer, mesh)
+  return graph, make_state(make, optimizer, 0, abstract, {})
 
 
 def _table(length, auxiliary, rngs):
@@ -156,7 +161,7 @@ def test_randomness_depends_on_seed_and_step_alone():
 def test_the_gradient_norm_is_reported_before_clipping():
   mesh = make_mesh()
   optimizer = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
-  graph, state = make_state(functools.partial(_table, 5, 0.0), optimizer, 0, mesh, {})
+  graph, state = first_state(functools.partial(_table, 5, 0.0), optimizer, mesh)
   options = {"accumulation": 1, "byte_lengths": BYTES, "logits_z_loss": 0.0}
   step = make_train_step(graph, state, optimizer, optax.constant_schedule(1.0), keys(0)[1], **options)
   before = np.asarray(state.params["table"])
@@ -186,7 +191,7 @@ def test_training_and_evaluating_compile_once_each():
 def test_training_learns_the_commonest_token_of_each_position():
   optimizer_config = OptimizerConfig(learning_rate=0.3, schedule="constant", warmup_steps=1)
   mesh, optimizer = make_mesh(), make_optimizer(optimizer_config, 60)
-  graph, state = make_state(functools.partial(_table, 5, 0.0), optimizer, 0, mesh, {})
+  graph, state = first_state(functools.partial(_table, 5, 0.0), optimizer, mesh)
   options = {"accumulation": 1, "byte_lengths": BYTES, "logits_z_loss": 0.0}
   step = make_train_step(graph, state, optimizer, make_schedule(optimizer_config, 60), keys(0)[1], **options)
   target = np.array([[2, 3, 4, 5, 6]], np.int32)

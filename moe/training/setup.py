@@ -1,0 +1,62 @@
+"""What a config trains with: optimizer, state and step, made alike for a run, for its plan and for its benchmark."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from moe.models import make_model
+from moe.training.config import ExperimentConfig
+from moe.training.optimizer import make_optimizer, make_schedule
+from moe.training.state import Stored, TrainState, abstract_state, keys, make_state
+from moe.training.step import make_eval_step, make_train_step
+
+
+class Setup:
+  """A config on a mesh. Nothing is computed or allocated until `first_state`; steps compile when first called.
+
+  Attributes:
+    mesh: over which all arrays are divided.
+    optimizer: Optax's transformation.
+    graph: the model's structure.
+    abstract: shapes, dtypes and shardings of the state.
+
+  Raises:
+    ConfigError: the mesh does not divide the model or the batch.
+  """
+
+  def __init__(self, config: ExperimentConfig, mesh: Mesh):
+    config.check_mesh(mesh)
+    self._config, self.mesh = config, mesh
+    self.optimizer = make_optimizer(config.optimizer, config.train.steps)
+    self.graph, self.abstract = abstract_state(self._make_model, self.optimizer, mesh, fsdp=config.mesh.fsdp)
+
+  def first_state(self, stored: Stored) -> TrainState:
+    """The state at step 0; `stored` is from `stored_router_state`."""
+    return make_state(self._make_model, self.optimizer, self._config.seed, self.abstract, stored)
+
+  def train_step(
+    self, byte_lengths: jax.typing.ArrayLike
+  ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, Any]]]:
+    """`make_train_step` of the config; `byte_lengths` `[V]`, of the text of each token."""
+    train = self._config.train
+    return make_train_step(
+      self.graph,
+      self.abstract,
+      self.optimizer,
+      make_schedule(self._config.optimizer, train.steps),
+      keys(self._config.seed)[1],
+      accumulation=train.accumulation,
+      logits_z_loss=train.logits_z_loss,
+      byte_lengths=byte_lengths,
+    )
+
+  def eval_step(self, byte_lengths: jax.typing.ArrayLike) -> Callable[..., dict[str, Any]]:
+    """`make_eval_step` of the config."""
+    accumulation = self._config.train.accumulation
+    return make_eval_step(self.graph, byte_lengths, accumulation=accumulation, mesh=self.mesh)
+
+  def _make_model(self, rngs: nnx.Rngs) -> nnx.Module:
+    return make_model(self._config.model, rngs)
