@@ -166,7 +166,7 @@ def _report_errors() -> Iterator[None]:
   from moe.data.errors import DataError
   from moe.parallel import hosts
   from moe.training.checkpoint import CheckpointError
-  from moe.training.loop import TrainingStopped
+  from moe.training.trainer import TrainingStopped
   from moe.training.workdir import WorkdirError
 
   try:

@@ -33,7 +33,7 @@ def main() -> None:
   from moe.evaluation.restore import restore
   from moe.evaluation.rules import evaluate_by_rules
   from moe.parallel.mesh import MeshConfig
-  from moe.training.config import as_mapping, load_config
+  from moe.training.experiment import as_mapping, load_config
   from moe.training.workdir import Workdir, write_new
 
   trained = restore(_WORKDIR.value, _STEP.value, build(MeshConfig, dict(map(_field, _MESH.value)), "mesh"))

@@ -32,7 +32,7 @@ def main(arguments: list[list[str]]) -> None:
   from moe.planning import plan_for
   from moe.planning.page import draw, lines, table
   from moe.planning.topology import parse_slice
-  from moe.training.config import as_mapping, load_config
+  from moe.training.experiment import as_mapping, load_config
 
   if not arguments:
     raise ConfigError("--config", None, "name at least one config file")

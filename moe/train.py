@@ -25,8 +25,8 @@ def main() -> None:
     keep_freed_memory()
 
   from moe.evaluation.summary import summarize
-  from moe.training.config import load_config
-  from moe.training.loop import train
+  from moe.training.experiment import load_config
+  from moe.training.trainer import train
 
   config = load_config(commands.read_config(_CONFIG))
   summary = train(config, _WORKDIR.value)

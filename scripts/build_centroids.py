@@ -20,8 +20,8 @@ from moe.config import ConfigError, require
 from moe.data import DataError
 from moe.evaluation.restore import Trained, check_vocabulary, restore
 from moe.routing import RouterInput, RouterOutput
-from moe.routing.clustering import k_means, unit
 from moe.routing.files import write_arrays
+from moe.routing.solvers.clustering import k_means, unit
 from moe.training.checkpoint import CheckpointError
 from moe.training.feed import open_pipeline, open_vocabulary
 from moe.training.workdir import WorkdirError

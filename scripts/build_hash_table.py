@@ -19,7 +19,7 @@ from moe.config import ConfigError, require
 from moe.data import DataConfig, DataError, Vocabulary, make_source, make_vocabulary
 from moe.data.command_line import add_source_options, source_config
 from moe.data.documents import Ragged, Source
-from moe.routing.hash_tables import (
+from moe.routing.solvers.hash_tables import (
   TABLE_FUNCTIONS,
   HashTable,
   balanced,
@@ -115,7 +115,7 @@ def _of_embeddings(
   """Tables of as many k-means clusterings as hashes, each from a start of its own."""
   import jax
 
-  from moe.routing.clustering import assign, k_means
+  from moe.routing.solvers.clustering import assign, k_means
 
   tables = []
   for number, rng in enumerate(_draws(options)):

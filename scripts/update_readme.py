@@ -8,15 +8,15 @@ import pathlib
 import re
 import textwrap
 
-from moe.analysis.cost_tables import layer_table, mesh_table, step_table
-from moe.analysis.router_table import table as router_table
-from moe.planning.study_table import study_table
+from scripts.benchmarks.cost_tables import layer_table, mesh_table, step_table
+from scripts.benchmarks.router_table import table as router_table
+from scripts.benchmarks.study_table import study_table
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def layer(results: dict) -> str:
-  """How tokens travel, and how the cost grows: `scripts/benchmark_layer.py`."""
+  """How tokens travel, and how the cost grows: `scripts/benchmarks/layer.py`."""
   settings, rows = results["settings"], results["rows"]
   text = """Forward + backward in training mode, {tokens:,} tokens, d {d_model}, ff {d_ff}, {experts} experts, {dtype},
     against a flattened dense network of equal activated FLOPs in the same process (Soft MoE has as many slots as
@@ -34,7 +34,7 @@ def layer(results: dict) -> str:
       "",
       *_lines(text.format(**settings)),
       *_lines(growth),
-      "`python scripts/benchmark_layer.py --sweep ways groups experts tokens --results results/layer.json"
+      "`python scripts/benchmarks/layer.py --sweep ways groups experts tokens --results results/layer.json"
       " --figure docs/layer.png`",
     ]
   )
@@ -48,7 +48,7 @@ def _range(rows: list[dict], sweep: str) -> str:
 
 
 def step(results: dict) -> str:
-  """The table of `scripts/benchmark_step.py`."""
+  """The table of `scripts/benchmarks/step.py`."""
   text = """Decoders of {layers} blocks, every second with {experts} experts of width {d_ff} (dense: one network
     {top_k} times as wide), d {d_model}, batches of {batch} x {length} tokens, {dtype}: loss, gradients, Adafactor and
     metrics, interleaved in one process; the share of a step that the layers with experts (or the dense networks in
@@ -58,13 +58,13 @@ def step(results: dict) -> str:
       *step_table(results["models"]),
       "",
       *_lines(text.format(**results["settings"])),
-      "`python scripts/benchmark_step.py --results results/step.json`",
+      "`python scripts/benchmarks/step.py --results results/step.json`",
     ]
   )
 
 
 def mesh(results: dict) -> str:
-  """The table of `scripts/benchmark_mesh.py`."""
+  """The table of `scripts/benchmarks/mesh.py`."""
   text = """A train step of a decoder of {layers} blocks, every second with {experts} experts, d {d_model}, ff {d_ff},
     batches of {batch} x {length} tokens, float32, expert choice: CPU time next to data parallelism, and what one device
     sends in a step, counted in the compiled program and planned by a closed form (measured beyond that: a tied
@@ -75,13 +75,13 @@ def mesh(results: dict) -> str:
       *mesh_table(results["meshes"]),
       "",
       *_lines(text.format(**results["settings"])),
-      "`python scripts/benchmark_mesh.py --results results/mesh.json`",
+      "`python scripts/benchmarks/mesh.py --results results/mesh.json`",
     ]
   )
 
 
 def plan_8b(results: dict) -> str:
-  """The study `8b` of `scripts/plan_studies.py`."""
+  """The study `8b` of `scripts/benchmarks/plans.py`."""
   text = """The paper's 8B models on 512 chips of TPU v4 (FSDP, everything computed anew in the backward pass, 1M tokens
     a step), each as `configs/pretrain` has it but for the capacity. Capacity c is c * n / E slots of n tokens for both
     families; GLaM's own factor of 1.25 a choice is 2.5 here."""
@@ -89,7 +89,7 @@ def plan_8b(results: dict) -> str:
 
 
 def plan_sizes(results: dict) -> str:
-  """The study `sizes` of `scripts/plan_studies.py`."""
+  """The study `sizes` of `scripts/benchmarks/plans.py`."""
   text = """Expert choice at 0.1B on 64 chips of TPU v5e, 1M tokens a step; each row changes the first in what it names.
     Experts are divided over 16 chips, a chip holds 16,384 tokens."""
   return _study("sizes", results, text)
@@ -98,12 +98,12 @@ def plan_sizes(results: dict) -> str:
 def _study(name: str, results: dict, text: str) -> str:
   estimate = """Times are the TPU compiler's own estimates, added up as if nothing overlapped; those of collectives and
     of what it does not estimate are lower bounds by bandwidth. No TPU ran this."""
-  command = f"`python -m scripts.plan_studies --study {name} --results results/plan_{name}.json`"
+  command = f"`python -m scripts.benchmarks.plans --study {name} --results results/plan_{name}.json`"
   return "\n".join([*study_table(results), "", *_lines(f"{text} {estimate}"), command])
 
 
 def routers(results: dict) -> str:
-  """All routers: what the code says of them, and what `scripts/benchmark_layer.py` measured."""
+  """All routers: what the code says of them, and what `scripts/benchmarks/layer.py` measured."""
   text = """With the default options (Soft MoE: as many slots as tokens); {tokens} tokens in sequences of 512,
     d {d_model}, ff {d_ff}, {experts} experts, float32: forward + backward in training mode, the router's own decision
     included, against a dense layer of equal activated FLOPs in the same process; median of {repeats} runs on two cores
@@ -113,7 +113,7 @@ def routers(results: dict) -> str:
       *router_table({row["layer"]: row["ratio"] for row in results["rows"]}),
       "",
       *_lines(text.format(**results["settings"])),
-      "`python scripts/benchmark_layer.py --sweep routers --results results/routers.json`",
+      "`python scripts/benchmarks/layer.py --sweep routers --results results/routers.json`",
     ]
   )
 
@@ -128,7 +128,7 @@ def quickstart(results: dict) -> str:
     "After {minutes:.1f} minutes on two cores ({steps} steps, {parameters:.1f}M parameters) the validation text costs"
     " **{bits_per_byte:.2f} bits per byte**;\n`gzip -9` needs {gzip_bits_per_byte:.2f} on the same text."
     " The device waited for input {input_wait:.1%} of the time.\n"
-    "`python scripts/measure_quickstart.py --workdir runs/quickstart --results results/quickstart.json`"
+    "`python scripts/benchmarks/quickstart.py --workdir runs/quickstart --results results/quickstart.json`"
   ).format(**results)
 
 

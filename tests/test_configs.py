@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from moe.training.config import load_config
+from moe.training.experiment import load_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = [

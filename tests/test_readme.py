@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe import routing
 from moe.routing.capacity import expert_choice_capacity
-from moe.routing.expert_choice import ExpertChoice, expert_choice
+from moe.routing.methods.expert_choice import ExpertChoice, expert_choice
 from moe.routing.metrics import routing_metrics
 from scripts.update_readme import updated
 

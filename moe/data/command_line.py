@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe.config import ConfigError, build
-from moe.data.config import DataConfig
+from moe.data.data_config import DataConfig
 
 _FIELDS = (
   "source",

@@ -12,7 +12,7 @@ import numpy as np
 
 from moe.config import require
 from moe.data import windows
-from moe.data.config import Architecture, DataConfig
+from moe.data.data_config import Architecture, DataConfig
 from moe.data.documents import Documents
 from moe.data.span_corruption import Noise, corrupt
 from moe.data.vocabulary import EOS, Vocabulary

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from moe.data.config import Architecture, DataConfig
+from moe.data.data_config import Architecture, DataConfig
 from moe.data.errors import DataError
 from moe.data.objectives import make_objective
 from moe.data.prefetch import Prefetcher

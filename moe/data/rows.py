@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from moe.data.config import Architecture, DataConfig
+from moe.data.data_config import Architecture, DataConfig
 from moe.data.objectives import Examples
 from moe.data.packing import best_fit
 

@@ -1,7 +1,7 @@
 """The source and the vocabulary that a config names, each imported only when asked for."""
 
 from moe.config import require
-from moe.data.config import DataConfig
+from moe.data.data_config import DataConfig
 from moe.data.documents import Source
 from moe.data.vocabulary import Vocabulary, load_vocabulary
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from moe.config import ConfigError, require
-from moe.data.config import DataConfig
+from moe.data.data_config import DataConfig
 from moe.data.documents import Documents, Ragged, TextSource, stable_hash
 from moe.data.errors import DataError
 from moe.data.vocabulary import EOS, Vocabulary

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from moe.config import require
 from moe.data import files
-from moe.data.config import DataConfig
+from moe.data.data_config import DataConfig
 from moe.data.documents import BLOCK_CHARACTERS, BLOCK_DOCUMENTS, TextSource, held_out, stable_hash
 from moe.data.errors import DataError
 from moe.data.vocabulary import Vocabulary

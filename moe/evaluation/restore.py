@@ -13,7 +13,7 @@ from moe.data import Vocabulary
 from moe.models import make_model
 from moe.parallel.mesh import MeshConfig, make_mesh
 from moe.training.checkpoint import CheckpointError, Checkpoints
-from moe.training.config import ExperimentConfig
+from moe.training.experiment import ExperimentConfig
 from moe.training.state import abstract_model, merge
 from moe.training.workdir import Workdir
 

@@ -8,11 +8,11 @@ import numpy as np
 from moe.data import DataConfig, DataError, validation_text
 from moe.evaluation.restore import restore
 from moe.evaluation.text import continue_texts
-from moe.training.config import ExperimentConfig
+from moe.training.experiment import ExperimentConfig
 from moe.training.feed import open_pipeline, open_vocabulary
 from moe.training.figure import draw_loss
-from moe.training.loop import Summary
 from moe.training.metrics import Record
+from moe.training.trainer import Summary
 
 
 def summarize(config: ExperimentConfig, summary: Summary) -> None:

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.layers.attention import Attention
-from moe.layers.basic import dropout, split
-from moe.layers.feed_forward import FeedForward
-from moe.layers.moe import MoE
-from moe.layers.norm import RMSNorm
-from moe.layers.relative_position import RelativeBias
-from moe.models.config import ModelConfig
+from moe.experts.layer import MoE
+from moe.models.model_config import ModelConfig
+from moe.nn.attention import Attention
+from moe.nn.basic import dropout, split
+from moe.nn.feed_forward import FeedForward
+from moe.nn.norm import RMSNorm
+from moe.nn.relative_position import RelativeBias
 from moe.routing import Policy, RouterConfig, Routing
 
 Cache = dict[str, dict[str, jax.Array]]

@@ -6,8 +6,8 @@ import math
 import jax
 from flax import nnx
 
-from moe.models.config import ModelConfig
 from moe.models.make import make_model
+from moe.models.model_config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

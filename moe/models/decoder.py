@@ -3,9 +3,9 @@
 import jax
 from flax import nnx
 
-from moe.models.config import ModelConfig
 from moe.models.decoder_stack import decode_step, read_targets, start_decoding
 from moe.models.embedding import TokenEmbedding
+from moe.models.model_config import ModelConfig
 from moe.models.stack import Stack
 from moe.models.types import Batch, DecodeState, ModelOutput
 

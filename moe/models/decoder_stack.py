@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe.layers.attention import segment_mask
 from moe.models.block import BlockOutput, Context
-from moe.models.config import ModelConfig
 from moe.models.embedding import TokenEmbedding
+from moe.models.model_config import ModelConfig
 from moe.models.stack import Stack
 from moe.models.types import Batch, DecodeState, shift_right
+from moe.nn.attention import segment_mask
 
 
 def read_targets(

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.layers.basic import normal
-from moe.models.config import ModelConfig
+from moe.models.model_config import ModelConfig
+from moe.nn.basic import normal
 from moe.parallel.mesh import keep_rows
 from moe.parallel.sharding import whole
 

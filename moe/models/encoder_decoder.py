@@ -3,14 +3,14 @@
 import jax
 from flax import nnx
 
-from moe.layers.attention import segment_mask
-from moe.layers.basic import split
 from moe.models.block import BlockOutput, Context
-from moe.models.config import ModelConfig
 from moe.models.decoder_stack import decode_step, read_targets, start_decoding
 from moe.models.embedding import TokenEmbedding
+from moe.models.model_config import ModelConfig
 from moe.models.stack import Stack
 from moe.models.types import Batch, DecodeState, ModelOutput
+from moe.nn.attention import segment_mask
+from moe.nn.basic import split
 
 
 class EncoderDecoder(nnx.Module):

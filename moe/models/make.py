@@ -2,9 +2,9 @@
 
 from flax import nnx
 
-from moe.models.config import ModelConfig
 from moe.models.decoder import Decoder
 from moe.models.encoder_decoder import EncoderDecoder
+from moe.models.model_config import ModelConfig
 
 
 def make_model(config: ModelConfig, rngs: nnx.Rngs) -> EncoderDecoder | Decoder:

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.layers.basic import dropout, split
-from moe.layers.norm import RMSNorm
 from moe.models.block import Block, BlockOutput, Cache, Context, relative_bias
-from moe.models.config import ModelConfig
+from moe.models.model_config import ModelConfig
+from moe.nn.basic import dropout, split
+from moe.nn.norm import RMSNorm
 from moe.parallel.mesh import keep_rows
 
 _REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}

@@ -3,7 +3,7 @@
 from moe.parallel.mesh import make_mesh
 from moe.planning import advice, compile, topology
 from moe.planning.account import Plan, make_plan
-from moe.training.config import ExperimentConfig
+from moe.training.experiment import ExperimentConfig
 
 __all__ = ["Plan", "plan_for"]
 

@@ -19,16 +19,16 @@ from moe.planning.collectives import axes, seconds
 from moe.planning.compile import Program
 from moe.planning.costs import KINDS, Cost, Costs, program_costs
 from moe.planning.topology import Slice
-from moe.training.config import ExperimentConfig
+from moe.training.experiment import ExperimentConfig
 
 # Which part of the model a source file belongs to; the first that any of an instruction's stack frames names.
 _PARTS = (
-  ("position bias", ("moe/layers/relative_position.py",)),
-  ("attention", ("moe/layers/attention.py",)),
-  ("feed-forward", ("moe/layers/feed_forward.py",)),
+  ("position bias", ("moe/nn/relative_position.py",)),
+  ("attention", ("moe/nn/attention.py",)),
+  ("feed-forward", ("moe/nn/feed_forward.py",)),
   ("router", ("moe/routing/",)),
-  ("experts", ("moe/layers/experts.py", "moe/layers/ragged", "moe/layers/grouped_")),
-  ("dispatch and combine", ("moe/layers/moe.py", "moe/parallel/")),
+  ("experts", ("moe/experts/network.py", "moe/nn/ragged", "moe/nn/grouped_")),
+  ("dispatch and combine", ("moe/experts/layer.py", "moe/parallel/")),
   ("vocabulary", ("moe/models/embedding.py",)),
   ("optimizer", ("moe/training/optimizer.py", "/optax/")),
 )

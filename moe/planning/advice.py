@@ -7,7 +7,7 @@ from moe.config import ConfigError
 from moe.parallel.mesh import make_mesh
 from moe.planning.compile import argument_bytes
 from moe.planning.topology import GIB, Slice, devices
-from moe.training.config import ExperimentConfig
+from moe.training.experiment import ExperimentConfig
 
 
 def why_not(config: ExperimentConfig, where: Slice, needed: float, arguments: float) -> str:

@@ -15,7 +15,7 @@ from moe.models import make_model
 from moe.parallel.mesh import make_mesh, rows
 from moe.planning import hlo
 from moe.planning.costs import program_costs
-from moe.training.config import ExperimentConfig
+from moe.training.experiment import ExperimentConfig
 from moe.training.setup import Setup
 from moe.training.state import abstract_model, keys, merge
 

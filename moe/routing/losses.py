@@ -8,7 +8,7 @@ balanced.
 import jax
 import jax.numpy as jnp
 
-from moe.routing.highest import highest
+from moe.routing.solvers.highest import highest
 
 
 def balance_loss(probs: jax.Array, choices: jax.Array, mask: jax.Array) -> jax.Array:

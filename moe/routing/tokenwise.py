@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe.routing import assignments
+from moe.routing import queues as assignments
 from moe.routing.capacity import CapacityOptions, token_choice_capacity
 from moe.routing.groups import Groups
 from moe.routing.metrics import routing_metrics

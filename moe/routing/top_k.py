@@ -14,15 +14,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing import assignments
+from moe.routing import queues as assignments
 from moe.routing.capacity import CapacityOptions, token_choice_capacity
 from moe.routing.groups import Groups, checked_groups
-from moe.routing.highest import highest
 from moe.routing.losses import balance_loss, router_z_loss
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, Site
 from moe.routing.sampling import training_key
 from moe.routing.scores import router_kernel, router_logits
+from moe.routing.solvers.highest import highest
 from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing, SlotRouting
 
 

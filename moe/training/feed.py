@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from moe.config import require
 from moe.data import Pipeline, Vocabulary, make_pipeline, make_vocabulary
 from moe.parallel.mesh import local_rows
-from moe.training.config import ExperimentConfig
+from moe.training.experiment import ExperimentConfig
 
 
 def open_vocabulary(config: ExperimentConfig) -> Vocabulary:

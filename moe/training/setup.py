@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe.models import make_model
-from moe.training.config import ExperimentConfig
+from moe.training.experiment import ExperimentConfig
 from moe.training.optimizer import make_optimizer, make_schedule
 from moe.training.state import Stored, TrainState, abstract_state, keys, make_state
 from moe.training.step import make_eval_step, make_train_step

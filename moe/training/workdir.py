@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from moe.config import ConfigError
-from moe.training.config import ExperimentConfig, as_mapping, differences, load_config
+from moe.training.experiment import ExperimentConfig, as_mapping, differences, load_config
 
 # Fields that change what is written and when, but no number of the run; as does the section mesh.
 _FREE = ("log_every", "eval_every", "eval_batches", "checkpoint_every", "keep", "compilation_cache")

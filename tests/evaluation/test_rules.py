@@ -9,10 +9,10 @@ from flax import nnx
 
 from moe.data import make_vocabulary
 from moe.evaluation import rules
+from moe.evaluation.leak_meters import future_leak
 from moe.evaluation.restore import Trained
 from moe.models import make_model
 from moe.parallel.mesh import make_mesh
-from moe.routing.causality import future_leak
 from moe.training.feed import describe
 from moe.training.state import split
 from tests.models.tiny import router

@@ -9,7 +9,7 @@ from moe.evaluation.restore import Trained, check_vocabulary
 from moe.evaluation.text import continue_texts
 from moe.models import make_model
 from moe.parallel.mesh import make_mesh
-from moe.training.config import load_config
+from moe.training.experiment import load_config
 from moe.training.state import split
 from tests.training.tiny import tiny_mapping, write_corpus
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe.layers.moe import MoE
+from moe.experts.layer import MoE
 from moe.parallel.mesh import MeshConfig, make_mesh, replicated, rows, tracing_for
 from moe.parallel.sharding import shard_parameters
 from moe.routing import ROUTERS, RouterConfig

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from moe.layers.activations import ACTIVATIONS
-from moe.layers.ragged import ragged_feed_forward
-from tests.layers.ragged_cases import assert_close, cotangent_of, expected, problem
+from moe.experts.kernels.ragged import ragged_feed_forward
+from moe.nn.activations import ACTIVATIONS
+from tests.experts.ragged_cases import assert_close, cotangent_of, expected, problem
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["unchecked", "checked"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from moe.parallel.assignments import Assignments
+from moe.experts.exchange.assignments import Assignments
+from moe.experts.exchange.rounds import in_rounds
 from moe.parallel.mesh import MeshConfig, make_mesh
-from moe.parallel.rounds import in_rounds
 
 DEVICES, EXPERTS, TOKENS, WIDTH = 8, 16, 12, 5
 MESH = make_mesh(MeshConfig(expert=DEVICES))

@@ -10,9 +10,9 @@ from moe.config import ConfigError
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import restore
 from moe.parallel.mesh import MeshConfig
-from moe.training.config import load_config
-from moe.training.loop import train
+from moe.training.experiment import load_config
 from moe.training.metrics import read_metrics
+from moe.training.trainer import train
 from tests.training.tiny import tiny_mapping, write_corpus
 
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from moe.evaluation.leak_meters import company_leak, future_leak
 from moe.models import make_model
 from moe.routing import ROUTERS
-from moe.routing.causality import company_leak, future_leak
 from tests.models.tiny import ARCHITECTURES, batch, config, router
 from tests.routing.naive import TIGHT
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from moe.models import ModelConfig, count_parameters
-from moe.training.config import load_config
+from moe.training.experiment import load_config
 from tests.models.tiny import EXPERT_CHOICE, TIGHT_SWITCH, config, model
 
 

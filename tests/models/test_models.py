@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moe.evaluation.leak_meters import future_leak
 from moe.models import make_model, shift_right
-from moe.routing.causality import future_leak
 from tests.models.tiny import (
   ARCHITECTURES,
   CAUSAL,

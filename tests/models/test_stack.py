@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe.layers.attention import segment_mask
 from moe.models import make_model
 from moe.models.block import Context
 from moe.models.stack import Stack
+from moe.nn.attention import segment_mask
 from moe.routing import ROUTERS
-from moe.routing.token_choice import TokenChoice
+from moe.routing.methods.token_choice import TokenChoice
 from tests.models.tiny import DROPLESS, EXPERT_CHOICE, TIGHT_SWITCH, batch, config, output, router
 
 # Two units of two blocks in each stack.

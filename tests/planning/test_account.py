@@ -14,7 +14,7 @@ from moe.planning.compile import Memory, Program, argument_bytes, forward_flops
 from moe.planning.costs import Cost
 from moe.planning.page import draw, lines, table
 from moe.planning.topology import GIB, Slice
-from moe.training.config import load_config
+from moe.training.experiment import load_config
 from tests.training.tiny import tiny_mapping
 
 WHERE = Slice("v5e", (2, 2))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from moe.config import build
-from moe.parallel import local
+from moe.evaluation.leak_meters import company_leak, future_leak
+from moe.experts import dispatch as local
 from moe.routing import ROUTERS, RouterConfig, SoftRouting
-from moe.routing.causality import company_leak, future_leak
 from tests.routing.naive import NUM_EXPERTS, TIGHT, make, of_sequences, random_tokens, routing_of
 
 BATCH, LENGTH, POSITION = 4, 16, 9
@@ -75,7 +75,7 @@ def test_leaks_are_those_that_the_router_declares(name, options, training):
 
 def test_the_published_queue_of_all_first_choices_before_any_second_leaks():
   """Why this project's order differs: the same router with GShard's queue, written plainly."""
-  from moe.routing import assignments
+  from moe.routing import queues as assignments
 
   router = make("glam")
 

@@ -6,8 +6,8 @@ import sys
 
 import jax
 
-from moe.training.config import load_config
-from moe.training.loop import train
+from moe.training.experiment import load_config
+from moe.training.trainer import train
 from tests.training.tiny import tiny_mapping
 
 

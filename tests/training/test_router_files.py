@@ -16,13 +16,13 @@ from moe.data import make_source, make_vocabulary
 from moe.evaluation.restore import restore
 from moe.models import make_model
 from moe.parallel.mesh import make_mesh
-from moe.routing.hash_tables import HashTable
-from moe.routing.hashing import hash_buckets
+from moe.routing.solvers.hash_tables import HashTable
+from moe.routing.solvers.hashing import hash_buckets
 from moe.training.checkpoint import Checkpoints
-from moe.training.config import as_mapping, load_config
+from moe.training.experiment import as_mapping, load_config
 from moe.training.feed import describe
-from moe.training.loop import train
 from moe.training.state import abstract_state, make_state, stored_router_state
+from moe.training.trainer import train
 from moe.training.workdir import Workdir
 from tests.training.tiny import tiny_mapping
 

@@ -3,7 +3,7 @@
 import pathlib
 import random
 
-from moe.training.config import ExperimentConfig, load_config
+from moe.training.experiment import ExperimentConfig, load_config
 
 _TEXT = "the cat sat on a mat while seven grey owls watched from an old oak near the silent mill"
 

@@ -1,0 +1,81 @@
+"""One device's assignments of tokens to experts, sorted by expert: what a dropless exchange sends."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe.experts.dispatch import rows_in_order
+from moe.routing.types import RaggedRouting, SlotRouting
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Assignments:
+  """The first `sizes[0]` are expert 0's, the next `sizes[1]` expert 1's, and so on; the rest is room.
+
+  Attributes:
+    row: int32 `[A]`, among the device's N tokens; N where there is none.
+    weight: float32 `[A]`.
+    sizes: int32 `[E]`.
+    expected: how many there are if all devices have as many; at most A.
+  """
+
+  row: jax.Array
+  weight: jax.Array
+  sizes: jax.Array
+  expected: int = dataclasses.field(metadata={"static": True})
+
+
+# A router with room for more assignments than this for a token (all experts, say) is expected to use two of them.
+_MOST_EXPERTS, _FEW_EXPERTS = 8, 2
+
+
+def of_groups(routing: RaggedRouting, n: int) -> Assignments:
+  """Those of whole groups of `n` tokens that lie on this device."""
+  row, weight, sizes = rows_in_order(routing, n)
+  return Assignments(row, weight, sizes, _expected(len(row), routing.token.shape[0] * n))
+
+
+def of_rows(routing: SlotRouting | RaggedRouting, flat: jax.Array, first: jax.Array, count: int) -> Assignments:
+  """Those of this device's tokens in groups that lie on several.
+
+  Args:
+    routing: of all groups.
+    flat: int32 `[G, n]`, each token's number in the batch.
+    first: int32 scalar, the number of this device's first token.
+    count: N, its tokens.
+  """
+  token, weight, sizes = _by_expert(routing, flat)
+  row = token - first
+  here = (row >= 0) & (row < count)
+  # Those that are here move together and stay in order, so every expert's stay one run.
+  before = jnp.cumsum(here) - here
+  place = jnp.where(here, before, len(row))
+  ends = jnp.cumsum(sizes)
+  through = jnp.concatenate([jnp.zeros(1, before.dtype), jnp.cumsum(here)])[ends]
+  room = min(len(row), len(sizes) * count)
+  return Assignments(
+    row=jnp.full(room, count, jnp.int32).at[place].set(row, mode="drop"),
+    weight=jnp.zeros(room, jnp.float32).at[place].set(weight, mode="drop"),
+    sizes=jnp.diff(through, prepend=0),
+    expected=_expected(-(-len(row) * count // flat.size), count),
+  )
+
+
+def _by_expert(routing: SlotRouting | RaggedRouting, flat: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Token numbers in the batch, weights, and how many of them each expert has; room is numbered `flat.size`."""
+  groups, n = flat.shape
+  if isinstance(routing, RaggedRouting):
+    rows, weight, sizes = rows_in_order(routing, n)
+    return flat.reshape(-1).at[rows].get(mode="fill", fill_value=flat.size), weight, sizes
+  number = jax.vmap(lambda numbers, token: numbers.at[token].get(mode="fill", fill_value=flat.size))(
+    flat, routing.token
+  )
+  _, experts, slots = number.shape
+  number, weight = (array.swapaxes(0, 1).reshape(-1) for array in (number, routing.weight))
+  return number, weight, jnp.full(experts, groups * slots, jnp.int32)
+
+
+def _expected(room: int, tokens: int) -> int:
+  return room if room <= _MOST_EXPERTS * tokens else _FEW_EXPERTS * tokens

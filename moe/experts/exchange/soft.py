@@ -1,0 +1,53 @@
+"""Soft routing over groups that lie on several devices: every slot mixes tokens of all of them.
+
+A device knows what its own tokens give to each slot. The sum over the group's devices is scattered to the experts'
+devices, and the outputs of all slots, of which every token needs a part, come back to all of the group: as many bytes
+as the slots have, whatever the number of tokens.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from moe.experts.exchange.expert_functions import ExpertFunctions
+from moe.routing.groups import Groups
+
+
+def soft_over_devices(groups: Groups, experts: ExpertFunctions) -> Callable:
+  """`(x, routing, weights) -> y` of one device, within `shard_map`.
+
+  `x` is `[rows, T, d]`, the weights of `routing` are `[rows, T, E, P]`. Where a group spans several rows of the mesh,
+  each of them computes its slots.
+
+  Raises:
+    ValueError: when called, if groups neither fill whole rows of the mesh nor divide one.
+  """
+
+  def on_device(x, routing, weights):
+    tokens = x.reshape(-1, x.shape[-1])
+    dispatch, combine = (w.reshape(len(tokens), -1).astype(x.dtype) for w in (routing.dispatch, routing.combine))
+    num_experts, slots = routing.dispatch.shape[2:]
+    in_row, rows_each = _layout(groups.size // len(tokens))
+    mine = jax.lax.axis_index("expert") * in_row // jax.lax.axis_size("expert")
+    mixed = (dispatch.T @ tokens).reshape(num_experts, slots, -1)
+    # One place for each group of this row of the mesh, of which this device fills its own.
+    parts = jnp.zeros((num_experts, in_row, slots, x.shape[-1]), x.dtype).at[:, mine].set(mixed)
+    inputs = jax.lax.psum_scatter(parts, "expert", scatter_dimension=0, tiled=True)
+    if rows_each > 1:
+      every = range(jax.lax.axis_size("data"))
+      together = [list(every[first : first + rows_each]) for first in every[::rows_each]]
+      inputs = jax.lax.psum(inputs, "data", axis_index_groups=together)
+    outputs = experts.slots(weights, inputs.reshape(len(inputs), in_row * slots, -1))
+    outputs = jax.lax.all_gather(outputs.reshape(inputs.shape), "expert", axis=0, tiled=True)[:, mine]
+    return (combine @ outputs.reshape(num_experts * slots, -1)).reshape(x.shape)
+
+  return on_device
+
+
+def _layout(devices: int) -> tuple[int, int]:
+  """Groups in one row of the mesh, along `expert`, and rows of one group, if so many devices share one."""
+  row = jax.lax.axis_size("expert")
+  if row % devices and devices % row:
+    raise ValueError(f"group_size: a group on {devices} devices neither divides nor fills rows of {row} (mesh.expert)")
+  return max(1, row // devices), max(1, devices // row)

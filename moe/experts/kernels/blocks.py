@@ -1,0 +1,83 @@
+"""Ragged experts without a kernel: a loop over blocks of one expert's rows, as many as there are.
+
+The widths of blocks are static, so a run is cut into wide blocks, which are fast, and what remains of it into narrow
+ones, which waste little. The gradients of an expert's matrices are summed within its run and written once.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from moe.experts.kernels import grouped as grouped_network
+from moe.experts.kernels.rows import NOWHERE, assigned, fetch
+
+_WIDE, _NARROW = 256, 64
+
+
+def forward(activation, tokens, rows, weight, sizes, ups, down):
+  """As `ragged_feed_forward`."""
+
+  def expert(out, of):
+    start, size, ups, down = of
+
+    def add_block(places, out):
+      row, weights = assigned(rows, weight, places)
+      y = grouped_network.output(_product, activation, fetch(tokens, row), weights, ups, down)
+      return out.at[row].add(y, mode="drop")
+
+    return _over_run(add_block, start, size, out), None
+
+  zeros = jnp.zeros_like(tokens, jnp.float32)
+  out, _ = jax.lax.scan(expert, zeros, (jnp.cumsum(sizes) - sizes, sizes, ups, down))
+  return out.astype(tokens.dtype)
+
+
+def backward(activation, tokens, rows, weight, sizes, ups, down, gradient):
+  """The gradients by tokens, weight, ups and down, each of its array's dtype."""
+
+  def expert(sums, of):
+    start, size, ups, down = of
+
+    def add_block(places, sums):
+      (d_tokens, d_weight), matrices = sums
+      row, weights = assigned(rows, weight, places)
+      block = grouped_network.gradients(
+        _product, _outer, activation, fetch(tokens, row), fetch(gradient, row), weights, ups, down
+      )
+      d_tokens = d_tokens.at[row].add(block[0], mode="drop")
+      d_weight = d_weight.at[places].set(block[1], mode="drop")
+      return (d_tokens, d_weight), jax.tree.map(jnp.add, matrices, block[2:])
+
+    sums, matrices = _over_run(add_block, start, size, (sums, _zeros((ups, down))))
+    return sums, jax.tree.map(lambda d, matrix: d.astype(matrix.dtype), matrices, (ups, down))
+
+  start = _zeros((tokens, weight))
+  (d_tokens, d_weight), (d_ups, d_down) = jax.lax.scan(expert, start, (jnp.cumsum(sizes) - sizes, sizes, ups, down))
+  return d_tokens.astype(tokens.dtype), d_weight, d_ups, d_down
+
+
+def _over_run(add_block: Callable, start: jax.Array, size: jax.Array, sums):
+  """`add_block(places, sums)` for every block of a run of `size` places; those of its padding are out of range."""
+  wide = size // _WIDE * _WIDE
+
+  def add(first, width, index, sums):
+    places = first + index * width + jnp.arange(width)
+    return add_block(jnp.where(places < start + size, places, NOWHERE), sums)
+
+  sums = jax.lax.fori_loop(0, size // _WIDE, functools.partial(add, start, _WIDE), sums)
+  return jax.lax.fori_loop(0, -(-(size - wide) // _NARROW), functools.partial(add, start + wide, _NARROW), sums)
+
+
+def _zeros(arrays):
+  return jax.tree.map(lambda a: jnp.zeros_like(a, jnp.float32), arrays)
+
+
+def _product(rows: jax.Array, matrix: jax.Array, transposed: bool, dtype: jnp.dtype) -> jax.Array:
+  subscripts = "rf,df->rd" if transposed else "rd,df->rf"
+  return jnp.einsum(subscripts, rows, matrix, preferred_element_type=dtype)
+
+
+def _outer(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.einsum("rd,rf->df", a, b, preferred_element_type=jnp.float32)

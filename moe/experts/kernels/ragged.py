@@ -1,0 +1,86 @@
+"""Experts on as many tokens as each was given: the feed-forward networks of a dropless routing.
+
+The cost is that of the assignments there are, not of those that the arrays have room for: a router that may give a
+token every expert, and gives it two, costs two. Nothing but the arguments is kept for the backward pass, which computes
+the first product anew: what a layer would keep, `[A, f]`, is the largest array there is.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+
+from moe.experts.kernels import blocks as ragged_blocks
+from moe.experts.kernels import pallas_gpu as grouped_gpu
+from moe.experts.kernels import pallas_tpu as grouped_tpu
+from moe.experts.kernels import tiles as ragged_tiles
+
+
+def ragged_feed_forward(
+  activation: Callable,
+  tokens: jax.Array,
+  rows: jax.Array,
+  weight: jax.Array,
+  sizes: jax.Array,
+  ups: list[jax.Array],
+  down: jax.Array,
+) -> jax.Array:
+  """`out[rows[i]] += weight[i] * ffn_e(i)(tokens[rows[i]])`; the first `sizes[0]` i belong to expert 0, and so on.
+
+  On several TPUs or GPUs it must run inside `jax.shard_map` over all axes of the mesh: compilers do not divide kernels.
+
+  Args:
+    activation: of the products with `ups`.
+    tokens: `[N, d]`.
+    rows: int32 `[A]`, sorted by expert; what lies beyond the last expert's run is not looked at.
+    weight: float32 `[A]`.
+    sizes: int32 `[E]`, their sum at most A.
+    ups: one or two `[E, d, f]`.
+    down: `[E, d, f]`, used transposed.
+
+  Returns:
+    `[N, d]`, of the dtype of `tokens`; sums are float32.
+  """
+  return _feed_forward(activation, *_varying_alike((tokens, rows, weight, sizes, ups, down)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _feed_forward(activation, tokens, rows, weight, sizes, ups, down):
+  arguments = (tokens, rows, weight, sizes, ups, down)
+  return _by_platform(ragged_tiles.forward, ragged_blocks.forward, activation, arguments)
+
+
+def _forward(activation, *arguments):
+  return _feed_forward(activation, *arguments), arguments
+
+
+def _backward(activation, arguments, gradient):
+  gradients = _by_platform(ragged_tiles.backward, ragged_blocks.backward, activation, (*arguments, gradient))
+  d_tokens, d_weight, d_ups, d_down = gradients
+  return d_tokens, None, d_weight, None, d_ups, d_down
+
+
+_feed_forward.defvjp(_forward, _backward)
+
+
+def _by_platform(tiles: Callable, blocks: Callable, activation: Callable, arguments: tuple):
+  """`tiles` with the platform's kernels where it has any that take these shapes, `blocks` elsewhere."""
+  _, rows, _, _, _, down, *_ = arguments
+  kernels = {"tpu": grouped_tpu.KERNELS}
+  if grouped_gpu.takes(len(rows), down.shape):
+    kernels["cuda"] = grouped_gpu.KERNELS
+  branches = {name: functools.partial(tiles, kernel, activation) for name, kernel in kernels.items()}
+  return jax.lax.platform_dependent(*arguments, **branches, default=functools.partial(blocks, activation))
+
+
+def _varying_alike(arrays: tuple) -> tuple:
+  """Inside `jax.shard_map`, all arrays as varying over the mesh axes that any of them varies over.
+
+  The gradient of one that is the same on every device is then summed over them, and loops may begin with zeros.
+  """
+
+  def axes(array):
+    return jax.typeof(array).manual_axis_type.varying
+
+  every = frozenset().union(*map(axes, jax.tree.leaves(arrays)))
+  return jax.tree.map(lambda a: jax.lax.pcast(a, tuple(sorted(every - axes(a))), to="varying"), arrays)

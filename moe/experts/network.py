@@ -1,0 +1,83 @@
+"""E feed-forward networks side by side: weights `[E, d, f]`, no biases."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.experts.kernels.ragged import ragged_feed_forward
+from moe.nn.activations import ACTIVATIONS, GATED, Form
+from moe.nn.basic import normal
+
+
+class Weights(NamedTuple):
+  """One or two `[E, d, f]` before the activation, and `[E, d, f]` after it, used transposed."""
+
+  ups: list[jax.Array]
+  down: jax.Array
+
+
+class Experts(nnx.Module):
+  """E independent feed-forward networks (Zhou et al. 2022, eq. 3: `gelu(x W1) W2`; gated forms as in T5 1.1).
+
+  Attributes:
+    up: `[E, d, f]`.
+    gate: `[E, d, f]`, for gated forms only.
+    down: `[E, d, f]`, used transposed: its gradient is then the product that CPUs do fastest.
+  """
+
+  def __init__(self, num_experts: int, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    self.activation, self.dtype = ACTIVATIONS[form], dtype
+
+    def parameter(fan_in: int) -> nnx.Param:
+      shape = (num_experts, d_model, d_ff)
+      return normal(rngs, shape, fan_in**-0.5, ("expert", "embed", "ff"))
+
+    self.up = parameter(d_model)
+    self.gate = parameter(d_model) if form in GATED else None
+    self.down = parameter(d_ff)
+
+  def weights(self) -> Weights:
+    """What `slots` and `ragged` need of the parameters, in the dtype of computation."""
+    ups = [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]
+    return Weights(ups, self.down[...].astype(self.dtype))
+
+  def slots(self, weights: Weights, inputs: jax.Array) -> jax.Array:
+    """Expert e on its own rows: `[E, R, d]` to `[E, R, d]`; of all experts or the share that `weights` holds."""
+    before = [jnp.einsum("erd,edf->erf", inputs, up) for up in weights.ups]
+    return _activate_and_project(self.activation, before, weights.down)
+
+  def ragged(
+    self, weights: Weights, tokens: jax.Array, rows: jax.Array, weight: jax.Array, sizes: jax.Array
+  ) -> jax.Array:
+    """`[N, d]` to `[N, d]`: the weighted sum over the assignments of each token, which are sorted by expert."""
+    return ragged_feed_forward(self.activation, tokens, rows, weight, sizes, weights.ups, weights.down)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _activate_and_project(activation: Callable, before: list[jax.Array], down: jax.Array) -> jax.Array:
+  """`activation(*before) @ down^T` of every expert, keeping nothing but `before` for the backward pass.
+
+  Recomputing the activation costs a few elementwise operations and saves buffers of `[E, R, f]`, the largest there are.
+  """
+  return jnp.einsum("erf,edf->erd", activation(*before), down)
+
+
+def _forward(activation, before, down):
+  return _activate_and_project(activation, before, down), (before, down)
+
+
+def _backward(activation, kept, gradient):
+  before, down = kept
+  d_down = jnp.einsum("erd,erf->edf", gradient, activation(*before))
+  # Without the barrier the compiler keeps the activations, or parts of their derivative, beside the next product:
+  # one or two more `[E, R, f]` buffers.
+  before, gradient, d_down = jax.lax.optimization_barrier((before, gradient, d_down))
+  _, pull_back = jax.vjp(activation, *before)
+  return list(pull_back(jnp.einsum("erd,edf->erf", gradient, down))), d_down
+
+
+_activate_and_project.defvjp(_forward, _backward)

@@ -1,0 +1,117 @@
+"""T5's multi-head attention (Raffel et al. 2020): no biases, and no 1/sqrt(d_head): the initialisation carries it.
+
+Axis names beyond `moe.routing.types`: Q query positions, K key positions, h heads, w width of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.nn.basic import dropout, matmul, normal
+
+# Large enough that exp() of it is exactly 0 beside any real logit, so that what is masked changes no bit of the result.
+_MASKED = -1e30
+
+
+def segment_mask(query: jax.Array, key: jax.Array, *, causal: bool = False) -> jax.Array:
+  """Who sees whom: tokens of the same segment, and if `causal` only those not later in the row.
+
+  Padding is segment 0 and sees only padding, so no row of the mask is empty.
+
+  Args:
+    query: int32 `[B, Q]` segments.
+    key: int32 `[B, K]` segments; `K = Q` if causal.
+    causal: whether the future is hidden.
+
+  Returns:
+    bool `[B, 1, Q, K]`.
+  """
+  mask = query[:, None, :, None] == key[:, None, None, :]
+  return mask & jnp.tri(query.shape[1], dtype=bool) if causal else mask
+
+
+class Attention(nnx.Module):
+  """Self- or cross-attention of `num_heads` heads of width `d_head`. Logits and softmax are float32.
+
+  Attributes:
+    query, key, value: `[d, h * w]`; out: `[h * w, d]`.
+  """
+
+  def __init__(self, d_model: int, num_heads: int, d_head: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    self.num_heads, self.d_head, self.dtype = num_heads, d_head, dtype
+    inner = num_heads * d_head
+    self.query = normal(rngs, (d_model, inner), (d_model * d_head) ** -0.5, ("embed", "heads"))
+    self.key = normal(rngs, (d_model, inner), d_model**-0.5, ("embed", "heads"))
+    self.value = normal(rngs, (d_model, inner), d_model**-0.5, ("embed", "heads"))
+    self.out = normal(rngs, (inner, d_model), inner**-0.5, ("heads", "embed"))
+
+  def __call__(
+    self,
+    x: jax.Array,
+    memory: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Queries of `x` attend to `memory`.
+
+    Args:
+      x: `[B, Q, d]`.
+      memory: `[B, K, d]`; `x` itself for self-attention.
+      mask: bool, broadcastable to `[B, h, Q, K]`; a query that may see nothing sees everything.
+      bias: float32 `[S, h, Q, K]`, added to the logits; S is 1, or on a mesh its shares of rows, in order.
+      rate: probability of dropping an attention weight.
+      key: PRNG key of dropping; None drops nothing.
+    """
+    return self.attend(x, *self.project(memory), mask, bias, rate=rate, key=key)
+
+  def project(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values `[B, h, K, w]` of `memory [B, K, d]`."""
+    return self._heads(matmul(memory, self.key, self.dtype)), self._heads(matmul(memory, self.value, self.dtype))
+
+  def attend(
+    self,
+    x: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """As `__call__`, for keys and values that `project` made."""
+    queries = self._heads(matmul(x, self.query, self.dtype))
+    logits = jnp.einsum("bhqw,bhkw->bhqk", queries, keys, preferred_element_type=jnp.float32)
+    logits = logits if bias is None else logits + _for_each(bias, x.shape[0])
+    weights = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
+    weights = dropout(weights, rate, key).astype(self.dtype)
+    mixed = jnp.einsum("bhqk,bhkw->bhqw", weights, values)
+    return matmul(mixed.swapaxes(1, 2).reshape(*x.shape[:-1], -1), self.out, self.dtype)
+
+  def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
+    """Room for the keys and values of `length` positions."""
+    empty = jnp.zeros((batch, self.num_heads, length, self.d_head), self.dtype)
+    return {"keys": empty, "values": empty}
+
+  def step(
+    self, x: jax.Array, cache: dict[str, jax.Array], position: jax.Array, mask: jax.Array, bias: jax.Array | None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Self-attention of the token `x [B, 1, d]` at `position` (int32 scalar); its key and value join the cache."""
+    keys, values = (
+      jax.lax.dynamic_update_slice_in_dim(cache[name], new, position, axis=2)
+      for name, new in zip(("keys", "values"), self.project(x), strict=True)
+    )
+    return self.attend(x, keys, values, mask, bias), {"keys": keys, "values": values}
+
+  def _heads(self, x: jax.Array) -> jax.Array:
+    """`[B, T, h * w]` to `[B, h, T, w]`: with the axes of the batch first, CPUs need not transpose the products."""
+    return x.reshape(*x.shape[:-1], self.num_heads, self.d_head).swapaxes(1, 2)
+
+
+def _for_each(bias: jax.Array, batch: int) -> jax.Array:
+  """`[S, h, Q, K]` to `[B, h, Q, K]`, as a product: its gradient is one as well, faster on CPUs than a sum over B."""
+  each = jnp.einsum("b,shqk->sbhqk", jnp.ones(batch // len(bias), bias.dtype), bias)
+  return each.reshape(batch, *bias.shape[1:])

@@ -1,0 +1,28 @@
+"""The dense feed-forward network of a block: plain, or gated as in T5 1.1 (Shazeer 2020, "GLU variants")."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.nn.activations import ACTIVATIONS, GATED, Form
+from moe.nn.basic import dropout, matmul, normal
+
+
+class FeedForward(nnx.Module):
+  """`act(x U) D`, or `(act(x G) * x U) D` for the gated forms geglu and swiglu.
+
+  Attributes:
+    up: `[d, f]`; gate: the same, for gated forms only; down: `[f, d]`.
+  """
+
+  def __init__(self, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    self.form, self.dtype = form, dtype
+    self.up = normal(rngs, (d_model, d_ff), d_model**-0.5, ("embed", "ff"))
+    self.gate = normal(rngs, (d_model, d_ff), d_model**-0.5, ("embed", "ff")) if form in GATED else None
+    self.down = normal(rngs, (d_ff, d_model), d_ff**-0.5, ("ff", "embed"))
+
+  def __call__(self, x: jax.Array, *, rate: float = 0.0, key: jax.Array | None = None) -> jax.Array:
+    """`[..., d]` to `[..., d]`; hidden units are dropped with probability `rate` where there is a key."""
+    before = [matmul(x, w, self.dtype) for w in (self.gate, self.up) if w is not None]
+    hidden = ACTIVATIONS[self.form](*before)
+    return matmul(dropout(hidden, rate, key), self.down, self.dtype)

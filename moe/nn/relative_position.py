@@ -1,0 +1,86 @@
+"""T5's relative position bias (Raffel et al. 2020, section 2.1): a learnt scalar a head for each bucket of distances.
+
+Distances are those of rows of the batch. In packed rows they equal the differences of positions within an example,
+and across examples attention is masked anyway.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from moe.nn.basic import normal
+from moe.parallel.mesh import ROW_AXES, current_mesh
+
+
+def bucket(distance: jax.Array, *, causal: bool, buckets: int, max_distance: int) -> jax.Array:
+  """Bucket of each relative distance `key position - query position`.
+
+  Half of the buckets hold one distance each, the rest grow logarithmically up to `max_distance`; everything farther
+  shares the last. Bidirectionally, keys before and after the query have half of the buckets each; causally, keys
+  after the query share bucket 0 with the query itself, and are masked.
+
+  Args:
+    distance: int32, any shape.
+    causal: whether keys after the query are masked, so that they need no buckets.
+    buckets: how many there are; a multiple of 4 (of 2 if causal).
+    max_distance: tokens.
+
+  Returns:
+    int32 of the same shape, in `[0, buckets)`.
+  """
+  offset = jnp.zeros_like(distance)
+  if causal:
+    distance = jnp.maximum(-distance, 0)
+  else:
+    buckets //= 2
+    offset = jnp.where(distance > 0, buckets, 0)
+    distance = jnp.abs(distance)
+  exact = buckets // 2
+  ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / np.log(max_distance / exact)
+  far = exact + (ratio * (buckets - exact)).astype(jnp.int32)
+  return offset + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+
+
+class RelativeBias(nnx.Module):
+  """Learnt table `[buckets, heads]`, added to attention logits."""
+
+  def __init__(self, num_heads: int, *, causal: bool, buckets: int, max_distance: int, std: float, rngs: nnx.Rngs):
+    self.causal, self.buckets, self.max_distance = causal, buckets, max_distance
+    self.table = normal(rngs, (buckets, num_heads), std)
+
+  def __call__(self, length: int) -> jax.Array:
+    """The bias of a whole sequence, float32 `[1, heads, length, length]` (query, key).
+
+    On a mesh the first axis has one entry for each of its shares of rows, made there, so that what devices add up is
+    the gradient of the table and not that of the result.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+      return self._square(self.table[...], length)[None]
+    return jax.shard_map(
+      lambda table: self._square(table, length)[None],
+      mesh=mesh,
+      in_specs=PartitionSpec(None, "model"),
+      out_specs=PartitionSpec(ROW_AXES, "model"),
+      check_vma=False,
+    )(self.table[...])
+
+  def row(self, position: jax.Array, length: int) -> jax.Array:
+    """The bias of one query at `position` (int32 scalar) over `length` keys: float32 `[1, heads, 1, length]`."""
+    return self._lookup(self.table[...], (jnp.arange(length) - position)[None])[None]
+
+  def _square(self, table: jax.Array, length: int) -> jax.Array:
+    """`[heads, length, length]` of `table [buckets, heads]`."""
+    places = jnp.arange(length)
+    return self._lookup(table, places[None, :] - places[:, None])
+
+  def _lookup(self, table: jax.Array, distances: jax.Array) -> jax.Array:
+    """`[Q, K]` distances to `[heads, Q, K]`.
+
+    As a product: the gradient of a gather would be a scatter of all pairs into few buckets.
+    """
+    index = bucket(distances, causal=self.causal, buckets=self.buckets, max_distance=self.max_distance)
+    chosen = (index[..., None] == jnp.arange(self.buckets)).astype(table.dtype)
+    return jnp.einsum("qkb,bh->hqk", chosen, table, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,127 @@
+"""Expert choice: every expert takes the tokens that score highest with it. Zhou et al. 2022, arXiv 2202.09368."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import expert_choice_capacity
+from moe.routing.expert_choice_options import ExpertBudgetOptions, GroupBudgetOptions
+from moe.routing.groups import Groups, checked_groups
+from moe.routing.losses import router_z_loss
+from moe.routing.methods.prefix_rank import PrefixRankOptions
+from moe.routing.metrics import routing_metrics
+from moe.routing.router import Router, RouterConfig, Site, register
+from moe.routing.scores import router_kernel, router_logits
+from moe.routing.solvers.highest import highest
+from moe.routing.types import RouterInput, RouterOutput, SlotRouting
+
+
+def expert_choice(scores: jax.Array, mask: jax.Array, k: int) -> SlotRouting:
+  """Equations 1 to 3 of the paper for one group, `[E, k]` each: G, I = TopK(S^T, k).
+
+  Padding comes after every real token, and a slot that only padding is left for stays empty (token n, weight 0).
+  The gradient reaches the scores through the chosen values; which tokens are chosen has none.
+
+  Args:
+    scores: float32 `[n, E]`, softmax over experts.
+    mask: bool `[n]`, False for padding.
+    k: tokens per expert.
+  """
+  weight, token = highest(jnp.where(mask[:, None], scores, -1.0).T, k)
+  empty = weight < 0
+  return SlotRouting(jnp.where(empty, scores.shape[0], token), jnp.where(empty, 0.0, weight))
+
+
+def renormalized(routing: SlotRouting, n: int) -> SlotRouting:
+  """The routing of one group with the weights of each chosen token divided by their sum.
+
+  Komatsuzaki et al. 2022 (sparse upcycling), section 4.1: a layer of equal experts then gives any token that is
+  chosen at all what the dense layer gave.
+  """
+  total = jnp.zeros(n + 1, jnp.float32).at[routing.token].add(routing.weight)
+  return SlotRouting(routing.token, routing.weight / jnp.where(total > 0, total, 1.0)[routing.token])
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertChoiceOptions(GroupBudgetOptions):
+  """Options of expert choice.
+
+  Attributes:
+    capacity_factor, eval_capacity_factor, renormalize, z_loss, softmax: as of every form of it.
+    group_size: tokens that are chosen among; 0 for the whole batch.
+  """
+
+  group_size: int = 0
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
+
+
+@register("expert_choice")
+class ExpertChoice(Router):
+  """Expert choice exactly as published. Sees the whole group, so it is for encoders."""
+
+  Options: ClassVar[type] = ExpertChoiceOptions
+  paper = "Zhou et al. 2022, arXiv 2202.09368"
+
+  options: GroupBudgetOptions
+
+  def __init__(self, options: GroupBudgetOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
+
+  @classmethod
+  def is_causal(cls, options: ExpertChoiceOptions, *, training: bool) -> bool:
+    return False
+
+  @classmethod
+  def is_batch_independent(cls, options: ExpertChoiceOptions, length: int, *, training: bool) -> bool:
+    return options.group_size > 0 and length % options.group_size == 0
+
+  @classmethod
+  def causal_twin(cls, options: ExpertChoiceOptions) -> RouterConfig | None:
+    """Every expert takes the tokens that are among the best c / E of their sequence so far, as many as there are.
+
+    None for a softmax over tokens, which no causal rule can take.
+    """
+    if options.softmax == "tokens":
+      return None
+    shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(ExpertBudgetOptions)}
+    return RouterConfig("prefix_rank", PrefixRankOptions(**shared, slack=None))
+
+  @classmethod
+  def groups(cls, options: ExpertChoiceOptions, batch: int, length: int) -> Groups:
+    return checked_groups(options.group_size, batch, length)
+
+  @classmethod
+  def check(cls, options: ExpertChoiceOptions, site: Site, batch: int, length: int) -> None:
+    group = cls.groups(options, batch, length).size
+    for training in (True, False):
+      expert_choice_capacity(group, site.num_experts, options.factor(training))
+
+  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
+    logits = router_logits(inputs.tokens, self.kernel[...])
+    scores = self.scores(logits, inputs.mask)
+    routing = jax.vmap(lambda s, m: self.choose(s, m, training=training))(scores, inputs.mask)
+    if self.options.renormalize:
+      routing = jax.vmap(lambda r: renormalized(r, inputs.mask.shape[1]))(routing)
+    z_loss = router_z_loss(logits, inputs.mask)
+    metrics = routing_metrics(routing, inputs.mask, jax.nn.softmax(logits))
+    return RouterOutput(routing, {"z": z_loss}, self.options.z_loss * z_loss, metrics)
+
+  def scores(self, logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Float32 `[G, n, E]` of logits `[G, n, E]` and mask `[G, n]`."""
+    if self.options.softmax == "experts":
+      return jax.nn.softmax(logits)
+    # A group of padding has no softmax, and takes no token either.
+    return jnp.nan_to_num(jax.nn.softmax(logits, axis=1, where=mask[..., None]))
+
+  def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
+    """The choice in one group, of scores `[n, E]` and mask `[n]`."""
+    k = expert_choice_capacity(len(mask), self.num_experts, self.options.factor(training))
+    return expert_choice(scores, mask, k)

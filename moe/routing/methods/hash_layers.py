@@ -1,0 +1,185 @@
+"""Hash layers: a token's expert is a hash of token ids, fixed before training. Roller et al. 2021, arXiv 2106.04426."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import CapacityOptions
+from moe.routing.router import RouterState, Site, register
+from moe.routing.solvers.hash_tables import TABLE_FUNCTIONS, HashTable
+from moe.routing.solvers.hashing import hash_buckets
+from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.types import RouterInput
+
+
+def previous_ids(ids: jax.Array, positions: jax.Array) -> jax.Array:
+  """int32 `[..., n]`: the id before each token of `ids` `[..., n]`, 0 where a segment starts (`positions` 0)."""
+  shifted = jnp.roll(ids, 1, axis=-1)
+  return jnp.where(_starts(positions), 0, shifted)
+
+
+def next_ids(ids: jax.Array, positions: jax.Array) -> jax.Array:
+  """int32 `[..., n]`: the id after each token, 0 where a segment or the row ends."""
+  shifted = jnp.roll(ids, -1, axis=-1)
+  return jnp.where(jnp.roll(_starts(positions), -1, axis=-1), 0, shifted)
+
+
+def sections_chosen(buckets: jax.Array, num_buckets: int) -> jax.Array:
+  """Bool `[..., E]`: expert m * B + b where hash m gives bucket b, `buckets` int32 `[N, ...]`; B * N = E."""
+  chosen = jnp.moveaxis(buckets[..., None] == jnp.arange(num_buckets), 0, -2)
+  return chosen.reshape(*chosen.shape[:-2], -1)
+
+
+def _starts(positions: jax.Array) -> jax.Array:
+  """Bool `[..., n]`, where a segment starts; the row's first token always does."""
+  return (positions == 0).at[..., 0].set(True)
+
+
+@dataclasses.dataclass(frozen=True)
+class HashOptions(CapacityOptions):
+  """Options of hash layers.
+
+  With x_t the token's own id (in a decoder, ids are its inputs: x_t is the target before), `function` is
+
+    random            hash(x_t)
+    balanced          x_t's place in a table where experts get equally many tokens of a corpus
+    bigram            hash(x_{t-1}, x_t)
+    previous          hash(x_{t-1})
+    position          hash(t), t within the segment
+    future            hash(x_{t+1}), an oracle: in a decoder that is the target itself, so the loss collapses. Not
+                      causal; it is the positive control of tests for leaks
+    predicted_future  hash(prediction of x_{t+1} from x_t), by a bigram model: the paper's baseline is a transformer,
+                      whose prediction would need a second forward pass; a bigram's is a table
+    clustered         the k-means cluster of x_t's embedding in a trained baseline
+    dispersed         x_t's place in a table that parts the tokens of each such cluster
+    modulo            x_t mod E, the hashing baseline of Zhou et al. 2022
+
+  where hash is `moe.routing.solvers.hashing.hash_buckets`, and x is 0 outside of the segment. All layers of a stack
+  share it.
+
+  Attributes:
+    function: what is hashed, see above.
+    hashes: N of MultiHash. The experts are N sections of E / N; a token takes one expert of
+      each section, by an independent hash, so that few tokens share all their experts. The paper cuts the network's
+      matrices into N segments and lets hashes choose each; an expert here is one segment of both, the hidden units that
+      it adds, and the sum of a token's experts is one network of all its segments. Set the model's `expert_d_ff` to
+      d_ff / N to keep the cost. A capacity factor counts experts per token, so N holds every choice of an even load.
+    seed: of hash; a table, and modulo, have none.
+    table: path of the table of `scripts/build_hash_table.py`, for functions that are one. It is read when a run starts
+      and then part of its checkpoints.
+  """
+
+  function: Literal[
+    "random",
+    "balanced",
+    "bigram",
+    "previous",
+    "position",
+    "future",
+    "predicted_future",
+    "clustered",
+    "dispersed",
+    "modulo",
+  ] = "random"
+  hashes: int = 1
+  seed: int = 0
+  table: str = ""
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.hashes >= 1, "hashes", self.hashes, "expected at least 1")
+    alike = self.function == "modulo" and self.hashes > 1
+    require(not alike, "hashes", self.hashes, 'expected 1, since function = "modulo" has no second hash')
+    require(0 <= self.seed < 2**32, "seed", self.seed, "expected from 0 to 2^32 - 1")
+    about = f"function = {self.function!r}"
+    wanted = f"{about} needs one; make it with scripts/build_hash_table.py" if self.is_table else f"{about} has none"
+    require(bool(self.table) == self.is_table, "table", self.table, wanted)
+
+  @property
+  def is_table(self) -> bool:
+    """Whether the function is a table made of a corpus or of a trained model."""
+    return self.function in TABLE_FUNCTIONS
+
+  @property
+  def remembers(self) -> bool:
+    """Whether decoding needs the id before."""
+    return self.function in ("bigram", "previous")
+
+
+@register("hash")
+class HashLayers(TokenwiseRouter):
+  """No parameters, no loss, weight 1: only the experts learn."""
+
+  options: HashOptions
+  Options = HashOptions
+  paper = "Roller et al. 2021, arXiv 2106.04426"
+
+  def __init__(self, options: HashOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.num_buckets = site.num_experts // options.hashes
+    if options.is_table:
+      # Until a run has read its file every token has no expert (-1), which no metric could mistake for a table.
+      self.table = RouterState(jnp.full((options.hashes, site.vocab_size), -1, jnp.int32))
+
+  @classmethod
+  def is_causal(cls, options: Any, *, training: bool) -> bool:
+    return options.function != "future"
+
+  @classmethod
+  def check(cls, options: HashOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    needs_ids = f"hashes token ids, and the model reads none; hash needs a model of text, not {site}"
+    require(site.vocab_size is not None, "function", options.function, needs_ids)
+    divides = site.num_experts % options.hashes == 0
+    require(divides, "hashes", options.hashes, f"must divide the {site.num_experts} experts into equal sections")
+
+  @classmethod
+  def stored(cls, options: HashOptions, site: Site, vocabulary: str) -> dict[str, np.ndarray]:
+    if not options.is_table:
+      return {}
+    table, path = HashTable.read(options.table), options.table
+    experts, size = site.num_experts, site.vocab_size
+    return {"table": table.checked(path, options.function, options.hashes, experts, vocabulary, size)}
+
+  def select(self, inputs: RouterInput, *, training: bool) -> Selection:
+    return self._select(inputs, previous_ids(inputs.ids, inputs.positions))
+
+  def init_memory(self, batch: int, length: int) -> dict[str, jax.Array]:
+    """`previous`: int32 `[batch]`, the id that was decoded last, for functions that hash it."""
+    return {"previous": jnp.zeros(batch, jnp.int32)} if self.options.remembers else {}
+
+  def select_next(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[Selection, dict[str, jax.Array]]:
+    if not self.options.remembers:
+      return super().select_next(inputs, state)
+    previous = jnp.where(inputs.positions == 0, 0, state["previous"])
+    return self._select(inputs, previous), state | {"previous": inputs.ids[0]}
+
+  def _select(self, inputs: RouterInput, previous: jax.Array) -> Selection:
+    chosen = sections_chosen(self._buckets(inputs, previous), self.num_buckets)
+    return Selection(chosen, jnp.ones(chosen.shape, jnp.float32))
+
+  def _buckets(self, inputs: RouterInput, previous: jax.Array) -> jax.Array:
+    """int32 `[N, G, n]`, from 0 to E / N - 1."""
+    options, ids = self.options, inputs.ids
+    keys: tuple[jax.Array, ...]
+    match options.function:
+      case "random":
+        keys = (ids,)
+      case "bigram":
+        keys = (previous, ids)
+      case "previous":
+        keys = (previous,)
+      case "position":
+        keys = (inputs.positions,)
+      case "future":
+        keys = (next_ids(ids, inputs.positions),)
+      case "modulo":
+        return (ids % self.num_buckets)[None]
+      case _:
+        return self.table[...][:, ids]
+    return hash_buckets(keys, self.num_buckets, options.hashes, options.seed)

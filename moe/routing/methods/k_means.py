@@ -1,0 +1,140 @@
+"""k-means routing: a token goes to the expert of the nearest centroid. Gross, Ranzato and Szlam 2017.
+
+Their experts divide a trained network's features by clusters found beforehand (`update` "fixed"). The centroids may
+follow the tokens of training instead, as a moving average (Roy et al. 2021, Routing Transformer, section 4.1).
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import CapacityOptions, expert_choice_capacity
+from moe.routing.files import read_arrays
+from moe.routing.router import RouterState, Site, register
+from moe.routing.solvers.clustering import means, spread, squared_distances, unit
+from moe.routing.solvers.highest import highest
+from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.types import RouterInput
+
+
+def moving_average(centroids: jax.Array, points: jax.Array, chosen: jax.Array, decay: float) -> jax.Array:
+  """`decay * mu + (1 - decay) * mean` of each expert's points, over all groups; an expert without points stays.
+
+  Args:
+    centroids: float32 `[E, d]`.
+    points: float32 `[G, n, d]`.
+    chosen: bool `[G, n, E]`, real tokens only.
+    decay: from 0 to 1.
+  """
+  return centroids + (1 - decay) * (means(points, chosen, centroids) - centroids)
+
+
+def nearest_tokens(distances: jax.Array, mask: jax.Array, k: int) -> jax.Array:
+  """Bool `[n, E]`: the k real tokens of one group that are nearest to each centroid, ties to the earlier.
+
+  Args:
+    distances: float32 `[n, E]`.
+    mask: bool `[n]`.
+    k: tokens of every expert.
+  """
+  tokens = highest(jnp.where(mask[:, None], -distances, -jnp.inf).T, k)[1]
+  chosen = jnp.zeros(distances.shape, bool).at[tokens, jnp.arange(distances.shape[1])[:, None]].set(True)
+  return chosen & mask[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class KMeansOptions(CapacityOptions):
+  """Options of k-means routing.
+
+  Attributes:
+    update: "moving_average" moves the centroids in training, "fixed" leaves them as the file has them.
+    decay: of the moving average, in every micro-batch.
+    centroids: path of a file of `scripts/build_centroids.py` to begin with. Without one, the first batch routes by
+      random directions, and the centroids then begin as tokens of that batch far from each other (k-means++).
+    balanced: whether an expert takes the n / E tokens nearest to it of a sequence's n, as in expert choice with
+      centroids for a router: balanced, but not causal.
+  """
+
+  update: Literal["moving_average", "fixed"] = "moving_average"
+  decay: float = 0.999
+  centroids: str = ""
+  balanced: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(0 <= self.decay < 1, "decay", self.decay, "expected at least 0 and less than 1")
+    known = self.update != "fixed" or bool(self.centroids)
+    require(
+      known, "centroids", self.centroids, 'update = "fixed" needs a file; make it with scripts/build_centroids.py'
+    )
+    free = not self.balanced or self.capacity_factor is None
+    require(free, "capacity_factor", self.capacity_factor, "expected None, since balanced experts have no queue")
+
+
+@register("k_means")
+class KMeans(TokenwiseRouter):
+  """The nearest centroid's expert, with weight 1; no gradient reaches the centroids.
+
+  Tokens are taken to unit length, a centroid is a mean of such, hence shorter the wider its cluster.
+  """
+
+  options: KMeansOptions
+  Options = KMeansOptions
+  paper = "Gross et al. 2017, arXiv 1704.06363"
+
+  def __init__(self, options: KMeansOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.centroids = RouterState(unit(jax.random.normal(rngs.params(), (site.num_experts, site.d_model))))
+    self.begun = RouterState(jnp.zeros((), jnp.int32))  # 1 once the centroids mean something
+
+  @classmethod
+  def is_causal(cls, options: Any, *, training: bool) -> bool:
+    return not options.balanced
+
+  @classmethod
+  def check(cls, options: KMeansOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    enough = not options.balanced or length >= site.num_experts
+    require(enough, "balanced", True, f"needs sequences of at least {site.num_experts} tokens, one for each expert")
+
+  @classmethod
+  def stored(cls, options: KMeansOptions, site: Site, vocabulary: str) -> dict[str, np.ndarray]:
+    """`[E, d]` for all layers, or `[L, E, d]`."""
+    if not options.centroids:
+      return {}
+    centroids = read_arrays("centroids", options.centroids, ["centroids"], "scripts/build_centroids.py")["centroids"]
+    wanted = (site.num_experts, site.d_model)
+    fits = centroids.ndim in (2, 3) and centroids.shape[-2:] == wanted
+    about = (
+      f"has centroids of shape {centroids.shape}, not [experts, d_model] = {wanted}, with or without layers before"
+    )
+    require(fits, "centroids", options.centroids, about)
+    return {"centroids": centroids, "begun": np.array(1)}
+
+  def select(self, inputs: RouterInput, *, training: bool) -> Selection:
+    points = jax.lax.stop_gradient(unit(inputs.tokens))
+    distances = squared_distances(points, self.centroids[...])
+    if self.options.balanced:
+      k = expert_choice_capacity(points.shape[1], self.num_experts, 1.0)
+      chosen = jax.vmap(lambda d, m: nearest_tokens(d, m, k))(distances, inputs.mask)
+    else:
+      chosen = jax.nn.one_hot(jnp.argmin(distances, axis=-1), self.num_experts, dtype=bool)
+    if training and self.options.update == "moving_average":
+      self._move(points, chosen & inputs.mask[..., None], inputs)
+    return Selection(chosen, jnp.ones(chosen.shape, jnp.float32))
+
+  def _move(self, points: jax.Array, chosen: jax.Array, inputs: RouterInput) -> None:
+    if inputs.key is None:
+      raise ValueError(f"{type(self).__name__} draws its first centroids in training, but RouterInput.key is None")
+    centroids, count = self.centroids[...], self.num_experts
+    self.centroids[...] = jax.lax.cond(
+      self.begun[...] > 0,
+      lambda: moving_average(centroids, points, chosen, self.options.decay),
+      lambda: spread(points.reshape(-1, points.shape[-1]), inputs.mask.reshape(-1), count, inputs.key),
+    )
+    self.begun[...] = jnp.ones((), jnp.int32)

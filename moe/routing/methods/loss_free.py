@@ -1,0 +1,129 @@
+"""Balance without a loss: a bias of each expert, moved by the loads of past batches, enters the choice and no gate.
+
+What a token chooses depends on earlier batches' loads alone, so it stays causal; the current batch's would not.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing import queues as assignments
+from moe.routing.router import RouterState, Site, register
+from moe.routing.solvers.highest import highest
+from moe.routing.top_k import Decision, Logits, TopKOptions, TopKRouter
+
+
+def bias_by_sign(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
+  """The bias `[E]` after one batch: `rate` more for experts below the mean load, less for those above.
+
+  Wang et al. 2024, algorithm 1.
+
+  Args:
+    bias: float32 `[E]`.
+    load: `[E]`, tokens that chose each expert.
+    rate: u.
+  """
+  return bias + rate * jnp.sign(load.mean() - load)
+
+
+def bias_by_quantile(bias: jax.Array, scores: jax.Array, mask: jax.Array, k: int) -> jax.Array:
+  """The bias `[E]` under which every expert, were the tokens' own bars to stay, takes the same number of these tokens.
+
+  Su 2026, https://kexue.fm/archives/11619; with at most instead of exactly as many, Sun 2025, arXiv 2502.15451.
+
+  The balanced assignment maximises the sum of the chosen scores with k experts a token and N k / E tokens an expert.
+  Its linear program has a price for each token (alpha) and each expert (minus the bias), and a choice is taken where
+  the score exceeds their sum. This is one round of coordinate descent on the dual: a token's price becomes the highest
+  of its `scores + bias` that is not chosen, the (k + 1)-th; an expert's such that floor(N k / E) of its
+  `scores - alpha` exceed it, or reach it at a tie. The tokens' prices move with the bias, so rounds approach the
+  balance. Only differences between experts count: the mean is taken out, which keeps the numbers small.
+
+  Args:
+    bias: float32 `[E]`, of the batch before; returned as it is if no token is real.
+    scores: float32 `[N, E]`.
+    mask: bool `[N]`, False for padding.
+    k: experts per token, less than E.
+  """
+  tokens, num_experts = scores.shape
+  alpha = highest(scores + bias, k + 1)[0][:, k:]
+  excess = jnp.where(mask[:, None], scores - alpha, -jnp.inf)
+  largest = highest(excess.T, tokens * k // num_experts + 1)[0]
+  price = largest[:, mask.sum() * k // num_experts]
+  return jnp.where(mask.any(), price.mean() - price, bias)
+
+
+class BiasedRouter(TopKRouter):
+  """Top-k of score plus bias, gates of the scores alone; a method says how training moves the bias."""
+
+  def __init__(self, options: TopKOptions, site: Site, *, rngs: nnx.Rngs):
+    super().__init__(options, site, rngs=rngs)
+    self.bias = RouterState(jnp.zeros(site.num_experts))
+
+  def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
+    return scores + self.bias[...]
+
+  def learn(self, decision: Decision) -> None:
+    self.bias[...] = jax.lax.stop_gradient(self.next_bias(decision))
+
+  def next_bias(self, decision: Decision) -> jax.Array:
+    """Float32 `[E]`, the bias of the next batch."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class LossFreeOptions(TopKOptions):
+  """Options of loss-free balancing; dropless as published. DeepSeek-V3 renormalises, the paper's models do not.
+
+  Attributes:
+    bias_rate: u, what a bias moves in a step.
+  """
+
+  scores: Literal["softmax", "sigmoid"] = "sigmoid"
+  bias_rate: float = 0.001
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.bias_rate > 0, "bias_rate", self.bias_rate, "expected more than 0, or the bias would never move")
+
+
+@register("loss_free")
+class LossFree(BiasedRouter):
+  """Auxiliary-loss-free balancing. The paper's MaxVio is the metric `load_max` minus 1."""
+
+  Options = LossFreeOptions
+  options: LossFreeOptions
+  paper = "Wang et al. 2024 (DeepSeek), arXiv 2408.15664"
+
+  def next_bias(self, decision: Decision) -> jax.Array:
+    takes = jax.vmap(lambda c, w: assignments.takes_of(c, w, self.num_experts))(decision.choices, decision.wanted)
+    return bias_by_sign(self.bias[...], takes.sum((0, 1)), self.options.bias_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantileBalancedOptions(TopKOptions):
+  """Options of quantile balancing: no rate, for the bias is solved for in every step."""
+
+  scores: Literal["softmax", "sigmoid"] = "sigmoid"
+
+
+@register("quantile_balanced")
+class QuantileBalanced(BiasedRouter):
+  """Quantile balancing: the bias that would have balanced this batch serves the next."""
+
+  Options = QuantileBalancedOptions
+  options: QuantileBalancedOptions
+  paper = "Su 2026 (quantile balancing), kexue.fm/archives/11619"
+
+  @classmethod
+  def check(cls, options: QuantileBalancedOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    top_k, experts = options.top_k, site.num_experts
+    require(top_k < experts, "top_k", top_k, f"expected less than the {experts} experts: nothing else is to balance")
+
+  def next_bias(self, decision: Decision) -> jax.Array:
+    scores = decision.scores.reshape(-1, self.num_experts)
+    return bias_by_quantile(self.bias[...], scores, decision.mask.reshape(-1), self.options.top_k)

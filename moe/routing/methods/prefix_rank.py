@@ -1,0 +1,171 @@
+"""Expert choice by prefix ranks: an expert takes a token that is among the best c / E of its sequence so far.
+
+Exactly causal, and without state unless past batches are to help. With rho = c / E, an expert takes token t = 1, 2, ...
+of a sequence if
+
+    rank_t + m0 F(s_t) + u_t < rho (t + m0),
+
+rank_t being how many of the earlier tokens scored higher, F(s) the share of past batches' scores above s, which m0
+pseudo-observations stand for, and u_t a fixed number in [0, 1). If the scores of a sequence are exchangeable, rank_t is
+uniform on 0 ... t - 1 and independent of the ranks before (Rényi 1962), so an expert takes every token with probability
+rho: rho T of them, with variance T rho (1 - rho). Equal scores are put in an order by chance: with q earlier equals the
+rank is rank_t + (1 + q) u_t, or experts would take every one of many equal tokens.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import capacity_with_slack
+from moe.routing.expert_choice_options import ExpertBudgetOptions
+from moe.routing.losses import router_z_loss
+from moe.routing.router import RouterState, Site, register
+from moe.routing.scores import router_kernel, router_logits
+from moe.routing.solvers.ranks import Earlier, rank_among_earlier
+from moe.routing.solvers.score_histogram import BINS, histogram, share_above
+from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.types import RouterInput
+
+
+def among_the_best(
+  earlier: Earlier, share: float, chance: jax.Array, above: jax.Array | float = 0.0, weight: jax.Array | float = 0.0
+) -> jax.Array:
+  """The rule above, bool `[n, E]`.
+
+  Args:
+    earlier: of n tokens.
+    share: rho, of the tokens an expert takes.
+    chance: float32 `[n, E]` in [0, 1), u; 0 takes more than the share: ceil(rho t) / t of the ranks.
+    above: float32 `[n, E]`, F, the share of past scores above each one.
+    weight: m0, how many tokens F counts for.
+  """
+  rank = earlier.above + chance * (1 + earlier.equal) + weight * above
+  return rank < share * (earlier.count[..., None] + 1 + weight)
+
+
+def spread_chance(count: jax.Array, num_experts: int) -> jax.Array:
+  """Float32 `[..., E]` in [0, 1), fixed numbers for tokens with `count` others before them in their sequence.
+
+  An additive recurrence in both indices, whose steps are the powers of the inverse plastic number, in units of 2^-32:
+  over positions and over experts the numbers lie more evenly than random ones, and everywhere the same.
+  """
+  place = (count[..., None] + 1).astype(jnp.uint32) * jnp.uint32(3242174889)
+  expert = jnp.arange(1, num_experts + 1, dtype=jnp.uint32) * jnp.uint32(2447445414)
+  return ((place + expert) >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def normalized(weight: jax.Array, chosen: jax.Array) -> jax.Array:
+  """The weights `[..., E]` divided by the sum of the token's chosen ones, where there are any."""
+  total = jnp.where(chosen, weight, 0.0).sum(-1, keepdims=True)
+  return weight / jnp.where(total > 0, total, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixRankOptions(ExpertBudgetOptions):
+  """Options of prefix-rank expert choice.
+
+  Attributes:
+    capacity_factor, eval_capacity_factor, renormalize, z_loss: as of every form of expert choice.
+    slack: slots of an expert beyond the c * T / E tokens that it takes of a sequence on average, in standard
+      deviations; the last ones of a sequence go without. None for dropless.
+    pseudo_observations: m0, tokens that the scores of past batches count for at a sequence's beginning, so that
+      unusual first tokens do not crowd out the experts. 0 for none; the more, the closer to a fixed threshold.
+    decay: of the moving average over past batches, per step; evaluation leaves it as it is.
+  """
+
+  slack: float | None = 3.0
+  pseudo_observations: float = 0.0
+  decay: float = 0.99
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.slack is None or self.slack >= 0, "slack", self.slack, "expected at least 0, or None for dropless")
+    many = self.pseudo_observations
+    require(many >= 0, "pseudo_observations", many, "expected at least 0")
+    require(0 <= self.decay < 1, "decay", self.decay, "expected at least 0 and less than 1")
+
+
+@register("prefix_rank")
+class PrefixRank(TokenwiseRouter):
+  """Expert choice that a decoder may use, in training and step by step."""
+
+  Options = PrefixRankOptions
+  paper = "this project's; independence of the ranks: Rényi 1962, Annales de Clermont 8"
+
+  options: PrefixRankOptions
+
+  def __init__(self, options: PrefixRankOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
+    self.past = RouterState(jnp.zeros((site.num_experts, BINS))) if options.pseudo_observations else None
+
+  @classmethod
+  def check(cls, options: PrefixRankOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    options.check_experts(site.num_experts)
+
+  def capacity(self, length: int, *, training: bool) -> int | None:
+    slack = self.options.slack
+    return (
+      None if slack is None else capacity_with_slack(length, self.num_experts, self.options.factor(training), slack)
+    )
+
+  def select(self, inputs: RouterInput, *, training: bool) -> Selection:
+    logits, scores = self._scores(inputs)
+    earlier = jax.vmap(rank_among_earlier)(scores, inputs.mask, _positions(inputs))
+    selection = self._selection(logits, scores, earlier, inputs.mask, training)
+    if training and self.past is not None:
+      decay = self.options.decay
+      self.past[...] = decay * self.past[...] + (1 - decay) * histogram(scores, inputs.mask)
+    return selection
+
+  def init_memory(self, batch: int, length: int) -> dict[str, jax.Array]:
+    """`scores`: float32 `[batch, length, E]`, -1 where there is none (yet); `seen`: int32 `[batch]`, tokens so far."""
+    scores = jnp.full((batch, length, self.num_experts), -1.0)
+    return {"scores": scores, "seen": jnp.zeros(batch, jnp.int32)}
+
+  def select_next(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[Selection, dict[str, jax.Array]]:
+    past, seen = state["scores"], state["seen"]
+    logits, scores = self._scores(inputs)
+    start = jnp.zeros_like(seen) if inputs.positions is None else seen - inputs.positions[0]
+    counts = (jnp.arange(past.shape[1]) >= start[:, None]) & (past[..., 0] >= 0)
+    above = ((past > scores[0, :, None]) & counts[..., None]).sum(1)
+    equal = ((past == scores[0, :, None]) & counts[..., None]).sum(1)
+    earlier = jax.tree.map(lambda leaf: leaf[None], Earlier(above, equal, counts.sum(1)))
+    selection = self._selection(logits, scores, earlier, inputs.mask, training=False)
+    kept = jnp.where(inputs.mask[0][:, None], scores[0], -1.0)
+    past = past.at[jnp.arange(len(seen)), seen].set(kept)
+    return selection, state | {"scores": past, "seen": seen + 1}
+
+  def _scores(self, inputs: RouterInput) -> tuple[jax.Array, jax.Array]:
+    """Logits, and the scores that tokens are ranked by: no gradient passes a comparison."""
+    logits = router_logits(inputs.tokens, self.kernel[...])
+    return logits, jax.lax.stop_gradient(jax.nn.softmax(logits))
+
+  def _selection(
+    self, logits: jax.Array, scores: jax.Array, earlier: Earlier, mask: jax.Array, training: bool
+  ) -> Selection:
+    share = self.options.factor(training) / self.num_experts
+    chance = spread_chance(earlier.count, self.num_experts)
+    chosen = among_the_best(earlier, share, chance, *self._past_scores(scores))
+    probs = jax.nn.softmax(logits)
+    weight = normalized(probs, chosen) if self.options.renormalize else probs
+    z_loss = router_z_loss(logits, mask)
+    return Selection(chosen, weight, probs, {"z": z_loss}, self.options.z_loss * z_loss)
+
+  def _past_scores(self, scores: jax.Array) -> tuple[jax.Array | float, jax.Array | float]:
+    """F at the scores, and m0 for each expert; before the first step nothing is known of the past, and m0 is 0."""
+    if self.past is None:
+      return 0.0, 0.0
+    known = self.past[...].sum(-1) > 0
+    return share_above(scores, self.past[...]), self.options.pseudo_observations * known
+
+
+def _positions(inputs: RouterInput) -> jax.Array:
+  """int32 `[G, n]`; a row is one sequence where the model gives none."""
+  if inputs.positions is not None:
+    return inputs.positions
+  return jnp.broadcast_to(jnp.arange(inputs.mask.shape[1], dtype=jnp.int32), inputs.mask.shape)

@@ -1,0 +1,58 @@
+"""S-BASE: BASE with Sinkhorn's soft plan in place of the exact assignment. Clark et al. 2022, arXiv 2202.01169."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+
+from moe.config import require
+from moe.routing.router import Site, register
+from moe.routing.solvers.sinkhorn import sinkhorn_plan
+from moe.routing.top_k import Logits, TopKOptions, TopKRouter
+
+
+@dataclasses.dataclass(frozen=True)
+class SinkhornBaseOptions(TopKOptions):
+  """Options of S-BASE.
+
+  Attributes:
+    top_k: experts per token.
+    capacity_factor: None: the plan balances the load nearly, and what is over is not dropped.
+    group_size: tokens that are balanced together in training; 0 for the whole batch.
+    scores: the gate: sigmoid of the chosen logit, as BASE's, or the softmax.
+  """
+
+  top_k: int = 1
+  scores: Literal["softmax", "sigmoid"] = "sigmoid"
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.dropless, "capacity_factor", self.capacity_factor, "expected None: this router is dropless")
+
+
+@register("sinkhorn_base")
+class SinkhornBase(TopKRouter):
+  """In training a token takes the experts of its largest shares in the plan, in evaluation those of its logits."""
+
+  Options = SinkhornBaseOptions
+  options: SinkhornBaseOptions
+  paper = "Clark et al. 2022, arXiv 2202.01169"
+
+  @classmethod
+  def is_causal(cls, options: Any, *, training: bool) -> bool:
+    return not training
+
+  @classmethod
+  def is_batch_independent(cls, options: SinkhornBaseOptions, length: int, *, training: bool) -> bool:
+    return not training or (options.group_size > 0 and length % options.group_size == 0)
+
+  @classmethod
+  def check(cls, options: Any, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    group, experts = cls.groups(options, batch, length).size, site.num_experts
+    require(group >= experts, "group_size", group, f"expected at least one token for each of the {experts} experts")
+
+  def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
+    if not training:
+      return scores
+    return jax.vmap(sinkhorn_plan)(jax.lax.stop_gradient(logits.clean), mask)

@@ -1,0 +1,233 @@
+"""Soft expert choice: expert choice by a relaxed top-k, which has a gradient and makes no jumps.
+
+Every expert spreads a budget of k over the tokens so that the sum of their scores, less a quadratic regularisation of
+strength lambda, is largest: the top-k as a linear program over the capped simplex, made strongly concave. The limit
+lambda = 0 is expert choice (Zhou et al. 2022, arXiv 2202.09368), that of infinity takes k / n of every token. The
+relaxation is one of Blondel et al. 2020 (arXiv 2002.08871); as a router it is this project's, not a published method.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import CapacityOptions, expert_choice_capacity, token_choice_capacity
+from moe.routing.groups import Groups, checked_groups
+from moe.routing.metrics import routing_metrics
+from moe.routing.router import Router, RouterState, Site, register
+from moe.routing.scores import router_kernel, router_logits
+from moe.routing.solvers.highest import highest
+from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.types import RouterInput, RouterOutput, SlotRouting
+
+Gate = Literal["softmax", "one"]
+_BISECTIONS = 24
+
+
+def relaxed_top_k(scores: jax.Array, mask: jax.Array, k: int, smoothing: float) -> jax.Array:
+  """Argmax of <scores, a> - smoothing / 2 |a|^2 over 0 <= a <= 1, sum a = k: clip((scores - tau) / smoothing, 0, 1).
+
+  The gradient is the solution's own: on the active set, where 0 < a < 1, da = (ds - mean ds) / smoothing. Elsewhere,
+  and wherever the solution is the hard top-k, it is 0.
+
+  Args:
+    scores: float32 `[..., n]`.
+    mask: bool `[..., n]`, False for padding, which receives 0.
+    k: the budget, at most n; where fewer tokens are real, their number.
+    smoothing: lambda, > 0, in units of the scores.
+
+  Returns:
+    float32 `[..., n]`.
+  """
+  budget = jnp.minimum(mask.sum(-1, keepdims=True), k)
+  # In units of lambda above the k-th highest score the threshold lies in [-1, 0], so no precision is lost to a small
+  # lambda. Shifting all scores alike changes nothing, hence no gradient through the shift.
+  ranked = highest(jax.lax.stop_gradient(jnp.where(mask, scores, -jnp.inf)), k)[0]
+  kth = jnp.take_along_axis(ranked, jnp.maximum(budget - 1, 0), axis=-1)
+  above = jnp.where(mask, (scores - jnp.where(budget > 0, kth, 0.0)) / smoothing, -2.0)
+
+  near = _threshold(jax.lax.stop_gradient(above), budget)
+  active, full = (above > near) & (above < near + 1), above >= near + 1
+  count = active.sum(-1, keepdims=True)
+  # The equation of the budget, solved on the active set: exact where the bisection is only near, and differentiable.
+  mass = jnp.where(active, above, 0.0).sum(-1, keepdims=True) + full.sum(-1, keepdims=True)
+  threshold = jnp.where(count > 0, (mass - budget) / jnp.maximum(count, 1), near)
+  return jnp.where(active, jnp.clip(above - threshold, 0.0, 1.0), full)
+
+
+def _threshold(above: jax.Array, budget: jax.Array) -> jax.Array:
+  """`[..., 1]`, the t in [-1, 0] at which clip(above - t, 0, 1) sums to the budget; cheaper than a sort anywhere."""
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = (low + high) / 2
+    too_much = jnp.clip(above - middle, 0.0, 1.0).sum(-1, keepdims=True) > budget
+    return jnp.where(too_much, middle, low), jnp.where(too_much, high, middle)
+
+  bounds = jnp.full(budget.shape, -1.0), jnp.zeros(budget.shape)
+  return jax.lax.fori_loop(0, _BISECTIONS, halve, bounds)[1]
+
+
+def largest_shares(share: jax.Array, weight: jax.Array, capacity: int) -> SlotRouting:
+  """The tokens of which each expert takes most, `[E, C]` each; a slot without a token it takes anything of is empty.
+
+  Args:
+    share: float32 `[n, E]`, at least 0.
+    weight: float32 `[n, E]`; the gradient flows through it.
+    capacity: C.
+  """
+  taken, token = highest(jax.lax.stop_gradient(share).T, capacity)
+  token = jnp.where(taken > 0, token, len(share))
+  return SlotRouting(token, weight.at[token, jnp.arange(len(token))[:, None]].get(mode="fill", fill_value=0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftExpertChoiceOptions(CapacityOptions):
+  """Options of soft expert choice.
+
+  Attributes:
+    capacity_factor: experts per token on average, counting shares: an expert's budget is k = n * c / E.
+    eval_capacity_factor: the one of evaluation; None for the same.
+    group_size: tokens that are chosen among; 0 for the whole batch.
+    smoothing: lambda: over this many nats of log-probability a share fades from 1 to 0.
+    buffer: slots of an expert, in budgets. The shares that find no slot are lost. The metric `overflow` says how much
+      of the budget they are: a smaller lambda or a larger buffer makes it less.
+    gate: what the shares are multiplied by: "softmax", the router's probability, as in expert choice, or "one".
+  """
+
+  capacity_factor: float = 2.0
+  group_size: int = 0
+  smoothing: float = 0.2
+  buffer: float = 2.0
+  gate: Gate = "softmax"
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
+    require(self.smoothing > 0, "smoothing", self.smoothing, "expected more than 0; expert_choice is the limit")
+    require(self.buffer >= 1, "buffer", self.buffer, "expected at least 1: an expert has slots for its budget")
+
+
+@register("soft_expert_choice")
+class SoftExpertChoice(Router):
+  """Soft expert choice over log-probabilities, whose order is that of the probabilities which expert choice ranks.
+
+  Sees the whole group, so it is for encoders. Costs what its slots cost: `buffer` times expert choice.
+  """
+
+  Options = SoftExpertChoiceOptions
+  paper = "relaxed top-k, Blondel et al. 2020, arXiv 2002.08871, on Zhou et al. 2022, arXiv 2202.09368"
+
+  def __init__(self, options: SoftExpertChoiceOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
+
+  @classmethod
+  def is_causal(cls, options: SoftExpertChoiceOptions, *, training: bool) -> bool:
+    return False
+
+  @classmethod
+  def is_batch_independent(cls, options: SoftExpertChoiceOptions, length: int, *, training: bool) -> bool:
+    return options.group_size > 0 and length % options.group_size == 0
+
+  @classmethod
+  def groups(cls, options: SoftExpertChoiceOptions, batch: int, length: int) -> Groups:
+    return checked_groups(options.group_size, batch, length)
+
+  @classmethod
+  def check(cls, options: SoftExpertChoiceOptions, site: Site, batch: int, length: int) -> None:
+    group = cls.groups(options, batch, length).size
+    for training in (True, False):
+      expert_choice_capacity(group, site.num_experts, options.factor(training))
+
+  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
+    n, factor = inputs.mask.shape[1], self.options.factor(training)
+    k = expert_choice_capacity(n, self.num_experts, factor)
+    capacity = token_choice_capacity(n, self.num_experts, factor * self.options.buffer)
+    log_probs = jax.nn.log_softmax(router_logits(inputs.tokens, self.kernel[...]))
+    mask = jnp.broadcast_to(inputs.mask[:, None], (len(inputs.mask), self.num_experts, n))
+    share = relaxed_top_k(log_probs.swapaxes(1, 2), mask, k, self.options.smoothing).swapaxes(1, 2)
+    routing = jax.vmap(lambda s, w: largest_shares(s, w, capacity))(share, _weight(share, log_probs, self.options.gate))
+    metrics = routing_metrics(routing, inputs.mask, jnp.exp(log_probs))
+    return RouterOutput(routing, {}, jnp.zeros(()), metrics | {"overflow": _overflow(share, routing.token)})
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalSoftExpertChoiceOptions(CapacityOptions):
+  """Options of causal soft expert choice.
+
+  Attributes:
+    capacity_factor: None for dropless; a factor gives slots, served by position.
+    experts_per_token: c, on average and counting shares: what the thresholds are steered to.
+    smoothing: lambda: over this many nats of log-probability a share fades from 1 to 0.
+    rate: eta: how far a step moves a threshold, in nats, for each unit of share per token off the budget.
+    gate: what the shares are multiplied by: "softmax" or "one".
+  """
+
+  experts_per_token: float = 2.0
+  smoothing: float = 0.2
+  rate: float = 0.1
+  gate: Gate = "softmax"
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("experts_per_token", "smoothing", "rate"):
+      require(getattr(self, name) > 0, name, getattr(self, name), "expected more than 0")
+
+
+@register("causal_soft_expert_choice")
+class CausalSoftExpertChoice(TokenwiseRouter):
+  """Soft expert choice with a threshold for each expert that is learned over steps instead of found in the group.
+
+  The budget then holds on average, by integral control; every decision is a smooth function of its token alone.
+
+  Attributes:
+    tau: `[E]`, the thresholds. They begin where equal probabilities meet the budget.
+  """
+
+  Options = CausalSoftExpertChoiceOptions
+  options: CausalSoftExpertChoiceOptions
+  paper = "this project's; expert choice is Zhou et al. 2022, arXiv 2202.09368"
+
+  def __init__(self, options: CausalSoftExpertChoiceOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
+    uniform = -jnp.log(float(site.num_experts))
+    self.tau = RouterState(jnp.full(site.num_experts, uniform - options.smoothing * self._budget))
+
+  @classmethod
+  def check(cls, options: CausalSoftExpertChoiceOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    each, experts = options.experts_per_token, site.num_experts
+    require(each <= experts, "experts_per_token", each, f"expected at most the {experts} experts there are")
+
+  @property
+  def _budget(self) -> float:
+    """Share of the tokens that an expert is to take."""
+    return self.options.experts_per_token / self.num_experts
+
+  def select(self, inputs: RouterInput, *, training: bool) -> Selection:
+    log_probs = jax.nn.log_softmax(router_logits(inputs.tokens, self.kernel[...]))
+    share = jnp.clip((log_probs - self.tau[...]) / self.options.smoothing, 0.0, 1.0)
+    if training:
+      self.tau[...] = self._moved(share, inputs.mask)
+    return Selection(share > 0, _weight(share, log_probs, self.options.gate), jnp.exp(log_probs))
+
+  def _moved(self, share: jax.Array, mask: jax.Array) -> jax.Array:
+    """The thresholds after a step with these shares: those of experts that took too much rise."""
+    excess = jnp.where(mask[..., None], jax.lax.stop_gradient(share) - self._budget, 0.0).sum((0, 1))
+    return self.tau[...] + self.options.rate * excess / jnp.maximum(mask.sum(), 1)
+
+
+def _weight(share: jax.Array, log_probs: jax.Array, gate: Gate) -> jax.Array:
+  return share * jnp.exp(log_probs) if gate == "softmax" else share
+
+
+def _overflow(share: jax.Array, token: jax.Array) -> jax.Array:
+  """Float32 scalar, part of the shares `[G, n, E]` that the slots `[G, E, C]` leave out."""
+  share = jax.lax.stop_gradient(share).swapaxes(1, 2)
+  kept = jnp.take_along_axis(share, token, axis=2, mode="fill", fill_value=0.0).sum()
+  return 1.0 - kept / jnp.maximum(share.sum(), 1.0)

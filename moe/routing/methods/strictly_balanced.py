@@ -1,0 +1,133 @@
+"""Strictly balanced gating: the ancestor of expert choice and of its causal rule. Shazeer et al. 2017, appendix F."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing import queues as assignments
+from moe.routing.capacity import expert_choice_capacity
+from moe.routing.groups import Groups, checked_groups
+from moe.routing.methods.expert_choice import expert_choice, renormalized
+from moe.routing.metrics import routing_metrics
+from moe.routing.router import Router, Site, register
+from moe.routing.scores import router_kernel, router_logits
+from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, SlotRouting
+
+
+def batchwise_mask(routing: SlotRouting, n: int) -> jax.Array:
+  """M_batchwise of one group, bool `[n, E]`: which tokens are among the m highest of each expert."""
+  experts = jnp.arange(routing.token.shape[0])[:, None]
+  return jnp.zeros((n, routing.token.shape[0]), bool).at[routing.token, experts].set(True, mode="drop")
+
+
+def threshold_loss(scores: jax.Array, thresholds: jax.Array, batchwise: jax.Array, mask: jax.Array) -> jax.Array:
+  """Scalar, L_batchwise over the number of real tokens: sum over experts of (M_threshold - M_batchwise)(X - T).
+
+  Every term is at least 0, and all are 0 where the two masks agree. An expert's gradient is (m - passing) / tokens:
+  its threshold settles between the m-th and the next of its scores. The scores feel it too, as the paper writes it.
+  The paper's sum over the batch is a mean here, so that a weight means the same for any batch.
+
+  Args:
+    scores: float32 `[G, n, E]`, X.
+    thresholds: float32 `[E]`, T.
+    batchwise: bool `[G, n, E]`, M_batchwise.
+    mask: bool `[G, n]`, False for padding.
+  """
+  disagreement = (scores > thresholds).astype(jnp.float32) - batchwise
+  total = (disagreement * (scores - thresholds) * mask[..., None]).sum()
+  return total / jnp.maximum(mask.sum(), 1)
+
+
+def threshold_choice(scores: jax.Array, thresholds: jax.Array, mask: jax.Array) -> RaggedRouting:
+  """One group's routing to every expert whose threshold a token's score exceeds, gates renormalised over those.
+
+  Args:
+    scores: float32 `[n, E]`.
+    thresholds: float32 `[E]`.
+    mask: bool `[n]`, False for padding.
+  """
+  chosen = (scores > thresholds) & mask[:, None]
+  gates = jnp.where(chosen, scores, 0.0)
+  total = gates.sum(-1, keepdims=True)
+  return assignments.ragged_of_chosen(chosen, gates / jnp.where(total > 0, total, 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class StrictlyBalancedOptions:
+  """Options of strictly balanced gating.
+
+  Attributes:
+    capacity_factor: experts per token on average; in training an expert takes exactly m = n * capacity_factor / E of a
+      group's n tokens, padding included; in evaluation whatever passes its threshold.
+    group_size: tokens that are chosen among in training; 0 for the whole batch.
+    threshold_loss: weight of L_batchwise. The paper adds its sum over the batch, here it is a mean over tokens.
+  """
+
+  capacity_factor: float = 2.0
+  group_size: int = 0
+  threshold_loss: float = 1.0
+
+  def __post_init__(self):
+    require(self.capacity_factor > 0, "capacity_factor", self.capacity_factor, "expected more than 0")
+    require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
+    require(self.threshold_loss > 0, "threshold_loss", self.threshold_loss, "expected more than 0: it moves thresholds")
+
+
+@register("strictly_balanced")
+class StrictlyBalanced(Router):
+  """Trained on the batch's m best tokens of each expert, evaluated by learned thresholds, which are causal."""
+
+  Options = StrictlyBalancedOptions
+  paper = "Shazeer et al. 2017, arXiv 1701.06538, appendix F"
+
+  def __init__(self, options: StrictlyBalancedOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
+    # Where all scores begin; the paper does not say.
+    self.thresholds = nnx.Param(jnp.full(site.num_experts, 1 / site.num_experts))
+
+  @classmethod
+  def is_causal(cls, options: StrictlyBalancedOptions, *, training: bool) -> bool:
+    return not training
+
+  @classmethod
+  def is_batch_independent(cls, options: StrictlyBalancedOptions, length: int, *, training: bool) -> bool:
+    return not training or (options.group_size > 0 and length % options.group_size == 0)
+
+  @classmethod
+  def groups(cls, options: StrictlyBalancedOptions, batch: int, length: int) -> Groups:
+    return checked_groups(options.group_size, batch, length)
+
+  @classmethod
+  def check(cls, options: StrictlyBalancedOptions, site: Site, batch: int, length: int) -> None:
+    expert_choice_capacity(cls.groups(options, batch, length).size, site.num_experts, options.capacity_factor)
+
+  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
+    scores = self._scores(inputs.tokens)
+    return self._batchwise(scores, inputs.mask) if training else self._by_threshold(scores, inputs.mask)
+
+  def _scores(self, tokens: jax.Array) -> jax.Array:
+    return jax.nn.softmax(router_logits(tokens, self.kernel[...]))
+
+  def _batchwise(self, scores: jax.Array, mask: jax.Array) -> RouterOutput:
+    n = mask.shape[1]
+    m = expert_choice_capacity(n, self.num_experts, self.options.capacity_factor)
+    routing = jax.vmap(lambda s, real: renormalized(expert_choice(s, real, m), n))(scores, mask)
+    batchwise = jax.vmap(lambda r: batchwise_mask(r, n))(routing)
+    loss = threshold_loss(scores, self.thresholds[...], batchwise, mask)
+    metrics = routing_metrics(routing, mask, scores)
+    return RouterOutput(routing, {"threshold": loss}, self.options.threshold_loss * loss, metrics)
+
+  def _by_threshold(self, scores: jax.Array, mask: jax.Array) -> RouterOutput:
+    routing = jax.vmap(lambda s, real: threshold_choice(s, self.thresholds[...], real))(scores, mask)
+    return RouterOutput(routing, {}, jnp.zeros(()), routing_metrics(routing, mask, scores))
+
+  def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
+    """Nothing: the thresholds are all that a decision needs."""
+    return {}
+
+  def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
+    return self._by_threshold(self._scores(inputs.tokens), inputs.mask), state

@@ -1,0 +1,153 @@
+"""Expert threshold: expert choice against the cutoffs of past batches instead of the cutoff of this one.
+
+An expert takes every token that scores above its threshold: a moving average of the score that was its k-th largest in
+each batch of n tokens, k = c * n / E. Against expert choice over such a batch, thresholds that were exact would differ
+in sqrt(2 p (1 - p) / (pi n)) of the decisions, p = c / E, and no decision looks at another token. The paper recommends
+a shared expert beside (`shared_experts` of the model), as a token may be above no threshold at all.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.routing.capacity import expert_choice_capacity, share_of_real_tokens, token_choice_capacity
+from moe.routing.expert_choice_options import ExpertBudgetOptions
+from moe.routing.losses import router_z_loss
+from moe.routing.methods.prefix_rank import normalized
+from moe.routing.router import RouterState, Site, register
+from moe.routing.scores import router_kernel, router_logits
+from moe.routing.solvers.highest import highest
+from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.types import RouterInput
+
+
+def cutoffs(scores: jax.Array, mask: jax.Array, capacity_factor: float) -> jax.Array:
+  """Float32 `[E]`, each expert's k-th largest score of a batch, k = c * n / E of its n real tokens, at least 1.
+
+  Args:
+    scores: float32 `[G, n, E]`, at least 0.
+    mask: bool `[G, n]`; without any real token the cutoffs are -1.
+    capacity_factor: c <= E.
+  """
+  num_experts = scores.shape[-1]
+  flat = jnp.where(mask[..., None], scores, -1.0).reshape(-1, num_experts).T
+  largest = highest(flat, expert_choice_capacity(flat.shape[1], num_experts, capacity_factor))[0]
+  k = share_of_real_tokens(mask.sum(), num_experts, capacity_factor)
+  return largest[:, jnp.clip(k - 1, 0, largest.shape[1] - 1)]
+
+
+def moving_average(average: jax.Array, new: jax.Array, step: jax.Array, decay: float) -> jax.Array:
+  """The exponential moving average without the bias of its first value, which step 0 replaces.
+
+  Equal to a(t) / (1 - decay^t) with a(t) = decay * a(t - 1) + (1 - decay) * new and a(0) = 0 (Kingma and Ba 2015).
+
+  Args:
+    average: float32 `[E]`, after `step` values.
+    new: float32 `[E]`.
+    step: int32, values before this one.
+    decay: more than 0, less than 1.
+  """
+  rate = (1 - decay) / -jnp.expm1((step + 1) * math.log(decay))
+  return average + rate * (new - average)
+
+
+@dataclasses.dataclass(frozen=True)
+class ThresholdOptions(ExpertBudgetOptions):
+  """Options of expert threshold.
+
+  Attributes:
+    capacity_factor: c, experts per token that the thresholds aim at.
+    eval_capacity_factor: of the slots of evaluation; the thresholds stay as training left them.
+    renormalize, z_loss: as of every form of expert choice.
+    gate: of an expert's output, and the score that is compared: "softmax" over experts, or the paper's "sigmoid".
+    decay: of the thresholds' moving average, per step. The paper's .999 is for long trainings.
+    warmup_steps: first steps that choose by the cutoffs of their own batch, which is plain expert choice over it and
+      not causal; the paper's are a fifth of its tokens.
+    slack: an expert has slack * c * T / E slots in a sequence; its last tokens go without. None for dropless.
+  """
+
+  gate: Literal["softmax", "sigmoid"] = "softmax"
+  decay: float = 0.99
+  warmup_steps: int = 0
+  slack: float | None = 2.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(0 < self.decay < 1, "decay", self.decay, "expected more than 0 and less than 1")
+    require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "expected at least 0")
+    require(self.slack is None or self.slack >= 1, "slack", self.slack, "expected at least 1, or None for dropless")
+    require(
+      self.slack is not None or self.eval_capacity_factor is None,
+      "eval_capacity_factor",
+      self.eval_capacity_factor,
+      "expected None, since slack = None means dropless",
+    )
+
+
+@register("threshold")
+class Threshold(TokenwiseRouter):
+  """Expert choice that looks at no other token.
+
+  The thresholds begin where an expert is neither preferred nor avoided: a score of 1 / E, or 1 / 2 for sigmoid gates.
+  That decides the first step alone, whose cutoffs replace them; until then about half of all tokens are above, of which
+  an expert takes what it has slots for.
+  """
+
+  Options = ThresholdOptions
+  paper = "Expert Threshold 2026, arXiv 2603.11535"
+
+  options: ThresholdOptions
+
+  def __init__(self, options: ThresholdOptions, site: Site, *, rngs: nnx.Rngs):
+    self.options, self.num_experts = options, site.num_experts
+    self.kernel = router_kernel(site, rngs)
+    indifferent = 1 / site.num_experts if options.gate == "softmax" else 0.5
+    self.threshold = RouterState(jnp.full(site.num_experts, indifferent))
+    self.step = RouterState(jnp.zeros((), jnp.int32))
+
+  @classmethod
+  def is_causal(cls, options: Any, *, training: bool) -> bool:
+    return not training or options.warmup_steps == 0
+
+  @classmethod
+  def is_batch_independent(cls, options: Any, length: int, *, training: bool) -> bool:
+    return cls.is_causal(options, training=training)
+
+  @classmethod
+  def check(cls, options: ThresholdOptions, site: Site, batch: int, length: int) -> None:
+    super().check(options, site, batch, length)
+    options.check_experts(site.num_experts)
+    expert_choice_capacity(batch * length, site.num_experts, options.factor(training=True))
+
+  def capacity(self, length: int, *, training: bool) -> int | None:
+    slack = self.options.slack
+    return (
+      None if slack is None else token_choice_capacity(length, self.num_experts, slack * self.options.factor(training))
+    )
+
+  def select(self, inputs: RouterInput, *, training: bool) -> Selection:
+    logits = router_logits(inputs.tokens, self.kernel[...])
+    probs = jax.nn.softmax(logits)
+    gates = probs if self.options.gate == "softmax" else jax.nn.sigmoid(logits)
+    scores = jax.lax.stop_gradient(gates)
+    chosen = scores > self.threshold[...]
+    if training:
+      chosen = self._learn(scores, inputs.mask, chosen)
+    weight = normalized(gates, chosen) if self.options.renormalize else gates
+    z_loss = router_z_loss(logits, inputs.mask)
+    return Selection(chosen, weight, probs, {"z": z_loss}, self.options.z_loss * z_loss)
+
+  def _learn(self, scores: jax.Array, mask: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Moves the thresholds towards this batch's cutoffs; returns what is chosen, by the cutoffs during the warm-up."""
+    new, step, old = cutoffs(scores, mask, self.options.capacity_factor), self.step[...], self.threshold[...]
+    some = mask.any()
+    self.threshold[...] = jnp.where(some, moving_average(old, new, step, self.options.decay), old)
+    self.step[...] = step + some
+    if self.options.warmup_steps == 0:
+      return chosen
+    return jnp.where(step < self.options.warmup_steps, scores >= new, chosen)

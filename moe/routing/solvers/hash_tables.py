@@ -1,0 +1,153 @@
+"""Hash functions that are tables over the vocabulary, and their files. Roller et al. 2021, arXiv 2106.04426, section 3.
+
+A table gives every token id one of B buckets. Which tokens share a bucket is decided before training: from how often
+each occurs (balanced), from a baseline's embeddings (clustered, dispersed) or from which token follows it most often
+(predicted future). `scripts/build_hash_table.py` makes them of a corpus.
+"""
+
+import dataclasses
+import heapq
+from collections.abc import Iterable
+
+import numpy as np
+
+from moe.config import require
+from moe.routing.files import read_arrays, write_arrays
+from moe.routing.solvers.hashing import hash_buckets
+
+TABLE_FUNCTIONS = ("balanced", "clustered", "dispersed", "predicted_future")
+_MAKER = "scripts/build_hash_table.py"
+
+
+def balanced(frequency: np.ndarray, buckets: int, rng: np.random.Generator | None = None) -> np.ndarray:
+  """int32 `[V]`: the most frequent token first, each into the emptiest bucket (ties to the lower).
+
+  The fullest bucket holds at most the mean plus one token's frequency, in whatever order tokens come (Graham 1969). A
+  frequent token may by itself be more than a bucket's share: then no table is balanced, see `largest_share`. Tokens
+  that never occur weigh nothing, so they are dealt to the buckets in turn.
+
+  Args:
+    frequency: `[V]`, at least 0.
+    buckets: B.
+    rng: for further hashes of the same frequencies, which must part other tokens: tokens whose frequencies are within
+      a factor of 2 come in random order.
+  """
+  key = frequency if rng is None else frequency * rng.uniform(0.5, 1.0, len(frequency))
+  order = np.argsort(-key, kind="stable")
+  seen = int(np.count_nonzero(frequency))
+  table = np.empty(len(frequency), np.int32)
+  heap = [(0, bucket) for bucket in range(buckets)]
+  for token in order[:seen]:
+    load, bucket = heap[0]
+    table[token] = bucket
+    heapq.heapreplace(heap, (load + frequency[token], bucket))
+  unseen = order[seen:] if rng is None else rng.permutation(order[seen:])
+  table[unseen] = np.arange(len(unseen)) % buckets
+  return table
+
+
+def dispersed(clusters: np.ndarray, buckets: int, rng: np.random.Generator) -> np.ndarray:
+  """int32 `[V]`: every cluster's tokens dealt to the buckets in turn, so that similar tokens part.
+
+  The numbers of tokens that two buckets hold differ by at most 1 within each cluster, and altogether: a cluster's
+  dealing begins where the one before ended.
+
+  Args:
+    clusters: int `[V]`, of each token.
+    buckets: B.
+    rng: orders the tokens of a cluster.
+  """
+  table = np.empty(len(clusters), np.int32)
+  table[np.lexsort((rng.permutation(len(clusters)), clusters))] = np.arange(len(clusters)) % buckets
+  return table
+
+
+def predicted_future(prediction: np.ndarray, buckets: int, hashes: int, seed: int) -> np.ndarray:
+  """int32 `[N, V]`: random hashes of the token that each token predicts, `prediction` int `[V]`."""
+  return hash_buckets((prediction,), buckets, hashes, seed)
+
+
+def likeliest_successor(pairs: np.ndarray, counts: np.ndarray, vocabulary: int) -> np.ndarray:
+  """int32 `[V]`, the prediction of a bigram model: the token that followed most often, ties to the lower id.
+
+  A token that nothing followed predicts the most frequent successor of all.
+
+  Args:
+    pairs: int64 `[P]`, rising: `previous * vocabulary + next` (`count_pairs`).
+    counts: int64 `[P]`.
+    vocabulary: V.
+  """
+  previous, following = np.divmod(pairs, vocabulary)
+  overall = np.bincount(following, counts, minlength=vocabulary).argmax()
+  prediction = np.full(vocabulary, overall, np.int32)
+  order = np.lexsort((-following, counts))  # of several assignments to one place the last, so the likeliest, stays
+  prediction[previous[order]] = following[order]
+  return prediction
+
+
+def count_pairs(parts: Iterable[tuple[np.ndarray, np.ndarray]], vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+  """The different pairs, as `previous * vocabulary + next` int64 `[P]` rising, and how often each occurs `[P]`.
+
+  Args:
+    parts: of a corpus, each previous ids `[n]` and next ids `[n]`.
+    vocabulary: V.
+  """
+  pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+  for previous, following in parts:
+    new, times = np.unique(previous.astype(np.int64) * vocabulary + following, return_counts=True)
+    pairs, place = np.unique(np.concatenate([pairs, new]), return_inverse=True)
+    counts = np.bincount(place, np.concatenate([counts, times])).astype(np.int64)
+  return pairs, counts
+
+
+def largest_share(table: np.ndarray, frequency: np.ndarray, buckets: int) -> float:
+  """The part of all tokens that the fullest bucket takes: 1 / B when balanced, at least the most frequent token's."""
+  return float(np.bincount(table, frequency, minlength=buckets).max() / max(frequency.sum(), 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class HashTable:
+  """What a file holds.
+
+  Attributes:
+    buckets: int32 `[N, V]`, each from 0 to E / N - 1.
+    experts: E.
+    vocabulary: fingerprint of the one whose ids these are.
+    function: one of TABLE_FUNCTIONS.
+    source: what it was made of, for people.
+  """
+
+  buckets: np.ndarray
+  experts: int
+  vocabulary: str
+  function: str
+  source: str
+
+  def write(self, path: str) -> None:
+    """Raises `FileExistsError` rather than overwriting."""
+    write_arrays(path, **dataclasses.asdict(self))
+
+  @classmethod
+  def read(cls, path: str) -> "HashTable":
+    """Raises `ConfigError` where there is no such file."""
+    arrays = read_arrays("table", path, [field.name for field in dataclasses.fields(cls)], _MAKER)
+    buckets = arrays.pop("buckets")
+    return cls(buckets, **{name: array.item() for name, array in arrays.items()})
+
+  def checked(self, path: str, function: str, hashes: int, experts: int, vocabulary: str, size: int) -> np.ndarray:
+    """`buckets` padded to `[N, size]` with -1, no expert, for ids that models have beyond their vocabulary.
+
+    Raises:
+      ConfigError: it is another function's, or was made for another vocabulary or number of experts or hashes.
+    """
+
+    def same(what: str, found, wanted) -> None:
+      require(found == wanted, "table", path, f"was made for {what} {found}, not {wanted}; make another with {_MAKER}")
+
+    same("function", self.function, function)
+    same("experts", self.experts, experts)
+    same("hashes", len(self.buckets), hashes)
+    same("the vocabulary", self.vocabulary, vocabulary)
+    tokens = self.buckets.shape[1]
+    require(tokens <= size, "table", path, f"holds {tokens} tokens, more than the {size} of model.vocab_size")
+    return np.pad(self.buckets, ((0, 0), (0, size - tokens)), constant_values=-1)

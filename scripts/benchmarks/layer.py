@@ -1,0 +1,195 @@
+"""What a Mixture-of-Experts layer costs next to a dense one: time, FLOPs and memory of forward + backward.
+
+    python scripts/benchmarks/layer.py --sweep ways groups experts tokens --results results/layer.json
+    python scripts/benchmarks/layer.py --sweep routers [--only NAME ...] --results results/routers.json
+
+Sweeps, with the default options:
+
+  ways     how tokens travel: by index into slots, dropless, soft, by masks; 4,096 tokens in groups of 256 and more
+  groups   65,536 tokens in groups of 256 to 65,536; masks as far as they fit into 1 GiB
+  experts  8 to 512 experts on 4,096 tokens: the same FLOPs, more weights
+  tokens   1,024 to 65,536 tokens in groups of 1,024
+  routers  every router with its default options, and its decision alone
+
+The layers are in training mode, with everything that a training step needs of them; Soft MoE has as many slots as
+tokens. The dense twin is a flattened two-matrix GELU network, as wide as the experts that a token really used, by the
+router's own metric, are side by side. Programs that are compared run in turns in one process; ratios are of medians, of
+CPU time on a CPU (where other processes may run) and of wall time elsewhere. FLOPs and megabytes are XLA's own analysis
+of the compiled program; megabytes are its temporary buffers, without arguments and results. XLA counts the body of a
+loop once and does not look into kernels, so a dropless layer, which is one or the other, has no FLOPs here.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moe.config import ConfigError
+from moe.markdown import table
+from moe.parallel.host_memory import keep_freed_memory
+from moe.routing import ROUTERS, RaggedRouting, RouterConfig
+from scripts.benchmarks.command_line import new_file, positive, write
+from scripts.benchmarks.cost_curves import PANELS, draw_cost_curves
+from scripts.benchmarks.cost_tables import count, gflop
+from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, experts_per_token
+from scripts.benchmarks.timing import about, dense_program, measure
+
+SWEEPS = ("ways", "groups", "experts", "tokens", "routers")
+
+SMALLEST_GROUP, GROUP, SEQUENCE, FEWEST_EXPERTS = 256, 1024, 512, 8
+BY_SLOTS = ("expert choice", "top-{k}")
+MASKS, DROPLESS = "expert choice, one-hot masks", "top-{k} dropless"
+MOST_MASK_BYTES = 2**30
+
+# Layers by name, to be measured side by side.
+Cases = dict[str, LayerCase]
+
+
+def points(sweep: str, arguments: argparse.Namespace) -> Iterator[tuple[int | str, Cases]]:
+  """The places along a sweep, each with the layers that are compared there."""
+  tokens, most, experts = arguments.tokens, arguments.most_tokens, arguments.experts
+  match sweep:
+    case "ways":
+      for group in _fourfold(SMALLEST_GROUP, tokens):
+        kinds = (*BY_SLOTS, "Soft MoE", *_masks(tokens, group, arguments.top_k))
+        yield group, _cases(kinds, tokens, group, experts, arguments)
+      yield "any", _cases([DROPLESS], tokens, min(GROUP, tokens), experts, arguments)
+    case "groups":
+      for group in _fourfold(SMALLEST_GROUP, most):
+        kinds = (*BY_SLOTS, *_masks(most, group, arguments.top_k))
+        yield group, _cases(kinds, most, group, experts, arguments)
+    case "experts":
+      for number in _fourfold(FEWEST_EXPERTS, arguments.most_experts):
+        yield number, _cases((*BY_SLOTS, DROPLESS), tokens, min(GROUP, tokens), number, arguments)
+    case "tokens":
+      for number in _fourfold(GROUP, most):
+        yield number, _cases((*BY_SLOTS, DROPLESS), number, GROUP, experts, arguments)
+    case "routers":
+      for name in arguments.only:
+        options = _soft_moe(SEQUENCE, experts) if name == "soft_moe" else {"name": name}
+        yield name, {name: _case(options, tokens, SEQUENCE, experts, arguments)}
+
+
+def _fourfold(first: int, last: int) -> Iterator[int]:
+  while first <= last:
+    yield first
+    first *= 4
+
+
+def _masks(tokens: int, group: int, k: int) -> tuple[str, ...]:
+  return (MASKS,) if 4 * tokens * k * group <= MOST_MASK_BYTES else ()
+
+
+def _cases(kinds: Sequence[str], tokens: int, group: int, experts: int, arguments: argparse.Namespace) -> Cases:
+  """Layers of these kinds in sequences of `group` tokens, which are their routing groups."""
+  k = arguments.top_k
+  expert_choice = {"name": "expert_choice", "capacity_factor": k, "group_size": group}
+  options = {
+    "expert choice": expert_choice,
+    MASKS: expert_choice,
+    "top-{k}": {"name": "token_choice", "top_k": k, "capacity_factor": k},
+    DROPLESS: {"name": "token_choice", "top_k": k, "capacity_factor": None},
+    "Soft MoE": _soft_moe(group, experts),
+  }
+  return {
+    kind.format(k=k): _case(options[kind], tokens, group, experts, arguments, masks=kind == MASKS) for kind in kinds
+  }
+
+
+def _soft_moe(group: int, experts: int) -> dict[str, Any]:
+  """As many slots as tokens: one an expert, the default, leaves the experts next to nothing to do."""
+  return {"name": "soft_moe", "slots": group // experts}
+
+
+def _case(
+  options: dict[str, Any], tokens: int, sequence: int, experts: int, arguments: argparse.Namespace, masks: bool = False
+) -> LayerCase:
+  router = RouterConfig.from_mapping(options, "router")
+  return LayerCase(router, tokens, sequence, experts, arguments.d_model, arguments.d_ff, arguments.dtype, masks)
+
+
+def measure_point(cases: Cases, twin_experts: int, repeats: int, *, decisions: bool) -> list[dict[str, Any]]:
+  """One row for the dense twin, `twin_experts` experts wide, and one for every layer.
+
+  `decisions` says whether the routers are timed alone, too.
+  """
+  case = next(iter(cases.values()))
+  layers = {name: LayerPrograms(case) for name, case in cases.items()}
+  programs = {name: layer.whole() for name, layer in layers.items()}
+  used = {name: experts_per_token(program) for name, program in programs.items()} | {"dense": twin_experts}
+  programs["dense"] = dense_program(case.tokens, case.d_model, twin_experts * case.d_ff, jnp.dtype(case.dtype))
+  alone = {f"decision of {name}": layer.decision() for name, layer in layers.items()} if decisions else {}
+  times = measure(programs | alone, repeats)
+
+  def row(name: str) -> dict[str, Any]:
+    # A dense layer's time grows in proportion to its width.
+    twin = times["dense"].median * used[name] / twin_experts
+    found = {"layer": name, "experts_per_token": used[name], "ratio": times[name].median / twin}
+    if f"decision of {name}" in alone:
+      found["decision"] = times[f"decision of {name}"].median / twin
+    dropless = name in layers and layers[name].routing is RaggedRouting
+    return found | _analysis(programs[name][0], dropless) | {"seconds": times[name].work}
+
+  return [row(name) for name in ("dense", *layers)]
+
+
+def _analysis(compiled: jax.stages.Compiled, dropless: bool) -> dict[str, float | None]:
+  flops = None if dropless else compiled.cost_analysis()["flops"] / 1e9
+  return {"gflop": flops, "megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6}
+
+
+HEADER = ("sweep", "at", "layer", "experts per token", "time, x dense", "decision", "GFLOP", "MB")
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+  """A row as the terminal shows it."""
+  decision = f"{row['decision']:.2f}" if "decision" in row else "-"
+  numbers = [f"{row['experts_per_token']:.2f}", f"{row['ratio']:.2f}", decision, gflop(row["gflop"])]
+  return [row["sweep"], count(row["at"]), row["layer"], *numbers, f"{row['megabytes']:.0f}"]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--sweep", nargs="+", choices=SWEEPS, required=True)
+  parser.add_argument("--only", nargs="+", choices=sorted(ROUTERS), default=sorted(ROUTERS), metavar="ROUTER")
+  parser.add_argument("--tokens", type=positive, default=4096, help="of the sweeps over ways, experts and routers")
+  parser.add_argument("--most_tokens", type=positive, default=65_536, help="of the sweeps over groups and tokens")
+  parser.add_argument("--experts", type=positive, default=16)
+  parser.add_argument("--most_experts", type=positive, default=512, help="of the sweep over experts")
+  parser.add_argument("--d_model", type=positive, default=256)
+  parser.add_argument("--d_ff", type=positive, default=1024, help="hidden width of an expert")
+  parser.add_argument("--top_k", type=positive, default=2, help="experts per token, and so the capacity factor")
+  parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+  parser.add_argument("--repeats", type=positive, default=9)
+  parser.add_argument("--results", type=new_file, help="a new JSON file with every measured time")
+  parser.add_argument("--figure", type=pathlib.Path, help="a PNG of the sweeps over groups, experts and tokens")
+  arguments = parser.parse_args()
+  if arguments.figure and not set(PANELS) <= set(arguments.sweep):
+    parser.error(f"--figure needs --sweep {' '.join(PANELS)}")
+  try:
+    places = [(sweep, at, cases) for sweep in arguments.sweep for at, cases in points(sweep, arguments)]
+    for _, _, cases in places:
+      for case in cases.values():
+        case.check()
+  except ConfigError as error:
+    parser.error(str(error))
+  if jax.default_backend() == "cpu":
+    keep_freed_memory()
+
+  rows = []
+  print("\n".join(table(HEADER, [])))
+  for sweep, at, cases in places:
+    for found in measure_point(cases, arguments.top_k, arguments.repeats, decisions=sweep == "routers"):
+      rows.append({"sweep": sweep, "at": at} | found)
+      print(table(HEADER, [cells(rows[-1])])[-1], flush=True)
+    if arguments.results:
+      write({"settings": about(arguments), "rows": rows}, arguments.results)
+  if arguments.figure:
+    draw_cost_curves(rows, arguments.figure)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,174 @@
+"""A Mixture-of-Experts layer as programs to be timed: forward and backward as in a training step.
+
+All that a step needs of the layer is a result of the program, so that the compiler leaves nothing out: the output, the
+router's losses, every gradient, the metrics, the router's next state.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.config import require
+from moe.experts.layer import LayerOutput, MoE
+from moe.experts.network import Experts
+from moe.routing import (
+  Router,
+  RouterConfig,
+  RouterInput,
+  RouterOutput,
+  RouterState,
+  Routing,
+  Site,
+  SlotRouting,
+  SoftRouting,
+)
+from moe.routing.policy import policy_loss
+
+VOCABULARY = 8192
+
+# A compiled function and its arguments.
+Program = tuple[Callable, tuple]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCase:
+  """A layer and what it is given.
+
+  Attributes:
+    router: its router.
+    tokens: of a batch, in sequences of `sequence`, which must divide it.
+    experts: E.
+    d_model, d_ff: widths of a token and of an expert.
+    dtype: of computation.
+    masks: whether tokens travel by one-hot masks `[G, n, E, C]` and matrix products instead of by index; for routers
+      that give slots.
+  """
+
+  router: RouterConfig
+  tokens: int
+  sequence: int
+  experts: int
+  d_model: int
+  d_ff: int
+  dtype: str = "float32"
+  masks: bool = False
+
+  def check(self) -> None:
+    """Raises `ConfigError` where the router does not suit the layer or a batch of this shape."""
+    require(self.tokens % self.sequence == 0, "tokens", self.tokens, f"must be a multiple of {self.sequence}")
+    site = Site(self.d_model, self.experts, VOCABULARY)
+    self.router.router.check(self.router.options, site, *self.rows)
+
+  @property
+  def rows(self) -> tuple[int, int]:
+    """The batch's sequences and their length."""
+    return self.tokens // self.sequence, self.sequence
+
+
+class LayerPrograms:
+  """The programs of one case.
+
+  Attributes:
+    routing: the kind that its router gives.
+  """
+
+  def __init__(self, case: LayerCase):
+    dtype = jnp.dtype(case.dtype)
+    sizes = (case.experts, case.d_model, case.d_ff)
+    layer = MoE(*sizes, "gelu", case.router, dtype, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
+    layer.experts = _experts(*sizes, dtype)
+    if case.masks:
+      layer.router = _Masks(layer.router)
+    self._graph, self._params, self._rest = nnx.split(layer, nnx.Param, ...)
+    self._x, self._cotangent, self._about = _batch(*case.rows, case.d_model, dtype)
+    self.routing: type[Routing] = type(jax.eval_shape(lambda p, x: self._apply(p, x)[1], self._params, self._x).routing)
+
+  def whole(self) -> Program:
+    """Forward and backward of the layer; the last of its results are the metrics."""
+
+    def outputs(params, x):
+      y, report, state = self._apply(params, x)
+      return (y, _losses(report)), (state, report.metrics)
+
+    return _both_ways(outputs, self._params, self._x, (self._cotangent, jnp.ones(())))
+
+  def decision(self) -> Program:
+    """The same of the router alone: tokens do not travel and experts do not compute."""
+
+    def outputs(params, x):
+      _, report, state = self._apply(params, x)
+      return sum((leaf.sum() for leaf in jax.tree.leaves(report.routing)), _losses(report)), (state, report.metrics)
+
+    return _both_ways(outputs, self._params, self._x, jnp.ones(()))
+
+  def _apply(self, params, x) -> tuple[jax.Array, LayerOutput, nnx.State]:
+    layer = nnx.merge(self._graph, params, self._rest, copy=True)
+    y, report = layer(x, training=True, **self._about)
+    return y, report, nnx.state(layer, RouterState)
+
+
+def experts_per_token(program: Program) -> float:
+  """How many experts the tokens of a `LayerPrograms.whole` really used, by its own metric."""
+  function, arguments = program
+  *_, (_, metrics) = function(*arguments)
+  return float(metrics["capacity_factor"])
+
+
+def one_hot_masks(routing: SlotRouting, n: int) -> SoftRouting:
+  """The same slots as masks `[G, n, E, C]`: 1 where a token lies in a slot, and its weight there."""
+  dispatch = (routing.token[:, None] == jnp.arange(n)[:, None, None]).astype(jnp.float32)
+  return SoftRouting(dispatch, dispatch * routing.weight[:, None])
+
+
+class _Masks(nnx.Module):
+  """A router whose slots are written as masks."""
+
+  def __init__(self, router: Router):
+    self.router = router
+
+  def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
+    output = self.router(inputs, training=training)
+    return dataclasses.replace(output, routing=one_hot_masks(output.routing, inputs.tokens.shape[1]))
+
+
+def _both_ways(outputs: Callable, params: Any, x: jax.Array, cotangent: Any) -> Program:
+  """Of `outputs(params, x)`, which gives what has a gradient and what has none."""
+
+  def run(params, x, cotangent):
+    y, pull_back, extra = jax.vjp(outputs, params, x, has_aux=True)
+    return y, pull_back(cotangent), extra
+
+  return jax.jit(run).lower(params, x, cotangent).compile(), (params, x, cotangent)
+
+
+def _losses(report: LayerOutput) -> jax.Array:
+  """All that training adds to the objective; a REINFORCE router is told that every token costs one nat."""
+  if report.policy is None:
+    return report.auxiliary_loss
+  cost = jnp.ones_like(report.policy.log_prob)
+  return report.auxiliary_loss + policy_loss(report.policy, cost, cost > 0)
+
+
+# Layers that are measured side by side share what is large.
+@functools.lru_cache(maxsize=1)
+def _experts(num_experts: int, d_model: int, d_ff: int, dtype: jnp.dtype) -> Experts:
+  return Experts(num_experts, d_model, d_ff, "gelu", dtype, rngs=nnx.Rngs(0))
+
+
+@functools.lru_cache(maxsize=1)
+def _batch(batch: int, length: int, d_model: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+  """Tokens `[B, T, d]`, the gradient that comes back, and what else a layer may look at."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  x, cotangent = (jax.random.normal(key, (batch, length, d_model), dtype) for key in keys[:2])
+  about = {
+    "segments": jnp.ones((batch, length), jnp.int32),
+    "ids": jax.random.randint(keys[2], (batch, length), 2, VOCABULARY),
+    "positions": jnp.broadcast_to(jnp.arange(length), (batch, length)),
+    "key": keys[3],
+  }
+  return x, cotangent, about

@@ -1,0 +1,112 @@
+"""What random routers tell about the next token: nats per token, for expert choice of any pool and its causal forms.
+
+    python scripts/benchmarks/leaks.py --results results/leaks.json
+
+Tokens are independent and uniform over 8 ids. A router's logits are a table by token, standard normal, plus a small
+bias by position, which breaks the ties of equal tokens; every repetition draws another router. Plain expert choice
+takes pools of adjacent tokens, a sequence being one pool; the others read sequences of 16 tokens, 32 in a batch. The
+standard errors are over routers.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moe.config import build
+from moe.evaluation.mask_information import Masks, mask_information
+from moe.routing import RouterConfig, RouterInput, RouterState, Site
+from moe.routing.weights import expert_weights
+
+VOCABULARY, EXPERTS, SEQUENCES, POSITION_BIAS = 8, 4, 32, 0.3
+POOLS = (4, 8, 16, 64)
+CAUSAL = {
+  "position_grouped": {},
+  "prefix_rank": {"slack": None},
+  "threshold": {"slack": None},
+  "token_choice": {"capacity_factor": None},
+}
+LENGTH = 16
+
+
+def random_masks(name: str, options: dict, sequences: int, length: int, seed: int) -> Masks:
+  """From int32 `[B, T]` in batches of `sequences` to the masks `[B, T, E]` of a router that `seed` draws."""
+  config = build(RouterConfig, {"name": name, **options})
+  # One feature for each token id and one for each position: the kernel is the two tables.
+  router = config.make(Site(VOCABULARY + length, EXPERTS), nnx.Rngs(seed))
+  scale = jnp.where(jnp.arange(VOCABULARY + length) < VOCABULARY, 1.0, POSITION_BIAS)
+  router.kernel[...] = scale[:, None] * jax.random.normal(jax.random.key(seed), router.kernel.shape)
+  positions = jnp.broadcast_to(jnp.arange(length), (sequences, length))
+  groups = config.router.groups(config.options, sequences, length)
+  graph, variables = nnx.split(router)
+
+  def inputs(ids):
+    tokens = jnp.concatenate([jax.nn.one_hot(ids, VOCABULARY), jax.nn.one_hot(positions, length)], axis=-1)
+    return RouterInput(*(groups.cut(array) for array in (tokens, ids >= 0, ids, positions)))
+
+  @jax.jit
+  def trained(variables, ids):
+    router = nnx.merge(graph, variables)
+    router(inputs(ids), training=True)
+    return nnx.state(router)
+
+  if jax.tree.leaves(nnx.state(router, RouterState)):
+    for key in jax.random.split(jax.random.key(seed + 1), 50):
+      variables = trained(variables, jax.random.randint(key, (sequences, length), 0, VOCABULARY))
+
+  @jax.jit
+  def routings(batches):
+    return jax.lax.map(lambda ids: nnx.merge(graph, variables)(inputs(ids), training=False).routing, batches)
+
+  def masks(rows):
+    found = routings(rows.reshape(-1, sequences, length))
+    return (expert_weights(found, groups, sequences, length) > 0).reshape(*rows.shape, EXPERTS)
+
+  return masks
+
+
+def measure(name: str, options: dict, sequences: int, length: int, tokens: int, seeds: int) -> dict[str, float]:
+  """Mean and standard error over `seeds` routers, of `tokens` tokens each."""
+  blocks, batches = 2, 4
+  rows = max(tokens // (length * blocks * batches * sequences), 1) * sequences
+  found = []
+  for seed in range(seeds):
+    masks = random_masks(name, options, sequences, length, seed)
+    each = mask_information(
+      masks, range(VOCABULARY), rows, length, jax.random.key(seed), batches=batches, blocks=blocks
+    )
+    found.append(float(each.nats))
+  return {"nats": float(np.mean(found)), "standard_error": float(np.std(found, ddof=1) / np.sqrt(seeds))}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--tokens", type=int, default=2_000_000, help="for each router")
+  parser.add_argument("--seeds", type=int, default=12, help="routers of each kind")
+  parser.add_argument("--results", type=pathlib.Path, help="a new JSON file")
+  arguments = parser.parse_args()
+  if arguments.results and arguments.results.exists():
+    parser.error(f"--results {arguments.results} exists; name a new file")
+
+  rows = {f"expert_choice, pool of {pool}": ("expert_choice", {"group_size": pool}, 1, pool) for pool in POOLS}
+  rows |= {name: (name, options, SEQUENCES, LENGTH) for name, options in CAUSAL.items()}
+  results = {}
+  print("| router | nats | standard error |\n|---|---|---|")
+  for label, row in rows.items():
+    started = time.perf_counter()
+    results[label] = measure(*row, arguments.tokens, arguments.seeds)
+    results[label]["seconds"] = time.perf_counter() - started
+    print("| {} | {nats:.5f} | {standard_error:.5f} |".format(label, **results[label]), flush=True)
+  if arguments.results:
+    settings = {"tokens": arguments.tokens, "seeds": arguments.seeds, "position_bias": POSITION_BIAS}
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    arguments.results.write_text(json.dumps({"settings": settings, "routers": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,144 @@
+"""Expert parallelism next to data parallelism: time of the same train step on several meshes, and the bytes it sends.
+
+    python scripts/benchmarks/mesh.py --results results/mesh.json
+
+On a machine without accelerators the devices are threads of its CPU. They share its cores, so the time says how much
+work a mesh adds or saves (weights that are updated once instead of on every replica, say), and nothing about a network:
+what a network would carry is in the bytes.
+
+Bytes are those that one device sends in one step, by kind, if an all-reduce and an all-gather are rings and an
+all-to-all goes straight. Measured are all collectives of the compiled program, read off its text, loops multiplied out.
+Planned, with D x P devices along data and expert, in float32:
+
+  all-to-all  4 L S d * 4 B * (P - 1) / P: in each of L layers with experts, S slots of a device's own tokens go to
+              their experts and come back, and so do their gradients
+  all-reduce  2 (DP - 1) / DP * 4 B of every parameter that all devices hold, and 2 (D - 1) / D * 4 B of every weight
+              of a device's own experts: their gradients
+  all-gather  nothing
+
+What is measured beyond that: a tied embedding's gradient is reduced twice, once as it is read and once as it makes
+logits; sums of losses, metrics and norms.
+"""
+
+import argparse
+import collections
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from moe.config import ConfigError
+from moe.models.count import count_parameters
+from moe.parallel.host_memory import keep_freed_memory
+from moe.planning import hlo
+from moe.planning.costs import program_costs
+from moe.training.experiment import ExperimentConfig
+from scripts.benchmarks.command_line import add_small_model, new_file, positive, write
+from scripts.benchmarks.cost_tables import KINDS, mesh_table
+from scripts.benchmarks.step_programs import RunningStep, small_config
+from scripts.benchmarks.timing import Times, about, measure
+
+FLOAT32 = 4
+
+
+def planned_bytes(config: ExperimentConfig, mesh: Mesh) -> dict[str, float]:
+  """What one device sends in one step by the closed form above; of a decoder with expert choice within sequences."""
+  model, data = config.model, config.data
+  rows, experts = mesh.shape["data"] * mesh.shape["expert"], mesh.shape["expert"]
+  factor = model.decoder_router.options.capacity_factor
+  layers = model.decoder_layers // model.moe_every
+  slots = factor * data.batch_size * data.targets_length / rows
+  parameters = count_parameters(model, factor)
+  common, own = parameters.total - parameters.experts, parameters.experts / experts
+  return {
+    "all-to-all": 4 * layers * slots * model.d_model * FLOAT32 * _others(experts),
+    "all-reduce": 2 * FLOAT32 * (_others(rows) * common + _others(mesh.shape["data"]) * own),
+    "all-gather": 0.0,
+    "other": 0.0,
+  }
+
+
+def measured_bytes(text: str, devices: int) -> dict[str, float]:
+  """What one device sends in one run of a compiled program, given its HLO.
+
+  Raises:
+    ValueError: a collective stands in a loop whose length is known only when it runs.
+  """
+  sent: dict[str, float] = collections.Counter(dict.fromkeys(KINDS, 0.0))
+  for cost in program_costs(hlo.parse(text), devices).costs:
+    if cost.collective is None:
+      continue
+    if not cost.known:
+      raise ValueError(f"{cost.name} runs nobody knows how often: it stands in a loop whose length the data decides")
+    kind = cost.collective.kind
+    share = 1.0 if kind == "collective-permute" else _others(cost.collective.groups.shape[1])
+    twice = 2 if kind == "all-reduce" else 1
+    sent[kind if kind in KINDS else "other"] += cost.runs * twice * share * cost.collective.bytes
+  return dict(sent)
+
+
+def _others(devices: int) -> float:
+  """The share of an array that is not a device's own."""
+  return (devices - 1) / devices
+
+
+def rows(
+  steps: dict[str, RunningStep], configs: dict[str, ExperimentConfig], times: dict[str, Times]
+) -> dict[str, Any]:
+  """The results by mesh; ratios are to the first."""
+  first = times[next(iter(steps))]
+  return {
+    name: {
+      "ratio": times[name].median / first.median,
+      "measured": measured_bytes(step.compiled.as_text(), step.mesh.size),
+      "planned": planned_bytes(configs[name], step.mesh),
+      "seconds": times[name].work,
+      "wall_seconds": times[name].wall,
+    }
+    for name, step in steps.items()
+  }
+
+
+def _mesh(text: str) -> tuple[int, int]:
+  sizes = text.split("x")
+  if len(sizes) != 2:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected DATAxEXPERT, such as 2x4")
+  return positive(sizes[0]), positive(sizes[1])
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument(
+    "--meshes", type=_mesh, nargs="+", default=[(8, 1), (4, 2), (2, 4), (1, 8)], metavar="DATAxEXPERT"
+  )
+  add_small_model(parser, batch=16, length=128, about_length="tokens of a sequence, which are a routing group")
+  parser.add_argument("--repeats", type=positive, default=9)
+  parser.add_argument("--results", type=new_file, help="a new JSON file with every measured time")
+  arguments = parser.parse_args()
+  devices = arguments.meshes[0][0] * arguments.meshes[0][1]
+  jax.config.update("jax_num_cpu_devices", devices)
+  if jax.default_backend() == "cpu":
+    keep_freed_memory()
+  if len(jax.devices()) < devices:
+    parser.error(f"--meshes needs {devices} devices, here are {len(jax.devices())}")
+
+  names = ("d_model", "d_ff", "layers", "batch", "length", "experts")
+  sizes = {name: getattr(arguments, name) for name in names} | {"width": arguments.top_k * arguments.d_ff}
+  router = {"name": "expert_choice", "capacity_factor": arguments.top_k, "group_size": arguments.length}
+  try:
+    configs = {
+      f"{data} x {expert}": small_config(**sizes, router=router, mesh={"data": data, "expert": expert})
+      for data, expert in arguments.meshes
+    }
+    steps = {name: RunningStep(config, jax.devices()[:devices]) for name, config in configs.items()}
+  except ConfigError as error:
+    parser.error(str(error))
+
+  found = rows(steps, configs, measure({name: (step, ()) for name, step in steps.items()}, arguments.repeats))
+  print("\n".join(mesh_table(found)))
+  if arguments.results:
+    write({"settings": about(arguments), "meshes": found}, arguments.results)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,65 @@
+"""Runs the README's quickstart as a user would and records what came of it.
+
+python scripts/benchmarks/quickstart.py --workdir runs/quickstart --results results/quickstart.json
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from flax import nnx
+
+from moe.evaluation.summary import gzip_bits_per_byte
+from moe.models import make_model
+from moe.training.metrics import read_metrics
+from moe.training.workdir import Workdir
+
+COMMAND = ["-m", "moe.train", "--config", "configs/quickstart.py"]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a folder that does not exist yet")
+  parser.add_argument("--results", type=pathlib.Path, required=True, help="a new JSON file")
+  parser.add_argument("--figure", type=pathlib.Path, help="where the loss figure is copied to")
+  arguments = parser.parse_args()
+  for path in (arguments.workdir, arguments.results):
+    if path.exists():
+      parser.error(f"{path} exists; name a new one")
+
+  start = time.perf_counter()
+  subprocess.run([sys.executable, *COMMAND, "--workdir", str(arguments.workdir)], check=True)
+  seconds = time.perf_counter() - start
+
+  workdir = Workdir(arguments.workdir)
+  config = workdir.load_config()
+  records = read_metrics(workdir.metrics)
+  train = [record for record in records if record["kind"] == "train"]
+  model = nnx.eval_shape(lambda: make_model(config.model, nnx.Rngs(0)))
+  results = {
+    "minutes": seconds / 60,
+    "steps": config.train.steps,
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) / 1e6,
+    "bits_per_byte": records[-1]["bits_per_byte"],
+    "gzip_bits_per_byte": gzip_bits_per_byte(config.data),
+    "input_wait": float(np.mean([record["input_wait"] for record in train])),
+    "tokens_per_second": float(np.median([record["tokens_per_second"] for record in train])),
+    "validation": [[r["step"], r["bits_per_byte"]] for r in records if r["kind"] == "validation"],
+    "train": [[r["step"], r["bits_per_byte"]] for r in train],
+    "jax": jax.__version__,
+    "python": sys.version.split()[0],
+  }
+  arguments.results.parent.mkdir(parents=True, exist_ok=True)
+  arguments.results.write_text(json.dumps(results) + "\n")
+  if arguments.figure:
+    shutil.copy(workdir.figure, arguments.figure)
+
+
+if __name__ == "__main__":
+  main()

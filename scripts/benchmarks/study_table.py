@@ -1,0 +1,35 @@
+"""Plans of one study side by side, as a Markdown table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe import markdown
+from moe.planning.account import Plan
+from moe.planning.page import memory_of
+
+_HEAD = (
+  *("", "ms a step", "x the first", "MoE layers, ms", "of it experts", "router", "dispatch and combine"),
+  *("collectives, ms", "GiB a chip", "GFLOP a token"),
+)
+
+
+def study_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """Lines of the table of a results file of `scripts/benchmarks/plans.py`; ratios are to its first plan."""
+  plans = {name: Plan(**one["plan"]) if "plan" in one else one["why"] for name, one in found.items()}
+  first = next(plan for plan in plans.values() if isinstance(plan, Plan))
+  empty = [""] * (len(_HEAD) - 2)
+  rows = ([name, *(_cells(plan, first) if isinstance(plan, Plan) else [plan, *empty])] for name, plan in plans.items())
+  return markdown.table(_HEAD, rows)
+
+
+def _cells(plan: Plan, first: Plan) -> list[str]:
+  parts = [1e3 * plan.parts.get(part, 0.0) for part in ("experts", "router", "dispatch and combine")]
+  return [
+    f"{1e3 * plan.seconds:.0f}",
+    f"{plan.seconds / first.seconds:.2f}",
+    f"{1e3 * plan.moe_share * plan.seconds:.0f}",
+    *(f"{part:.0f}" for part in parts),
+    f"{1e3 * plan.kinds['collective']:.0f}",
+    memory_of(plan),
+    f"{plan.forward_flops_per_token / 1e9:.2f}",
+  ]

@@ -1,0 +1,65 @@
+"""A layer with each router there is: what the backward pass recomputes, and when state moves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe.experts.layer import MoE
+from moe.routing import ROUTERS, RouterConfig
+
+BATCH, LENGTH, WIDTH, EXPERTS, VOCABULARY = 4, 12, 6, 4, 50
+KEYS = jax.random.split(jax.random.key(0), 3)
+X, COTANGENT = (jax.random.normal(key, (BATCH, LENGTH, WIDTH)) for key in KEYS[:2])
+SEGMENTS = jnp.ones((BATCH, LENGTH), jnp.int32).at[1, 9:].set(0)
+POSITIONS = jnp.broadcast_to(jnp.arange(LENGTH), (BATCH, LENGTH))
+IDS = jax.random.randint(KEYS[2], (BATCH, LENGTH), 2, VOCABULARY)
+
+
+def layer(name: str):
+  """Structure, parameters and state of a layer whose router makes unequal choices."""
+  config = RouterConfig(name, ROUTERS[name].Options())
+  moe = MoE(EXPERTS, WIDTH, 8, "gelu", config, jnp.float32, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
+  if hasattr(moe.router, "kernel"):
+    moe.router.kernel[...] = jax.random.normal(jax.random.key(9), moe.router.kernel.shape)
+  return nnx.split(moe, nnx.Param, ...)
+
+
+def apply(graph, params, state, x, *, training: bool):
+  """Output, what training adds to the loss, routing and the state afterwards."""
+  moe = nnx.merge(graph, params, state, copy=True)
+  key = jax.random.key(5) if training else None
+  y, report = moe(x, segments=SEGMENTS, ids=IDS, positions=POSITIONS, training=training, key=key)
+  extra = report.auxiliary_loss
+  if report.policy is not None:
+    extra += (report.policy.log_prob * COTANGENT[..., 0] + report.policy.baseline).sum()
+  return y, extra, report.routing, nnx.state(moe, nnx.Not(nnx.Param))
+
+
+@pytest.mark.parametrize("name", sorted(ROUTERS))
+def test_a_recomputed_layer_decides_the_same_and_moves_its_state_once(name):
+  graph, params, state = layer(name)
+
+  def run(params, x):
+    return apply(graph, params, state, x, training=True)
+
+  def gradients(run):
+    def loss(params, x):
+      y, extra, routing, after = run(params, x)
+      return jnp.vdot(y, COTANGENT) + extra, (routing, after)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, X)
+
+  plain, recomputed = gradients(run), gradients(jax.checkpoint(run))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed)
+  assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(plain[0]))
+
+
+@pytest.mark.parametrize("name", sorted(ROUTERS))
+def test_evaluation_moves_no_state_and_padding_comes_back_as_zero(name):
+  graph, params, state = layer(name)
+  y, _, _, after = jax.jit(lambda x: apply(graph, params, state, x, training=False))(X)
+  jax.tree.map(np.testing.assert_array_equal, state, after)
+  np.testing.assert_array_equal(y[1, 9:], 0)
+  assert (y[0] != 0).any()

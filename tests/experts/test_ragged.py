@@ -1,0 +1,123 @@
+"""Ragged experts against each expert's own network on its own run of rows."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+
+from moe.experts.kernels import blocks as ragged_blocks
+from moe.experts.kernels import pallas_gpu as grouped_gpu
+from moe.experts.kernels import pallas_tpu as grouped_tpu
+from moe.experts.kernels import ragged
+from moe.experts.kernels import tiles as ragged_tiles
+from moe.nn.activations import ACTIVATIONS
+from tests.experts.ragged_cases import CASES, EXPERTS, assert_close, cotangent_of, expected, problem
+
+KERNELS = {"tpu": grouped_tpu.KERNELS, "gpu": grouped_gpu.KERNELS}
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+  """Kernels run on the CPU, and what they leave unwritten is NaN."""
+  monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
+
+
+def both_ways(implementation, activation, arguments, cotangent):
+  """The output and the gradients by tokens, weight, ups and down."""
+  module, kernels = (ragged_tiles, [KERNELS[implementation]]) if implementation in KERNELS else (ragged_blocks, [])
+  out = jax.jit(functools.partial(module.forward, *kernels, activation))(*arguments)
+  return out, jax.jit(functools.partial(module.backward, *kernels, activation))(*arguments, cotangent)
+
+
+@pytest.mark.parametrize(("sizes", "form"), CASES)
+def test_values_and_gradients_are_those_of_each_expert_on_its_run(sizes, form):
+  arguments = problem(sizes, form == "geglu")
+
+  @jax.jit
+  def both(tokens, rows, weight, sizes, ups, down):
+    def out(tokens, weight, ups, down):
+      return ragged.ragged_feed_forward(ACTIVATIONS[form], tokens, rows, weight, sizes, ups, down)
+
+    y, pull_back = jax.vjp(out, tokens, weight, ups, down)
+    return y, pull_back(cotangent_of(arguments))
+
+  assert_close(both(*arguments), expected(ACTIVATIONS[form], arguments, cotangent_of(arguments)))
+
+
+@pytest.mark.parametrize(("sizes", "form"), CASES)
+@pytest.mark.parametrize("platform", KERNELS)
+def test_kernels_give_the_same(interpreted, platform, sizes, form):
+  arguments = problem(sizes, form == "geglu")
+  found = both_ways(platform, ACTIVATIONS[form], arguments, cotangent_of(arguments))
+  assert_close(found, expected(ACTIVATIONS[form], arguments, cotangent_of(arguments)))
+
+
+@pytest.mark.parametrize("implementation", ["blocks", *KERNELS])
+def test_sums_of_bfloat16_experts_are_float32(interpreted, implementation):
+  """A thousand small contributions to one token would be lost one after the other in bfloat16."""
+  tokens, rows = jnp.ones((2, 16), jnp.bfloat16), jnp.zeros(1024, jnp.int32)
+  one = jnp.zeros((1, 16, 16), jnp.bfloat16).at[0, 0, 0].set(1)
+  arguments = (tokens, rows, jnp.full(1024, 1 / 1024), jnp.array([1024]), [one], one)
+  out, _ = both_ways(implementation, lambda x: x, arguments, tokens)
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(out[:, 0], [1, 0])
+
+
+@pytest.mark.parametrize("implementation", ["blocks", *KERNELS])
+def test_rows_that_belong_to_no_expert_may_hold_anything(interpreted, implementation):
+  tokens, rows, weight, sizes, ups, down = problem((30, 0, 40), gated=False)
+  tokens, rows = tokens.at[49].set(jnp.nan), jnp.where(rows == 49, 0, rows).at[70:].set(49)
+  arguments = (tokens, rows, weight.at[70:].set(jnp.nan), sizes, ups, down)
+  found = both_ways(implementation, jax.nn.gelu, arguments, cotangent_of(arguments).at[49].set(jnp.inf))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+def lowered(platform, width):
+  """The program for a platform, its gradients included."""
+  matrices = jax.ShapeDtypeStruct((EXPERTS, width, 2 * width), jnp.bfloat16)
+  tokens = jax.ShapeDtypeStruct((64, width), jnp.bfloat16)
+  integers, weight = (jax.ShapeDtypeStruct((128,), dtype) for dtype in (jnp.int32, jnp.float32))
+
+  def loss(tokens, weight, up, down, rows, sizes):
+    return ragged.ragged_feed_forward(jax.nn.gelu, tokens, rows, weight, sizes[:EXPERTS], [up], down).sum()
+
+  traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).trace(
+    tokens, weight, matrices, matrices, integers, integers
+  )
+  return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(
+  ("platform", "width", "calls"),
+  [("tpu", 128, 7), ("tpu", 24, 7), ("cuda", 128, 7), ("cuda", 24, 0), ("cpu", 128, 0), ("rocm", 128, 0)],
+)
+def test_platforms_with_kernels_use_them_for_all_seven_products(platform, width, calls):
+  """A network's 2, its gradients' 4, and one anew; Triton takes no width of 24."""
+  program = lowered(platform, width)
+  assert program.count("tpu_custom_call") + program.count("xla.gpu.triton") == calls
+  assert "ragged_dot" not in program
+
+
+def test_only_the_tiles_that_hold_assignments_are_counted_and_every_expert_has_one():
+  def count(*sizes):
+    return int(ragged_tiles.cut(jnp.array(sizes), 4096, 128).used)
+
+  assert count(0, 0, 0) == 3
+  assert count(1, 0, 128) == 3
+  assert count(129, 0, 1) == 4
+  assert count(4096, 0, 0) == 34
+
+
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (400, 0, 0), (1, 398, 1), (128, 128, 144), (129, 1, 257)])
+def test_tiles_hold_every_assignment_once_and_beside_its_own_expert_only(sizes):
+  tiles = ragged_tiles.cut(jnp.array(sizes), 400, 128)
+  expert, place = np.repeat(tiles.expert, 128), np.asarray(tiles.place)
+  held = place < 400
+  np.testing.assert_array_equal(place[held], np.arange(sum(sizes)))
+  np.testing.assert_array_equal(expert[held], np.repeat(np.arange(3), sizes))
+  assert (np.diff(tiles.expert) >= 0).all()
+  assert held.sum() == held[: int(tiles.used) * 128].sum()
+  np.testing.assert_array_equal(np.asarray(tiles.expert)[tiles.first], np.arange(3))

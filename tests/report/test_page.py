@@ -1,0 +1,169 @@
+"""The page: one well-formed file that asks for nothing, whose charts say what they show, and no text of which runs."""
+
+import dataclasses
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from moe.report.collect import Run
+from moe.report.page import render
+from moe.report.sections import SECTIONS
+from moe.report.sections.runs import fields_of, router_text
+from tests.report.runs import TOKENS, make_layer, make_run
+
+ATTACK = "</script><script>alert('&')</script><img src=x onerror=\"alert(1)\">"
+DECODER = {"architecture": "decoder", "encoder_layers": 0, "encoder_router": None}
+LEAKING = DECODER | {"decoder_router": {"name": "expert_choice"}, "allow_future_leakage": True}
+DENSE = {"num_experts": 0, "encoder_router": None}
+
+
+def parsed(*runs: Run) -> ElementTree.Element:
+  page = render(runs)
+  doctype, rest = page.split("\n", 1)
+  assert doctype == "<!doctype html>"
+  return ElementTree.fromstring(rest)
+
+
+def text_of(element) -> str:
+  return "".join(element.itertext())
+
+
+def section(root, title):
+  (found,) = [part for part in root.iter("section") if part.find("h2").text == title]
+  return found
+
+
+@pytest.fixture(scope="module")
+def two():
+  many = {"encoder/layer_0": make_layer(experts=16, per_token=3, seed=1), "decoder/layer_0": make_layer(experts=16)}
+  second = make_run("second", many, num_experts=16, decoder_router={"name": "glam"})
+  return parsed(make_run("first"), second)
+
+
+def test_every_section_is_there_and_linked(two):
+  titles = [part.find("h2").text for part in two.iter("section")]
+  # All but causality: these runs are records without a model that could be asked.
+  assert len(titles) == len(SECTIONS) - 1 and "Causality" not in titles
+  assert [link.text for link in two.find("body/nav")] == titles
+  assert [link.get("href") for link in two.find("body/nav")] == [f"#{part.get('id')}" for part in two.iter("section")]
+
+
+def test_every_chart_has_a_title_and_a_label_on_both_axes(two):
+  charts = list(two.iter("svg"))
+  assert len(charts) > 15
+  for chart in charts:
+    classes = [text.get("class").split()[0] for text in chart.iter("text")]
+    labels = [text.text for text in chart.iter("text") if text.get("class").startswith("label")]
+    assert classes.count("title") == 1 and len(labels) == 2 and all(labels), ElementTree.tostring(chart)
+    assert classes.count("tick") >= 4
+
+
+def test_it_is_one_file_that_asks_for_nothing(two):
+  for element in two.iter():
+    assert element.tag not in ("link", "iframe", "object", "embed", "img", "image", "use")
+    assert "src" not in element.attrib
+    assert element.get("href", "#").startswith("#")
+  page = render([make_run()])
+  assert not re.search(r"https?:|//[a-z]|url\(|@import", page)
+  (policy,) = [element.get("content") for element in two.iter("meta") if element.get("http-equiv")]
+  assert policy.startswith("default-src 'none'; ")
+
+
+def test_ids_are_unique(two):
+  ids = [element.get("id") for element in two.iter() if element.get("id")]
+  assert len(ids) == len(set(ids))
+
+
+def test_hostile_text_stays_text():
+  root = parsed(make_run(ATTACK, texts=dict.fromkeys(range(6), ATTACK)))
+  assert len(list(root.iter("script"))) == 1 and list(root.iter("img")) == []
+  tokens = [span for span in section(root, "A passage, token by token").iter("span") if span.get("data-tip")]
+  assert {span.text for span in tokens} == {ATTACK}
+  assert ATTACK in text_of(root.find("body/header"))
+
+
+def test_the_passage_shows_every_token_with_its_experts_by_weight():
+  layer = make_layer()
+  passage = section(parsed(make_run(layers={"encoder/layer_0": layer})), "A passage, token by token")
+  examples = [element for element in passage.iter("div") if element.get("class") == "code"]
+  assert len(examples) == TOKENS // 12
+  spans = [span for example in examples for span in example]
+  assert [span.text for span in spans] == ["abcdef"[i] for i in layer.ids]
+  assert {span.get("class") for span in spans} == {"t n2"}
+  first = sorted(range(4), key=lambda expert: -layer.weights[0, expert])[:2]
+  assert spans[0].get("data-tip") == ", ".join(f"expert {e} ({layer.weights[0, e]:.2f})" for e in first)
+
+
+def test_only_the_chosen_layer_of_the_passage_is_shown():
+  layers = {"encoder/layer_0": make_layer(), "encoder/layer_1": make_layer(seed=2)}
+  passage = section(parsed(make_run(layers=layers)), "A passage, token by token")
+  assert [option.text for option in passage.iter("option")] == list(layers)
+  shown = [element.get("hidden") for element in passage.iter("div") if element.get("class") == "passage"]
+  assert shown == [None, "hidden"]
+
+
+def test_leakage_is_said_first_and_with_every_mention_of_a_loss():
+  leaking = make_run("leaking", {"decoder/layer_0": make_layer()}, **LEAKING)
+  root = parsed(make_run("honest"), leaking)
+  runs = section(root, "Runs")
+  (warning,) = [part for part in runs.iter("p") if part.get("class") == "warning"]
+  assert text_of(warning).startswith("FUTURE LEAKAGE in leaking")
+  legend = section(root, "Loss and perplexity").find("p")
+  assert [text_of(key) for key in legend][:2] == ["honest", "leaking (future leakage)"]
+  assert "FUTURE LEAKAGE" not in render([make_run("honest")])
+
+
+def test_a_dense_run_has_curves_and_a_word_about_routers():
+  root = parsed(make_run("plain", {}, **DENSE))
+  assert [part.find("h2").text for part in root.iter("section")] == ["Runs", "Loss and perplexity", "Routers"]
+  assert "Dense, without routers: plain." in text_of(root)
+  beside = parsed(make_run("routed"), make_run("plain", {}, **DENSE))
+  assert "Dense, without routers: plain." in text_of(section(beside, "Load of the experts"))
+
+
+def test_the_configs_of_several_runs_are_compared_field_by_field():
+  first, second = make_run("first"), make_run("second", d_ff=64)
+  (table,) = [t for t in section(parsed(first, second), "Runs").iter("table") if t.find("thead/tr/th").text == "field"]
+  assert [[text_of(cell) for cell in row] for row in table.find("tbody")] == [["model.d_ff", "32", "64"]]
+  fields = fields_of(first.trained.config)
+  assert fields["model.encoder_router"] == "expert_choice (defaults)" and fields["train.steps"] == "12"
+  glam = make_run(decoder_router={"name": "glam", "capacity_factor": 2.5}).trained.config.model.decoder_router
+  assert router_text(glam) == "glam (capacity_factor = 2.5)"
+
+
+def test_dead_experts_are_named():
+  layer = make_layer()
+  layer.chosen[:, 3] = False
+  (row,) = section(parsed(make_run(layers={"encoder/layer_0": layer})), "Load of the experts").findall(".//tbody/tr")
+  assert [text_of(cell) for cell in row][:4] == ["encoder/layer_0", "run", "1 of 4: 3", "1 of 4: 3"]
+
+
+def test_an_even_load_is_said_in_words_instead_of_an_empty_map():
+  layer = make_layer(per_token=4)
+  load = section(parsed(make_run(layers={"encoder/layer_0": layer})), "Load of the experts")
+  assert "an even load, 25% for every expert" in text_of(load) and list(load.iter("svg")) == []
+
+
+def test_the_histogram_tips_are_the_observed_shares_and_the_binomial():
+  tips = [e.get("data-tip") for e in section(parsed(make_run()), "Experts per token").iter() if e.get("data-tip")]
+  assert "2 experts: 100.0% of tokens" in tips
+  assert "2 experts by chance: 37.5%" in tips  # C(4, 2) / 2^4
+
+
+def test_damaged_and_missing_checkpoints_are_named_beside_the_churn():
+  damaged = dataclasses.replace(make_run("damaged"), unreadable=[10])
+  single = dataclasses.replace(make_run("single"), churn={"encoder/layer_0": []})
+  part = section(parsed(damaged, single), "Churn between checkpoints")
+  assert "damaged: checkpoints [10] are damaged and left out." in text_of(part)
+  assert "single: one checkpoint only; config.train.keep" in text_of(part)
+  tips = [dot.get("data-tip") for dot in part.iter("circle")]
+  assert tips == ["damaged, up to step 20: 50.0%", "damaged, up to step 30: 25.0%"]
+
+
+def test_records_that_json_could_not_hold_as_numbers_are_left_out():
+  run = make_run()
+  run.records[0]["loss"] = "nan"
+  run.records[1]["encoder/layer_0/load"] = ["nan"] * 4
+  root = parsed(run)
+  assert "nan" not in " ".join(path.get("d", "") for path in root.iter("path")).lower()

@@ -1,0 +1,96 @@
+"""`python -m moe.report` as a user calls it, on runs of a few steps."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from moe.models import make_model
+from moe.training import metrics
+from moe.training.checkpoint import Checkpoints
+from moe.training.experiment import load_config
+from moe.training.feed import describe, open_vocabulary
+from moe.training.state import TrainState, split
+from moe.training.trainer import train
+from moe.training.workdir import Workdir
+from tests.training.tiny import tiny_mapping
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(corpus, tmp_path_factory, compiled_programs):
+  """An encoder-decoder with three checkpoints; and a decoder that leaks the future, untrained and without records."""
+  folder, mapping = tmp_path_factory.mktemp("runs"), tiny_mapping(corpus, steps=6, checkpoint_every=2, keep=3)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(metrics, "_tensorboard", lambda folder: None)  # TensorFlow takes seconds to be imported
+    train(load_config(mapping), folder / "causal")
+  model = {name: value for name, value in mapping["model"].items() if not name.startswith("encoder")}
+  model |= {"architecture": "decoder", "decoder_router": {"name": "expert_choice"}, "allow_future_leakage": True}
+  save_untrained(load_config(mapping | {"model": model}), Workdir(folder / "leaking"))
+  return folder
+
+
+def save_untrained(config, place):
+  place.claim(config)
+  _, params, router_state = split(make_model(config.model, nnx.Rngs(0)))
+  checkpoints = Checkpoints(place.checkpoints)
+  about = {"vocabulary": describe(open_vocabulary(config))}
+  checkpoints.save(TrainState(jnp.int32(1), params, router_state, {"count": jnp.int32(0)}), {}, about)
+  checkpoints.close()
+
+
+def report(folder, compiled_programs, *arguments):
+  """Exit code, stdout and stderr of the main, called in `folder`."""
+  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled_programs, "JAX_PLATFORMS": "cpu"}
+  environment["PYTHONPATH"] = str(ROOT)
+  command = [sys.executable, "-m", "moe.report", *map(str, arguments)]
+  done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
+  return done.returncode, done.stdout, done.stderr
+
+
+def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(runs, compiled_programs, tmp_path):
+  arguments = [f"--workdir={runs / name}" for name in ("causal", "leaking")]
+  code, out, error = report(tmp_path, compiled_programs, *arguments, "--batches=1")
+  assert code == 0 and out.startswith("written to report.html"), error
+  page = (tmp_path / "report.html").read_text()
+  root = ElementTree.fromstring(page.split("\n", 1)[1])
+  titles = [text.text for text in root.iter("text") if text.get("class") == "title"]
+  assert {"Loss per token", "Dropped · encoder/layer_0", "Churn · encoder/layer_0"} <= set(titles)
+  assert any(title.startswith("Experts · decoder/layer_0 · leaking · mean 2.00") for title in titles)
+  churn = [e.get("data-tip") for e in root.iter("circle") if "up to step" in e.get("data-tip", "")]
+  assert [tip.split(":")[0] for tip in churn if tip.startswith("causal")] == [
+    "causal, up to step 4",
+    "causal, up to step 6",
+  ]
+  assert "leaking: one checkpoint only; config.train.keep" in page
+  (causality,) = [part for part in root.iter("section") if part.find("h2").text == "Causality"]
+  assert "sees later tokens" in "".join(causality.itertext())
+  assert "FUTURE LEAKAGE" in page and page.count("<script>") == 1
+
+  code, out, _ = report(tmp_path, compiled_programs, arguments[0], "--batches=1")
+  assert code == 0 and out.startswith("written to report-2.html")
+  assert (tmp_path / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize(
+  ("arguments", "code", "said"),
+  [
+    (["--workdir=nowhere"], 2, "nowhere holds no run"),
+    (["--workdir=young"], 1, "young has no checkpoint yet"),
+    (["--workdir=young", "--out=taken.html"], 2, "--out = 'taken.html': is there already"),
+    (["--workdir=young", "--out=no/page.html"], 2, "--out = 'no/page.html': there is no folder no"),
+    (["--workdir=young", "--batches=0"], 2, "--batches=0"),
+  ],
+)
+def test_what_is_wrong_is_one_line(corpus, compiled_programs, tmp_path, arguments, code, said):
+  Workdir(tmp_path / "young").claim(load_config(tiny_mapping(corpus)))
+  (tmp_path / "taken.html").write_text("mine")
+  found, _, error = report(tmp_path, compiled_programs, *arguments)
+  assert found == code and said in error and len(error.splitlines()) == 1, error
+  assert (tmp_path / "taken.html").read_text() == "mine"

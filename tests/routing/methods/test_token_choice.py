@@ -1,0 +1,275 @@
+"""Token choice: the published methods on gates small enough to follow by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.config import ConfigError, build
+from moe.routing import ROUTERS, Groups, RaggedRouting, RouterConfig, Site
+from moe.routing.methods.token_choice import second_by_chance
+from moe.routing.top_k import top_choices
+from tests.routing.naive import make, of_sequences, random_tokens, route, routing_of, token_weights
+
+EXPERTS = 4
+PROBS = np.float32([[0.5, 0.3, 0.1, 0.1], [0.6, 0.2, 0.1, 0.1], [0.5, 0.1, 0.3, 0.1], [0.1, 0.6, 0.2, 0.1]])
+
+
+def route_probs(name, probs, *, training=False, mask=None, key=None, **options):
+  """Routes one sequence whose router probabilities are given: their logarithms, through the identity."""
+  router = make(name, num_experts=EXPERTS, d_model=EXPERTS, **options)
+  router.kernel[...] = jnp.eye(EXPERTS)
+  mask = None if mask is None else jnp.array(mask)[None]
+  return route(router, jnp.log(jnp.array(probs))[None], training=training, mask=mask, key=key)
+
+
+def assert_tables(routing, token, weight):
+  np.testing.assert_array_equal(routing.token[0], token)
+  np.testing.assert_allclose(routing.weight[0], weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gshard", "glam"])
+def test_top_two_with_renormalised_gates(name):
+  # C = 2 * 4 / 4 = 2. Token 2 finds expert 0 full, token 3 finds expert 1 full; their second gates stay as they were.
+  output = route_probs(name, PROBS)
+  token = [[0, 1], [0, 1], [2, 3], [4, 4]]
+  assert_tables(output.routing, token, [[0.625, 0.75], [0.375, 0.25], [0.375, 0.25], [0, 0]])
+  assert float(output.metrics["dropped"]) == pytest.approx(2 / 8)
+
+
+def test_switch_has_one_raw_gate_and_drops_what_comes_too_late():
+  # C = 1.25 * 4 / 4 = 1 in training. Jitter is left out to keep the gates literal.
+  output = route_probs("switch", PROBS, training=True, jitter=0.0)
+  assert_tables(output.routing, [[0], [3], [4], [4]], [[0.5], [0.6], [0], [0]])
+  # C = 2 * 4 / 4 = 2 in evaluation.
+  evaluated = route_probs("switch", PROBS)
+  assert_tables(evaluated.routing, [[0, 1], [3, 4], [4, 4], [4, 4]], [[0.5, 0.6], [0.6, 0], [0, 0], [0, 0]])
+
+
+def test_an_earlier_second_choice_is_served_before_a_later_first_choice():
+  probs = np.float32([[0.1, 0.6, 0.2, 0.1], [0.3, 0.5, 0.1, 0.1], [0.6, 0.3, 0.05, 0.05], [0.1, 0.1, 0.2, 0.6]])
+  # C = 1. Expert 0 goes to token 1's second choice, though token 2 wants it first; GShard's queue would give it to 2.
+  output = route_probs("token_choice", probs, capacity_factor=1.0)
+  assert_tables(output.routing, [[1], [0], [0], [3]], [[0.3], [0.6], [0.2], [0.6]])
+
+
+def test_batch_priority_gives_the_only_slot_to_the_largest_gate():
+  output = route_probs("token_choice", PROBS, top_k=1, capacity_factor=1.0, order="batch_priority")
+  assert_tables(output.routing, [[1], [3], [4], [4]], [[0.6], [0.6], [0], [0]])
+
+
+def test_batch_priority_is_sequence_order_where_nothing_is_dropped():
+  tokens = random_tokens(2, 16)
+  orders = [make("token_choice", capacity_factor=4.0, order=order) for order in ("sequence", "batch_priority")]
+  by_sequence, by_priority = (of_sequences(routing_of(router, tokens), 2, 16) for router in orders)
+  np.testing.assert_allclose(by_sequence, by_priority, rtol=1e-6)
+
+
+def test_batch_priority_serves_padding_last_of_all():
+  output = route_probs(
+    "token_choice", PROBS, mask=[True, False, True, True], top_k=1, capacity_factor=1.0, order="batch_priority"
+  )
+  assert_tables(output.routing, [[0], [3], [4], [4]], [[0.5], [0.6], [0], [0]])
+
+
+@pytest.mark.parametrize("name", ["switch", "gshard", "glam", "token_choice"])
+def test_padding_takes_no_capacity(name):
+  tokens = random_tokens(1, 16)
+  mask = jnp.arange(16)[None] % 2 == 1
+  router = make(name, eval_capacity_factor=0.5)
+  routing = routing_of(router, tokens, mask=mask)
+  weights = token_weights(routing, 16, 4)[0]
+  assert np.isnan(weights[::2]).all()
+  # The same real tokens before 8 of padding: the same decisions.
+  front = jnp.concatenate([tokens[:, 1::2], tokens[:, ::2]], axis=1)
+  moved = token_weights(routing_of(router, front, mask=jnp.arange(16)[None] < 8), 16, 4)[0]
+  np.testing.assert_allclose(weights[1::2], moved[:8], rtol=1e-6)
+
+
+def test_dropless_keeps_every_choice_of_every_real_token():
+  mask = jnp.arange(16)[None] < 13
+  output = route(make("token_choice", capacity_factor=None), random_tokens(1, 16), mask=mask)
+  assert isinstance(output.routing, RaggedRouting)
+  assert int(output.routing.group_sizes.sum()) == 13 * 2
+  counts = (~np.isnan(token_weights(output.routing, 16, 4))).sum(-1)[0]
+  np.testing.assert_array_equal(counts, [2] * 13 + [0] * 3)
+  assert float(output.metrics["dropped"]) == 0
+
+
+def test_dropless_equals_a_capacity_that_drops_nothing():
+  tokens = random_tokens(2, 16)
+  ragged, slots = (
+    of_sequences(routing_of(make("token_choice", capacity_factor=c), tokens), 2, 16) for c in (None, 4.0)
+  )
+  np.testing.assert_allclose(ragged, slots, rtol=1e-6)
+
+
+def test_ties_go_to_the_expert_of_lower_index():
+  choices, _ = top_choices(jnp.full((3, 4), 0.25), 2, renormalize=False)
+  np.testing.assert_array_equal(choices, [[0, 1]] * 3)
+
+
+@pytest.mark.parametrize(("second", "probability"), [(0.1, 0.2), (0.25, 0.5), (0.5, 1.0), (0.7, 1.0), (0.0, 0.0)])
+def test_the_second_expert_is_kept_with_twice_its_gate(second, probability):
+  gates = jnp.broadcast_to(jnp.array([1 - second, second]), (10_000, 2))
+  kept = np.asarray(second_by_chance(gates, jax.random.key(0)))
+  assert kept[:, 0].all()
+  assert kept[:, 1].mean() == pytest.approx(probability, abs=5 * np.sqrt(0.25 / 10_000))
+
+
+def test_gshard_draws_the_second_expert_in_training_only():
+  router, tokens = make("gshard", capacity_factor=4.0), random_tokens(8, 32)
+  everyone = token_weights(routing_of(router, tokens), 32, 4)
+  output = route(router, tokens, training=True, key=jax.random.key(0))
+  drawn = token_weights(output.routing, 32, 4)
+  counts = (~np.isnan(drawn)).sum(-1)
+  assert set(np.unique(counts)) == {1, 2}
+  assert ((~np.isnan(everyone)).sum(-1) == 2).all()
+  kept = ~np.isnan(drawn)
+  np.testing.assert_allclose(drawn[kept], everyone[kept], rtol=1e-6)
+  assert float(output.metrics["dropped"]) == 0  # a second that was not drawn asked for no slot
+
+
+def test_switch_jitters_its_input_by_the_published_hundredth_in_training_only():
+  router, tokens = make("switch", capacity_factor=4.0, eval_capacity_factor=4.0), random_tokens(2, 64)
+  still = np.nansum(token_weights(routing_of(router, tokens), 64, 4), -1)
+  jittered = np.nansum(token_weights(routing_of(router, tokens, training=True, key=jax.random.key(0)), 64, 4), -1)
+  again = np.nansum(token_weights(routing_of(router, tokens, training=True, key=jax.random.key(0)), 64, 4), -1)
+  assert (still != jittered).mean() > 0.9
+  np.testing.assert_array_equal(jittered, again)
+  # |change of a logit| <= 0.01 * sum |x_i W_ie|, and a probability moves by at most half the spread of its logits.
+  reach = 0.01 * np.abs(tokens)[..., None] * np.abs(router.kernel[...])
+  assert (np.abs(still - jittered) <= 0.5 * reach.sum(-2).max(-1)).all()
+
+
+def test_noise_has_the_standard_deviation_asked_for_over_the_number_of_experts():
+  router = make("token_choice", noise=1.0, capacity_factor=None, top_k=1)
+  router.kernel[...] = jnp.zeros_like(router.kernel[...])
+  output = route(router, random_tokens(4, 256), training=True, key=jax.random.key(0))
+  # With equal logits the noise alone chooses: the experts are taken alike and the gates are a softmax of N(0, 1/16).
+  assert float(output.metrics["load_cv"]) < 0.15
+  expected = jax.nn.softmax(jax.random.normal(jax.random.key(1), (100_000, 4)) / 4).max(-1).mean()
+  assert float(output.routing.weight.mean()) == pytest.approx(float(expected), abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["switch", "gshard"])
+def test_a_random_router_without_a_key_is_an_error_in_training(name):
+  with pytest.raises(ValueError, match="key is None"):
+    route(make(name), random_tokens(1, 8), training=True)
+
+
+def test_the_auxiliary_loss_is_the_weighted_sum_of_the_losses():
+  weights = {"balance": 0.01, "importance": 0.02, "load": 0.03, "z": 0.04}
+  router = make("token_choice", noise=1.0, **{f"{name}_loss": weight for name, weight in weights.items()})
+  output = route(router, random_tokens(2, 16), training=True, key=jax.random.key(0))
+  assert output.losses.keys() == weights.keys()
+  expected = sum(weights[name] * float(loss) for name, loss in output.losses.items())
+  assert float(output.auxiliary_loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sigmoid_gates_are_those_of_each_chosen_expert_by_itself_and_can_be_renormalised():
+  tokens = random_tokens(1, 16)
+  plain, shared = (make("dropless", scores="sigmoid", renormalize=flag) for flag in (False, True))
+  weights = of_sequences(routing_of(plain, tokens), 1, 16)[0]
+  scores = np.asarray(jax.nn.sigmoid(tokens[0] @ plain.kernel[...]))
+  chosen = scores >= np.sort(scores, axis=-1)[:, 2:3]
+  np.testing.assert_array_equal(~np.isnan(weights), chosen)
+  np.testing.assert_allclose(np.nan_to_num(weights), scores * chosen, rtol=1e-5)
+  expected = scores * chosen / (scores * chosen).sum(-1, keepdims=True)
+  np.testing.assert_allclose(np.nan_to_num(of_sequences(routing_of(shared, tokens), 1, 16)[0]), expected, rtol=1e-5)
+
+
+def test_sigmoid_scores_enter_the_balance_loss_as_shares_of_their_sum():
+  router, tokens = make("dropless", scores="sigmoid"), random_tokens(2, 16)
+  output = route(router, tokens, training=True)
+  scores = np.asarray(jax.nn.sigmoid(tokens.reshape(32, -1) @ router.kernel[...]))
+  shares = (scores / scores.sum(-1, keepdims=True)).mean(0)
+  fraction = np.asarray(output.routing.group_sizes[0]) / 64
+  assert float(output.losses["balance"]) == pytest.approx(EXPERTS * float(fraction @ shares), rel=1e-5)
+
+
+def test_renormalised_gates_survive_scores_that_all_underflow():
+  _, gates = top_choices(jax.nn.sigmoid(jnp.full((1, 4), -200.0)), 2, renormalize=True)
+  np.testing.assert_array_equal(gates, 0)
+
+
+def test_the_causal_twin_of_batch_priority_serves_by_position():
+  config = build(RouterConfig, {"name": "batch_priority", "capacity_factor": 0.75, "group_size": 8})
+  twin = config.causal_twin()
+  assert twin.is_causal(training=True) and not config.is_causal(training=False)
+  assert (twin.options.order, twin.options.group_size, twin.options.capacity_factor) == ("sequence", 0, 0.75)
+  tokens = random_tokens(2, 16)
+  priority, by_position = (
+    make("batch_priority", capacity_factor=0.75, order=o) for o in ("batch_priority", "sequence")
+  )
+  kept = ~np.isnan(of_sequences(routing_of(by_position, tokens), 2, 16))
+  # The first tokens of each sequence are served; priority leaves some of them out.
+  assert kept[:, 0].sum() == 4
+  assert (kept != ~np.isnan(of_sequences(routing_of(priority, tokens), 2, 16))).any()
+
+
+PUBLISHED = {
+  "switch": {"top_k": 1, "capacity_factor": 1.25, "eval_capacity_factor": 2.0, "jitter": 0.01, "balance_loss": 0.01},
+  "gshard": {"top_k": 2, "capacity_factor": 2.0, "renormalize": True, "second_expert": "random", "balance_loss": 0.01},
+  "glam": {"top_k": 2, "capacity_factor": 2.0, "second_expert": "all", "balance_loss": 0.01},
+  "dropless": {"top_k": 2, "capacity_factor": None, "balance_loss": 0.01},
+  "batch_priority": {
+    "top_k": 2,
+    "capacity_factor": 1.05 * 2,
+    "order": "batch_priority",
+    "noise": 1.0,
+    "importance_loss": 0.005,
+    "load_loss": 0.005,
+    "balance_loss": 0.0,
+  },
+  "noisy_top_k": {"capacity_factor": None, "renormalize": True, "importance_loss": 0.1, "load_loss": 0.1},
+  "loss_free": {"capacity_factor": None, "scores": "sigmoid", "bias_rate": 0.001, "balance_loss": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_methods_come_with_their_published_options(name):
+  options = build(RouterConfig, {"name": name}).options
+  assert {field: getattr(options, field) for field in PUBLISHED[name]} == PUBLISHED[name]
+  assert options.queues_by_sequence == (options.capacity_factor is not None and name != "batch_priority")
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"top_k": 0}, "top_k = 0: expected at least 1"),
+    ({"capacity_factor": 0.0}, "capacity_factor = 0.0: expected more than 0"),
+    ({"eval_capacity_factor": -1.0}, "eval_capacity_factor = -1.0: expected more than 0"),
+    ({"capacity_factor": None, "eval_capacity_factor": 2.0}, "eval_capacity_factor = 2.0: expected None"),
+    ({"group_size": 8}, "group_size = 8: expected 0: where slots are served by position"),
+    ({"order": "batch_priority", "group_size": -1}, "group_size = -1"),
+    ({"top_k": 1, "renormalize": True}, "renormalize = True: expected False for top_k = 1"),
+    ({"top_k": 3, "second_expert": "random"}, "second_expert = 'random': 'random' needs top_k = 2"),
+    ({"jitter": 1.0}, "jitter = 1.0: expected at least 0 and less than 1"),
+    ({"z_loss": -0.1}, "z_loss = -0.1: expected at least 0"),
+    ({"load_loss": 0.1}, "load_loss = 0.1: needs noise > 0"),
+    ({"scores": "tanh"}, "scores = 'tanh': expected one of 'softmax', 'sigmoid'"),
+    ({"order": "random"}, "order = 'random': expected one of 'sequence', 'batch_priority'"),
+    ({"capacity": 2.0}, "capacity = 2.0: unknown field"),
+  ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(values, message):
+  with pytest.raises(ConfigError) as error:
+    build(RouterConfig, {"name": "token_choice", **values}, "model.router")
+  assert str(error.value).startswith(f"model.router.{message}")
+
+
+def test_more_choices_than_experts_are_refused():
+  router = ROUTERS["token_choice"]
+  with pytest.raises(ConfigError, match=r"top_k = 5: expected at most the 4 experts"):
+    router.check(router.Options(top_k=5), Site(8, 4), batch=1, length=16)
+  with pytest.raises(ConfigError, match=r"load_loss = 0\.1: needs top_k < 4 experts"):
+    router.check(router.Options(top_k=4, noise=1.0, load_loss=0.1), Site(8, 4), batch=1, length=16)
+
+
+def test_sequences_are_the_groups_of_sequence_order():
+  router = ROUTERS["token_choice"]
+  assert router.groups(router.Options(), batch=8, length=16) == Groups(16)
+  assert router.groups(router.Options(order="batch_priority"), batch=8, length=16) == Groups(128)
+  assert router.groups(router.Options(order="batch_priority", group_size=64), batch=8, length=16) == Groups(64)
+  assert router.groups(router.Options(capacity_factor=None), batch=8, length=16) == Groups(128)

@@ -1,0 +1,65 @@
+"""The layers that are measured compute what a training step computes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.config import ConfigError
+from moe.routing import RaggedRouting, RouterConfig, SlotRouting, SoftRouting
+from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, experts_per_token, one_hot_masks
+
+
+def case(masks: bool = False, **options) -> LayerCase:
+  router = RouterConfig.from_mapping({"name": "expert_choice", "capacity_factor": 2.0} | options, "router")
+  return LayerCase(router, tokens=64, sequence=32, experts=4, d_model=16, d_ff=24, masks=masks)
+
+
+def run(program):
+  function, arguments = program
+  return function(*arguments)
+
+
+def test_masks_hold_each_token_of_a_slot_and_nothing_in_an_empty_one():
+  slots = SlotRouting(jnp.array([[[2, 0], [3, 1]]]), jnp.array([[[0.5, 2.0], [0.0, 3.0]]]))
+  masks = one_hot_masks(slots, n=3)
+  expected = np.zeros((1, 3, 2, 2))
+  expected[0, 2, 0, 0] = expected[0, 0, 0, 1] = expected[0, 1, 1, 1] = 1
+  np.testing.assert_array_equal(masks.dispatch, expected)
+  np.testing.assert_array_equal(masks.combine, expected * np.array([[0.5, 2.0], [0.0, 3.0]]))
+
+
+def test_by_masks_and_by_index_it_is_the_same_layer_with_the_same_gradients():
+  by_index, by_masks = LayerPrograms(case()), LayerPrograms(case(masks=True))
+  assert (by_index.routing, by_masks.routing) == (SlotRouting, SoftRouting)
+  (y, _), (d_params, d_x), _ = run(by_index.whole())
+  (masked_y, _), (masked_d_params, masked_d_x), _ = run(by_masks.whole())
+  np.testing.assert_allclose(masked_y, y, atol=1e-5)
+  np.testing.assert_allclose(masked_d_x, d_x, atol=1e-5)
+  leaves, masked_leaves = jax.tree.leaves(d_params), jax.tree.leaves(masked_d_params)
+  assert [leaf.shape for leaf in leaves] == [(4, 16, 24), (4, 16, 24), (16, 4)]
+  for leaf, masked in zip(leaves, masked_leaves, strict=True):
+    assert jnp.abs(leaf).max() > 1e-2
+    np.testing.assert_allclose(masked, leaf, atol=1e-5)
+
+
+def test_the_layer_says_how_many_experts_its_tokens_used():
+  assert experts_per_token(LayerPrograms(case(capacity_factor=1.5)).whole()) == 1.5
+  dropless = LayerPrograms(case(name="token_choice", top_k=3, capacity_factor=None))
+  assert dropless.routing is RaggedRouting and experts_per_token(dropless.whole()) == 3
+
+
+def test_the_decision_moves_the_router_and_nothing_else():
+  _, (d_params, _), _ = run(LayerPrograms(case()).decision())
+  flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(d_params)}
+  moved = {path for path, leaf in flat.items() if jnp.abs(leaf).max() > 0}
+  assert len(moved) == 1 and "router" in moved.pop()
+
+
+def test_a_batch_that_cannot_be_cut_is_refused():
+  with pytest.raises(ConfigError, match="tokens = 65: must be a multiple of 32"):
+    dataclasses.replace(case(), tokens=65).check()
+  with pytest.raises(ConfigError, match="group_size"):
+    case(group_size=48).check()

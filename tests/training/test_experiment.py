@@ -1,0 +1,122 @@
+import dataclasses
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from moe.config import ConfigError
+from moe.training.experiment import as_mapping, differences, load_config
+from moe.training.workdir import Workdir, WorkdirError, write_new
+from tests.training.tiny import tiny_config, tiny_mapping
+
+
+def changed(corpus, path, value):
+  """The tiny config with one field, named by its path, set to another value."""
+  mapping = tiny_mapping(corpus)
+  *sections, name = path.split(".")
+  inner = mapping
+  for section in sections:
+    inner = inner[section]
+  inner[name] = value
+  return mapping
+
+
+def test_a_config_dict_and_the_mapping_it_is_saved_as_mean_the_same(corpus):
+  config = load_config(ConfigDict(tiny_mapping(corpus)))
+  assert config == tiny_config(corpus)
+  assert load_config(json.loads(json.dumps(as_mapping(config)))) == config
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "said"),
+  [
+    ("train.accumulation", 3, "must divide data.batch_size = 4"),
+    ("train.steps", 0, "at least 1"),
+    ("train.kep", 1, "unknown field"),
+    ("train.logits_z_loss", -1.0, "not be negative"),
+    ("optimizer.warmup_steps", 13, "not be more than train.steps = 12"),
+    ("optimizer.name", "sgd", "expected one of 'adafactor', 'adamw'"),
+    ("seed", -1, "not be negative"),
+    ("model.decoder_router", {"name": "expert_choice"}, "not causal"),
+  ],
+)
+def test_a_wrong_field_is_one_line_with_its_full_name(corpus, path, value, said):
+  with pytest.raises(ConfigError) as error:
+    load_config(changed(corpus, path, value))
+  assert str(error.value).startswith(f"config.{path}") and said in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_the_routing_group_must_divide_a_micro_batch_not_the_batch(corpus):
+  """Batch 4 of 16 inputs: a group of 64 fits, until two micro-batches make it 32 tokens each."""
+  mapping = changed(corpus, "model.encoder_router", {"name": "expert_choice", "group_size": 64})
+  load_config(mapping)
+  mapping["train"]["accumulation"] = 2
+  with pytest.raises(ConfigError, match=r"^config.model.encoder_router.group_size = 64: .* 2 x 16 = 32"):
+    load_config(mapping)
+
+
+def test_a_decoders_group_is_of_inputs_and_targets_together(corpus):
+  mapping = tiny_mapping(corpus)
+  mapping["model"] |= {"architecture": "decoder", "encoder_layers": 0, "decoder_layers": 2, "encoder_router": None}
+  mapping["model"]["decoder_router"] = {"name": "expert_choice", "group_size": 128}
+  mapping["model"]["allow_future_leakage"] = True
+  load_config(mapping)
+  mapping["model"]["decoder_router"]["group_size"] = 256
+  with pytest.raises(ConfigError, match=r"decoder_router.group_size = 256: .* 4 x 32 = 128"):
+    load_config(mapping)
+
+
+def test_differences_name_every_field_with_both_values():
+  old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}
+  assert differences(old, new) == {"config.a.c": (2, 5), "config.d": (3, None), "config.e": (None, 4)}
+
+
+def test_a_workdir_takes_the_same_config_again(tmp_path, corpus):
+  for _ in range(2):
+    place = Workdir(tmp_path / "run")
+    place.check(tiny_config(corpus))
+    place.claim(tiny_config(corpus))
+  assert place.load_config() == tiny_config(corpus)
+
+
+def test_a_workdir_of_another_config_is_refused_with_all_fields_that_differ(tmp_path, corpus):
+  place = Workdir(tmp_path)
+  place.claim(tiny_config(corpus))
+  mapping = changed(corpus, "model.d_ff", 64) | {"seed": 9}
+  with pytest.raises(WorkdirError) as error:
+    place.check(load_config(mapping))
+  assert "config.model.d_ff was 32, is 64" in str(error.value) and "config.seed was 3, is 9" in str(error.value)
+  assert place.load_config() == tiny_config(corpus)
+
+
+def test_what_changes_no_number_may_differ(tmp_path, corpus):
+  place = Workdir(tmp_path)
+  place.claim(tiny_config(corpus))
+  place.check(tiny_config(corpus, log_every=7, eval_every=5, eval_batches=1, checkpoint_every=3, keep=1))
+
+
+def test_a_run_may_be_made_longer_unless_its_schedule_knows_its_length(tmp_path, corpus):
+  place = Workdir(tmp_path / "constant")
+  place.claim(tiny_config(corpus))
+  place.check(tiny_config(corpus, steps=20))
+  config = load_config(changed(corpus, "optimizer.schedule", "cosine"))
+  place = Workdir(tmp_path / "cosine")
+  place.claim(config)
+  longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=20))
+  with pytest.raises(WorkdirError, match=r"config\.train\.steps was 12, is 20"):
+    place.check(longer)
+
+
+def test_a_run_without_its_config_is_not_touched(tmp_path, corpus):
+  (tmp_path / "metrics.jsonl").write_text("")
+  with pytest.raises(WorkdirError, match=r"without its config\.json"):
+    Workdir(tmp_path).check(tiny_config(corpus))
+
+
+def test_a_file_is_never_overwritten(tmp_path):
+  write_new(tmp_path / "a", "first")
+  with pytest.raises(FileExistsError):
+    write_new(tmp_path / "a", "second")
+  assert (tmp_path / "a").read_text() == "first"
+  assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -1,0 +1,258 @@
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.config import ConfigError
+from moe.data import DataError
+from moe.evaluation.perplexity import evaluate
+from moe.evaluation.restore import restore
+from moe.training import setup
+from moe.training import trainer as loop
+from moe.training.checkpoint import CheckpointError, Checkpoints
+from moe.training.experiment import load_config
+from moe.training.feed import join_positions
+from moe.training.metrics import read_metrics
+from moe.training.trainer import TrainingStopped, train
+from moe.training.workdir import WorkdirError
+from tests.training.test_checkpoint import full_disk
+from tests.training.tiny import tiny_config, tiny_mapping
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, corpus):
+  """An uninterrupted run."""
+  return train(tiny_config(corpus), tmp_path_factory.mktemp("whole") / "run")
+
+
+def losses(workdir, kind="train"):
+  return {
+    record["step"]: record["loss"] for record in read_metrics(workdir / "metrics.jsonl") if record["kind"] == kind
+  }
+
+
+def test_a_run_learns_validates_and_keeps_its_checkpoints(whole):
+  root = whole.workdir.root
+  curve = losses(root)
+  assert list(curve) == list(range(1, 13))
+  assert curve[12] < curve[1] - 1
+  assert list(losses(root, "validation")) == [6, 12]
+  assert whole.finished and whole.step == 12 and whole.checkpoint == root / "checkpoints" / "12"
+  record = whole.train
+  assert record["gradient_norm"] > 0 and record["tokens_per_second"] > 0 and 0 <= record["input_wait"] <= 1
+  assert sum(record["encoder/layer_0/experts_per_token"]) == pytest.approx(1)
+
+
+def test_a_checkpoint_evaluates_to_what_validation_reported(whole):
+  trained = restore(whole.workdir.root, "12")
+  found = evaluate(trained, trained.config.data, "validation", batches=2)
+  assert found["loss"] == pytest.approx(whole.validation["loss"], rel=1e-6)
+  assert found["bits_per_byte"] == pytest.approx(whole.validation["bits_per_byte"], rel=1e-6)
+
+
+class Interrupt(Exception):
+  pass
+
+
+def interrupt_after(monkeypatch, step):
+  """Ends the run as abruptly as an exception can, once `step` is reported."""
+  report = loop._Run._report
+
+  def interrupted(run):
+    report(run)
+    if run.step >= step:
+      raise Interrupt
+
+  monkeypatch.setattr(loop._Run, "_report", interrupted)
+
+
+@pytest.mark.parametrize("step", [3, 5, 10])
+def test_a_run_that_was_cut_off_goes_on_with_the_losses_of_one_that_was_not(whole, corpus, tmp_path, monkeypatch, step):
+  with monkeypatch.context() as patch, pytest.raises(Interrupt):
+    interrupt_after(patch, step)
+    train(tiny_config(corpus), tmp_path)
+  train(tiny_config(corpus), tmp_path)
+  assert losses(tmp_path) == losses(whole.workdir.root)
+  assert losses(tmp_path, "validation") == losses(whole.workdir.root, "validation")
+
+
+def test_a_finished_run_does_nothing_more(whole, corpus):
+  before = whole.workdir.metrics.read_bytes()
+  again = train(tiny_config(corpus), whole.workdir.root)
+  assert again.finished and again.validation["loss"] == whole.validation["loss"]
+  assert whole.workdir.metrics.read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_returns_and_the_run_can_go_on(whole, corpus, tmp_path, monkeypatch, capsys, number):
+  report = loop._Run._report
+
+  def send_at_step_5(run):
+    report(run)
+    if run.step == 5:
+      os.kill(os.getpid(), number)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop._Run, "_report", send_at_step_5)
+    stopped = train(tiny_config(corpus), tmp_path)
+  assert not stopped.finished and stopped.checkpoint == tmp_path / "checkpoints" / str(stopped.step)
+  assert "the same command goes on from there" in capsys.readouterr().err
+  assert train(tiny_config(corpus), tmp_path).finished
+  assert losses(tmp_path) == losses(whole.workdir.root)
+
+
+def test_a_validation_that_a_signal_prevented_is_made_up_for(whole, corpus, tmp_path, monkeypatch):
+  advance = loop._Run._advance
+
+  def send_in_step_6(run, batches):
+    advance(run, batches)
+    if run.step == 6:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop._Run, "_advance", send_in_step_6)
+    assert train(tiny_config(corpus), tmp_path).step == 6
+  assert losses(tmp_path, "validation") == {}
+  train(tiny_config(corpus), tmp_path)
+  assert losses(tmp_path, "validation") == losses(whole.workdir.root, "validation")
+
+
+def test_steps_and_validation_are_compiled_once_in_a_run(corpus, tmp_path, monkeypatch):
+  runs = []
+  close = loop._Run.close
+  monkeypatch.setattr(loop._Run, "close", lambda run: (runs.append(run), close(run)))
+  train(tiny_config(corpus), tmp_path)
+  (run,) = runs
+  assert run.train_step._cache_size() == 1 and run.eval_step._cache_size() == 1
+
+
+def poison(monkeypatch, at):
+  """From step `at` on, the loss weights are infinite, and with them the loss."""
+  put = loop.put_batch
+  seen = []
+
+  def poisoned(mesh, batch):
+    seen.append(None)
+    if len(seen) >= at:
+      batch = batch | {"loss_weights": np.full_like(batch["loss_weights"], np.inf)}
+    return put(mesh, batch)
+
+  monkeypatch.setattr(loop, "put_batch", poisoned)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_all_that_is_needed_to_look_into_it(corpus, tmp_path, monkeypatch):
+  poison(monkeypatch, at=6)
+  with pytest.raises(TrainingStopped) as error:
+    train(tiny_config(corpus), tmp_path)
+  message = str(error.value)
+  assert message.startswith("step 6: loss nan") and "encoder/layer_0/load_max = " in message
+  assert message.endswith(f"the last good checkpoint is {tmp_path / 'checkpoints' / '4'}")
+  assert read_metrics(tmp_path / "metrics.jsonl")[-1]["loss"] == "nan"
+
+
+def test_after_a_loss_that_is_not_finite_no_checkpoint_is_bad(corpus, tmp_path, monkeypatch):
+  """The loss of step 4 is fine and its checkpoint due, but its update is not."""
+  update = setup.make_train_step
+
+  def breaking(*args, **options):
+    step = update(*args, **options)
+
+    def broken(state, batch):
+      state, metrics = step(state, batch)
+      bad = jax.tree.map(lambda x: x * jnp.inf, state.params)
+      return (dataclasses.replace(state, params=bad), metrics) if int(state.step) == 4 else (state, metrics)
+
+    return broken
+
+  monkeypatch.setattr(setup, "make_train_step", breaking)
+  with pytest.raises(TrainingStopped, match="the state at step 4 is not finite and was not saved; no checkpoint"):
+    train(tiny_config(corpus), tmp_path)
+  checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+  assert checkpoints.latest() is None
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(corpus, tmp_path, monkeypatch):
+  save = loop._Run._save
+
+  with contextlib.ExitStack() as until_the_end:
+
+    def filling(run, loss):
+      if run.step > 4:
+        until_the_end.enter_context(full_disk(1000))
+      save(run, loss)
+      run.checkpoints.wait()
+
+    monkeypatch.setattr(loop._Run, "_save", filling)
+    with pytest.raises(CheckpointError, match=r"checkpoint 8 .*/checkpoints/4$"):
+      train(tiny_config(corpus), tmp_path)
+  assert restore(tmp_path, "latest").step == 4
+
+
+def test_what_is_wrong_shows_before_anything_is_written(corpus, tmp_path):
+  mapping = tiny_mapping(corpus)
+  mapping["model"]["vocab_size"] = 200
+  with pytest.raises(ConfigError, match=r"vocab_size = 200: the data's vocabulary has 259 tokens"):
+    train(load_config(mapping), tmp_path / "a")
+  empty = tmp_path / "empty.jsonl"
+  empty.write_text("")
+  with pytest.raises(DataError, match=r"empty\.jsonl"):
+    train(tiny_config(empty), tmp_path / "b")
+  mapping = tiny_mapping(corpus)
+  mapping["data"]["validation_fraction"] = 1e-9
+  with pytest.raises(DataError, match="split 'validation': holds no example"):
+    train(load_config(mapping), tmp_path / "c")
+  assert [path.name for path in tmp_path.iterdir()] == ["empty.jsonl"]
+
+
+def test_metrics_that_cannot_be_written_stop_the_run_with_the_last_good_checkpoint(corpus, tmp_path, monkeypatch):
+  write = loop.MetricsWriter.write
+
+  def failing(writer, step, kind, values):
+    if step == 6:
+      raise OSError(28, "No space left on device")
+    write(writer, step, kind, values)
+
+  monkeypatch.setattr(loop.MetricsWriter, "write", failing)
+  with pytest.raises(TrainingStopped, match=r"metrics\.jsonl could not be written: No space .*/checkpoints/4$"):
+    train(tiny_config(corpus), tmp_path)
+
+
+def test_a_run_of_another_vocabulary_is_not_gone_on_with(whole, corpus, monkeypatch):
+  describe = loop.describe
+  monkeypatch.setattr(loop, "describe", lambda vocabulary: describe(vocabulary) | {"fingerprint": "other"})
+  with pytest.raises(WorkdirError, match="vocabulary 'bytes' is not the one"):
+    train(tiny_config(corpus), whole.workdir.root)
+
+
+def test_a_leaking_run_says_so_everywhere(corpus, tmp_path, capsys):
+  mapping = tiny_mapping(corpus, steps=2, eval_every=2)
+  mapping["model"]["allow_future_leakage"] = True
+  mapping["model"]["decoder_router"] = {"name": "expert_choice"}
+  summary = train(load_config(mapping), tmp_path)
+  assert summary.future_leakage
+  assert all(record["future_leakage"] for record in read_metrics(summary.workdir.metrics))
+  shown = capsys.readouterr().err
+  assert shown.count("loss") == shown.count("loss (future leakage)") > 0
+
+
+def test_the_positions_of_several_hosts_join_into_one():
+  positions = [{"source": "x", "streams": {"0": [1, 2]}}, {"source": "x", "streams": {"1": [3, 4]}}]
+  assert join_positions(positions) == {"source": "x", "streams": {"0": [1, 2], "1": [3, 4]}}
+
+
+def test_checkpoints_of_another_model_are_named_and_left_alone(corpus, tmp_path):
+  other = tiny_mapping(corpus, steps=2, checkpoint_every=2)
+  other["model"]["d_model"] = 24
+  for name, tree in (("mine", tiny_mapping(corpus, steps=2, checkpoint_every=2)), ("other", other)):
+    train(load_config(tree), tmp_path / name)
+  shutil.rmtree(tmp_path / "mine" / "checkpoints")
+  shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "mine" / "checkpoints")
+  with pytest.raises(WorkdirError, match=r"checkpoints of another model: config.model.d_model was 24, is 16$"):
+    train(tiny_config(corpus, steps=4, checkpoint_every=2), tmp_path / "mine")
+  assert Checkpoints(tmp_path / "mine" / "checkpoints", read_only=True).steps() == [2]
