@@ -1,15 +1,15 @@
 """From nested mappings to frozen dataclasses, every field checked.
 
-Config files are `ml_collections.ConfigDict`s; the rest of the code only sees the dataclasses that `build` makes of
-them. A class that needs more than a field-by-field reading (a registry looked up by name, say)
-defines `from_mapping`.
+Config files are `ml_collections.ConfigDict`s; the rest of the code sees only the dataclasses that `build` makes of them.
+A section whose field `name` chooses what it is (a router, an optimizer, a data source, ...) is a `Choice`: the dataclass
+registered under that name, whose fields are the options and whose methods say what the choice does.
 """
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ class ConfigError(ValueError):
     self.field, self.value, self.expected = field, value, expected
 
   def under(self, path: str) -> "ConfigError":
-    """The same error with the field's name completed by where its dataclass stands."""
+    """The same error with the field's name completed by the section it belongs to."""
     return ConfigError(f"{path}.{self.field}", self.value, self.expected)
 
 
@@ -32,17 +32,55 @@ def require(condition: bool, field: str, value: Any, expected: str) -> None:
     raise ConfigError(field, value, expected)
 
 
-def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
-  """Makes the dataclass `cls` of a mapping.
+class Choice:
+  """Base of a family of sections of which the field `name` picks one.
+
+      class Schedule(Choice):                         # a family
+        def factor(self, step): ...
+
+      @dataclasses.dataclass(frozen=True)
+      class Cosine(Schedule, name="cosine"):          # a member of it, found by its name from now on
+        final_fraction: float = 0.0
+
+  Attributes:
+    name: of the member.
+    choices: the family's members by name.
+  """
+
+  name: ClassVar[str]
+  choices: ClassVar[dict[str, type[Any]]]
+
+  def __init_subclass__(cls, name: str | None = None):
+    super().__init_subclass__()
+    if Choice in cls.__bases__:
+      cls.choices = {}
+    if name is None:
+      return
+    if name in cls.choices:
+      raise ValueError(f"{cls.__name__}: the name {name!r} is taken by {cls.choices[name].__module__}")
+    cls.name = name
+    cls.choices[name] = cls
+
+
+def build(cls: type[T], values: Any, path: str = "config", default: Any = None) -> T:
+  """Makes the dataclass `cls`, or of a family of `Choice` the member that is named, of a mapping.
+
+  Args:
+    cls: a dataclass, or a family.
+    values: the fields by name; of a choice the name alone will do.
+    path: of the section, for errors.
+    default: the choice that is meant where no name is given.
 
   Raises:
     ConfigError: an unknown field, a missing one, a value of another type, or what `cls.__post_init__` refuses.
   """
-  own = getattr(cls, "from_mapping", None)
-  if own is not None:
-    return own(values, path)
+  chooses = issubclass(cls, Choice)
+  if chooses and isinstance(values, str):
+    values = {"name": values}
   if not isinstance(values, Mapping):
     raise ConfigError(path, values, f"expected the fields of {cls.__name__}")
+  if chooses:
+    cls, values = _chosen(cast(Any, cls), values, path, default)
   fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
   hints = typing.get_type_hints(cls)
   for name in values:
@@ -52,21 +90,30 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     if required and name not in values:
       raise ConfigError(f"{path}.{name}", None, "is missing and has no default")
-  checked = {name: _check(hints[name], values[name], f"{path}.{name}") for name in values}
+  checked = {name: _check(hints[name], values[name], f"{path}.{name}", fields[name]) for name in values}
   try:
     return cls(**checked)
   except ConfigError as error:
     raise error.under(path) from None
 
 
-def _check(hint: Any, value: Any, path: str) -> Any:
+def _chosen(family: type[Choice], values: Mapping[str, Any], path: str, default: Any) -> tuple[Any, dict[str, Any]]:
+  """The member that the values name, and its fields."""
+  values = dict(values)
+  name = values.pop("name", getattr(default, "name", None))
+  if not isinstance(name, str) or name not in family.choices:
+    raise ConfigError(f"{path}.name", name, f"expected one of {', '.join(sorted(family.choices))}")
+  return family.choices[name], values
+
+
+def _check(hint: Any, value: Any, path: str, field: Any = None) -> Any:
   """The value, converted where nothing is lost (int to float, list to tuple), or a `ConfigError`."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     if value is None and type(None) in arguments:
       return None
     (inner,) = (argument for argument in arguments if argument is not type(None))
-    return _check(inner, value, path)
+    return _check(inner, value, path, field)
   if origin is Literal:
     if value not in arguments:
       raise ConfigError(path, value, f"expected one of {', '.join(map(repr, arguments))}")
@@ -75,10 +122,59 @@ def _check(hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, (list, tuple)):
       raise ConfigError(path, value, "expected a list")
     return tuple(_check(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-    return value if isinstance(value, hint) else build(hint, value, path)
+  if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, Choice)):
+    return value if isinstance(value, hint) else build(hint, value, path, _default(field))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
     raise ConfigError(path, value, f"expected {hint.__name__}, got {type(value).__name__}")
   return value
+
+
+def _default(field: Any) -> Any:
+  """What a field is where nothing is given; None for one that must be given."""
+  if field is None:
+    return None
+  if field.default_factory is not dataclasses.MISSING:
+    return field.default_factory()
+  return None if field.default is dataclasses.MISSING else field.default
+
+
+def as_mapping(config: Any) -> Any:
+  """The inverse of `build`: nested mappings that JSON can hold."""
+  if dataclasses.is_dataclass(config):
+    named = {"name": config.name} if isinstance(config, Choice) else {}
+    return named | {field.name: as_mapping(getattr(config, field.name)) for field in dataclasses.fields(config)}
+  return [as_mapping(item) for item in config] if isinstance(config, tuple) else config
+
+
+def differences(old: Any, new: Any, path: str = "config") -> dict[str, tuple[Any, Any]]:
+  """The fields in which two trees of `as_mapping` differ, each with both values."""
+  if isinstance(old, Mapping) and isinstance(new, Mapping):
+    found = {}
+    for name in [*old, *(name for name in new if name not in old)]:
+      found |= differences(old.get(name), new.get(name), f"{path}.{name}")
+    return found
+  return {} if old == new else {path: (old, new)}
+
+
+def override(values: Mapping[str, Any], fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+  """A copy of a tree of `as_mapping` with some fields replaced.
+
+  Args:
+    values: the tree.
+    fields: each a dotted name and its value. A section that is given another `name` starts again from the defaults of
+      that choice, so give its name before its other fields.
+  """
+  result = {name: override(value, ()) if isinstance(value, Mapping) else value for name, value in values.items()}
+  for field, value in fields:
+    *sections, last = field.split(".")
+    section = result
+    for name in sections:
+      if not isinstance(section.get(name), dict):
+        section[name] = {}
+      section = section[name]
+    if last == "name" and section.get("name") != value:
+      section.clear()
+    section[last] = value
+  return result

@@ -29,11 +29,12 @@ _MESH = flags.DEFINE_multi_string("mesh", [], "AXIS=SIZE of the mesh of devices 
 
 
 def main() -> None:
+  from moe.config import as_mapping
   from moe.data import DataConfig
   from moe.evaluation.restore import restore
   from moe.evaluation.rules import evaluate_by_rules
   from moe.parallel.mesh import MeshConfig
-  from moe.training.experiment import as_mapping, load_config
+  from moe.training.experiment import load_config
   from moe.training.workdir import Workdir, write_new
 
   trained = restore(_WORKDIR.value, _STEP.value, build(MeshConfig, dict(map(_field, _MESH.value)), "mesh"))

@@ -29,10 +29,11 @@ def main(arguments: list[list[str]]) -> None:
   Raises:
     ConfigError: what is wrong with a config, the slice or the files; at the end, which configs do not fit.
   """
+  from moe.config import as_mapping
   from moe.planning import plan_for
   from moe.planning.page import draw, lines, table
   from moe.planning.topology import parse_slice
-  from moe.training.experiment import as_mapping, load_config
+  from moe.training.experiment import load_config
 
   if not arguments:
     raise ConfigError("--config", None, "name at least one config file")

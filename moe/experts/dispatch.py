@@ -19,6 +19,7 @@ def dispatch_slots(tokens: jax.Array, routing: SlotRouting) -> jax.Array:
   return tokens.reshape(-1, tokens.shape[-1]).at[rows].get(mode="fill", fill_value=0)
 
 
+@jax.named_scope("combine")
 def combine_slots(outputs: jax.Array, routing: SlotRouting, n: int) -> jax.Array:
   """Expert outputs `[E, G * C, d]` to `[G, n, d]`: a token's weighted sum over its slots; 0 for a token in none."""
   rows, weight = _rows_by_expert(routing, n)
@@ -36,6 +37,7 @@ def dispatch_soft(tokens: jax.Array, routing: SoftRouting) -> jax.Array:
   return mixed.swapaxes(0, 1).reshape(experts, groups * slots, -1)
 
 
+@jax.named_scope("combine")
 def combine_soft(outputs: jax.Array, routing: SoftRouting) -> jax.Array:
   """Slot outputs `[E, G * P, d]` to token mixtures `[G, n, d]`."""
   groups, n, experts, slots = routing.combine.shape

@@ -94,7 +94,8 @@ class MoE(nnx.Module):
       return None if array is None else groups.cut(array)
 
     inputs = RouterInput(groups.cut(x), groups.cut(segments) > 0, cut(ids), cut(positions), key)
-    output = self.router(inputs, training=training)
+    with jax.named_scope("router"):
+      output = self.router(inputs, training=training)
     y = self._travel(x, groups, output.routing)
     policy = output.policy and dataclasses.replace(
       output.policy,
@@ -126,6 +127,7 @@ class MoE(nnx.Module):
   def _with_shared(self, y: jax.Array, x: jax.Array) -> jax.Array:
     return y if self.shared is None else y + self.shared(x)
 
+  @jax.named_scope("dispatch")
   def _travel(self, x: jax.Array, groups: Groups, routing: Routing) -> jax.Array:
     return through_experts(x.astype(self.experts.dtype), groups, routing, self.experts, self.experts.weights())
 

@@ -45,11 +45,13 @@ class Experts(nnx.Module):
     ups = [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]
     return Weights(ups, self.down[...].astype(self.dtype))
 
+  @jax.named_scope("experts")
   def slots(self, weights: Weights, inputs: jax.Array) -> jax.Array:
     """Expert e on its own rows: `[E, R, d]` to `[E, R, d]`; of all experts or the share that `weights` holds."""
     before = [jnp.einsum("erd,edf->erf", inputs, up) for up in weights.ups]
     return _activate_and_project(self.activation, before, weights.down)
 
+  @jax.named_scope("experts")
   def ragged(
     self, weights: Weights, tokens: jax.Array, rows: jax.Array, weight: jax.Array, sizes: jax.Array
   ) -> jax.Array:

@@ -22,10 +22,12 @@ class TokenEmbedding(nnx.Module):
     self.table = normal(rngs, (vocab, d), 1.0, ("vocab", "embed"))
     self.head = None if config.tie_embeddings else normal(rngs, (d, vocab), d**-0.5, ("embed", "vocab"))
 
+  @jax.named_scope("vocabulary")
   def __call__(self, ids: jax.Array) -> jax.Array:
     """int32 `[...]` to `[..., d]` in the compute dtype."""
     return whole(self.table, jnp.float32)[ids].astype(self.dtype)
 
+  @jax.named_scope("vocabulary")
   def logits(self, x: jax.Array) -> jax.Array:
     """`[..., d]` to float32 `[..., V]`; products in the compute dtype, sums in float32."""
     kernel = whole(self.table, self.dtype).T if self.head is None else whole(self.head, self.dtype)

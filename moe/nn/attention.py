@@ -67,10 +67,12 @@ class Attention(nnx.Module):
     """
     return self.attend(x, *self.project(memory), mask, bias, rate=rate, key=key)
 
+  @jax.named_scope("attention")
   def project(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values `[B, h, K, w]` of `memory [B, K, d]`."""
     return self._heads(matmul(memory, self.key, self.dtype)), self._heads(matmul(memory, self.value, self.dtype))
 
+  @jax.named_scope("attention")
   def attend(
     self,
     x: jax.Array,

@@ -21,6 +21,7 @@ class FeedForward(nnx.Module):
     self.gate = normal(rngs, (d_model, d_ff), d_model**-0.5, ("embed", "ff")) if form in GATED else None
     self.down = normal(rngs, (d_ff, d_model), d_ff**-0.5, ("ff", "embed"))
 
+  @jax.named_scope("feed_forward")
   def __call__(self, x: jax.Array, *, rate: float = 0.0, key: jax.Array | None = None) -> jax.Array:
     """`[..., d]` to `[..., d]`; hidden units are dropped with probability `rate` where there is a key."""
     before = [matmul(x, w, self.dtype) for w in (self.gate, self.up) if w is not None]

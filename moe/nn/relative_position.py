@@ -50,6 +50,7 @@ class RelativeBias(nnx.Module):
     self.causal, self.buckets, self.max_distance = causal, buckets, max_distance
     self.table = normal(rngs, (buckets, num_heads), std)
 
+  @jax.named_scope("position_bias")
   def __call__(self, length: int) -> jax.Array:
     """The bias of a whole sequence, float32 `[1, heads, length, length]` (query, key).
 
@@ -67,6 +68,7 @@ class RelativeBias(nnx.Module):
       check_vma=False,
     )(self.table[...])
 
+  @jax.named_scope("position_bias")
   def row(self, position: jax.Array, length: int) -> jax.Array:
     """The bias of one query at `position` (int32 scalar) over `length` keys: float32 `[1, heads, 1, length]`."""
     return self._lookup(self.table[...], (jnp.arange(length) - position)[None])[None]

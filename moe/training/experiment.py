@@ -96,22 +96,3 @@ def load_config(config: ConfigDict | Mapping[str, Any]) -> ExperimentConfig:
     ConfigError: the first wrong field, or the first combination that cannot work.
   """
   return build(ExperimentConfig, config.to_dict() if isinstance(config, ConfigDict) else config)
-
-
-def as_mapping(config: Any) -> Any:
-  """The inverse of `load_config`: nested mappings that JSON can hold."""
-  if isinstance(config, RouterConfig):
-    return {"name": config.name} | as_mapping(config.options)
-  if dataclasses.is_dataclass(config):
-    return {field.name: as_mapping(getattr(config, field.name)) for field in dataclasses.fields(config)}
-  return list(config) if isinstance(config, tuple) else config
-
-
-def differences(old: Any, new: Any, path: str = "config") -> dict[str, tuple[Any, Any]]:
-  """The fields in which two trees of `as_mapping` differ, each with both values."""
-  if isinstance(old, Mapping) and isinstance(new, Mapping):
-    found = {}
-    for name in [*old, *(name for name in new if name not in old)]:
-      found |= differences(old.get(name), new.get(name), f"{path}.{name}")
-    return found
-  return {} if old == new else {path: (old, new)}

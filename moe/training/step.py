@@ -19,6 +19,7 @@ from moe.training.state import TrainState, merge, shardings_of, split
 Batch = dict[str, jax.Array]
 
 
+@jax.named_scope("vocabulary")
 def token_sums(
   logits: jax.Array, targets: jax.Array, weights: jax.Array, byte_lengths: jax.typing.ArrayLike
 ) -> dict[str, jax.Array]:
@@ -44,6 +45,7 @@ def token_sums(
   }
 
 
+@jax.named_scope("vocabulary")
 def token_losses(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
   """float32 `[B, T]`: the cross-entropy of every target in nats, and the log normaliser of its logits."""
   logits = logits.astype(jnp.float32)
@@ -140,8 +142,9 @@ def make_train_step(
     step_key = jax.random.fold_in(key, state.step)
     with tracing_for(mesh):
       router_state, (grads, report) = accumulate(state, batch, step_key, total_weight)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
     sums = report["sums"]
     metrics = {
       "loss": sums["nll"] / total_weight,

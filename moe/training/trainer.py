@@ -11,10 +11,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from moe.config import as_mapping, differences
 from moe.data import DataError, Pipeline
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, Restored
-from moe.training.experiment import ExperimentConfig, as_mapping, differences
+from moe.training.experiment import ExperimentConfig
 from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary, whole_position
 from moe.training.metrics import MetricsWriter, Record, flatten_layers, read_metrics
 from moe.training.progress import Clock, Progress

@@ -3,8 +3,8 @@
 import json
 import pathlib
 
-from moe.config import ConfigError
-from moe.training.experiment import ExperimentConfig, as_mapping, differences, load_config
+from moe.config import ConfigError, as_mapping, differences
+from moe.training.experiment import ExperimentConfig, load_config
 
 # Fields that change what is written and when, but no number of the run; as does the section mesh.
 _FREE = ("log_every", "eval_every", "eval_batches", "checkpoint_every", "keep", "compilation_cache")

@@ -4,8 +4,8 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from moe.config import ConfigError
-from moe.training.experiment import as_mapping, differences, load_config
+from moe.config import ConfigError, as_mapping, differences
+from moe.training.experiment import load_config
 from moe.training.workdir import Workdir, WorkdirError, write_new
 from tests.training.tiny import tiny_config, tiny_mapping
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from moe.config import ConfigError
+from moe.config import ConfigError, as_mapping
 from moe.data import make_source, make_vocabulary
 from moe.evaluation.restore import restore
 from moe.models import make_model
@@ -19,7 +19,7 @@ from moe.parallel.mesh import make_mesh
 from moe.routing.solvers.hash_tables import HashTable
 from moe.routing.solvers.hashing import hash_buckets
 from moe.training.checkpoint import Checkpoints
-from moe.training.experiment import as_mapping, load_config
+from moe.training.experiment import load_config
 from moe.training.feed import describe
 from moe.training.state import abstract_state, make_state, stored_router_state
 from moe.training.trainer import train

@@ -5,11 +5,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from moe.config import as_mapping
 from moe.report.collect import Run
 from moe.report.html import Html, join, table, tag
 from moe.report.layout import LEAKS, Section, run_key, series
 from moe.routing import RouterConfig
-from moe.training.experiment import ExperimentConfig, as_mapping
+from moe.training.experiment import ExperimentConfig
 
 _ABSENT = "–"
 
