@@ -1,8 +1,8 @@
 """From nested mappings to frozen dataclasses, every field checked.
 
-Config files are `ml_collections.ConfigDict`s; the rest of the code sees only the dataclasses that `build` makes of them.
-A section whose field `name` chooses what it is (a router, an optimizer, a data source, ...) is a `Choice`: the dataclass
-registered under that name, whose fields are the options and whose methods say what the choice does.
+Config files are `ml_collections.ConfigDict`s; the rest of the code sees only the dataclasses that `build` makes of
+them. A section whose field `name` chooses what it is (a router, an optimizer, a data source, ...) is a `Choice`: the
+dataclass registered under that name, whose fields are the options and whose methods say what the choice does.
 """
 
 import dataclasses
@@ -74,6 +74,9 @@ def build(cls: type[T], values: Any, path: str = "config", default: Any = None) 
   Raises:
     ConfigError: an unknown field, a missing one, a value of another type, or what `cls.__post_init__` refuses.
   """
+  own = getattr(cls, "from_mapping", None)
+  if own is not None:
+    return own(values, path)
   chooses = issubclass(cls, Choice)
   if chooses and isinstance(values, str):
     values = {"name": values}
@@ -142,6 +145,8 @@ def _default(field: Any) -> Any:
 
 def as_mapping(config: Any) -> Any:
   """The inverse of `build`: nested mappings that JSON can hold."""
+  if hasattr(config, "to_mapping"):
+    return config.to_mapping()
   if dataclasses.is_dataclass(config):
     named = {"name": config.name} if isinstance(config, Choice) else {}
     return named | {field.name: as_mapping(getattr(config, field.name)) for field in dataclasses.fields(config)}

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from moe.config import ConfigError, build
+from moe.config import ConfigError, as_mapping, build
 from moe.routing.groups import Groups
 from moe.routing.types import RouterInput, RouterOutput
 
@@ -63,6 +63,9 @@ class RouterConfig:
     if name not in ROUTERS:
       raise ConfigError(f"{path}.name", name, f"unknown router; there are {', '.join(sorted(ROUTERS))}")
     return cls(name, build(ROUTERS[name].Options, values, path))
+
+  def to_mapping(self) -> dict[str, Any]:
+    return {"name": self.name} | as_mapping(self.options)
 
   @property
   def router(self) -> type["Router"]:
