@@ -1,0 +1,9 @@
+"""The Mixture-of-Experts layer, end to end.
+
+`layer` is the layer, `dispatch` carries tokens to experts and back on one device, `network` is the experts. `exchange/`
+does what `dispatch` does over a mesh; `kernels/` are the grouped matrix products of dropless routing.
+"""
+
+from moe.experts.layer import LayerReport, MoE
+
+__all__ = ["LayerReport", "MoE"]

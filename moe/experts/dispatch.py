@@ -1,8 +1,8 @@
 """Dispatch and combine on one device: a gather in, a weighted scatter-add out, O(tokens) both.
 
 Experts see all groups' slots side by side, `[E, R, d]` with R = G * C rows, so that each expert is one matrix product.
-Ragged assignments are merged into one run for each expert; the experts themselves fetch and return their tokens, block
-after block, because a buffer for all that might be assigned would cost more than what is.
+Ragged assignments are merged into one run per expert; the experts themselves fetch and return their tokens, block after
+block, because a buffer for all that might be assigned would cost more than what is.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,39 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from moe.routing.types import RaggedRouting, SlotRouting, SoftRouting
+from moe.experts.network import Experts, Weights
+from moe.routing.types import RaggedRouting, Routing, SlotRouting, SoftRouting
+
+
+def one_device(tokens: jax.Array, routing: Routing, experts: Experts, weights: Weights) -> jax.Array:
+  """Every token's weighted sum of its experts' outputs: `[G, n, d]` to `[G, n, d]`; `weights` are the experts'."""
+
+  def slots(inputs: jax.Array) -> jax.Array:
+    return experts.slots(weights, inputs)
+
+  def ragged(tokens: jax.Array, routing: RaggedRouting) -> jax.Array:
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    return experts.ragged(weights, flat, *runs_by_expert(routing, tokens.shape[1])).reshape(tokens.shape)
+
+  return dispatch_and_combine(tokens, routing, slots, ragged)
+
+
+def dispatch_and_combine(tokens: jax.Array, routing: Routing, slots: Callable, ragged: Callable) -> jax.Array:
+  """`[G, n, d]` to `[G, n, d]`, wherever the experts are.
+
+  Args:
+    tokens: `[G, n, d]`.
+    routing: of these groups.
+    slots: takes slots `[E, R, d]` to the experts' outputs of the same shape.
+    ragged: takes tokens and a ragged routing to the tokens' weighted sums.
+  """
+  match routing:
+    case SlotRouting():
+      return combine_slots(slots(dispatch_slots(tokens, routing)), routing, tokens.shape[1])
+    case SoftRouting():
+      return combine_soft(slots(dispatch_soft(tokens, routing)), routing)
+    case RaggedRouting():
+      return ragged(tokens, routing)
 
 
 def dispatch_slots(tokens: jax.Array, routing: SlotRouting) -> jax.Array:
@@ -25,14 +57,14 @@ def combine_slots(outputs: jax.Array, routing: SlotRouting, n: int) -> jax.Array
   rows, weight = _rows_by_expert(routing, n)
   groups, width = routing.token.shape[0], outputs.shape[-1]
   weighted = outputs * weight[..., None].astype(outputs.dtype)
-  summed = jnp.zeros((groups * n, width), outputs.dtype).at[rows].add(weighted, mode="drop")
+  summed = jnp.zeros((groups * n, width), outputs.dtype).at[rows].add(weighted, mode="drop")  # [G * n, d]
   return summed.reshape(groups, n, width)
 
 
 def dispatch_soft(tokens: jax.Array, routing: SoftRouting) -> jax.Array:
-  """Tokens `[G, n, d]` to slot mixtures `[E, G * P, d]`: one matrix product a group, however many experts."""
+  """Tokens `[G, n, d]` to slot mixtures `[E, G * P, d]`: one matrix product per group, however many experts."""
   groups, n, experts, slots = routing.dispatch.shape
-  dispatch = routing.dispatch.reshape(groups, n, -1).astype(tokens.dtype)
+  dispatch = routing.dispatch.reshape(groups, n, -1).astype(tokens.dtype)  # [G, n, E * P]
   mixed = _each_group(lambda weight, x: weight.T @ x, dispatch, tokens).reshape(groups, experts, slots, -1)
   return mixed.swapaxes(0, 1).reshape(experts, groups * slots, -1)
 
@@ -42,7 +74,7 @@ def combine_soft(outputs: jax.Array, routing: SoftRouting) -> jax.Array:
   """Slot outputs `[E, G * P, d]` to token mixtures `[G, n, d]`."""
   groups, n, experts, slots = routing.combine.shape
   by_group = outputs.reshape(experts, groups, slots, -1).swapaxes(0, 1).reshape(groups, experts * slots, -1)
-  combine = routing.combine.reshape(groups, n, -1).astype(outputs.dtype)
+  combine = routing.combine.reshape(groups, n, -1).astype(outputs.dtype)  # [G, n, E * P]
   return _each_group(jnp.matmul, combine, by_group)
 
 
@@ -55,28 +87,28 @@ def _rows_by_expert(routing: SlotRouting, n: int) -> tuple[jax.Array, jax.Array]
   """Indices into the flattened `[G * n]` tokens and weights, both `[E, G * C]`; empty slots index out of range."""
   groups, experts, _ = routing.token.shape
   first = jnp.arange(groups, dtype=jnp.int32)[:, None, None] * n
-  rows = jnp.where(routing.token < n, routing.token + first, groups * n)
+  rows = jnp.where(routing.token < n, routing.token + first, groups * n)  # [G, E, C]
   return rows.swapaxes(0, 1).reshape(experts, -1), routing.weight.swapaxes(0, 1).reshape(experts, -1)
 
 
-def rows_in_order(routing: RaggedRouting, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The assignments of all groups as one run for each expert: rows of the flattened `[G * n]` tokens, weights, sizes.
+def runs_by_expert(routing: RaggedRouting, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The assignments of all groups as one run per expert: rows of the flattened `[G * n]` tokens, weights, sizes.
 
   Returns:
-    int32 `[G * A]`, float32 `[G * A]`, int32 `[E]`; places beyond the last run index out of range and weigh 0.
+    int32 `[G * A]`, float32 `[G * A]`, int32 `[E]`; what lies beyond the last run indexes out of range and weighs 0.
   """
   groups, count = routing.token.shape
   first = jnp.arange(groups, dtype=jnp.int32)[:, None] * n
-  rows = jnp.where(routing.token < n, routing.token + first, groups * n)
+  rows = jnp.where(routing.token < n, routing.token + first, groups * n)  # [G, A]
   sizes = routing.group_sizes.sum(axis=0)
   if groups == 1:
     return rows[0], routing.weight[0], sizes
-  # A run of group g moves to where its expert's runs of the groups before end.
-  ends = jnp.cumsum(routing.group_sizes, axis=1)
+  # A run of group g moves to where its expert's runs of the groups before it end.
+  ends = jnp.cumsum(routing.group_sizes, axis=1)  # [G, E]
   to = (jnp.cumsum(sizes) - sizes) + jnp.cumsum(routing.group_sizes, axis=0) - routing.group_sizes
-  places = jnp.arange(count, dtype=jnp.int32)
-  expert = jax.vmap(lambda e: jnp.searchsorted(e, places, side="right"))(ends)
+  index = jnp.arange(count, dtype=jnp.int32)
+  expert = jax.vmap(lambda e: jnp.searchsorted(e, index, side="right"))(ends)  # [G, A]
   shift = jnp.take_along_axis(to - (ends - routing.group_sizes), jnp.minimum(expert, ends.shape[1] - 1), axis=1)
-  place = jnp.where(places < ends[:, -1:], places + shift, groups * count)
-  merged_rows = jnp.full(groups * count, groups * n, jnp.int32).at[place].set(rows, mode="drop")
-  return merged_rows, jnp.zeros(groups * count, jnp.float32).at[place].set(routing.weight, mode="drop"), sizes
+  target = jnp.where(index < ends[:, -1:], index + shift, groups * count)
+  merged_rows = jnp.full(groups * count, groups * n, jnp.int32).at[target].set(rows, mode="drop")
+  return merged_rows, jnp.zeros(groups * count, jnp.float32).at[target].set(routing.weight, mode="drop"), sizes

@@ -1,21 +1,26 @@
 """The Mixture-of-Experts layer: a router makes a `Routing`, dispatch carries tokens out, combine brings them back."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.experts.exchange.travel import through_experts
+from moe.config import ConfigError, build, require
+from moe.experts.dispatch import one_device
+from moe.experts.exchange.over_mesh import over_mesh
 from moe.experts.network import Experts
-from moe.nn.activations import Form
+from moe.nn.activations import ACTIVATIONS, Form
 from moe.nn.feed_forward import FeedForward
+from moe.parallel.mesh import current_mesh
 from moe.routing import Groups, Policy, RouterConfig, RouterInput, RouterOutput, Routing, Site
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LayerOutput:
+class LayerReport:
   """What a layer reports beside its output.
 
   Attributes:
@@ -35,74 +40,95 @@ class MoE(nnx.Module):
   """`num_experts` feed-forward networks and the router that chooses among them. Adds no residual.
 
   Args:
-    num_experts: E.
     d_model: width of the tokens.
+    num_experts: E.
     d_ff: hidden width of an expert.
+    router: its config, or the name or mapping that makes one: `{"name": "switch", "capacity_factor": 1.5}`.
     form: of an expert.
-    router: name and options.
-    dtype: of the experts' computation.
-    shared_experts: experts besides, as one network of that many times `d_ff`, which see every token with weight 1
-      (Dai et al. 2024, DeepSeekMoE, section 3.2).
+    dtype: of the experts' computation; parameters are float32.
+    shared_experts: experts that see every token with weight 1 (Dai et al. 2024, DeepSeekMoE, section 3.2), as one
+      network of that many times `d_ff`.
     vocab_size: of the token ids, for routers that look at them.
+    read_files: whether the files that the router's state begins with (hash tables, centroids) are read now; otherwise
+      somebody must do it before the first call, as training does.
+    rngs: the stream `params` makes the parameters.
+
+  Raises:
+    ConfigError: an argument is wrong, or the router's options do not suit the layer.
   """
 
   def __init__(
     self,
-    num_experts: int,
     d_model: int,
+    num_experts: int,
     d_ff: int,
-    form: Form,
-    router: RouterConfig,
-    dtype: jnp.dtype,
+    router: RouterConfig | str | Mapping[str, Any],
     *,
+    form: Form = "gelu",
+    dtype: jax.typing.DTypeLike = jnp.float32,
     shared_experts: int = 0,
     vocab_size: int | None = None,
+    read_files: bool = True,
     rngs: nnx.Rngs,
   ):
-    self.config = router
-    self.router = router.make(Site(d_model, num_experts, vocab_size), rngs)
-    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, rngs=rngs)
+    for name, size, least in (("d_model", d_model, 1), ("num_experts", num_experts, 1), ("d_ff", d_ff, 1)):
+      require(size >= least, name, size, f"expected at least {least}")
+    require(shared_experts >= 0, "shared_experts", shared_experts, "expected at least 0")
+    require(form in ACTIVATIONS, "form", form, f"expected one of {', '.join(ACTIVATIONS)}")
+    self.config = router if isinstance(router, RouterConfig) else build(RouterConfig, router, "router")
+    self.site = Site(d_model, num_experts, vocab_size)
+    self._checked(lambda: self.config.check_site(self.site))
+    self.router = self.config.make(self.site, rngs)
+    self.experts = Experts(num_experts, d_model, d_ff, form, jnp.dtype(dtype), rngs=rngs)
     self.shared = FeedForward(d_model, shared_experts * d_ff, form, dtype, rngs=rngs) if shared_experts else None
+    if read_files:
+      for name, array in self.config.stored(self.site, None).items():
+        state = getattr(self.router, name)
+        require(array.shape == state.shape, f"router.{name}", array.shape, f"expected one layer's, {state.shape}")
+        state[...] = jnp.asarray(array, state.dtype)
 
   def __call__(
     self,
     x: jax.Array,
     *,
-    segments: jax.Array,
+    segments: jax.Array | None = None,
     ids: jax.Array | None = None,
     positions: jax.Array | None = None,
-    training: bool,
+    training: bool = False,
     key: jax.Array | None = None,
-  ) -> tuple[jax.Array, LayerOutput]:
+  ) -> tuple[jax.Array, LayerReport]:
     """Applies the layer to a batch.
 
     Args:
       x: `[B, T, d]`.
-      segments: int32 `[B, T]`, 0 for padding.
+      segments: int32 `[B, T]`, 0 for padding, and a number for each sequence packed into the row; None for one
+        sequence a row without padding.
       ids: int32 `[B, T]` token ids, for routers that look at them.
-      positions: int32 `[B, T]`, position within the token's sequence.
-      training: whether the router may be random and takes its training capacity.
-      key: PRNG key, needed only by routers that are random in training.
+      positions: int32 `[B, T]`, position within the token's sequence; None to count them within the segments.
+      training: whether the router may be random, moves its state and takes its training capacity.
+      key: PRNG key, for routers that are random in training.
 
     Returns:
       `[B, T, d]` and the layer's report.
+
+    Raises:
+      ValueError: `x` has another shape, or something that the router needs is missing.
+      ConfigError: the router cannot divide batches of this shape.
     """
+    if x.ndim != 3 or x.shape[-1] != self.site.d_model:
+      raise ValueError(f"x = {list(x.shape)}: expected [B, T, {self.site.d_model}]")
+    if ids is None and self.config.reads_ids:
+      raise ValueError(f"ids = None: expected int32 [B, T], which the router {self.config.name} looks at")
     batch, length, _ = x.shape
+    segments = jnp.ones((batch, length), jnp.int32) if segments is None else segments
+    positions = _positions(segments) if positions is None else positions
+    self._checked(lambda: self.config.check(self.site, batch, length))
     groups = self.config.groups(batch, length)
-
-    def cut(array):
-      return None if array is None else groups.cut(array)
-
-    inputs = RouterInput(groups.cut(x), groups.cut(segments) > 0, cut(ids), cut(positions), key)
+    tokens, mask, ids, positions = (None if a is None else groups.cut(a) for a in (x, segments > 0, ids, positions))
     with jax.named_scope("router"):
-      output = self.router(inputs, training=training)
-    y = self._travel(x, groups, output.routing)
-    policy = output.policy and dataclasses.replace(
-      output.policy,
-      log_prob=groups.join(output.policy.log_prob, batch, length),
-      baseline=groups.join(output.policy.baseline, batch, length),
-    )
-    return self._with_shared(y, x), _report(output, policy)
+      output = self.router(RouterInput(tokens, mask, ids, positions, key), training=training)
+    y = self._through_experts(x, groups, output.routing)
+    return self._with_shared(y, x), _report(output, groups, batch, length)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
     """The router's memory for decoding `batch` sequences of at most `length` tokens."""
@@ -115,23 +141,45 @@ class MoE(nnx.Module):
     ids: jax.Array | None = None,
     positions: jax.Array | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One new token of each sequence, `[B, 1, d]`, routed as the whole sequence would have been in evaluation mode."""
+    """One new token of each sequence, `[B, 1, d]`, routed as the whole sequence would have been in evaluation."""
+    groups = Groups(x.shape[0])
+    tokens, ids, positions = (None if a is None else groups.cut(a) for a in (x, ids, positions))  # [1, B, ...]
+    with jax.named_scope("router"):
+      mask = jnp.ones((1, x.shape[0]), bool)
+      output, state = self.router.decode(RouterInput(tokens, mask, ids, positions), state)
+    return self._with_shared(self._through_experts(x, groups, output.routing), x), state
 
-    def one_group(array):
-      return None if array is None else array.reshape(1, x.shape[0], *array.shape[2:])
-
-    mask = jnp.ones((1, x.shape[0]), bool)
-    output, state = self.router.decode(RouterInput(one_group(x), mask, one_group(ids), one_group(positions)), state)
-    return self._with_shared(self._travel(x, Groups(x.shape[0]), output.routing), x), state
+  @jax.named_scope("dispatch")
+  def _through_experts(self, x: jax.Array, groups: Groups, routing: Routing) -> jax.Array:
+    mesh, x = current_mesh(), x.astype(self.experts.dtype)
+    if mesh is not None:
+      return over_mesh(mesh, x, groups, routing, self.experts)
+    y = one_device(groups.cut(x), routing, self.experts, self.experts.weights())
+    return groups.join(y, *x.shape[:2])
 
   def _with_shared(self, y: jax.Array, x: jax.Array) -> jax.Array:
     return y if self.shared is None else y + self.shared(x)
 
-  @jax.named_scope("dispatch")
-  def _travel(self, x: jax.Array, groups: Groups, routing: Routing) -> jax.Array:
-    return through_experts(x.astype(self.experts.dtype), groups, routing, self.experts, self.experts.weights())
+  @staticmethod
+  def _checked(check) -> None:
+    try:
+      check()
+    except ConfigError as error:
+      raise error.under("router") from None
 
 
-def _report(output: RouterOutput, policy: Policy | None) -> LayerOutput:
+def _positions(segments: jax.Array) -> jax.Array:
+  """int32 `[B, T]`: how many tokens of the same segment are before each in its row."""
+  index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+  starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def _report(output: RouterOutput, groups: Groups, batch: int, length: int) -> LayerReport:
   losses = {f"loss/{name}": value for name, value in output.losses.items()}
-  return LayerOutput(output.auxiliary_loss, output.metrics | losses, output.routing, policy)
+  policy = output.policy and dataclasses.replace(
+    output.policy,
+    log_prob=groups.join(output.policy.log_prob, batch, length),
+    baseline=groups.join(output.policy.baseline, batch, length),
+  )
+  return LayerReport(output.auxiliary_loss, output.metrics | losses, output.routing, policy)

@@ -1,16 +1,16 @@
 """Scores to `Routing`: every routing method of the literature behind one interface.
 
-Each family is one file of this folder: the paper's equations as pure functions, then the router module that
-`@register`s itself. Importing the package imports every such file, so adding a router is adding a file.
+`methods/` holds one published method a file: its equation as a pure function, its section of the config, its module.
+Importing the package imports all of them, so adding a router is adding a file. `solvers/` holds what they compute with.
 """
 
 import moe.routing.methods  # noqa: F401, registers every method
 from moe.routing.groups import Groups
-from moe.routing.router import ROUTERS, Router, RouterConfig, RouterState, Site, register
+from moe.routing.router import Router, RouterConfig, RouterState, Site
 from moe.routing.types import Policy, RaggedRouting, RouterInput, RouterOutput, Routing, SlotRouting, SoftRouting
+from moe.routing.weights import routing_weights
 
 __all__ = [
-  "ROUTERS",
   "Groups",
   "Policy",
   "RaggedRouting",
@@ -23,5 +23,5 @@ __all__ = [
   "Site",
   "SlotRouting",
   "SoftRouting",
-  "register",
+  "routing_weights",
 ]

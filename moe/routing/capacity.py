@@ -1,4 +1,4 @@
-"""How many tokens an expert takes: the only place where a capacity is computed, and rounded.
+"""How many tokens an expert takes: the only file where a capacity is computed, and rounded.
 
 One definition of the capacity factor for both families, so that the same number means the same work: with capacity
 factor c an expert of E has room for c * n / E of the n tokens of its group, which is c experts per token on average.
@@ -9,18 +9,20 @@ Expert choice fills that room exactly; token choice with k experts per token fil
 import dataclasses
 import math
 from fractions import Fraction
+from typing import Literal
 
 import jax
 
 from moe.config import require
+from moe.routing.router import RouterConfig, Site
 
 
 @dataclasses.dataclass(frozen=True)
-class CapacityOptions:
-  """The options that every router with slots shares.
+class CapacityConfig(RouterConfig):
+  """The options of every router with slots.
 
   Attributes:
-    capacity_factor: slots for each of n tokens, E * C / n; None for dropless, where the router can be.
+    capacity_factor: slots per token, E * C / n; None for dropless, where the router can be.
     eval_capacity_factor: the one of evaluation and decoding; None for the same.
   """
 
@@ -43,6 +45,44 @@ class CapacityOptions:
     return self.capacity_factor if training or self.eval_capacity_factor is None else self.eval_capacity_factor
 
 
+@dataclasses.dataclass(frozen=True)
+class ExpertBudgetConfig(CapacityConfig):
+  """The options of routers whose experts take c * n / E of n tokens, exactly or on average.
+
+  Attributes:
+    capacity_factor: c, experts per token on average; 2 compares with top-2 token choice.
+    eval_capacity_factor: the one of evaluation; None for the same.
+    renormalize: whether the weights of each token's experts sum to 1. Zhou et al. do not.
+    z_loss: weight of the router z-loss. Zhou et al. have no auxiliary loss.
+  """
+
+  capacity_factor: float = 2.0
+  renormalize: bool = False
+  z_loss: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.z_loss >= 0, "z_loss", self.z_loss, "expected at least 0")
+
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    for training in (True, False):
+      factor, experts = self.factor(training), site.num_experts
+      require(factor <= experts, "capacity_factor", factor, f"expected at most the {experts} experts there are")
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupBudgetConfig(ExpertBudgetConfig):
+  """The options of routers whose experts choose within a group.
+
+  Attributes:
+    softmax: what scores, and so the gates, sum to 1 over. "experts" is Zhou et al.'s; over "tokens" each expert spreads
+      a weight of 1, so gates are about 1 / n and the layer's output needs a norm.
+  """
+
+  softmax: Literal["experts", "tokens"] = "experts"
+
+
 def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float) -> int:
   """Tokens that every expert takes: k = n * c / E, Zhou et al. 2022, eq. 1, rounded half up.
 
@@ -59,7 +99,7 @@ def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float)
     1 <= k <= group,
     "capacity_factor",
     capacity_factor,
-    f"gives each of {num_experts} experts {k} of the {group} tokens of a group; from 1 to {group} are allowed, "
+    f"gives each of {num_experts} experts {k} of the {group} tokens of a group; expected from 1 to {group}, "
     f"so a capacity factor from {num_experts / group:g} to {num_experts}",
   )
   return k
@@ -76,21 +116,6 @@ def token_choice_capacity(group: int, num_experts: int, capacity_factor: float) 
   return min(max(_round_half_up(group, num_experts, capacity_factor), 1), group)
 
 
-def capacity_with_slack(group: int, num_experts: int, capacity_factor: float, slack: float) -> int:
-  """Slots for a load that is c * n / E only on average: `slack` standard deviations more, at least 1, at most n.
-
-  The standard deviation is the square root of the mean, which that of independent choices does not exceed.
-
-  Args:
-    group: n, tokens of the routing group.
-    num_experts: E.
-    capacity_factor: c.
-    slack: standard deviations.
-  """
-  mean = capacity_factor * group / num_experts
-  return min(max(math.ceil(mean + slack * math.sqrt(mean)), 1), group)
-
-
 def share_of_real_tokens(real: jax.Array, num_experts: int, capacity_factor: float) -> jax.Array:
   """int32, c / E of a number of tokens that is known only when the program runs, rounded half up; 0 for few tokens.
 
@@ -103,22 +128,6 @@ def share_of_real_tokens(real: jax.Array, num_experts: int, capacity_factor: flo
   share = (Fraction(str(capacity_factor)) / num_experts).limit_denominator(2**15 - 1)
   p, q = share.numerator, share.denominator
   return real // q * p + (2 * p * (real % q) + q) // (2 * q)
-
-
-def require_room_for_all(options: CapacityOptions, num_experts: int, *, training: bool) -> None:
-  """For routers that send every token to every expert.
-
-  Raises:
-    ConfigError: there are slots in this mode, and fewer than that.
-  """
-  factor = options.factor(training)
-  separate = not training and options.eval_capacity_factor is not None
-  require(
-    factor is None or factor >= num_experts,
-    "eval_capacity_factor" if separate else "capacity_factor",
-    factor,
-    f"every token goes to all {num_experts} experts: expected at least {num_experts}, or None (dropless)",
-  )
 
 
 def actual_capacity_factor(capacity: int, group: int, num_experts: int) -> float:

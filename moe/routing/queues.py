@@ -1,7 +1,7 @@
 """From "this token wants that expert" to a `Routing`, in O(n * k) memory for indices and `[n, E]` for counting.
 
 Everything here is about one group; `jax.vmap` adds the axis G. A *choice* is one expert of one token; `wanted` says
-which choices take part (not those of padding), `place` how many others stand before one in its expert's queue.
+which choices take part (not those of padding), `ahead` how many others are ahead of one in its expert's queue.
 """
 
 import jax
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from moe.routing.types import RaggedRouting, SlotRouting
 
 
-def places_in_order(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
-  """int32 `[n, k]`, places when tokens queue by position, all choices of one before any of the next.
+def queue_by_position(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
+  """int32 `[n, k]`, how many are ahead of each choice when tokens queue by position, each with all its choices.
 
   Nothing about later tokens enters, so capacity counted this way is causal. The order among the choices of one token
   never matters, for they are of different experts: one cumulative sum over tokens serves all k.
@@ -21,12 +21,12 @@ def places_in_order(choices: jax.Array, wanted: jax.Array, num_experts: int) -> 
     wanted: bool `[n, k]`.
     num_experts: E.
   """
-  takes = takes_of(choices, wanted, num_experts)
+  takes = wanted_experts(choices, wanted, num_experts)
   return jnp.take_along_axis(jnp.cumsum(takes, axis=0) - takes, choices, axis=1)
 
 
-def places_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Array, num_experts: int) -> jax.Array:
-  """int32 `[n, k]`, places in V-MoE's batch priority (Riquelme et al. 2021, algorithm 2).
+def queue_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Array, num_experts: int) -> jax.Array:
+  """int32 `[n, k]`, how many are ahead of each choice in V-MoE's batch priority (Riquelme et al. 2021, algorithm 2).
 
   Tokens queue by falling priority, and every first choice before any second one. Not causal.
 
@@ -42,12 +42,12 @@ def places_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Arra
   def queue(values: jax.Array) -> jax.Array:
     return values[order].T.reshape(k * n, 1)
 
-  places = places_in_order(queue(choices), queue(wanted), num_experts)
-  return jnp.zeros((n, k), places.dtype).at[order].set(places.reshape(k, n).T, unique_indices=True)
+  ahead = queue_by_position(queue(choices), queue(wanted), num_experts)
+  return jnp.zeros((n, k), ahead.dtype).at[order].set(ahead.reshape(k, n).T, unique_indices=True)
 
 
 def slot_routing(
-  choices: jax.Array, weight: jax.Array, wanted: jax.Array, place: jax.Array, num_experts: int, capacity: int
+  choices: jax.Array, weight: jax.Array, wanted: jax.Array, ahead: jax.Array, num_experts: int, capacity: int
 ) -> SlotRouting:
   """The first `capacity` wanted choices of every expert's queue, `[E, C]` each; the rest are dropped.
 
@@ -55,14 +55,14 @@ def slot_routing(
     choices: int32 `[n, k]`.
     weight: float32 `[n, k]`; the gradient flows through it.
     wanted: bool `[n, k]`.
-    place: int32 `[n, k]`, from one of the functions above.
+    ahead: int32 `[n, k]`, from one of the functions above.
     num_experts: E.
     capacity: C.
   """
   n, k = choices.shape
   assignment = jnp.arange(n * k, dtype=jnp.int32)
-  kept = wanted & (place < capacity)
-  slot = jnp.where(kept, choices * capacity + place, num_experts * capacity).reshape(-1)
+  kept = wanted & (ahead < capacity)
+  slot = jnp.where(kept, choices * capacity + ahead, num_experts * capacity).reshape(-1)
   # Dropped choices are sent to as many different slots past the end, to keep the promise of unique indices.
   slot = jnp.where(kept.reshape(-1), slot, slot + assignment)
   table = jnp.full(num_experts * capacity, n * k, jnp.int32)
@@ -84,7 +84,7 @@ def ragged_routing(choices: jax.Array, weight: jax.Array, wanted: jax.Array, num
   order = jnp.argsort(expert, stable=True)
   real = expert[order] < num_experts
   token = jnp.where(real, order // k, n).astype(jnp.int32)
-  group_sizes = takes_of(choices, wanted, num_experts).sum(0, dtype=jnp.int32)
+  group_sizes = wanted_experts(choices, wanted, num_experts).sum(0, dtype=jnp.int32)
   return RaggedRouting(token, jnp.where(real, weight.reshape(-1)[order], 0.0), group_sizes)
 
 
@@ -97,9 +97,9 @@ def slots_of_chosen(chosen: jax.Array, weight: jax.Array, capacity: int) -> Slot
     capacity: C.
   """
   n, num_experts = chosen.shape
-  place = jnp.cumsum(chosen, axis=0, dtype=jnp.int32) - 1
+  ahead = jnp.cumsum(chosen, axis=0, dtype=jnp.int32) - 1
   expert, token = jnp.arange(num_experts), jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[:, None], chosen.shape)
-  slot = jnp.where(chosen & (place < capacity), expert * capacity + place, num_experts * capacity)
+  slot = jnp.where(chosen & (ahead < capacity), expert * capacity + ahead, num_experts * capacity)
   table = jnp.full(num_experts * capacity, n, jnp.int32).at[slot].set(token, mode="drop")
   table = table.reshape(num_experts, capacity)
   return SlotRouting(table, weight.at[table, expert[:, None]].get(mode="fill", fill_value=0.0))
@@ -120,6 +120,6 @@ def ragged_of_chosen(chosen: jax.Array, weight: jax.Array) -> RaggedRouting:
   return RaggedRouting(token, gathered, chosen.sum(0, dtype=jnp.int32))
 
 
-def takes_of(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
+def wanted_experts(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
   """int32 `[n, E]`, 1 where a token wants an expert."""
   return ((choices[..., None] == jnp.arange(num_experts)) & wanted[..., None]).sum(1, dtype=jnp.int32)

@@ -8,11 +8,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe.routing import queues as assignments
-from moe.routing.capacity import CapacityOptions, token_choice_capacity
+from moe.config import require
+from moe.routing import queues
+from moe.routing.capacity import CapacityConfig, token_choice_capacity
 from moe.routing.groups import Groups
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router
+from moe.routing.router import Router, RouterConfig
 from moe.routing.types import Policy, RouterInput, RouterOutput, Routing
 
 
@@ -35,27 +36,27 @@ class Selection:
   policy: Policy | None = None
 
 
-class TokenwiseRouter(Router):
-  """The frame. `options` are a `CapacityOptions`: None is dropless, a factor gives slots, served by position.
+class TokenwiseConfig(RouterConfig):
+  """What these routers declare. Goes before `CapacityConfig`, or a class of it, among the bases of a config.
 
-  A group is one sequence, for capacity is counted there. A layer costs what its assignments cost (dropless, on a CPU)
-  or what its slots cost.
+  A group is one sequence, since capacity is counted there: a capacity factor gives slots, served by position; None is
+  dropless.
   """
 
-  options: CapacityOptions
-  num_experts: int
-
-  @classmethod
-  def is_causal(cls, options: CapacityOptions, *, training: bool) -> bool:
+  def is_causal(self, *, training: bool) -> bool:
     return True
 
-  @classmethod
-  def is_batch_independent(cls, options: CapacityOptions, length: int, *, training: bool) -> bool:
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
     return True
 
-  @classmethod
-  def groups(cls, options: CapacityOptions, batch: int, length: int) -> Groups:
+  def groups(self, batch: int, length: int) -> Groups:
     return Groups(length)
+
+
+class TokenwiseRouter(Router):
+  """The frame: a method adds `select`. A layer costs what its assignments cost (dropless, on a CPU) or its slots do."""
+
+  config: CapacityConfig
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     """Decides about all tokens of `inputs`; in training it may assign the router's state."""
@@ -71,7 +72,7 @@ class TokenwiseRouter(Router):
 
   def capacity(self, length: int, *, training: bool) -> int | None:
     """Slots of every expert for a sequence of `length` tokens; None for dropless."""
-    factor = self.options.factor(training)
+    factor = self.config.factor(training)
     return None if factor is None else token_choice_capacity(length, self.num_experts, factor)
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
@@ -85,8 +86,8 @@ class TokenwiseRouter(Router):
   def _routing(self, chosen: jax.Array, weight: jax.Array, training: bool) -> Routing:
     capacity = self.capacity(chosen.shape[1], training=training)
     if capacity is None:
-      return jax.vmap(assignments.ragged_of_chosen)(chosen, weight)
-    return jax.vmap(lambda c, w: assignments.slots_of_chosen(c, w, capacity))(chosen, weight)
+      return jax.vmap(queues.ragged_of_chosen)(chosen, weight)
+    return jax.vmap(lambda c, w: queues.slots_of_chosen(c, w, capacity))(chosen, weight)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
     """`init_memory`, and `free`: int32 `[batch, E]`, slots left, where there are slots."""
@@ -97,12 +98,28 @@ class TokenwiseRouter(Router):
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
     """As the base class says. The routing is ragged, as nothing is left to fill slots with."""
-    if not self.is_causal(self.options, training=False):
+    if not self.config.is_causal(training=False):
       return super().decode(inputs, state)
     selection, state = self.select_next(inputs, state)
     chosen = selection.chosen[0] & inputs.mask[0][:, None]
     if "free" in state:
       chosen = chosen & (state["free"] > 0)
       state = state | {"free": state["free"] - chosen}
-    routing = jax.tree.map(lambda leaf: leaf[None], assignments.ragged_of_chosen(chosen, selection.weight[0]))
+    routing = jax.tree.map(lambda leaf: leaf[None], queues.ragged_of_chosen(chosen, selection.weight[0]))
     return RouterOutput(routing, {}, jnp.zeros(()), {}), state
+
+
+def require_room_for_all(config: CapacityConfig, num_experts: int, *, training: bool) -> None:
+  """For routers that send every token to every expert.
+
+  Raises:
+    ConfigError: there are slots in this mode, and fewer than that.
+  """
+  factor = config.factor(training)
+  separate = not training and config.eval_capacity_factor is not None
+  require(
+    factor is None or factor >= num_experts,
+    "eval_capacity_factor" if separate else "capacity_factor",
+    factor,
+    f"every token goes to all {num_experts} experts: expected at least {num_experts}, or None (dropless)",
+  )

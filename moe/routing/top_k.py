@@ -7,15 +7,15 @@ when decoding step by step.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing import queues as assignments
-from moe.routing.capacity import CapacityOptions, token_choice_capacity
+from moe.routing import queues
+from moe.routing.capacity import CapacityConfig, token_choice_capacity
 from moe.routing.groups import Groups, checked_groups
 from moe.routing.losses import balance_loss, router_z_loss
 from moe.routing.metrics import routing_metrics
@@ -57,8 +57,8 @@ def top_choices(
 
 
 @dataclasses.dataclass(frozen=True)
-class TopKOptions(CapacityOptions):
-  """Options of every top-k router.
+class TopKConfig(CapacityConfig):
+  """The options of every top-k router.
 
   Attributes:
     top_k: experts per token.
@@ -113,6 +113,20 @@ class TopKOptions(CapacityOptions):
     """Whether training draws random numbers."""
     return False
 
+  def is_causal(self, *, training: bool) -> bool:
+    return True
+
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
+    return True
+
+  def groups(self, batch: int, length: int) -> Groups:
+    return Groups(length) if self.queues_by_sequence else checked_groups(self.group_size, batch, length)
+
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    experts = site.num_experts
+    require(self.top_k <= experts, "top_k", self.top_k, f"expected at most the {experts} experts there are")
+
 
 def check_load_loss(weight: float, top_k: int, experts: int) -> None:
   """Raises `ConfigError` for a load loss where every token takes every expert."""
@@ -161,35 +175,16 @@ class Decision:
 
 
 class TopKRouter(Router):
-  """The frame; a method overrides `logits`, `ranking`, `wanted`, `places`, `losses` or `learn` where it differs.
+  """The frame; a method overrides `logits`, `ranking`, `wanted`, `queue`, `losses` or `learn` where it differs.
 
   Each weight `NAME_loss` of the options belongs to the loss `NAME`.
   """
 
-  Options = TopKOptions
-  options: TopKOptions
+  config: TopKConfig
 
-  def __init__(self, options: TopKOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: TopKConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
-
-  @classmethod
-  def is_causal(cls, options: Any, *, training: bool) -> bool:
-    return True
-
-  @classmethod
-  def is_batch_independent(cls, options: Any, length: int, *, training: bool) -> bool:
-    return True
-
-  @classmethod
-  def groups(cls, options: TopKOptions, batch: int, length: int) -> Groups:
-    return Groups(length) if options.queues_by_sequence else checked_groups(options.group_size, batch, length)
-
-  @classmethod
-  def check(cls, options: Any, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    experts = site.num_experts
-    require(options.top_k <= experts, "top_k", options.top_k, f"expected at most the {experts} experts there are")
 
   def logits(self, tokens: jax.Array, key: jax.Array | None) -> Logits:
     """Logits of tokens `[G, n, d]`; noisy where there is a key, which is in training alone."""
@@ -201,12 +196,12 @@ class TopKRouter(Router):
     return scores
 
   def wanted(self, gates: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
-    """Bool `[G, n, k]`, the choices that ask for a place."""
+    """Bool `[G, n, k]`, the choices that queue for a slot."""
     return jnp.broadcast_to(mask[..., None], gates.shape)
 
-  def places(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> jax.Array:
-    """int32 `[n, k]`, each choice's place in its expert's queue; of one group."""
-    return assignments.places_in_order(choices, wanted, self.num_experts)
+  def queue(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> jax.Array:
+    """int32 `[n, k]`, how many are ahead of each choice in its expert's queue; of one group."""
+    return queues.queue_by_position(choices, wanted, self.num_experts)
 
   def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
     """The losses by name, unweighted."""
@@ -222,17 +217,17 @@ class TopKRouter(Router):
     """Chooses experts for all tokens; with a key where training draws."""
     first, second = (None, None) if key is None else jax.random.split(key)
     logits = self.logits(inputs.tokens, first)
-    scores = expert_scores(logits.noisy, self.options.scores)
+    scores = expert_scores(logits.noisy, self.config.scores)
     ranking = self.ranking(logits, scores, inputs.mask, training=training)
-    choices, gates = top_choices(scores, self.options.top_k, renormalize=self.options.renormalize, ranking=ranking)
+    choices, gates = top_choices(scores, self.config.top_k, renormalize=self.config.renormalize, ranking=ranking)
     return Decision(logits, scores, choices, gates, self.wanted(gates, inputs.mask, second), inputs.mask)
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
-    key = training_key(self, inputs) if training and self.options.draws else None
+    key = training_key(self, inputs) if training and self.config.draws else None
     decision = self.decide(inputs, key, training=training)
     routing = self._routing(decision, training)
     losses = self.losses(decision, training=training)
-    total = sum((getattr(self.options, f"{name}_loss") * loss for name, loss in losses.items()), start=jnp.zeros(()))
+    total = sum((getattr(self.config, f"{name}_loss") * loss for name, loss in losses.items()), start=jnp.zeros(()))
     metrics = routing_metrics(routing, inputs.mask, normalized(decision.scores), asked=decision.wanted.sum())
     if training:
       self.learn(decision)
@@ -240,32 +235,32 @@ class TopKRouter(Router):
 
   def _routing(self, decision: Decision, training: bool) -> Routing:
     asked = decision.choices, decision.gates, decision.wanted
-    if self.options.dropless:
-      return jax.vmap(lambda c, g, w: assignments.ragged_routing(c, g, w, self.num_experts))(*asked)
-    capacity = token_choice_capacity(decision.mask.shape[1], self.num_experts, self.options.factor(training))
+    if self.config.dropless:
+      return jax.vmap(lambda c, g, w: queues.ragged_routing(c, g, w, self.num_experts))(*asked)
+    capacity = token_choice_capacity(decision.mask.shape[1], self.num_experts, self.config.factor(training))
 
     def one_group(choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> SlotRouting:
-      place = self.places(choices, gates, wanted)
-      return assignments.slot_routing(choices, gates, wanted, place, self.num_experts, capacity)
+      ahead = self.queue(choices, gates, wanted)
+      return queues.slot_routing(choices, gates, wanted, ahead, self.num_experts, capacity)
 
     return jax.vmap(one_group)(*asked)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
     """`free`: int32 `[batch, E]`, slots left; for a dropless router nothing."""
-    if self.options.dropless:
+    if self.config.dropless:
       return {}
-    capacity = token_choice_capacity(length, self.num_experts, self.options.factor(training=False))
+    capacity = token_choice_capacity(length, self.num_experts, self.config.factor(training=False))
     return {"free": jnp.full((batch, self.num_experts), capacity, jnp.int32)}
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
     """As the base class says. The routing is ragged, dropped choices in its tail; losses and metrics are left out."""
-    if not self.is_causal(self.options, training=False):
+    if not self.config.is_causal(training=False):
       return super().decode(inputs, state)
     decision = self.decide(inputs, None, training=False)
     choices, kept = decision.choices[0], decision.wanted[0]
     if state:
       kept = kept & (jnp.take_along_axis(state["free"], choices, axis=1) > 0)
-      state = {"free": state["free"] - assignments.takes_of(choices, kept, self.num_experts)}
-    routing: RaggedRouting = assignments.ragged_routing(choices, decision.gates[0], kept, self.num_experts)
+      state = {"free": state["free"] - queues.wanted_experts(choices, kept, self.num_experts)}
+    routing: RaggedRouting = queues.ragged_routing(choices, decision.gates[0], kept, self.num_experts)
     routing = jax.tree.map(lambda leaf: leaf[None], routing)
     return RouterOutput(routing, {}, jnp.zeros(()), {}), state

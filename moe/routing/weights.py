@@ -1,46 +1,37 @@
-"""Who went to which expert, token by token, from any kind of `Routing`."""
+"""Any `Routing` as a table: with what weight every token reaches every expert."""
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
-from moe.routing import Groups, RaggedRouting, Routing, SlotRouting
+from moe.routing.types import RaggedRouting, Routing, SlotRouting, SoftRouting
 
 
-def expert_weights(routing: Routing, groups: Groups, batch: int, length: int) -> np.ndarray:
-  """The weight with which every token reached every expert.
+def routing_weights(routing: Routing, n: int) -> jax.Array:
+  """float32 `[G, n, E]`: the weight of each token at each expert, 0 where it did not go.
+
+  In soft routing it is the sum over the expert's slots. O(n * E) memory: for looking and for tests, not for layers.
 
   Args:
-    routing: of one layer or, with a leading axis L, of several.
-    groups: how the router cut the batch.
-    batch: B.
-    length: T.
-
-  Returns:
-    float32 `[B, T, E]` or `[L, B, T, E]`; 0 where a token did not go (for soft routing: summed over an expert's slots).
+    routing: of one layer.
+    n: tokens of a group.
   """
-  if isinstance(routing, (SlotRouting, RaggedRouting)):
-    token, weight = np.asarray(routing.token), np.asarray(routing.weight)
-    stacked = token.ndim == (4 if isinstance(routing, SlotRouting) else 3)
-  else:
-    combine = np.asarray(routing.combine)
-    stacked = combine.ndim == 5
-    summed = combine.sum(-1) if stacked else combine.sum(-1)[None]
-    table = np.stack([groups.join(layer, batch, length) for layer in summed])
-    return table if stacked else table[0]
-  if not stacked:
-    token, weight = token[None], weight[None]
-  if isinstance(routing, SlotRouting):
-    experts = token.shape[2]
-    expert = np.broadcast_to(np.arange(experts)[:, None], token.shape)
-  else:
-    sizes = np.asarray(routing.group_sizes).reshape(*token.shape[:2], -1)
-    experts = sizes.shape[-1]
-    ends = sizes.cumsum(-1)[:, :, None, :]
-    expert = (np.arange(token.shape[2])[:, None] >= ends).sum(-1)  # the tail gets `experts`, and its token n
-  layers, count = token.shape[:2]
-  n = groups.size
-  layer, group, *_ = np.indices(token.shape)
-  real = token < n
-  table = np.zeros((layers, count * n, experts), np.float32)
-  np.add.at(table, (layer[real], group[real] * n + token[real], expert[real]), weight[real])
-  table = np.stack([groups.join(layer.reshape(count, n, experts), batch, length) for layer in table])
-  return table if stacked else table[0]
+  match routing:
+    case SlotRouting():
+      experts = routing.token.shape[1]
+      expert = jnp.broadcast_to(jnp.arange(experts)[:, None], routing.token.shape[1:])
+      return jax.vmap(lambda token, weight: _table(token, expert, weight, (n, experts)))(routing.token, routing.weight)
+    case RaggedRouting():
+      experts, positions = routing.group_sizes.shape[1], jnp.arange(routing.token.shape[1])
+
+      def one_group(token, weight, sizes):
+        expert = jnp.searchsorted(jnp.cumsum(sizes), positions, side="right")
+        return _table(token, expert, weight, (n, experts))
+
+      return jax.vmap(one_group)(routing.token, routing.weight, routing.group_sizes)
+    case SoftRouting():
+      return routing.combine.sum(-1)
+
+
+def _table(token: jax.Array, expert: jax.Array, weight: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """`[n, E]` of the assignments of one group; tokens and experts out of range are nobody's."""
+  return jnp.zeros(shape, jnp.float32).at[token, expert].add(weight, mode="drop")

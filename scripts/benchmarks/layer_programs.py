@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.experts.layer import LayerOutput, MoE
+from moe.experts.layer import LayerReport, MoE
 from moe.experts.network import Experts
 from moe.routing import (
   Router,
@@ -106,7 +106,7 @@ class LayerPrograms:
 
     return _both_ways(outputs, self._params, self._x, jnp.ones(()))
 
-  def _apply(self, params, x) -> tuple[jax.Array, LayerOutput, nnx.State]:
+  def _apply(self, params, x) -> tuple[jax.Array, LayerReport, nnx.State]:
     layer = nnx.merge(self._graph, params, self._rest, copy=True)
     y, report = layer(x, training=True, **self._about)
     return y, report, nnx.state(layer, RouterState)
@@ -146,7 +146,7 @@ def _both_ways(outputs: Callable, params: Any, x: jax.Array, cotangent: Any) -> 
   return jax.jit(run).lower(params, x, cotangent).compile(), (params, x, cotangent)
 
 
-def _losses(report: LayerOutput) -> jax.Array:
+def _losses(report: LayerReport) -> jax.Array:
   """All that training adds to the objective; a REINFORCE router is told that every token costs one nat."""
   if report.policy is None:
     return report.auxiliary_loss

@@ -189,7 +189,7 @@ def test_ragged_groups_are_merged_into_one_run_per_expert():
     weight=jnp.array([[1.0, 2.0, 3.0, 0.0], [4.0, 5.0, 6.0, 7.0]]),
     group_sizes=jnp.array([[1, 2], [3, 1]]),
   )
-  rows, weight, sizes = local.rows_in_order(routing, 3)
+  rows, weight, sizes = local.runs_by_expert(routing, 3)
   np.testing.assert_array_equal(sizes, [4, 3])
   np.testing.assert_array_equal(rows, [2, 3, 4, 5, 0, 1, 3, 6])  # 6 = G * n marks what belongs to no expert
   np.testing.assert_array_equal(weight, [1, 4, 5, 6, 2, 3, 7, 0])

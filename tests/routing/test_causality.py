@@ -75,7 +75,7 @@ def test_leaks_are_those_that_the_router_declares(name, options, training):
 
 def test_the_published_queue_of_all_first_choices_before_any_second_leaks():
   """Why this project's order differs: the same router with GShard's queue, written plainly."""
-  from moe.routing import queues as assignments
+  from moe.routing import queues
 
   router = make("glam")
 
@@ -84,7 +84,7 @@ def test_the_published_queue_of_all_first_choices_before_any_second_leaks():
     gates, choices = jax.lax.top_k(probs, 2)
     everybody = jnp.ones(choices.shape, bool)
     equal = jnp.ones(len(choices))  # batch priority among equals is the published queue
-    place = assignments.places_by_priority(choices, everybody, equal, NUM_EXPERTS)
+    place = queues.queue_by_priority(choices, everybody, equal, NUM_EXPERTS)
     kept = place < 24  # of 32 choices for an expert on average: some second ones are dropped
     return jnp.where(kept, gates, 0).reshape(BATCH, LENGTH, 2)
 

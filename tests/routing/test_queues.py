@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.routing import queues as assignments
+from moe.routing import queues
 from tests.routing.naive import serve, token_weights
 
 CHOICES = jnp.array([[0, 1], [1, 0], [0, 2]])
@@ -25,10 +25,10 @@ def random_choices(n: int, k: int, experts: int):
 def to_slots(choices, gates, wanted, experts: int, capacity: int, priority: bool = False):
   """One group with an axis for it."""
   if priority:
-    place = assignments.places_by_priority(choices, wanted, gates[:, 0], experts)
+    place = queues.queue_by_priority(choices, wanted, gates[:, 0], experts)
   else:
-    place = assignments.places_in_order(choices, wanted, experts)
-  return grouped(assignments.slot_routing(choices, gates, wanted, place, experts, capacity))
+    place = queues.queue_by_position(choices, wanted, experts)
+  return grouped(queues.slot_routing(choices, gates, wanted, place, experts, capacity))
 
 
 def grouped(routing):
@@ -37,25 +37,25 @@ def grouped(routing):
 
 def test_tokens_queue_by_position_with_all_their_choices():
   # Token 1's second choice of expert 0 stands before token 2's first choice of it.
-  np.testing.assert_array_equal(assignments.places_in_order(CHOICES, ALL, 3), [[0, 0], [1, 1], [2, 0]])
+  np.testing.assert_array_equal(queues.queue_by_position(CHOICES, ALL, 3), [[0, 0], [1, 1], [2, 0]])
 
 
 def test_unwanted_choices_stand_in_no_queue():
   wanted = jnp.array([[True, True], [True, False], [True, True]])
-  places = np.asarray(assignments.places_in_order(CHOICES, wanted, 3))
+  places = np.asarray(queues.queue_by_position(CHOICES, wanted, 3))
   assert places[2, 0] == 1
 
 
 def test_with_priority_first_choices_stand_before_second_ones_and_confident_tokens_before_others():
-  places = assignments.places_by_priority(CHOICES, ALL, jnp.array([0.5, 0.6, 0.9]), 3)
+  places = queues.queue_by_priority(CHOICES, ALL, jnp.array([0.5, 0.6, 0.9]), 3)
   # Expert 0: token 2, token 0, then the second choice of token 1. Expert 1: token 1 first, token 0 second.
   np.testing.assert_array_equal(places, [[1, 1], [0, 2], [0, 0]])
 
 
 def test_the_tables_of_a_literal_example():
   weight = jnp.array([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2]])
-  place = assignments.places_in_order(CHOICES, ALL, 4)
-  routing = assignments.slot_routing(CHOICES, weight, ALL, place, num_experts=4, capacity=2)
+  place = queues.queue_by_position(CHOICES, ALL, 4)
+  routing = queues.slot_routing(CHOICES, weight, ALL, place, num_experts=4, capacity=2)
   np.testing.assert_array_equal(routing.token, [[0, 1], [0, 1], [2, 3], [3, 3]])
   np.testing.assert_array_equal(routing.weight, np.float32([[0.6, 0.3], [0.4, 0.7], [0.2, 0], [0, 0]]))
 
@@ -63,7 +63,7 @@ def test_the_tables_of_a_literal_example():
 def test_ragged_routing_is_sorted_by_expert_then_token_with_the_unwanted_in_the_tail():
   weight = jnp.array([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2]])
   wanted = jnp.array([[True, True], [True, False], [True, True]])
-  routing = assignments.ragged_routing(CHOICES, weight, wanted, 4)
+  routing = queues.ragged_routing(CHOICES, weight, wanted, 4)
   np.testing.assert_array_equal(routing.group_sizes, [2, 2, 1, 0])
   np.testing.assert_array_equal(routing.token, [0, 2, 0, 1, 2, 3])
   np.testing.assert_array_equal(routing.weight, np.float32([0.6, 0.8, 0.4, 0.7, 0.2, 0]))
@@ -94,15 +94,15 @@ def test_priority_equals_serving_choices_in_its_order(n, k, experts, capacity):
 
 def test_ragged_and_slots_without_a_limit_agree():
   example = random_choices(30, 2, 4)
-  ragged = grouped(assignments.ragged_routing(*map(jnp.asarray, example), 4))
+  ragged = grouped(queues.ragged_routing(*map(jnp.asarray, example), 4))
   np.testing.assert_array_equal(token_weights(to_slots(*example, 4, 30), 30, 4), token_weights(ragged, 30, 4))
 
 
 def test_the_gradient_of_a_weight_is_one_where_it_was_kept_and_zero_where_dropped():
   choices, gates, wanted = map(jnp.asarray, random_choices(30, 2, 4))
-  place = assignments.places_in_order(choices, wanted, 4)
+  place = queues.queue_by_position(choices, wanted, 4)
   kept = wanted & (place < 5)
-  slots = jax.grad(lambda w: assignments.slot_routing(choices, w, wanted, place, 4, 5).weight.sum())(gates)
-  ragged = jax.grad(lambda w: assignments.ragged_routing(choices, w, wanted, 4).weight.sum())(gates)
+  slots = jax.grad(lambda w: queues.slot_routing(choices, w, wanted, place, 4, 5).weight.sum())(gates)
+  ragged = jax.grad(lambda w: queues.ragged_routing(choices, w, wanted, 4).weight.sum())(gates)
   np.testing.assert_array_equal(slots, kept)
   np.testing.assert_array_equal(ragged, wanted)

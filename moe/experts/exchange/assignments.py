@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe.experts.dispatch import rows_in_order
+from moe.experts.dispatch import runs_by_expert
 from moe.routing.types import RaggedRouting, SlotRouting
 
 
@@ -33,7 +33,7 @@ _MOST_EXPERTS, _FEW_EXPERTS = 8, 2
 
 def of_groups(routing: RaggedRouting, n: int) -> Assignments:
   """Those of whole groups of `n` tokens that lie on this device."""
-  row, weight, sizes = rows_in_order(routing, n)
+  row, weight, sizes = runs_by_expert(routing, n)
   return Assignments(row, weight, sizes, _expected(len(row), routing.token.shape[0] * n))
 
 
@@ -67,7 +67,7 @@ def _by_expert(routing: SlotRouting | RaggedRouting, flat: jax.Array) -> tuple[j
   """Token numbers in the batch, weights, and how many of them each expert has; room is numbered `flat.size`."""
   groups, n = flat.shape
   if isinstance(routing, RaggedRouting):
-    rows, weight, sizes = rows_in_order(routing, n)
+    rows, weight, sizes = runs_by_expert(routing, n)
     return flat.reshape(-1).at[rows].get(mode="fill", fill_value=flat.size), weight, sizes
   number = jax.vmap(lambda numbers, token: numbers.at[token].get(mode="fill", fill_value=flat.size))(
     flat, routing.token

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe.experts.dispatch import rows_in_order
+from moe.experts.dispatch import runs_by_expert
 from moe.experts.exchange.assignments import Assignments
 from moe.parallel.mesh import ROW_AXES
 from moe.routing.types import RaggedRouting
@@ -30,7 +30,7 @@ def in_rounds(tokens: jax.Array, assigned: Assignments, ragged: Callable, weight
   Args:
     tokens: `[N, d]`.
     assigned: their assignments.
-    ragged: `ExpertFunctions.ragged`.
+    ragged: `Experts.ragged`.
     weights: of this device's experts.
 
   Returns:
@@ -80,7 +80,7 @@ class _Exchange:
     sizes = jnp.diff(through, axis=1, prepend=0)
     by_source = jnp.broadcast_to(jnp.arange(self.quota, dtype=jnp.int32), arrived.shape[:2])
     ones = jnp.ones(arrived.shape[:2], jnp.float32)
-    order, weight, sizes = rows_in_order(RaggedRouting(by_source, ones, sizes), self.quota)
+    order, weight, sizes = runs_by_expert(RaggedRouting(by_source, ones, sizes), self.quota)
     return ragged(weights, arrived.reshape(-1, arrived.shape[-1]), order, weight, sizes).reshape(arrived.shape)
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from moe.experts.exchange.expert_functions import ExpertFunctions
+from moe.experts.network import Experts
 from moe.routing.groups import Groups
 
 
-def soft_over_devices(groups: Groups, experts: ExpertFunctions) -> Callable:
+def soft_over_devices(groups: Groups, experts: Experts) -> Callable:
   """`(x, routing, weights) -> y` of one device, within `shard_map`.
 
   `x` is `[rows, T, d]`, the weights of `routing` are `[rows, T, E, P]`. Where a group spans several rows of the mesh,

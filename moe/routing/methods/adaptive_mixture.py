@@ -4,14 +4,16 @@ The paper compares three losses of a mixture whose experts predict the target th
 experts' outputs have no targets of their own: there the network's loss sees their weighted sum, as in the first one.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.routing.capacity import CapacityOptions, require_room_for_all
-from moe.routing.router import Site, register
+from moe.routing.capacity import CapacityConfig
+from moe.routing.router import Site
 from moe.routing.scores import router_kernel, router_logits
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter, require_room_for_all
 from moe.routing.types import RouterInput
 
 
@@ -50,22 +52,27 @@ def _squared_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
   return jnp.square(target[..., None, :] - outputs).sum(-1)
 
 
-@register("adaptive_mixture")
+@dataclasses.dataclass(frozen=True)
+class AdaptiveMixtureConfig(TokenwiseConfig, CapacityConfig, name="adaptive_mixture"):
+  """The options of the dense mixture: slots, if any, for every token with every expert."""
+
+  paper = "Jacobs, Jordan, Nowlan and Hinton 1991, Neural Computation 3(1)"
+
+  def make(self, site: Site, rngs: nnx.Rngs) -> "AdaptiveMixture":
+    return AdaptiveMixture(self, site, rngs=rngs)
+
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    for training in (True, False):
+      require_room_for_all(self, site.num_experts, training=training)
+
+
 class AdaptiveMixture(TokenwiseRouter):
   """All experts, weighted by softmax(x W): the dense mixture, at the cost of E experts a token, in both modes alike."""
 
-  Options = CapacityOptions
-  paper = "Jacobs, Jordan, Nowlan and Hinton 1991, Neural Computation 3(1)"
-
-  def __init__(self, options: CapacityOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: AdaptiveMixtureConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
-
-  @classmethod
-  def check(cls, options: CapacityOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    for training in (True, False):
-      require_room_for_all(options, site.num_experts, training=training)
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     """As the base class says."""

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing import queues as assignments
+from moe.routing import queues
 from moe.routing.groups import Groups, checked_groups
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, Site, register
+from moe.routing.router import Router, RouterConfig, Site
 from moe.routing.sampling import training_key
 from moe.routing.scores import router_logits
 from moe.routing.solvers.balanced_assignment import BalancedAssignment, balanced_assignment
@@ -24,7 +24,7 @@ _GAIN = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class BaseOptions:
+class BaseConfig(RouterConfig, name="base"):
   """Options of BASE.
 
   Attributes:
@@ -32,14 +32,34 @@ class BaseOptions:
     shuffle: whether tokens are dealt to these groups at random, so that none is full of one sequence's (section 3.2).
   """
 
+  paper = "Lewis et al. 2021, arXiv 2103.16716"
+
   group_size: int = 0
   shuffle: bool = True
 
   def __post_init__(self):
     require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "Base":
+    return Base(self, site, rngs=rngs)
 
-@register("base")
+  def is_causal(self, *, training: bool) -> bool:
+    return not training
+
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
+    return not training or (not self.shuffle and self.group_size > 0 and length % self.group_size == 0)
+
+  def groups(self, batch: int, length: int) -> Groups:
+    """One: the groups of the assignment are dealt within."""
+    return Groups(batch * length)
+
+  def check(self, site: Site, batch: int, length: int) -> None:
+    super().check(site, batch, length)
+    group = checked_groups(self.group_size, batch, length).size
+    wanted = f"expected at least one token for each of the {site.num_experts} experts"
+    require(group >= site.num_experts, "group_size", self.group_size or group, wanted)
+
+
 class Base(Router):
   """BASE with the sigmoid of the score as gate, which around the residual is the paper's mixing of token and expert.
 
@@ -47,32 +67,12 @@ class Base(Router):
   `assignment_gap` is how far, in score per token, the assignment may be from the best one: a certified bound.
   """
 
-  Options = BaseOptions
-  paper = "Lewis et al. 2021, arXiv 2103.16716"
+  config: BaseConfig
 
-  def __init__(self, options: BaseOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: BaseConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     orthogonal = jax.nn.initializers.orthogonal(_GAIN)
     self.kernel = nnx.Param(orthogonal(rngs.params(), (site.d_model, site.num_experts), jnp.float32))
-
-  @classmethod
-  def is_causal(cls, options: BaseOptions, *, training: bool) -> bool:
-    return not training
-
-  @classmethod
-  def is_batch_independent(cls, options: BaseOptions, length: int, *, training: bool) -> bool:
-    return not training or (not options.shuffle and options.group_size > 0 and length % options.group_size == 0)
-
-  @classmethod
-  def groups(cls, options: BaseOptions, batch: int, length: int) -> Groups:
-    """One: the groups of the assignment are dealt within."""
-    return Groups(batch * length)
-
-  @classmethod
-  def check(cls, options: BaseOptions, site: Site, batch: int, length: int) -> None:
-    group = checked_groups(options.group_size, batch, length).size
-    wanted = f"expected at least one token for each of the {site.num_experts} experts"
-    require(group >= site.num_experts, "group_size", options.group_size or group, wanted)
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     logits = router_logits(inputs.tokens, self.kernel[...])[0]
@@ -80,31 +80,31 @@ class Base(Router):
     routing: Routing
     if not training:
       expert = jnp.argmax(logits, axis=-1)
-      routing = assignments.ragged_routing(expert[:, None], _gates(logits, expert), mask[:, None], self.num_experts)
+      routing = queues.ragged_routing(expert[:, None], _gates(logits, expert), mask[:, None], self.num_experts)
       bound = {}
     else:
       found = self._assigned(jax.lax.stop_gradient(logits), mask, inputs)
       bound = {"assignment_gap": found.gap.sum() / jnp.maximum(mask.sum(), 1)}
       expert = jnp.minimum(found.expert, self.num_experts - 1)
-      place = assignments.places_in_order(expert[:, None], mask[:, None], self.num_experts)
-      routing = assignments.slot_routing(
-        expert[:, None], _gates(logits, expert), mask[:, None], place, self.num_experts, self._capacity(len(mask))
+      ahead = queues.queue_by_position(expert[:, None], mask[:, None], self.num_experts)
+      routing = queues.slot_routing(
+        expert[:, None], _gates(logits, expert), mask[:, None], ahead, self.num_experts, self._capacity(len(mask))
       )
     routing = jax.tree.map(lambda leaf: leaf[None], routing)
     metrics = routing_metrics(routing, inputs.mask, jax.nn.softmax(logits)[None], asked=mask.sum())
     return RouterOutput(routing, {}, jnp.zeros(()), metrics | bound)
 
   def _capacity(self, n: int) -> int:
-    group = self.options.group_size or n
+    group = self.config.group_size or n
     return n // group * -(-group // self.num_experts)
 
   def _assigned(self, scores: jax.Array, mask: jax.Array, inputs: RouterInput) -> BalancedAssignment:
     """The assignment of `[n, E]` scores, `expert` in the order of the tokens, the rest of each group."""
     n = len(mask)
     order = jnp.arange(n)
-    if self.options.shuffle:
+    if self.config.shuffle:
       order = jax.random.permutation(training_key(self, inputs), n)
-    group = self.options.group_size or n
+    group = self.config.group_size or n
     dealt = scores[order].reshape(-1, group, self.num_experts), mask[order].reshape(-1, group)
     found = jax.vmap(balanced_assignment)(*dealt)
     expert = jnp.zeros(n, jnp.int32).at[order].set(found.expert.reshape(-1), unique_indices=True)

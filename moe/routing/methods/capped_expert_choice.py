@@ -10,11 +10,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from moe.config import require
 from moe.routing.capacity import expert_choice_capacity
-from moe.routing.methods.expert_choice import ExpertChoice, ExpertChoiceOptions
-from moe.routing.router import register
+from moe.routing.methods.expert_choice import ExpertChoice, ExpertChoiceConfig
+from moe.routing.router import Site
 from moe.routing.solvers.capped_choice import deferred_acceptance, dykstra_plan, top_tokens, two_block_plan
 from moe.routing.types import SlotRouting
 
@@ -22,7 +23,7 @@ _ITERATIONS = {"dykstra": 100, "dual": 20, "hard": 100}
 
 
 @dataclasses.dataclass(frozen=True)
-class CappedExpertChoiceOptions(ExpertChoiceOptions):
+class CappedExpertChoiceConfig(ExpertChoiceConfig, name="capped_expert_choice"):
   """Options of capped expert choice, besides those of expert choice.
 
   Attributes:
@@ -33,6 +34,8 @@ class CappedExpertChoiceOptions(ExpertChoiceOptions):
     entropy: weight of the entropy, in units of the scores; the paper's is 0.001. Not used by "hard".
     iterations: of the solver; 0 for its own number: 100 for "dykstra" as published, 20 for "dual", 100 for "hard".
   """
+
+  paper = "Zhou et al. 2022, section 3.3"
 
   cap: int = 3
   solver: Literal["dual", "dykstra", "hard"] = "dual"
@@ -49,33 +52,33 @@ class CappedExpertChoiceOptions(ExpertChoiceOptions):
     require(self.entropy > 0, "entropy", self.entropy, "expected more than 0")
     require(self.iterations >= 0, "iterations", self.iterations, "expected at least 0, and 0 means the solver's own")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "CappedExpertChoice":
+    return CappedExpertChoice(self, site, rngs=rngs)
 
-@register("capped_expert_choice")
+
 class CappedExpertChoice(ExpertChoice):
   """Expert choice under a cap. The weights are the scores of whatever is chosen; the solver has no gradient."""
 
-  Options = CappedExpertChoiceOptions
-  options: CappedExpertChoiceOptions
-  paper = "Zhou et al. 2022, section 3.3"
+  config: CappedExpertChoiceConfig
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
-    n, k = len(mask), expert_choice_capacity(len(mask), self.num_experts, self.options.factor(training))
-    token = capped_choice(jax.lax.stop_gradient(scores), mask, k, self.options)
+    n, k = len(mask), expert_choice_capacity(len(mask), self.num_experts, self.config.factor(training))
+    token = capped_choice(jax.lax.stop_gradient(scores), mask, k, self.config)
     weight = scores.at[token, jnp.arange(self.num_experts)[:, None]].get(mode="fill", fill_value=0.0)
     return SlotRouting(token, jnp.where(token < n, weight, 0.0))
 
 
-def capped_choice(scores: jax.Array, mask: jax.Array, k: int, options: CappedExpertChoiceOptions) -> jax.Array:
+def capped_choice(scores: jax.Array, mask: jax.Array, k: int, config: CappedExpertChoiceConfig) -> jax.Array:
   """int32 `[E, k]`, the tokens of each expert in one group; n in empty slots.
 
   Args:
     scores: float32 `[n, E]`.
     mask: bool `[n]`, False for padding.
     k: tokens per expert.
-    options: cap, solver and its settings.
+    config: cap, solver and its settings.
   """
-  iterations = options.iterations or _ITERATIONS[options.solver]
-  if options.solver == "hard":
-    return deferred_acceptance(scores, mask, k, options.cap, iterations)
-  plan = {"dual": two_block_plan, "dykstra": dykstra_plan}[options.solver]
-  return top_tokens(plan(scores, mask, k, options.cap, options.entropy, iterations), k)
+  iterations = config.iterations or _ITERATIONS[config.solver]
+  if config.solver == "hard":
+    return deferred_acceptance(scores, mask, k, config.cap, iterations)
+  plan = {"dual": two_block_plan, "dykstra": dykstra_plan}[config.solver]
+  return top_tokens(plan(scores, mask, k, config.cap, config.entropy, iterations), k)

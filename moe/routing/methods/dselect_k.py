@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityOptions
+from moe.routing.capacity import CapacityConfig
 from moe.routing.losses import masked_mean
-from moe.routing.router import Site, register
+from moe.routing.router import Site
 from moe.routing.scores import router_logits
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
 
 _EPSILON = 1e-6
@@ -76,7 +76,7 @@ def unreachable_penalty(selectors: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class DSelectKOptions(CapacityOptions):
+class DSelectKConfig(TokenwiseConfig, CapacityConfig, name="dselect_k"):
   """Options of DSelect-k.
 
   Attributes:
@@ -86,6 +86,8 @@ class DSelectKOptions(CapacityOptions):
     gamma: width of the smooth step's smooth region. Outside, a bit is settled and has no gradient any more.
     entropy_loss: weight of the selectors' entropy, which drives them to be binary.
   """
+
+  paper = "Hazimeh et al. 2021, arXiv 2106.03760"
 
   k: int = 2
   gate: Literal["static", "per_example"] = "per_example"
@@ -98,8 +100,15 @@ class DSelectKOptions(CapacityOptions):
     require(self.gamma > 0, "gamma", self.gamma, "expected more than 0")
     require(self.entropy_loss >= 0, "entropy_loss", self.entropy_loss, "expected a weight of at least 0")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "DSelectK":
+    return DSelectK(self, site, rngs=rngs)
 
-@register("dselect_k")
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    experts = site.num_experts
+    require(self.k <= experts, "k", self.k, f"expected at most the {experts} experts there are")
+
+
 class DSelectK(TokenwiseRouter):
   """DSelect-k, its dispatch as dense or as sparse as the weights are: experts of weight 0 are not computed.
 
@@ -112,35 +121,27 @@ class DSelectK(TokenwiseRouter):
     alpha: float32 `[k]`, or `[d, k]`.
   """
 
-  Options = DSelectKOptions
-  paper = "Hazimeh et al. 2021, arXiv 2106.03760"
-  options: DSelectKOptions
+  config: DSelectKConfig
 
-  def __init__(self, options: DSelectKOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
-    inputs = (site.d_model,) if options.gate == "per_example" else ()
+  def __init__(self, config: DSelectKConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
+    inputs = (site.d_model,) if config.gate == "per_example" else ()
     bits = math.ceil(math.log2(site.num_experts))
 
     def uniform(limit: float, *shape: int) -> nnx.Param:
       return nnx.Param(jax.random.uniform(rngs.params(), inputs + shape, jnp.float32, -limit, limit))
 
-    self.z = uniform(options.gamma / 100, options.k, bits)
-    self.alpha = uniform(_MIXTURE_INIT, options.k)
-
-  @classmethod
-  def check(cls, options: DSelectKOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    experts = site.num_experts
-    require(options.k <= experts, "k", options.k, f"expected at most the {experts} experts there are")
+    self.z = uniform(config.gamma / 100, config.k, bits)
+    self.alpha = uniform(_MIXTURE_INIT, config.k)
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     z, alpha = self.z[...], self.alpha[...]
-    if self.options.gate == "per_example":
+    if self.config.gate == "per_example":
       z, alpha = _linear(inputs.tokens, z), _linear(inputs.tokens, alpha)
-    selectors = single_selectors(z, self.num_experts, self.options.gamma)
+    selectors = single_selectors(z, self.num_experts, self.config.gamma)
     weight = jnp.broadcast_to(mixture(selectors, alpha), (*inputs.mask.shape, self.num_experts))
     losses = {"entropy": masked_mean(selector_entropy(selectors), inputs.mask)}
-    total = self.options.entropy_loss * losses["entropy"]
+    total = self.config.entropy_loss * losses["entropy"]
     if self.num_experts & (self.num_experts - 1):
       losses["unreachable"] = masked_mean(unreachable_penalty(selectors), inputs.mask)
       total += losses["unreachable"]

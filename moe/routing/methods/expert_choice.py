@@ -1,20 +1,18 @@
 """Expert choice: every expert takes the tokens that score highest with it. Zhou et al. 2022, arXiv 2202.09368."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import expert_choice_capacity
-from moe.routing.expert_choice_options import ExpertBudgetOptions, GroupBudgetOptions
+from moe.routing.capacity import ExpertBudgetConfig, GroupBudgetConfig, expert_choice_capacity
 from moe.routing.groups import Groups, checked_groups
 from moe.routing.losses import router_z_loss
-from moe.routing.methods.prefix_rank import PrefixRankOptions
+from moe.routing.methods.prefix_rank import PrefixRankConfig
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, RouterConfig, Site, register
+from moe.routing.router import Router, RouterConfig, Site
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.highest import highest
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
@@ -47,7 +45,7 @@ def renormalized(routing: SlotRouting, n: int) -> SlotRouting:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertChoiceOptions(GroupBudgetOptions):
+class ExpertChoiceConfig(GroupBudgetConfig, name="expert_choice"):
   """Options of expert choice.
 
   Attributes:
@@ -55,73 +53,70 @@ class ExpertChoiceOptions(GroupBudgetOptions):
     group_size: tokens that are chosen among; 0 for the whole batch.
   """
 
+  paper = "Zhou et al. 2022, arXiv 2202.09368"
+
   group_size: int = 0
 
   def __post_init__(self):
     super().__post_init__()
     require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "ExpertChoice":
+    return ExpertChoice(self, site, rngs=rngs)
 
-@register("expert_choice")
-class ExpertChoice(Router):
-  """Expert choice exactly as published. Sees the whole group, so it is for encoders."""
-
-  Options: ClassVar[type] = ExpertChoiceOptions
-  paper = "Zhou et al. 2022, arXiv 2202.09368"
-
-  options: GroupBudgetOptions
-
-  def __init__(self, options: GroupBudgetOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
-    self.kernel = router_kernel(site, rngs)
-
-  @classmethod
-  def is_causal(cls, options: ExpertChoiceOptions, *, training: bool) -> bool:
+  def is_causal(self, *, training: bool) -> bool:
     return False
 
-  @classmethod
-  def is_batch_independent(cls, options: ExpertChoiceOptions, length: int, *, training: bool) -> bool:
-    return options.group_size > 0 and length % options.group_size == 0
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
+    return self.group_size > 0 and length % self.group_size == 0
 
-  @classmethod
-  def causal_twin(cls, options: ExpertChoiceOptions) -> RouterConfig | None:
+  def causal_twin(self) -> RouterConfig | None:
     """Every expert takes the tokens that are among the best c / E of their sequence so far, as many as there are.
 
     None for a softmax over tokens, which no causal rule can take.
     """
-    if options.softmax == "tokens":
+    if self.softmax == "tokens":
       return None
-    shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(ExpertBudgetOptions)}
-    return RouterConfig("prefix_rank", PrefixRankOptions(**shared, slack=None))
+    shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(ExpertBudgetConfig)}
+    return PrefixRankConfig(**shared, slack=None)
 
-  @classmethod
-  def groups(cls, options: ExpertChoiceOptions, batch: int, length: int) -> Groups:
-    return checked_groups(options.group_size, batch, length)
+  def groups(self, batch: int, length: int) -> Groups:
+    return checked_groups(self.group_size, batch, length)
 
-  @classmethod
-  def check(cls, options: ExpertChoiceOptions, site: Site, batch: int, length: int) -> None:
-    group = cls.groups(options, batch, length).size
+  def check(self, site: Site, batch: int, length: int) -> None:
+    super().check(site, batch, length)
+    group = self.groups(batch, length).size
     for training in (True, False):
-      expert_choice_capacity(group, site.num_experts, options.factor(training))
+      expert_choice_capacity(group, site.num_experts, self.factor(training))
+
+
+class ExpertChoice(Router):
+  """Expert choice exactly as published. Sees the whole group, so it is for encoders."""
+
+  config: GroupBudgetConfig
+
+  def __init__(self, config: GroupBudgetConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
+    self.kernel = router_kernel(site, rngs)
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     logits = router_logits(inputs.tokens, self.kernel[...])
     scores = self.scores(logits, inputs.mask)
     routing = jax.vmap(lambda s, m: self.choose(s, m, training=training))(scores, inputs.mask)
-    if self.options.renormalize:
+    if self.config.renormalize:
       routing = jax.vmap(lambda r: renormalized(r, inputs.mask.shape[1]))(routing)
     z_loss = router_z_loss(logits, inputs.mask)
     metrics = routing_metrics(routing, inputs.mask, jax.nn.softmax(logits))
-    return RouterOutput(routing, {"z": z_loss}, self.options.z_loss * z_loss, metrics)
+    return RouterOutput(routing, {"z": z_loss}, self.config.z_loss * z_loss, metrics)
 
   def scores(self, logits: jax.Array, mask: jax.Array) -> jax.Array:
     """Float32 `[G, n, E]` of logits `[G, n, E]` and mask `[G, n]`."""
-    if self.options.softmax == "experts":
+    if self.config.softmax == "experts":
       return jax.nn.softmax(logits)
     # A group of padding has no softmax, and takes no token either.
     return jnp.nan_to_num(jax.nn.softmax(logits, axis=1, where=mask[..., None]))
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
     """The choice in one group, of scores `[n, E]` and mask `[n]`."""
-    k = expert_choice_capacity(len(mask), self.num_experts, self.options.factor(training))
+    k = expert_choice_capacity(len(mask), self.num_experts, self.config.factor(training))
     return expert_choice(scores, mask, k)

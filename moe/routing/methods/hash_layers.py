@@ -1,7 +1,7 @@
 """Hash layers: a token's expert is a hash of token ids, fixed before training. Roller et al. 2021, arXiv 2106.04426."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,11 @@ import numpy as np
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityOptions
-from moe.routing.router import RouterState, Site, register
+from moe.routing.capacity import CapacityConfig
+from moe.routing.router import RouterState, Site
 from moe.routing.solvers.hash_tables import TABLE_FUNCTIONS, HashTable
 from moe.routing.solvers.hashing import hash_buckets
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
 
 
@@ -41,7 +41,7 @@ def _starts(positions: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class HashOptions(CapacityOptions):
+class HashConfig(TokenwiseConfig, CapacityConfig, name="hash"):
   """Options of hash layers.
 
   With x_t the token's own id (in a decoder, ids are its inputs: x_t is the target before), `function` is
@@ -73,6 +73,9 @@ class HashOptions(CapacityOptions):
     table: path of the table of `scripts/build_hash_table.py`, for functions that are one. It is read when a run starts
       and then part of its checkpoints.
   """
+
+  paper = "Roller et al. 2021, arXiv 2106.04426"
+  reads_ids = True
 
   function: Literal[
     "random",
@@ -110,51 +113,48 @@ class HashOptions(CapacityOptions):
     """Whether decoding needs the id before."""
     return self.function in ("bigram", "previous")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "HashLayers":
+    return HashLayers(self, site, rngs=rngs)
 
-@register("hash")
+  def is_causal(self, *, training: bool) -> bool:
+    return self.function != "future"
+
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    needs_ids = "hashes token ids: expected a layer of a text model, one with a vocab_size"
+    require(site.vocab_size is not None, "function", self.function, needs_ids)
+    divides, experts = site.num_experts % self.hashes == 0, site.num_experts
+    require(divides, "hashes", self.hashes, f"expected a divisor of the {experts} experts, for equal sections")
+
+  def stored(self, site: Site, vocabulary: str | None) -> dict[str, np.ndarray]:
+    if not self.is_table:
+      return {}
+    table, path = HashTable.read(self.table), self.table
+    experts, size = site.num_experts, site.vocab_size
+    return {"table": table.checked(path, self.function, self.hashes, experts, vocabulary, size)}
+
+
 class HashLayers(TokenwiseRouter):
   """No parameters, no loss, weight 1: only the experts learn."""
 
-  options: HashOptions
-  Options = HashOptions
-  paper = "Roller et al. 2021, arXiv 2106.04426"
+  config: HashConfig
 
-  def __init__(self, options: HashOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
-    self.num_buckets = site.num_experts // options.hashes
-    if options.is_table:
+  def __init__(self, config: HashConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
+    self.num_buckets = site.num_experts // config.hashes
+    if config.is_table:
       # Until a run has read its file every token has no expert (-1), which no metric could mistake for a table.
-      self.table = RouterState(jnp.full((options.hashes, site.vocab_size), -1, jnp.int32))
-
-  @classmethod
-  def is_causal(cls, options: Any, *, training: bool) -> bool:
-    return options.function != "future"
-
-  @classmethod
-  def check(cls, options: HashOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    needs_ids = f"hashes token ids, and the model reads none; hash needs a model of text, not {site}"
-    require(site.vocab_size is not None, "function", options.function, needs_ids)
-    divides = site.num_experts % options.hashes == 0
-    require(divides, "hashes", options.hashes, f"must divide the {site.num_experts} experts into equal sections")
-
-  @classmethod
-  def stored(cls, options: HashOptions, site: Site, vocabulary: str) -> dict[str, np.ndarray]:
-    if not options.is_table:
-      return {}
-    table, path = HashTable.read(options.table), options.table
-    experts, size = site.num_experts, site.vocab_size
-    return {"table": table.checked(path, options.function, options.hashes, experts, vocabulary, size)}
+      self.table = RouterState(jnp.full((config.hashes, site.vocab_size), -1, jnp.int32))
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     return self._select(inputs, previous_ids(inputs.ids, inputs.positions))
 
   def init_memory(self, batch: int, length: int) -> dict[str, jax.Array]:
     """`previous`: int32 `[batch]`, the id that was decoded last, for functions that hash it."""
-    return {"previous": jnp.zeros(batch, jnp.int32)} if self.options.remembers else {}
+    return {"previous": jnp.zeros(batch, jnp.int32)} if self.config.remembers else {}
 
   def select_next(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[Selection, dict[str, jax.Array]]:
-    if not self.options.remembers:
+    if not self.config.remembers:
       return super().select_next(inputs, state)
     previous = jnp.where(inputs.positions == 0, 0, state["previous"])
     return self._select(inputs, previous), state | {"previous": inputs.ids[0]}
@@ -165,9 +165,9 @@ class HashLayers(TokenwiseRouter):
 
   def _buckets(self, inputs: RouterInput, previous: jax.Array) -> jax.Array:
     """int32 `[N, G, n]`, from 0 to E / N - 1."""
-    options, ids = self.options, inputs.ids
+    config, ids = self.config, inputs.ids
     keys: tuple[jax.Array, ...]
-    match options.function:
+    match config.function:
       case "random":
         keys = (ids,)
       case "bigram":
@@ -182,4 +182,4 @@ class HashLayers(TokenwiseRouter):
         return (ids % self.num_buckets)[None]
       case _:
         return self.table[...][:, ids]
-    return hash_buckets(keys, self.num_buckets, options.hashes, options.seed)
+    return hash_buckets(keys, self.num_buckets, config.hashes, config.seed)

@@ -5,7 +5,7 @@ follow the tokens of training instead, as a moving average (Roy et al. 2021, Rou
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ import numpy as np
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityOptions, expert_choice_capacity
+from moe.routing.capacity import CapacityConfig, expert_choice_capacity
 from moe.routing.files import read_arrays
-from moe.routing.router import RouterState, Site, register
+from moe.routing.router import RouterState, Site
 from moe.routing.solvers.clustering import means, spread, squared_distances, unit
 from moe.routing.solvers.highest import highest
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
 
 
@@ -48,7 +48,7 @@ def nearest_tokens(distances: jax.Array, mask: jax.Array, k: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class KMeansOptions(CapacityOptions):
+class KMeansConfig(TokenwiseConfig, CapacityConfig, name="k_means"):
   """Options of k-means routing.
 
   Attributes:
@@ -59,6 +59,8 @@ class KMeansOptions(CapacityOptions):
     balanced: whether an expert takes the n / E tokens nearest to it of a sequence's n, as in expert choice with
       centroids for a router: balanced, but not causal.
   """
+
+  paper = "Gross et al. 2017, arXiv 1704.06363"
 
   update: Literal["moving_average", "fixed"] = "moving_average"
   decay: float = 0.999
@@ -75,56 +77,53 @@ class KMeansOptions(CapacityOptions):
     free = not self.balanced or self.capacity_factor is None
     require(free, "capacity_factor", self.capacity_factor, "expected None, since balanced experts have no queue")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "KMeans":
+    return KMeans(self, site, rngs=rngs)
 
-@register("k_means")
+  def is_causal(self, *, training: bool) -> bool:
+    return not self.balanced
+
+  def check(self, site: Site, batch: int, length: int) -> None:
+    super().check(site, batch, length)
+    enough = not self.balanced or length >= site.num_experts
+    require(enough, "balanced", True, f"needs sequences of at least {site.num_experts} tokens, one for each expert")
+
+  def stored(self, site: Site, vocabulary: str | None) -> dict[str, np.ndarray]:
+    """`[E, d]` for all layers, or `[L, E, d]`."""
+    if not self.centroids:
+      return {}
+    centroids = read_arrays("centroids", self.centroids, ["centroids"], "scripts/build_centroids.py")["centroids"]
+    wanted = (site.num_experts, site.d_model)
+    fits = centroids.ndim in (2, 3) and centroids.shape[-2:] == wanted
+    about = (
+      f"has centroids of shape {centroids.shape}, not [experts, d_model] = {wanted}, with or without layers before"
+    )
+    require(fits, "centroids", self.centroids, about)
+    return {"centroids": centroids, "begun": np.array(1)}
+
+
 class KMeans(TokenwiseRouter):
   """The nearest centroid's expert, with weight 1; no gradient reaches the centroids.
 
   Tokens are taken to unit length, a centroid is a mean of such, hence shorter the wider its cluster.
   """
 
-  options: KMeansOptions
-  Options = KMeansOptions
-  paper = "Gross et al. 2017, arXiv 1704.06363"
+  config: KMeansConfig
 
-  def __init__(self, options: KMeansOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: KMeansConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.centroids = RouterState(unit(jax.random.normal(rngs.params(), (site.num_experts, site.d_model))))
     self.begun = RouterState(jnp.zeros((), jnp.int32))  # 1 once the centroids mean something
-
-  @classmethod
-  def is_causal(cls, options: Any, *, training: bool) -> bool:
-    return not options.balanced
-
-  @classmethod
-  def check(cls, options: KMeansOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    enough = not options.balanced or length >= site.num_experts
-    require(enough, "balanced", True, f"needs sequences of at least {site.num_experts} tokens, one for each expert")
-
-  @classmethod
-  def stored(cls, options: KMeansOptions, site: Site, vocabulary: str) -> dict[str, np.ndarray]:
-    """`[E, d]` for all layers, or `[L, E, d]`."""
-    if not options.centroids:
-      return {}
-    centroids = read_arrays("centroids", options.centroids, ["centroids"], "scripts/build_centroids.py")["centroids"]
-    wanted = (site.num_experts, site.d_model)
-    fits = centroids.ndim in (2, 3) and centroids.shape[-2:] == wanted
-    about = (
-      f"has centroids of shape {centroids.shape}, not [experts, d_model] = {wanted}, with or without layers before"
-    )
-    require(fits, "centroids", options.centroids, about)
-    return {"centroids": centroids, "begun": np.array(1)}
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     points = jax.lax.stop_gradient(unit(inputs.tokens))
     distances = squared_distances(points, self.centroids[...])
-    if self.options.balanced:
+    if self.config.balanced:
       k = expert_choice_capacity(points.shape[1], self.num_experts, 1.0)
       chosen = jax.vmap(lambda d, m: nearest_tokens(d, m, k))(distances, inputs.mask)
     else:
       chosen = jax.nn.one_hot(jnp.argmin(distances, axis=-1), self.num_experts, dtype=bool)
-    if training and self.options.update == "moving_average":
+    if training and self.config.update == "moving_average":
       self._move(points, chosen & inputs.mask[..., None], inputs)
     return Selection(chosen, jnp.ones(chosen.shape, jnp.float32))
 
@@ -134,7 +133,7 @@ class KMeans(TokenwiseRouter):
     centroids, count = self.centroids[...], self.num_experts
     self.centroids[...] = jax.lax.cond(
       self.begun[...] > 0,
-      lambda: moving_average(centroids, points, chosen, self.options.decay),
+      lambda: moving_average(centroids, points, chosen, self.config.decay),
       lambda: spread(points.reshape(-1, points.shape[-1]), inputs.mask.reshape(-1), count, inputs.key),
     )
     self.begun[...] = jnp.ones((), jnp.int32)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing import queues as assignments
-from moe.routing.router import RouterState, Site, register
+from moe.routing import queues
+from moe.routing.router import RouterState, Site
 from moe.routing.solvers.highest import highest
-from moe.routing.top_k import Decision, Logits, TopKOptions, TopKRouter
+from moe.routing.top_k import Decision, Logits, TopKConfig, TopKRouter
 
 
 def bias_by_sign(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
@@ -59,8 +59,8 @@ def bias_by_quantile(bias: jax.Array, scores: jax.Array, mask: jax.Array, k: int
 class BiasedRouter(TopKRouter):
   """Top-k of score plus bias, gates of the scores alone; a method says how training moves the bias."""
 
-  def __init__(self, options: TopKOptions, site: Site, *, rngs: nnx.Rngs):
-    super().__init__(options, site, rngs=rngs)
+  def __init__(self, config: TopKConfig, site: Site, *, rngs: nnx.Rngs):
+    super().__init__(config, site, rngs=rngs)
     self.bias = RouterState(jnp.zeros(site.num_experts))
 
   def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
@@ -75,12 +75,14 @@ class BiasedRouter(TopKRouter):
 
 
 @dataclasses.dataclass(frozen=True)
-class LossFreeOptions(TopKOptions):
+class LossFreeConfig(TopKConfig, name="loss_free"):
   """Options of loss-free balancing; dropless as published. DeepSeek-V3 renormalises, the paper's models do not.
 
   Attributes:
     bias_rate: u, what a bias moves in a step.
   """
+
+  paper = "Wang et al. 2024 (DeepSeek), arXiv 2408.15664"
 
   scores: Literal["softmax", "sigmoid"] = "sigmoid"
   bias_rate: float = 0.001
@@ -89,41 +91,42 @@ class LossFreeOptions(TopKOptions):
     super().__post_init__()
     require(self.bias_rate > 0, "bias_rate", self.bias_rate, "expected more than 0, or the bias would never move")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "LossFree":
+    return LossFree(self, site, rngs=rngs)
 
-@register("loss_free")
+
 class LossFree(BiasedRouter):
   """Auxiliary-loss-free balancing. The paper's MaxVio is the metric `load_max` minus 1."""
 
-  Options = LossFreeOptions
-  options: LossFreeOptions
-  paper = "Wang et al. 2024 (DeepSeek), arXiv 2408.15664"
+  config: LossFreeConfig
 
   def next_bias(self, decision: Decision) -> jax.Array:
-    takes = jax.vmap(lambda c, w: assignments.takes_of(c, w, self.num_experts))(decision.choices, decision.wanted)
-    return bias_by_sign(self.bias[...], takes.sum((0, 1)), self.options.bias_rate)
+    takes = jax.vmap(lambda c, w: queues.wanted_experts(c, w, self.num_experts))(decision.choices, decision.wanted)
+    return bias_by_sign(self.bias[...], takes.sum((0, 1)), self.config.bias_rate)
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantileBalancedOptions(TopKOptions):
+class QuantileBalancedConfig(TopKConfig, name="quantile_balanced"):
   """Options of quantile balancing: no rate, for the bias is solved for in every step."""
+
+  paper = "Su 2026 (quantile balancing), kexue.fm/archives/11619"
 
   scores: Literal["softmax", "sigmoid"] = "sigmoid"
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "QuantileBalanced":
+    return QuantileBalanced(self, site, rngs=rngs)
 
-@register("quantile_balanced")
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    top_k, experts = self.top_k, site.num_experts
+    require(top_k < experts, "top_k", top_k, f"expected less than the {experts} experts: nothing else is to balance")
+
+
 class QuantileBalanced(BiasedRouter):
   """Quantile balancing: the bias that would have balanced this batch serves the next."""
 
-  Options = QuantileBalancedOptions
-  options: QuantileBalancedOptions
-  paper = "Su 2026 (quantile balancing), kexue.fm/archives/11619"
-
-  @classmethod
-  def check(cls, options: QuantileBalancedOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    top_k, experts = options.top_k, site.num_experts
-    require(top_k < experts, "top_k", top_k, f"expected less than the {experts} experts: nothing else is to balance")
+  config: QuantileBalancedConfig
 
   def next_bias(self, decision: Decision) -> jax.Array:
     scores = decision.scores.reshape(-1, self.num_experts)
-    return bias_by_quantile(self.bias[...], scores, decision.mask.reshape(-1), self.options.top_k)
+    return bias_by_quantile(self.bias[...], scores, decision.mask.reshape(-1), self.config.top_k)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.routing.losses import importance_loss, load_loss
-from moe.routing.router import Site, register
+from moe.routing.router import Site
 from moe.routing.scores import router_logits
-from moe.routing.top_k import Decision, Logits, TopKOptions, TopKRouter, check_load_loss, with_noise
+from moe.routing.top_k import Decision, Logits, TopKConfig, TopKRouter, check_load_loss, with_noise
 
 
 def sparse_gates(choices: jax.Array, gates: jax.Array, num_experts: int) -> jax.Array:
@@ -24,7 +24,7 @@ def sparse_gates(choices: jax.Array, gates: jax.Array, num_experts: int) -> jax.
 
 
 @dataclasses.dataclass(frozen=True)
-class NoisyTopKOptions(TopKOptions):
+class NoisyTopKConfig(TopKConfig, name="noisy_top_k"):
   """Options of noisy top-k gating.
 
   Dropless as published, the losses being what keeps the experts balanced. The paper's flat language models take 4
@@ -36,6 +36,8 @@ class NoisyTopKOptions(TopKOptions):
     load_loss: weight of the load loss, in training only; 0.1 likewise.
   """
 
+  paper = "Shazeer et al. 2017, arXiv 1701.06538"
+
   renormalize: bool = True
   importance_loss: float = 0.1
   load_loss: float = 0.1
@@ -44,25 +46,24 @@ class NoisyTopKOptions(TopKOptions):
   def draws(self) -> bool:
     return True
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "NoisyTopK":
+    return NoisyTopK(self, site, rngs=rngs)
 
-@register("noisy_top_k")
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    check_load_loss(self.load_loss, self.top_k, site.num_experts)
+
+
 class NoisyTopK(TopKRouter):
   """Logits with Gaussian noise whose standard deviation each token and expert learns; no noise in evaluation."""
 
-  Options = NoisyTopKOptions
-  options: NoisyTopKOptions
-  paper = "Shazeer et al. 2017, arXiv 1701.06538"
+  config: NoisyTopKConfig
 
-  def __init__(self, options: NoisyTopKOptions, site: Site, *, rngs: nnx.Rngs):
-    super().__init__(options, site, rngs=rngs)
+  def __init__(self, config: NoisyTopKConfig, site: Site, *, rngs: nnx.Rngs):
+    super().__init__(config, site, rngs=rngs)
     # No signal and some noise: the experts begin balanced (appendix A).
     self.kernel[...] = jnp.zeros_like(self.kernel[...])
     self.noise_kernel = nnx.Param(jnp.zeros_like(self.kernel[...]))
-
-  @classmethod
-  def check(cls, options: NoisyTopKOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    check_load_loss(options.load_loss, options.top_k, site.num_experts)
 
   def logits(self, tokens: jax.Array, key: jax.Array | None) -> Logits:
     logits = super().logits(tokens, key)
@@ -74,6 +75,6 @@ class NoisyTopK(TopKRouter):
     losses, logits = super().losses(decision, training=training), decision.logits
     gates = sparse_gates(decision.choices, decision.gates, self.num_experts)
     losses["importance"] = importance_loss(gates, decision.mask)
-    if self.options.load_loss and training:
-      losses["load"] = load_loss(logits.clean, logits.noisy, self.options.top_k, logits.noise_std, decision.mask)
+    if self.config.load_loss and training:
+      losses["load"] = load_loss(logits.clean, logits.noisy, self.config.top_k, logits.noise_std, decision.mask)
     return losses

@@ -8,13 +8,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import expert_choice_capacity, share_of_real_tokens
-from moe.routing.expert_choice_options import GroupBudgetOptions
+from moe.routing.capacity import GroupBudgetConfig, expert_choice_capacity, share_of_real_tokens
 from moe.routing.groups import Groups
 from moe.routing.methods.expert_choice import ExpertChoice, expert_choice
-from moe.routing.router import Site, register
+from moe.routing.router import Site
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
 
 
@@ -33,43 +33,30 @@ def choice_of_few(scores: jax.Array, mask: jax.Array, k: int, taken: jax.Array) 
 
 
 @dataclasses.dataclass(frozen=True)
-class PositionGroupedOptions(GroupBudgetOptions):
+class PositionGroupedConfig(GroupBudgetConfig, name="position_grouped"):
   """Options of position-grouped expert choice: those of every form of expert choice."""
 
-
-@register("position_grouped")
-class PositionGrouped(ExpertChoice):
-  """Each expert takes c / E of the real tokens at every position, rounded half up.
-
-  Where sequences have ended, the budget shrinks with the number that go on: for fewer than E / 2c of them it rounds to
-  nothing, and those tokens pass the layer by. A sequence's outputs depend on its company, in decoding too: the same
-  sequences decoded together are routed as in teacher forcing.
-  """
-
-  Options = PositionGroupedOptions
   paper = "Zhou et al. 2022, arXiv 2202.09368, section 6; Krajewski et al. 2024, arXiv 2402.07871"
 
-  @classmethod
-  def is_causal(cls, options: GroupBudgetOptions, *, training: bool) -> bool:
+  def make(self, site: Site, rngs: nnx.Rngs) -> "PositionGrouped":
+    return PositionGrouped(self, site, rngs=rngs)
+
+  def is_causal(self, *, training: bool) -> bool:
     return True
 
-  @classmethod
-  def is_batch_independent(cls, options: GroupBudgetOptions, length: int, *, training: bool) -> bool:
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
     return False
 
-  @classmethod
-  def causal_twin(cls, options: GroupBudgetOptions) -> None:
+  def causal_twin(self) -> None:
     """None: it is causal itself."""
 
-  @classmethod
-  def groups(cls, options: GroupBudgetOptions, batch: int, length: int) -> Groups:
+  def groups(self, batch: int, length: int) -> Groups:
     return Groups(batch, by_position=True)
 
-  @classmethod
-  def check(cls, options: GroupBudgetOptions, site: Site, batch: int, length: int) -> None:
-    options.check_experts(site.num_experts)
+  def check(self, site: Site, batch: int, length: int) -> None:
+    super().check(site, batch, length)
     for training in (True, False):
-      factor = options.factor(training)
+      factor = self.factor(training)
       require(
         batch * factor >= site.num_experts,
         "capacity_factor",
@@ -78,8 +65,19 @@ class PositionGrouped(ExpertChoice):
         f"{site.num_experts / factor:g} sequences in a batch, or a capacity factor of {site.num_experts / batch:g}",
       )
 
+
+class PositionGrouped(ExpertChoice):
+  """Each expert takes c / E of the real tokens at every position, rounded half up.
+
+  Where sequences have ended, the budget shrinks with the number that go on: for fewer than E / 2c of them it rounds to
+  nothing, and those tokens pass the layer by. A sequence's outputs depend on its company, in decoding too: the same
+  sequences decoded together are routed as in teacher forcing.
+  """
+
+  config: PositionGroupedConfig
+
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
-    factor = self.options.factor(training)
+    factor = self.config.factor(training)
     k = expert_choice_capacity(len(mask), self.num_experts, factor)
     return choice_of_few(scores, mask, k, share_of_real_tokens(mask.sum(), self.num_experts, factor))
 

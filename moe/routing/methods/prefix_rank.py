@@ -13,20 +13,20 @@ rank is rank_t + (1 + q) u_t, or experts would take every one of many equal toke
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import capacity_with_slack
-from moe.routing.expert_choice_options import ExpertBudgetOptions
+from moe.routing.capacity import ExpertBudgetConfig
 from moe.routing.losses import router_z_loss
-from moe.routing.router import RouterState, Site, register
+from moe.routing.router import RouterState, Site
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.ranks import Earlier, rank_among_earlier
 from moe.routing.solvers.score_histogram import BINS, histogram, share_above
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
 
 
@@ -63,8 +63,23 @@ def normalized(weight: jax.Array, chosen: jax.Array) -> jax.Array:
   return weight / jnp.where(total > 0, total, 1.0)
 
 
+def capacity_with_slack(group: int, num_experts: int, capacity_factor: float, slack: float) -> int:
+  """Slots for a load that is c * n / E only on average: `slack` standard deviations more, at least 1, at most n.
+
+  The standard deviation is the square root of the mean, which that of independent choices does not exceed.
+
+  Args:
+    group: n, tokens of the routing group.
+    num_experts: E.
+    capacity_factor: c.
+    slack: standard deviations.
+  """
+  mean = capacity_factor * group / num_experts
+  return min(max(math.ceil(mean + slack * math.sqrt(mean)), 1), group)
+
+
 @dataclasses.dataclass(frozen=True)
-class PrefixRankOptions(ExpertBudgetOptions):
+class PrefixRankConfig(TokenwiseConfig, ExpertBudgetConfig, name="prefix_rank"):
   """Options of prefix-rank expert choice.
 
   Attributes:
@@ -75,6 +90,8 @@ class PrefixRankOptions(ExpertBudgetOptions):
       unusual first tokens do not crowd out the experts. 0 for none; the more, the closer to a fixed threshold.
     decay: of the moving average over past batches, per step; evaluation leaves it as it is.
   """
+
+  paper = "this project's; independence of the ranks: Rényi 1962, Annales de Clermont 8"
 
   slack: float | None = 3.0
   pseudo_observations: float = 0.0
@@ -87,38 +104,30 @@ class PrefixRankOptions(ExpertBudgetOptions):
     require(many >= 0, "pseudo_observations", many, "expected at least 0")
     require(0 <= self.decay < 1, "decay", self.decay, "expected at least 0 and less than 1")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "PrefixRank":
+    return PrefixRank(self, site, rngs=rngs)
 
-@register("prefix_rank")
+
 class PrefixRank(TokenwiseRouter):
   """Expert choice that a decoder may use, in training and step by step."""
 
-  Options = PrefixRankOptions
-  paper = "this project's; independence of the ranks: Rényi 1962, Annales de Clermont 8"
+  config: PrefixRankConfig
 
-  options: PrefixRankOptions
-
-  def __init__(self, options: PrefixRankOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: PrefixRankConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
-    self.past = RouterState(jnp.zeros((site.num_experts, BINS))) if options.pseudo_observations else None
-
-  @classmethod
-  def check(cls, options: PrefixRankOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    options.check_experts(site.num_experts)
+    self.past = RouterState(jnp.zeros((site.num_experts, BINS))) if config.pseudo_observations else None
 
   def capacity(self, length: int, *, training: bool) -> int | None:
-    slack = self.options.slack
-    return (
-      None if slack is None else capacity_with_slack(length, self.num_experts, self.options.factor(training), slack)
-    )
+    slack = self.config.slack
+    return None if slack is None else capacity_with_slack(length, self.num_experts, self.config.factor(training), slack)
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     logits, scores = self._scores(inputs)
     earlier = jax.vmap(rank_among_earlier)(scores, inputs.mask, _positions(inputs))
     selection = self._selection(logits, scores, earlier, inputs.mask, training)
     if training and self.past is not None:
-      decay = self.options.decay
+      decay = self.config.decay
       self.past[...] = decay * self.past[...] + (1 - decay) * histogram(scores, inputs.mask)
     return selection
 
@@ -148,20 +157,20 @@ class PrefixRank(TokenwiseRouter):
   def _selection(
     self, logits: jax.Array, scores: jax.Array, earlier: Earlier, mask: jax.Array, training: bool
   ) -> Selection:
-    share = self.options.factor(training) / self.num_experts
+    share = self.config.factor(training) / self.num_experts
     chance = spread_chance(earlier.count, self.num_experts)
     chosen = among_the_best(earlier, share, chance, *self._past_scores(scores))
     probs = jax.nn.softmax(logits)
-    weight = normalized(probs, chosen) if self.options.renormalize else probs
+    weight = normalized(probs, chosen) if self.config.renormalize else probs
     z_loss = router_z_loss(logits, mask)
-    return Selection(chosen, weight, probs, {"z": z_loss}, self.options.z_loss * z_loss)
+    return Selection(chosen, weight, probs, {"z": z_loss}, self.config.z_loss * z_loss)
 
   def _past_scores(self, scores: jax.Array) -> tuple[jax.Array | float, jax.Array | float]:
     """F at the scores, and m0 for each expert; before the first step nothing is known of the past, and m0 is 0."""
     if self.past is None:
       return 0.0, 0.0
     known = self.past[...].sum(-1) > 0
-    return share_above(scores, self.past[...]), self.options.pseudo_observations * known
+    return share_above(scores, self.past[...]), self.config.pseudo_observations * known
 
 
 def _positions(inputs: RouterInput) -> jax.Array:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityOptions
+from moe.routing.capacity import CapacityConfig
 from moe.routing.losses import balance_loss, negative_entropy
-from moe.routing.router import Site, register
+from moe.routing.router import Site
 from moe.routing.sampling import best_expert, nucleus, one_hot, sampled_expert, training_key
 from moe.routing.scores import KERNEL_STDDEV, router_kernel, router_logits
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import Policy, RouterInput
 
 
@@ -37,7 +37,7 @@ def expected_cost(logits: jax.Array, costs: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReinforceOptions(CapacityOptions):
+class ReinforceConfig(TokenwiseConfig, CapacityConfig, name="reinforce"):
   """Options of REINFORCE.
 
   Attributes:
@@ -45,6 +45,8 @@ class ReinforceOptions(CapacityOptions):
     negative_entropy_loss: weight of the policy's negative entropy, which is least when experts are drawn evenly.
     balance_loss: weight of Switch's load-balancing loss.
   """
+
+  paper = "Bengio, Léonard and Courville 2013, arXiv 1308.3432; Williams 1992"
 
   policy_loss: float = 0.01
   negative_entropy_loss: float = 0.0
@@ -55,20 +57,20 @@ class ReinforceOptions(CapacityOptions):
     for name in ("policy_loss", "negative_entropy_loss", "balance_loss"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "expected at least 0")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "Reinforce":
+    return Reinforce(self, site, rngs=rngs)
 
-@register("reinforce")
+
 class Reinforce(TokenwiseRouter):
   """In training the expert is drawn from softmax(x W), in evaluation it is the most probable one; weight 1.
 
   The baseline is the cost that is expected of the policy, from one learned mean cost an expert.
   """
 
-  Options = ReinforceOptions
-  paper = "Bengio, Léonard and Courville 2013, arXiv 1308.3432; Williams 1992"
-  options: ReinforceOptions
+  config: ReinforceConfig
 
-  def __init__(self, options: ReinforceOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: ReinforceConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
     self._init_baseline(site, rngs)
 
@@ -85,13 +87,13 @@ class Reinforce(TokenwiseRouter):
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     """As the base class says."""
-    options, policy = self.options, None
+    config, policy = self.config, None
     logits = router_logits(inputs.tokens, self.kernel[...])
     if training:
       allowed = self._allowed(logits)
       expert = sampled_expert(allowed, training_key(self, inputs))
       baseline = self._baseline(inputs.tokens, allowed)
-      policy = Policy(log_probability(allowed, expert), baseline, jnp.float32(options.policy_loss))
+      policy = Policy(log_probability(allowed, expert), baseline, jnp.float32(config.policy_loss))
     else:
       expert = best_expert(logits)
     probs = jax.nn.softmax(logits)
@@ -99,17 +101,19 @@ class Reinforce(TokenwiseRouter):
       "balance": balance_loss(probs, expert[..., None], inputs.mask),
       "negative_entropy": negative_entropy(probs, inputs.mask),
     }
-    total = options.balance_loss * losses["balance"] + options.negative_entropy_loss * losses["negative_entropy"]
+    total = config.balance_loss * losses["balance"] + config.negative_entropy_loss * losses["negative_entropy"]
     return Selection(one_hot(expert, self.num_experts), jnp.ones_like(probs), probs, losses, total, policy)
 
 
 @dataclasses.dataclass(frozen=True)
-class RLROptions(ReinforceOptions):
+class RLRConfig(ReinforceConfig, name="rl_r"):
   """Options of RL-R; the weights are this project's.
 
   Attributes:
     nucleus: probability of the fewest most probable experts that one is drawn from; 1 for all of them.
   """
+
+  paper = "Clark et al. 2022, arXiv 2202.01169, RL-R"
 
   nucleus: float = 0.9
   negative_entropy_loss: float = 0.0005
@@ -118,8 +122,10 @@ class RLROptions(ReinforceOptions):
     super().__post_init__()
     require(0 < self.nucleus <= 1, "nucleus", self.nucleus, "expected more than 0 and at most 1")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "RLR":
+    return RLR(self, site, rngs=rngs)
 
-@register("rl_r")
+
 class RLR(Reinforce):
   """REINFORCE with a truncated policy and a baseline that reads the token. Evaluation as in REINFORCE.
 
@@ -128,9 +134,7 @@ class RLR(Reinforce):
   baseline is linear in the token, and none of its gradient reaches the layers below.
   """
 
-  Options = RLROptions
-  paper = "Clark et al. 2022, arXiv 2202.01169, RL-R"
-  options: RLROptions
+  config: RLRConfig
 
   def _init_baseline(self, site: Site, rngs: nnx.Rngs) -> None:
     # Not 0: an optimizer whose steps are relative to a parameter's size would hardly move it.
@@ -138,7 +142,7 @@ class RLR(Reinforce):
     self.baseline = nnx.Param(jnp.full((), cost_before_training(site)))
 
   def _allowed(self, logits: jax.Array) -> jax.Array:
-    return nucleus(logits, self.options.nucleus)
+    return nucleus(logits, self.config.nucleus)
 
   def _baseline(self, tokens: jax.Array, logits: jax.Array) -> jax.Array:
     return router_logits(jax.lax.stop_gradient(tokens), self.baseline_kernel[...]) + self.baseline[...]

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityOptions
-from moe.routing.router import RouterState, Site, register
+from moe.routing.capacity import CapacityConfig
+from moe.routing.router import RouterState, Site
 from moe.routing.scores import router_kernel, router_logits
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
 
 
@@ -40,7 +40,7 @@ def sparsity(gates: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReLUOptions(CapacityOptions):
+class ReLUConfig(TokenwiseConfig, CapacityConfig, name="relu"):
   """Options of ReLU routing.
 
   Attributes:
@@ -49,6 +49,8 @@ class ReLUOptions(CapacityOptions):
     l1_start: the penalty's first coefficient.
     l1_step: what a step multiplies or divides the coefficient by.
   """
+
+  paper = "Wang et al. 2024, arXiv 2412.14711"
 
   experts_per_token: float = 2.0
   l1_start: float = 1e-8
@@ -60,8 +62,15 @@ class ReLUOptions(CapacityOptions):
       require(getattr(self, name) > 0, name, getattr(self, name), "expected more than 0")
     require(self.l1_step > 1, "l1_step", self.l1_step, "expected more than 1")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "ReLU":
+    return ReLU(self, site, rngs=rngs)
 
-@register("relu")
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    each, experts = self.experts_per_token, site.num_experts
+    require(each < experts, "experts_per_token", each, f"expected less than the {experts} experts there are")
+
+
 class ReLU(TokenwiseRouter):
   """ReMoE. A token's gates are the positive logits, not normalised.
 
@@ -73,24 +82,16 @@ class ReLU(TokenwiseRouter):
       sparser than it should be.
   """
 
-  Options = ReLUOptions
-  paper = "Wang et al. 2024, arXiv 2412.14711"
-  options: ReLUOptions
+  config: ReLUConfig
 
-  def __init__(self, options: ReLUOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: ReLUConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
-    self.log_coefficient = RouterState(jnp.float32(math.log(options.l1_start)))
-
-  @classmethod
-  def check(cls, options: ReLUOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    each, experts = options.experts_per_token, site.num_experts
-    require(each < experts, "experts_per_token", each, f"expected less than the {experts} experts there are")
+    self.log_coefficient = RouterState(jnp.float32(math.log(config.l1_start)))
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     gates = jax.nn.relu(router_logits(inputs.tokens, self.kernel[...]))
-    l1 = balanced_l1(gates, inputs.mask, self.options.experts_per_token)
+    l1 = balanced_l1(gates, inputs.mask, self.config.experts_per_token)
     total = jnp.exp(self.log_coefficient[...]) * l1
     if training:
       self.log_coefficient[...] = self._moved(sparsity(gates, inputs.mask))
@@ -98,5 +99,5 @@ class ReLU(TokenwiseRouter):
 
   def _moved(self, found: jax.Array) -> jax.Array:
     """The coefficient after a step whose sparsity was `found`: it grows while that is below 1 - k / E."""
-    target = 1.0 - self.options.experts_per_token / self.num_experts
-    return self.log_coefficient[...] + math.log(self.options.l1_step) * jnp.sign(target - found)
+    target = 1.0 - self.config.experts_per_token / self.num_experts
+    return self.log_coefficient[...] + math.log(self.config.l1_step) * jnp.sign(target - found)

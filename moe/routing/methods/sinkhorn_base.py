@@ -1,18 +1,19 @@
 """S-BASE: BASE with Sinkhorn's soft plan in place of the exact assignment. Clark et al. 2022, arXiv 2202.01169."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
+from flax import nnx
 
 from moe.config import require
-from moe.routing.router import Site, register
+from moe.routing.router import Site
 from moe.routing.solvers.sinkhorn import sinkhorn_plan
-from moe.routing.top_k import Logits, TopKOptions, TopKRouter
+from moe.routing.top_k import Logits, TopKConfig, TopKRouter
 
 
 @dataclasses.dataclass(frozen=True)
-class SinkhornBaseOptions(TopKOptions):
+class SinkhornBaseConfig(TopKConfig, name="sinkhorn_base"):
   """Options of S-BASE.
 
   Attributes:
@@ -22,6 +23,8 @@ class SinkhornBaseOptions(TopKOptions):
     scores: the gate: sigmoid of the chosen logit, as BASE's, or the softmax.
   """
 
+  paper = "Clark et al. 2022, arXiv 2202.01169"
+
   top_k: int = 1
   scores: Literal["softmax", "sigmoid"] = "sigmoid"
 
@@ -29,28 +32,25 @@ class SinkhornBaseOptions(TopKOptions):
     super().__post_init__()
     require(self.dropless, "capacity_factor", self.capacity_factor, "expected None: this router is dropless")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "SinkhornBase":
+    return SinkhornBase(self, site, rngs=rngs)
 
-@register("sinkhorn_base")
+  def is_causal(self, *, training: bool) -> bool:
+    return not training
+
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
+    return not training or (self.group_size > 0 and length % self.group_size == 0)
+
+  def check(self, site: Site, batch: int, length: int) -> None:
+    super().check(site, batch, length)
+    group, experts = self.groups(batch, length).size, site.num_experts
+    require(group >= experts, "group_size", group, f"expected at least one token for each of the {experts} experts")
+
+
 class SinkhornBase(TopKRouter):
   """In training a token takes the experts of its largest shares in the plan, in evaluation those of its logits."""
 
-  Options = SinkhornBaseOptions
-  options: SinkhornBaseOptions
-  paper = "Clark et al. 2022, arXiv 2202.01169"
-
-  @classmethod
-  def is_causal(cls, options: Any, *, training: bool) -> bool:
-    return not training
-
-  @classmethod
-  def is_batch_independent(cls, options: SinkhornBaseOptions, length: int, *, training: bool) -> bool:
-    return not training or (options.group_size > 0 and length % options.group_size == 0)
-
-  @classmethod
-  def check(cls, options: Any, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    group, experts = cls.groups(options, batch, length).size, site.num_experts
-    require(group >= experts, "group_size", group, f"expected at least one token for each of the {experts} experts")
+  config: SinkhornBaseConfig
 
   def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
     if not training:

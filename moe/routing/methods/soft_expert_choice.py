@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityOptions, expert_choice_capacity, token_choice_capacity
+from moe.routing.capacity import CapacityConfig, expert_choice_capacity, token_choice_capacity
 from moe.routing.groups import Groups, checked_groups
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, RouterState, Site, register
+from moe.routing.router import Router, RouterState, Site
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.highest import highest
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
 
 Gate = Literal["softmax", "one"]
@@ -85,7 +85,7 @@ def largest_shares(share: jax.Array, weight: jax.Array, capacity: int) -> SlotRo
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftExpertChoiceOptions(CapacityOptions):
+class SoftExpertChoiceConfig(TokenwiseConfig, CapacityConfig, name="soft_expert_choice"):
   """Options of soft expert choice.
 
   Attributes:
@@ -97,6 +97,8 @@ class SoftExpertChoiceOptions(CapacityOptions):
       of the budget they are: a smaller lambda or a larger buffer makes it less.
     gate: what the shares are multiplied by: "softmax", the router's probability, as in expert choice, or "one".
   """
+
+  paper = "relaxed top-k, Blondel et al. 2020, arXiv 2002.08871, on Zhou et al. 2022, arXiv 2202.09368"
 
   capacity_factor: float = 2.0
   group_size: int = 0
@@ -110,53 +112,51 @@ class SoftExpertChoiceOptions(CapacityOptions):
     require(self.smoothing > 0, "smoothing", self.smoothing, "expected more than 0; expert_choice is the limit")
     require(self.buffer >= 1, "buffer", self.buffer, "expected at least 1: an expert has slots for its budget")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "SoftExpertChoice":
+    return SoftExpertChoice(self, site, rngs=rngs)
 
-@register("soft_expert_choice")
+  def is_causal(self, *, training: bool) -> bool:
+    return False
+
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
+    return self.group_size > 0 and length % self.group_size == 0
+
+  def groups(self, batch: int, length: int) -> Groups:
+    return checked_groups(self.group_size, batch, length)
+
+  def check(self, site: Site, batch: int, length: int) -> None:
+    super().check(site, batch, length)
+    group = self.groups(batch, length).size
+    for training in (True, False):
+      expert_choice_capacity(group, site.num_experts, self.factor(training))
+
+
 class SoftExpertChoice(Router):
   """Soft expert choice over log-probabilities, whose order is that of the probabilities which expert choice ranks.
 
   Sees the whole group, so it is for encoders. Costs what its slots cost: `buffer` times expert choice.
   """
 
-  Options = SoftExpertChoiceOptions
-  paper = "relaxed top-k, Blondel et al. 2020, arXiv 2002.08871, on Zhou et al. 2022, arXiv 2202.09368"
+  config: SoftExpertChoiceConfig
 
-  def __init__(self, options: SoftExpertChoiceOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: SoftExpertChoiceConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
 
-  @classmethod
-  def is_causal(cls, options: SoftExpertChoiceOptions, *, training: bool) -> bool:
-    return False
-
-  @classmethod
-  def is_batch_independent(cls, options: SoftExpertChoiceOptions, length: int, *, training: bool) -> bool:
-    return options.group_size > 0 and length % options.group_size == 0
-
-  @classmethod
-  def groups(cls, options: SoftExpertChoiceOptions, batch: int, length: int) -> Groups:
-    return checked_groups(options.group_size, batch, length)
-
-  @classmethod
-  def check(cls, options: SoftExpertChoiceOptions, site: Site, batch: int, length: int) -> None:
-    group = cls.groups(options, batch, length).size
-    for training in (True, False):
-      expert_choice_capacity(group, site.num_experts, options.factor(training))
-
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
-    n, factor = inputs.mask.shape[1], self.options.factor(training)
+    n, factor = inputs.mask.shape[1], self.config.factor(training)
     k = expert_choice_capacity(n, self.num_experts, factor)
-    capacity = token_choice_capacity(n, self.num_experts, factor * self.options.buffer)
+    capacity = token_choice_capacity(n, self.num_experts, factor * self.config.buffer)
     log_probs = jax.nn.log_softmax(router_logits(inputs.tokens, self.kernel[...]))
     mask = jnp.broadcast_to(inputs.mask[:, None], (len(inputs.mask), self.num_experts, n))
-    share = relaxed_top_k(log_probs.swapaxes(1, 2), mask, k, self.options.smoothing).swapaxes(1, 2)
-    routing = jax.vmap(lambda s, w: largest_shares(s, w, capacity))(share, _weight(share, log_probs, self.options.gate))
+    share = relaxed_top_k(log_probs.swapaxes(1, 2), mask, k, self.config.smoothing).swapaxes(1, 2)
+    routing = jax.vmap(lambda s, w: largest_shares(s, w, capacity))(share, _weight(share, log_probs, self.config.gate))
     metrics = routing_metrics(routing, inputs.mask, jnp.exp(log_probs))
     return RouterOutput(routing, {}, jnp.zeros(()), metrics | {"overflow": _overflow(share, routing.token)})
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalSoftExpertChoiceOptions(CapacityOptions):
+class CausalSoftExpertChoiceConfig(TokenwiseConfig, CapacityConfig, name="causal_soft_expert_choice"):
   """Options of causal soft expert choice.
 
   Attributes:
@@ -166,6 +166,8 @@ class CausalSoftExpertChoiceOptions(CapacityOptions):
     rate: eta: how far a step moves a threshold, in nats, for each unit of share per token off the budget.
     gate: what the shares are multiplied by: "softmax" or "one".
   """
+
+  paper = "this project's; expert choice is Zhou et al. 2022, arXiv 2202.09368"
 
   experts_per_token: float = 2.0
   smoothing: float = 0.2
@@ -177,8 +179,15 @@ class CausalSoftExpertChoiceOptions(CapacityOptions):
     for name in ("experts_per_token", "smoothing", "rate"):
       require(getattr(self, name) > 0, name, getattr(self, name), "expected more than 0")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "CausalSoftExpertChoice":
+    return CausalSoftExpertChoice(self, site, rngs=rngs)
 
-@register("causal_soft_expert_choice")
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    each, experts = self.experts_per_token, site.num_experts
+    require(each <= experts, "experts_per_token", each, f"expected at most the {experts} experts there are")
+
+
 class CausalSoftExpertChoice(TokenwiseRouter):
   """Soft expert choice with a threshold for each expert that is learned over steps instead of found in the group.
 
@@ -188,38 +197,30 @@ class CausalSoftExpertChoice(TokenwiseRouter):
     tau: `[E]`, the thresholds. They begin where equal probabilities meet the budget.
   """
 
-  Options = CausalSoftExpertChoiceOptions
-  options: CausalSoftExpertChoiceOptions
-  paper = "this project's; expert choice is Zhou et al. 2022, arXiv 2202.09368"
+  config: CausalSoftExpertChoiceConfig
 
-  def __init__(self, options: CausalSoftExpertChoiceOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: CausalSoftExpertChoiceConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
     uniform = -jnp.log(float(site.num_experts))
-    self.tau = RouterState(jnp.full(site.num_experts, uniform - options.smoothing * self._budget))
-
-  @classmethod
-  def check(cls, options: CausalSoftExpertChoiceOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    each, experts = options.experts_per_token, site.num_experts
-    require(each <= experts, "experts_per_token", each, f"expected at most the {experts} experts there are")
+    self.tau = RouterState(jnp.full(site.num_experts, uniform - config.smoothing * self._budget))
 
   @property
   def _budget(self) -> float:
     """Share of the tokens that an expert is to take."""
-    return self.options.experts_per_token / self.num_experts
+    return self.config.experts_per_token / self.num_experts
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     log_probs = jax.nn.log_softmax(router_logits(inputs.tokens, self.kernel[...]))
-    share = jnp.clip((log_probs - self.tau[...]) / self.options.smoothing, 0.0, 1.0)
+    share = jnp.clip((log_probs - self.tau[...]) / self.config.smoothing, 0.0, 1.0)
     if training:
       self.tau[...] = self._moved(share, inputs.mask)
-    return Selection(share > 0, _weight(share, log_probs, self.options.gate), jnp.exp(log_probs))
+    return Selection(share > 0, _weight(share, log_probs, self.config.gate), jnp.exp(log_probs))
 
   def _moved(self, share: jax.Array, mask: jax.Array) -> jax.Array:
     """The thresholds after a step with these shares: those of experts that took too much rise."""
     excess = jnp.where(mask[..., None], jax.lax.stop_gradient(share) - self._budget, 0.0).sum((0, 1))
-    return self.tau[...] + self.options.rate * excess / jnp.maximum(mask.sum(), 1)
+    return self.tau[...] + self.config.rate * excess / jnp.maximum(mask.sum(), 1)
 
 
 def _weight(share: jax.Array, log_probs: jax.Array, gate: Gate) -> jax.Array:

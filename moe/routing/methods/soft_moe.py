@@ -14,7 +14,7 @@ from moe.config import require
 from moe.routing.capacity import expert_choice_capacity
 from moe.routing.groups import Groups, checked_groups
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, Site, register
+from moe.routing.router import Router, RouterConfig, Site
 from moe.routing.scores import router_logits
 from moe.routing.types import RouterInput, RouterOutput, SoftRouting
 
@@ -80,7 +80,7 @@ _softmaxes.defvjp(_softmaxes_forward, _softmaxes_backward)
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftMoEOptions:
+class SoftMoEConfig(RouterConfig, name="soft_moe"):
   """Options of Soft MoE.
 
   Attributes:
@@ -89,6 +89,8 @@ class SoftMoEOptions:
       must be known before any batch is: this needs a group_size.
     group_size: tokens that are mixed with one another; 0 for a whole sequence.
   """
+
+  paper = "Puigcerver et al. 2023, arXiv 2308.00951"
 
   slots: int | None = None
   capacity_factor: float | None = None
@@ -112,8 +114,32 @@ class SoftMoEOptions:
       return expert_choice_capacity(self.group_size, num_experts, self.capacity_factor)
     return self.slots or 1
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "SoftMoE":
+    return SoftMoE(self, site, rngs=rngs)
 
-@register("soft_moe")
+  def is_causal(self, *, training: bool) -> bool:
+    return False
+
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
+    return self.group_size == 0 or length % self.group_size == 0
+
+  def groups(self, batch: int, length: int) -> Groups:
+    return checked_groups(self.group_size or length, batch, length)
+
+  def check(self, site: Site, batch: int, length: int) -> None:
+    super().check(site, batch, length)
+    group, experts = self.groups(batch, length).size, site.num_experts
+    slots = self.slots_of_expert(experts)
+    field = "slots" if self.capacity_factor is None else "capacity_factor"
+    require(
+      experts * slots <= group,
+      field,
+      getattr(self, field),
+      f"gives {experts} experts {experts * slots} slots for the {group} tokens of a group: expected at most as many "
+      f"slots as tokens, so at most {group // experts} for each expert",
+    )
+
+
 class SoftMoE(Router):
   """Soft MoE. A slot mixes the whole group, so it is for encoders; the cost is set by the slots, however many experts.
 
@@ -122,39 +148,13 @@ class SoftMoE(Router):
     scale: float32 scalar.
   """
 
-  Options = SoftMoEOptions
-  paper = "Puigcerver et al. 2023, arXiv 2308.00951"
+  config: SoftMoEConfig
 
-  def __init__(self, options: SoftMoEOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options = options
-    shape = (site.d_model, site.num_experts, options.slots_of_expert(site.num_experts))
+  def __init__(self, config: SoftMoEConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
+    shape = (site.d_model, site.num_experts, config.slots_of_expert(site.num_experts))
     self.kernel = nnx.Param(site.d_model**-0.5 * jax.random.normal(rngs.params(), shape, jnp.float32))
     self.scale = nnx.Param(jnp.ones(()))
-
-  @classmethod
-  def is_causal(cls, options: SoftMoEOptions, *, training: bool) -> bool:
-    return False
-
-  @classmethod
-  def is_batch_independent(cls, options: SoftMoEOptions, length: int, *, training: bool) -> bool:
-    return options.group_size == 0 or length % options.group_size == 0
-
-  @classmethod
-  def groups(cls, options: SoftMoEOptions, batch: int, length: int) -> Groups:
-    return checked_groups(options.group_size or length, batch, length)
-
-  @classmethod
-  def check(cls, options: SoftMoEOptions, site: Site, batch: int, length: int) -> None:
-    group, experts = cls.groups(options, batch, length).size, site.num_experts
-    slots = options.slots_of_expert(experts)
-    field = "slots" if options.capacity_factor is None else "capacity_factor"
-    require(
-      experts * slots <= group,
-      field,
-      getattr(options, field),
-      f"gives {experts} experts {experts * slots} slots for the {group} tokens of a group: expected at most as many "
-      f"slots as tokens, so at most {group // experts} for each expert",
-    )
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     routing = soft_moe(soft_moe_logits(inputs.tokens, self.kernel[...], self.scale[...]), inputs.mask)

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityOptions, require_room_for_all
+from moe.routing.capacity import CapacityConfig
 from moe.routing.losses import masked_mean
-from moe.routing.router import Site, register
+from moe.routing.router import Site
 from moe.routing.sampling import training_key
 from moe.routing.scores import KERNEL_STDDEV, router_kernel, router_logits
 from moe.routing.solvers.estimators import firing_probability, noisy_rectifier, stochastic_times_smooth
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter, require_room_for_all
 from moe.routing.types import RouterInput
 
 PAPER = "Bengio, Léonard and Courville 2013, arXiv 1308.3432"
@@ -37,13 +37,15 @@ def sparsity_loss(rate: jax.Array, target: float) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class NoisyRectifierOptions(CapacityOptions):
+class NoisyRectifierConfig(TokenwiseConfig, CapacityConfig, name="noisy_rectifier"):
   """Options of the noisy rectifier.
 
   Attributes:
     noise: standard deviation of the Gaussian noise that the activations receive in training.
     l1_loss: weight of the mean over tokens of the sum of a token's weights, which makes more of them 0.
   """
+
+  paper = PAPER
 
   noise: float = 0.5
   l1_loss: float = 0.01
@@ -53,20 +55,20 @@ class NoisyRectifierOptions(CapacityOptions):
     for name in ("noise", "l1_loss"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "expected at least 0")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "NoisyRectifier":
+    return NoisyRectifier(self, site, rngs=rngs)
 
-@register("noisy_rectifier")
+
 class NoisyRectifier(TokenwiseRouter):
   """Weight max(0, x w_e + b_e + noise), and the expert takes the token where that is not 0.
 
   Half of the experts at first. Evaluation leaves out the noise.
   """
 
-  Options = NoisyRectifierOptions
-  paper = PAPER
-  options: NoisyRectifierOptions
+  config: NoisyRectifierConfig
 
-  def __init__(self, options: NoisyRectifierOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: NoisyRectifierConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
     # Not 0: an optimizer whose steps are relative to a parameter's size would hardly move it.
     self.bias = nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.num_experts,), jnp.float32))
@@ -75,15 +77,15 @@ class NoisyRectifier(TokenwiseRouter):
     """As the base class says."""
     activation = router_logits(inputs.tokens, self.kernel[...]) + self.bias[...]
     noise = jnp.zeros(())
-    if training and self.options.noise:
-      noise = self.options.noise * jax.random.normal(training_key(self, inputs), activation.shape)
+    if training and self.config.noise:
+      noise = self.config.noise * jax.random.normal(training_key(self, inputs), activation.shape)
     weight = noisy_rectifier(activation, noise)
     l1 = masked_mean(weight.sum(-1), inputs.mask)
-    return Selection(weight > 0, weight, losses={"l1": l1}, auxiliary_loss=self.options.l1_loss * l1)
+    return Selection(weight > 0, weight, losses={"l1": l1}, auxiliary_loss=self.config.l1_loss * l1)
 
 
 @dataclasses.dataclass(frozen=True)
-class StochasticTimesSmoothOptions(CapacityOptions):
+class StochasticTimesSmoothConfig(TokenwiseConfig, CapacityConfig, name="stochastic_times_smooth"):
   """Options of stochastic times smooth.
 
   Attributes:
@@ -92,6 +94,8 @@ class StochasticTimesSmoothOptions(CapacityOptions):
     evaluation: "expectation": every expert with its expected weight p, at the cost of all E; "threshold": those that
       are more probably on than off, with weight sqrt(p).
   """
+
+  paper = PAPER
 
   active_experts: float = 2.0
   sparsity_loss: float = 0.01
@@ -102,38 +106,35 @@ class StochasticTimesSmoothOptions(CapacityOptions):
     require(self.active_experts > 0, "active_experts", self.active_experts, "expected more than 0")
     require(self.sparsity_loss >= 0, "sparsity_loss", self.sparsity_loss, "expected at least 0")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "StochasticTimesSmooth":
+    return StochasticTimesSmooth(self, site, rngs=rngs)
 
-@register("stochastic_times_smooth")
+  def target(self, site: Site) -> float:
+    """The share of the tokens that each expert is wanted for."""
+    return self.active_experts / site.num_experts
+
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    active, experts = self.active_experts, site.num_experts
+    require(active < experts, "active_experts", active, f"expected less than the {experts} experts there are")
+    if self.evaluation == "expectation":
+      require_room_for_all(self, site.num_experts, training=False)
+
+
 class StochasticTimesSmooth(TokenwiseRouter):
   """Weight b_e sqrt(p_e) with p_e = sigmoid(x w_e + b_e) and b_e ~ Bernoulli(sqrt(p_e)), so p_e on average.
 
   A token has sum_e sqrt(p_e) experts on average. Evaluation is deterministic, see `evaluation`.
   """
 
-  Options = StochasticTimesSmoothOptions
-  paper = PAPER
-  options: StochasticTimesSmoothOptions
+  config: StochasticTimesSmoothConfig
 
-  def __init__(self, options: StochasticTimesSmoothOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: StochasticTimesSmoothConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
-    self.target = self._target(options, site)
+    self.target = config.target(site)
     p = self.target**2
     self.bias = nnx.Param(jnp.full(site.num_experts, math.log(p / (1 - p))))
-
-  @classmethod
-  def check(cls, options: StochasticTimesSmoothOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    cls._target(options, site)
-    if options.evaluation == "expectation":
-      require_room_for_all(options, site.num_experts, training=False)
-
-  @staticmethod
-  def _target(options: StochasticTimesSmoothOptions, site: Site) -> float:
-    """The share of the tokens that each expert is wanted for."""
-    active, experts = options.active_experts, site.num_experts
-    require(active < experts, "active_experts", active, f"expected less than the {experts} experts there are")
-    return active / experts
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     """As the base class says."""
@@ -142,11 +143,11 @@ class StochasticTimesSmooth(TokenwiseRouter):
     if training:
       weight = stochastic_times_smooth(activation, jax.random.uniform(training_key(self, inputs), activation.shape))
       chosen = weight > 0
-    elif self.options.evaluation == "threshold":
+    elif self.config.evaluation == "threshold":
       weight, chosen = probability, probability > 0.5
     else:
       weight, chosen = jax.nn.sigmoid(activation), jnp.ones(activation.shape, bool)
     rate = jax.vmap(masked_mean, (-1, None))(probability, inputs.mask)
     sparsity = sparsity_loss(rate, self.target)
     losses = {"sparsity": sparsity}
-    return Selection(chosen, weight, losses=losses, auxiliary_loss=self.options.sparsity_loss * sparsity)
+    return Selection(chosen, weight, losses=losses, auxiliary_loss=self.config.sparsity_loss * sparsity)

@@ -7,18 +7,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityOptions, require_room_for_all
+from moe.routing.capacity import CapacityConfig
 from moe.routing.losses import balance_loss
-from moe.routing.router import Site, register
+from moe.routing.router import Site
 from moe.routing.sampling import best_expert, one_hot, sampled_expert, training_key
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.estimators import hard_forward
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter, require_room_for_all
 from moe.routing.types import RouterInput
 
 
 @dataclasses.dataclass(frozen=True)
-class StraightThroughOptions(CapacityOptions):
+class StraightThroughConfig(TokenwiseConfig, CapacityConfig, name="straight_through"):
   """Options of straight-through routing.
 
   Attributes:
@@ -29,6 +29,8 @@ class StraightThroughOptions(CapacityOptions):
     balance_loss: weight of Switch's load-balancing loss.
   """
 
+  paper = "Bengio, Léonard and Courville 2013, arXiv 1308.3432"
+
   sample: bool = True
   dense_backward: bool = False
   balance_loss: float = 0.01
@@ -37,38 +39,37 @@ class StraightThroughOptions(CapacityOptions):
     super().__post_init__()
     require(self.balance_loss >= 0, "balance_loss", self.balance_loss, "expected at least 0")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "StraightThrough":
+    return StraightThrough(self, site, rngs=rngs)
 
-@register("straight_through")
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    if self.dense_backward:
+      require_room_for_all(self, site.num_experts, training=True)
+
+
 class StraightThrough(TokenwiseRouter):
   """The straight-through estimator on softmax(x W). Evaluation takes the most probable expert, with weight 1."""
 
-  Options = StraightThroughOptions
-  paper = "Bengio, Léonard and Courville 2013, arXiv 1308.3432"
-  options: StraightThroughOptions
+  config: StraightThroughConfig
 
-  def __init__(self, options: StraightThroughOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: StraightThroughConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
-
-  @classmethod
-  def check(cls, options: StraightThroughOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    if options.dense_backward:
-      require_room_for_all(options, site.num_experts, training=True)
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     """As the base class says."""
     logits = router_logits(inputs.tokens, self.kernel[...])
     probs = jax.nn.softmax(logits)
-    random = training and self.options.sample
+    random = training and self.config.sample
     expert = sampled_expert(logits, training_key(self, inputs)) if random else best_expert(logits)
     hard = one_hot(expert, self.num_experts)
-    everybody = training and self.options.dense_backward
+    everybody = training and self.config.dense_backward
     balance = balance_loss(probs, expert[..., None], inputs.mask)
     return Selection(
       chosen=jnp.ones_like(hard) if everybody else hard,
       weight=hard_forward(hard.astype(jnp.float32), probs),
       probs=probs,
       losses={"balance": balance},
-      auxiliary_loss=self.options.balance_loss * balance,
+      auxiliary_loss=self.config.balance_loss * balance,
     )

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing import queues as assignments
+from moe.routing import queues
 from moe.routing.capacity import expert_choice_capacity
 from moe.routing.groups import Groups, checked_groups
 from moe.routing.methods.expert_choice import expert_choice, renormalized
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, Site, register
+from moe.routing.router import Router, RouterConfig, Site
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, SlotRouting
 
@@ -52,11 +52,11 @@ def threshold_choice(scores: jax.Array, thresholds: jax.Array, mask: jax.Array) 
   chosen = (scores > thresholds) & mask[:, None]
   gates = jnp.where(chosen, scores, 0.0)
   total = gates.sum(-1, keepdims=True)
-  return assignments.ragged_of_chosen(chosen, gates / jnp.where(total > 0, total, 1.0))
+  return queues.ragged_of_chosen(chosen, gates / jnp.where(total > 0, total, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
-class StrictlyBalancedOptions:
+class StrictlyBalancedConfig(RouterConfig, name="strictly_balanced"):
   """Options of strictly balanced gating.
 
   Attributes:
@@ -65,6 +65,8 @@ class StrictlyBalancedOptions:
     group_size: tokens that are chosen among in training; 0 for the whole batch.
     threshold_loss: weight of L_batchwise. The paper adds its sum over the batch, here it is a mean over tokens.
   """
+
+  paper = "Shazeer et al. 2017, arXiv 1701.06538, appendix F"
 
   capacity_factor: float = 2.0
   group_size: int = 0
@@ -75,35 +77,33 @@ class StrictlyBalancedOptions:
     require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
     require(self.threshold_loss > 0, "threshold_loss", self.threshold_loss, "expected more than 0: it moves thresholds")
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "StrictlyBalanced":
+    return StrictlyBalanced(self, site, rngs=rngs)
 
-@register("strictly_balanced")
+  def is_causal(self, *, training: bool) -> bool:
+    return not training
+
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
+    return not training or (self.group_size > 0 and length % self.group_size == 0)
+
+  def groups(self, batch: int, length: int) -> Groups:
+    return checked_groups(self.group_size, batch, length)
+
+  def check(self, site: Site, batch: int, length: int) -> None:
+    super().check(site, batch, length)
+    expert_choice_capacity(self.groups(batch, length).size, site.num_experts, self.capacity_factor)
+
+
 class StrictlyBalanced(Router):
   """Trained on the batch's m best tokens of each expert, evaluated by learned thresholds, which are causal."""
 
-  Options = StrictlyBalancedOptions
-  paper = "Shazeer et al. 2017, arXiv 1701.06538, appendix F"
+  config: StrictlyBalancedConfig
 
-  def __init__(self, options: StrictlyBalancedOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: StrictlyBalancedConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
     # Where all scores begin; the paper does not say.
     self.thresholds = nnx.Param(jnp.full(site.num_experts, 1 / site.num_experts))
-
-  @classmethod
-  def is_causal(cls, options: StrictlyBalancedOptions, *, training: bool) -> bool:
-    return not training
-
-  @classmethod
-  def is_batch_independent(cls, options: StrictlyBalancedOptions, length: int, *, training: bool) -> bool:
-    return not training or (options.group_size > 0 and length % options.group_size == 0)
-
-  @classmethod
-  def groups(cls, options: StrictlyBalancedOptions, batch: int, length: int) -> Groups:
-    return checked_groups(options.group_size, batch, length)
-
-  @classmethod
-  def check(cls, options: StrictlyBalancedOptions, site: Site, batch: int, length: int) -> None:
-    expert_choice_capacity(cls.groups(options, batch, length).size, site.num_experts, options.capacity_factor)
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     scores = self._scores(inputs.tokens)
@@ -114,12 +114,12 @@ class StrictlyBalanced(Router):
 
   def _batchwise(self, scores: jax.Array, mask: jax.Array) -> RouterOutput:
     n = mask.shape[1]
-    m = expert_choice_capacity(n, self.num_experts, self.options.capacity_factor)
+    m = expert_choice_capacity(n, self.num_experts, self.config.capacity_factor)
     routing = jax.vmap(lambda s, real: renormalized(expert_choice(s, real, m), n))(scores, mask)
     batchwise = jax.vmap(lambda r: batchwise_mask(r, n))(routing)
     loss = threshold_loss(scores, self.thresholds[...], batchwise, mask)
     metrics = routing_metrics(routing, mask, scores)
-    return RouterOutput(routing, {"threshold": loss}, self.options.threshold_loss * loss, metrics)
+    return RouterOutput(routing, {"threshold": loss}, self.config.threshold_loss * loss, metrics)
 
   def _by_threshold(self, scores: jax.Array, mask: jax.Array) -> RouterOutput:
     routing = jax.vmap(lambda s, real: threshold_choice(s, self.thresholds[...], real))(scores, mask)

@@ -8,21 +8,20 @@ a shared expert beside (`shared_experts` of the model), as a token may be above 
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import expert_choice_capacity, share_of_real_tokens, token_choice_capacity
-from moe.routing.expert_choice_options import ExpertBudgetOptions
+from moe.routing.capacity import ExpertBudgetConfig, expert_choice_capacity, share_of_real_tokens, token_choice_capacity
 from moe.routing.losses import router_z_loss
 from moe.routing.methods.prefix_rank import normalized
-from moe.routing.router import RouterState, Site, register
+from moe.routing.router import RouterState, Site
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.highest import highest
-from moe.routing.tokenwise import Selection, TokenwiseRouter
+from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
 
 
@@ -57,7 +56,7 @@ def moving_average(average: jax.Array, new: jax.Array, step: jax.Array, decay: f
 
 
 @dataclasses.dataclass(frozen=True)
-class ThresholdOptions(ExpertBudgetOptions):
+class ThresholdConfig(TokenwiseConfig, ExpertBudgetConfig, name="threshold"):
   """Options of expert threshold.
 
   Attributes:
@@ -70,6 +69,8 @@ class ThresholdOptions(ExpertBudgetOptions):
       not causal; the paper's are a fifth of its tokens.
     slack: an expert has slack * c * T / E slots in a sequence; its last tokens go without. None for dropless.
   """
+
+  paper = "Expert Threshold 2026, arXiv 2603.11535"
 
   gate: Literal["softmax", "sigmoid"] = "softmax"
   decay: float = 0.99
@@ -88,8 +89,20 @@ class ThresholdOptions(ExpertBudgetOptions):
       "expected None, since slack = None means dropless",
     )
 
+  def make(self, site: Site, rngs: nnx.Rngs) -> "Threshold":
+    return Threshold(self, site, rngs=rngs)
 
-@register("threshold")
+  def is_causal(self, *, training: bool) -> bool:
+    return not training or self.warmup_steps == 0
+
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
+    return self.is_causal(training=training)
+
+  def check(self, site: Site, batch: int, length: int) -> None:
+    super().check(site, batch, length)
+    expert_choice_capacity(batch * length, site.num_experts, self.factor(training=True))
+
+
 class Threshold(TokenwiseRouter):
   """Expert choice that looks at no other token.
 
@@ -98,56 +111,39 @@ class Threshold(TokenwiseRouter):
   an expert takes what it has slots for.
   """
 
-  Options = ThresholdOptions
-  paper = "Expert Threshold 2026, arXiv 2603.11535"
+  config: ThresholdConfig
 
-  options: ThresholdOptions
-
-  def __init__(self, options: ThresholdOptions, site: Site, *, rngs: nnx.Rngs):
-    self.options, self.num_experts = options, site.num_experts
+  def __init__(self, config: ThresholdConfig, site: Site, *, rngs: nnx.Rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
-    indifferent = 1 / site.num_experts if options.gate == "softmax" else 0.5
+    indifferent = 1 / site.num_experts if config.gate == "softmax" else 0.5
     self.threshold = RouterState(jnp.full(site.num_experts, indifferent))
     self.step = RouterState(jnp.zeros((), jnp.int32))
 
-  @classmethod
-  def is_causal(cls, options: Any, *, training: bool) -> bool:
-    return not training or options.warmup_steps == 0
-
-  @classmethod
-  def is_batch_independent(cls, options: Any, length: int, *, training: bool) -> bool:
-    return cls.is_causal(options, training=training)
-
-  @classmethod
-  def check(cls, options: ThresholdOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    options.check_experts(site.num_experts)
-    expert_choice_capacity(batch * length, site.num_experts, options.factor(training=True))
-
   def capacity(self, length: int, *, training: bool) -> int | None:
-    slack = self.options.slack
+    slack = self.config.slack
     return (
-      None if slack is None else token_choice_capacity(length, self.num_experts, slack * self.options.factor(training))
+      None if slack is None else token_choice_capacity(length, self.num_experts, slack * self.config.factor(training))
     )
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     logits = router_logits(inputs.tokens, self.kernel[...])
     probs = jax.nn.softmax(logits)
-    gates = probs if self.options.gate == "softmax" else jax.nn.sigmoid(logits)
+    gates = probs if self.config.gate == "softmax" else jax.nn.sigmoid(logits)
     scores = jax.lax.stop_gradient(gates)
     chosen = scores > self.threshold[...]
     if training:
       chosen = self._learn(scores, inputs.mask, chosen)
-    weight = normalized(gates, chosen) if self.options.renormalize else gates
+    weight = normalized(gates, chosen) if self.config.renormalize else gates
     z_loss = router_z_loss(logits, inputs.mask)
-    return Selection(chosen, weight, probs, {"z": z_loss}, self.options.z_loss * z_loss)
+    return Selection(chosen, weight, probs, {"z": z_loss}, self.config.z_loss * z_loss)
 
   def _learn(self, scores: jax.Array, mask: jax.Array, chosen: jax.Array) -> jax.Array:
     """Moves the thresholds towards this batch's cutoffs; returns what is chosen, by the cutoffs during the warm-up."""
-    new, step, old = cutoffs(scores, mask, self.options.capacity_factor), self.step[...], self.threshold[...]
+    new, step, old = cutoffs(scores, mask, self.config.capacity_factor), self.step[...], self.threshold[...]
     some = mask.any()
-    self.threshold[...] = jnp.where(some, moving_average(old, new, step, self.options.decay), old)
+    self.threshold[...] = jnp.where(some, moving_average(old, new, step, self.config.decay), old)
     self.step[...] = step + some
-    if self.options.warmup_steps == 0:
+    if self.config.warmup_steps == 0:
       return chosen
-    return jnp.where(step < self.options.warmup_steps, scores >= new, chosen)
+    return jnp.where(step < self.config.warmup_steps, scores >= new, chosen)

@@ -1,26 +1,30 @@
 """Token choice with fixed rules: Switch, GShard, GLaM, V-MoE, dropless and their relatives.
 
-One implementation; the published methods are its options. What differs between them is which of a token's choices an
+One implementation; the published methods are its config. What differs between them is which of a token's choices an
 expert with too few slots serves (`order`), what is random in training, and which losses keep the experts balanced.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from moe.routing import queues as assignments
+from moe.config import require
+from moe.routing import queues
 from moe.routing.losses import importance_loss, load_loss
-from moe.routing.methods.token_choice_options import (
-  BatchPriorityOptions,
-  DroplessOptions,
-  GLaMOptions,
-  GShardOptions,
-  SwitchOptions,
-  TokenChoiceOptions,
+from moe.routing.router import RouterConfig, Site
+from moe.routing.top_k import (
+  Decision,
+  Logits,
+  TopKConfig,
+  TopKRouter,
+  check_load_loss,
+  expert_scores,
+  normalized,
+  with_noise,
 )
-from moe.routing.router import RouterConfig, Site, register
-from moe.routing.top_k import Decision, Logits, TopKRouter, check_load_loss, expert_scores, normalized, with_noise
 
 
 def second_by_chance(gates: jax.Array, key: jax.Array) -> jax.Array:
@@ -39,97 +43,153 @@ def jittered(tokens: jax.Array, jitter: float, key: jax.Array) -> jax.Array:
   return tokens.astype(jnp.float32) * jax.random.uniform(key, tokens.shape, jnp.float32, 1 - jitter, 1 + jitter)
 
 
-@register("token_choice")
+@dataclasses.dataclass(frozen=True)
+class TokenChoiceConfig(TopKConfig, name="token_choice"):
+  """Options of token choice, beside those of every top-k router.
+
+  Attributes:
+    order: who gets the slots. "sequence": a group is one sequence, earlier tokens first; causal. "batch_priority":
+      V-MoE's, the most confident tokens of the group first.
+    second_expert: "all", or "random": in training the second is kept with probability min(1, 2 g_2).
+    jitter: in training the router's input is multiplied by uniform(1 - jitter, 1 + jitter).
+    noise: in training the logits receive Gaussian noise of standard deviation noise / E.
+    importance_loss: weight of Shazeer's importance loss, of the scores of all experts, without noise.
+    load_loss: weight of Shazeer's load loss; needs noise, and is taken in training only.
+  """
+
+  paper = "a frame of options; the published methods have names of their own"
+
+  capacity_factor: float | None = 2.0
+  order: Literal["sequence", "batch_priority"] = "sequence"
+  second_expert: Literal["all", "random"] = "all"
+  jitter: float = 0.0
+  noise: float = 0.0
+  balance_loss: float = 0.01
+  importance_loss: float = 0.0
+  load_loss: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(
+      self.second_expert == "all" or self.top_k == 2, "second_expert", self.second_expert, "'random' needs top_k = 2"
+    )
+    require(0 <= self.jitter < 1, "jitter", self.jitter, "expected at least 0 and less than 1")
+    require(self.noise >= 0, "noise", self.noise, "expected at least 0")
+    require(self.load_loss == 0 or self.noise > 0, "load_loss", self.load_loss, "needs noise > 0: it smooths over it")
+
+  @property
+  def queues_by_sequence(self) -> bool:
+    return not self.dropless and self.order == "sequence"
+
+  @property
+  def draws(self) -> bool:
+    return self.jitter > 0 or self.noise > 0 or self.second_expert == "random"
+
+  def make(self, site: Site, rngs: nnx.Rngs) -> "TokenChoice":
+    return TokenChoice(self, site, rngs=rngs)
+
+  def is_causal(self, *, training: bool) -> bool:
+    return self.dropless or self.queues_by_sequence
+
+  def is_batch_independent(self, length: int, *, training: bool) -> bool:
+    return self.is_causal(training=training) or (self.group_size > 0 and length % self.group_size == 0)
+
+  def causal_twin(self) -> RouterConfig:
+    """The same router with capacity counted by position instead of by priority."""
+    options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return TokenChoiceConfig(**(options | {"order": "sequence", "group_size": 0}))
+
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    check_load_loss(self.load_loss, self.top_k, site.num_experts)
+
+
+@dataclasses.dataclass(frozen=True)
+class SwitchConfig(TokenChoiceConfig, name="switch"):
+  """Fedus et al. 2021, arXiv 2101.03961: top-1 with input jitter; capacity factors 1.25 and 2 as in its public code."""
+
+  paper = "Fedus et al. 2021, arXiv 2101.03961"
+
+  top_k: int = 1
+  capacity_factor: float | None = 1.25
+  eval_capacity_factor: float | None = 2.0
+  jitter: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class GShardConfig(TokenChoiceConfig, name="gshard"):
+  """Lepikhin et al. 2020, arXiv 2006.16668: top-2, the second by chance, gates renormalised, capacity 2 n / E."""
+
+  paper = "Lepikhin et al. 2020, arXiv 2006.16668"
+
+  renormalize: bool = True
+  second_expert: Literal["all", "random"] = "random"
+
+
+@dataclasses.dataclass(frozen=True)
+class GLaMConfig(TokenChoiceConfig, name="glam"):
+  """Du et al. 2021, arXiv 2112.06905: top-2, both experts always, gates renormalised."""
+
+  paper = "Du et al. 2021, arXiv 2112.06905"
+
+  renormalize: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPriorityConfig(TokenChoiceConfig, name="batch_priority"):
+  """Riquelme et al. 2021 (V-MoE), arXiv 2106.05974: top-2, noise of standard deviation 1 / E, slots by priority.
+
+  The capacity ratio of the paper is 1.05, times top_k here, where 1 means one expert per token. The load loss is
+  Shazeer's: an expert has to beat the k-th highest of the others, where V-MoE's counts the expert itself among them.
+  """
+
+  paper = "Riquelme et al. 2021 (V-MoE), arXiv 2106.05974"
+
+  capacity_factor: float | None = 2.1
+  order: Literal["sequence", "batch_priority"] = "batch_priority"
+  noise: float = 1.0
+  balance_loss: float = 0.0
+  importance_loss: float = 0.005
+  load_loss: float = 0.005
+
+
+@dataclasses.dataclass(frozen=True)
+class DroplessConfig(TokenChoiceConfig, name="dropless"):
+  """Gale et al. 2022 (MegaBlocks), arXiv 2211.15841: top-2 without a capacity."""
+
+  paper = "Gale et al. 2022 (MegaBlocks), arXiv 2211.15841"
+
+  capacity_factor: float | None = None
+
+
 class TokenChoice(TopKRouter):
   """Token choice with any combination of its options."""
 
-  Options = TokenChoiceOptions
-  options: TokenChoiceOptions
-  paper = "a frame of options; the published methods have names of their own"
-
-  @classmethod
-  def is_causal(cls, options: TokenChoiceOptions, *, training: bool) -> bool:
-    return options.dropless or options.queues_by_sequence
-
-  @classmethod
-  def is_batch_independent(cls, options: TokenChoiceOptions, length: int, *, training: bool) -> bool:
-    return cls.is_causal(options, training=training) or (options.group_size > 0 and length % options.group_size == 0)
-
-  @classmethod
-  def causal_twin(cls, options: TokenChoiceOptions) -> RouterConfig:
-    """The same router with capacity counted by position instead of by priority."""
-    return RouterConfig("token_choice", dataclasses.replace(options, order="sequence", group_size=0))
-
-  @classmethod
-  def check(cls, options: TokenChoiceOptions, site: Site, batch: int, length: int) -> None:
-    super().check(options, site, batch, length)
-    check_load_loss(options.load_loss, options.top_k, site.num_experts)
+  config: TokenChoiceConfig
 
   def logits(self, tokens: jax.Array, key: jax.Array | None) -> Logits:
     if key is None:
       return super().logits(tokens, key)
     of_jitter, of_noise = jax.random.split(key)
-    if self.options.jitter > 0:
-      tokens = jittered(tokens, self.options.jitter, of_jitter)
+    if self.config.jitter > 0:
+      tokens = jittered(tokens, self.config.jitter, of_jitter)
     logits = super().logits(tokens, None)
-    return with_noise(logits.clean, self.options.noise / self.num_experts, of_noise) if self.options.noise else logits
+    return with_noise(logits.clean, self.config.noise / self.num_experts, of_noise) if self.config.noise else logits
 
   def wanted(self, gates: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
     everyone = super().wanted(gates, mask, key)
-    by_chance = self.options.second_expert == "random" and key is not None
+    by_chance = self.config.second_expert == "random" and key is not None
     return everyone & second_by_chance(gates, key) if by_chance else everyone
 
-  def places(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> jax.Array:
-    if self.options.order == "sequence":
-      return super().places(choices, gates, wanted)
-    return assignments.places_by_priority(choices, wanted, gates[:, 0], self.num_experts)
+  def queue(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> jax.Array:
+    if self.config.order == "sequence":
+      return super().queue(choices, gates, wanted)
+    return queues.queue_by_priority(choices, wanted, gates[:, 0], self.num_experts)
 
   def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
     losses, logits = super().losses(decision, training=training), decision.logits
-    if self.options.importance_loss:
-      losses["importance"] = importance_loss(
-        normalized(expert_scores(logits.clean, self.options.scores)), decision.mask
-      )
-    if self.options.load_loss and training:
-      losses["load"] = load_loss(logits.clean, logits.noisy, self.options.top_k, logits.noise_std, decision.mask)
+    if self.config.importance_loss:
+      losses["importance"] = importance_loss(normalized(expert_scores(logits.clean, self.config.scores)), decision.mask)
+    if self.config.load_loss and training:
+      losses["load"] = load_loss(logits.clean, logits.noisy, self.config.top_k, logits.noise_std, decision.mask)
     return losses
-
-
-@register("switch")
-class Switch(TokenChoice):
-  """Switch: token choice with the options of its paper."""
-
-  Options = SwitchOptions
-  paper = "Fedus et al. 2021, arXiv 2101.03961"
-
-
-@register("gshard")
-class GShard(TokenChoice):
-  """GShard: token choice with the options of its paper."""
-
-  Options = GShardOptions
-  paper = "Lepikhin et al. 2020, arXiv 2006.16668"
-
-
-@register("glam")
-class GLaM(TokenChoice):
-  """GLaM: token choice with the options of its paper."""
-
-  Options = GLaMOptions
-  paper = "Du et al. 2021, arXiv 2112.06905"
-
-
-@register("batch_priority")
-class BatchPriority(TokenChoice):
-  """V-MoE: token choice with the options of its paper. Sees the whole group, so it is for encoders."""
-
-  Options = BatchPriorityOptions
-  paper = "Riquelme et al. 2021 (V-MoE), arXiv 2106.05974"
-
-
-@register("dropless")
-class Dropless(TokenChoice):
-  """Dropless token choice: an expert takes as many tokens as want it."""
-
-  Options = DroplessOptions
-  paper = "Gale et al. 2022 (MegaBlocks), arXiv 2211.15841"

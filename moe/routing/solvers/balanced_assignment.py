@@ -14,7 +14,7 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from moe.routing.queues import places_by_priority, slot_routing
+from moe.routing.queues import queue_by_priority, slot_routing
 from moe.routing.solvers.highest import highest
 from moe.routing.solvers.mean_cycle import max_mean_cycle
 
@@ -129,7 +129,7 @@ def _first_table(net: jax.Array, mask: jax.Array, room: jax.Array) -> jax.Array:
   capacity = -(-n // num_experts)
   best, choice = highest(net, min(2, num_experts))
   choice, wanted = choice[:, :1], mask[:, None]
-  place = places_by_priority(choice, wanted, best[:, 0] - best[:, -1], num_experts)
+  place = queue_by_priority(choice, wanted, best[:, 0] - best[:, -1], num_experts)
   seated = wanted & (place < room)
   table = slot_routing(choice, best[:, :1], seated, place, num_experts, capacity).token
   left = jnp.argsort((seated | ~wanted)[:, 0], stable=True).astype(jnp.int32)

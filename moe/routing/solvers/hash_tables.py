@@ -134,7 +134,9 @@ class HashTable:
     buckets = arrays.pop("buckets")
     return cls(buckets, **{name: array.item() for name, array in arrays.items()})
 
-  def checked(self, path: str, function: str, hashes: int, experts: int, vocabulary: str, size: int) -> np.ndarray:
+  def checked(
+    self, path: str, function: str, hashes: int, experts: int, vocabulary: str | None, size: int
+  ) -> np.ndarray:
     """`buckets` padded to `[N, size]` with -1, no expert, for ids that models have beyond their vocabulary.
 
     Raises:
@@ -147,7 +149,8 @@ class HashTable:
     same("function", self.function, function)
     same("experts", self.experts, experts)
     same("hashes", len(self.buckets), hashes)
-    same("the vocabulary", self.vocabulary, vocabulary)
+    if vocabulary is not None:
+      same("the vocabulary", self.vocabulary, vocabulary)
     tokens = self.buckets.shape[1]
     require(tokens <= size, "table", path, f"holds {tokens} tokens, more than the {size} of model.vocab_size")
     return np.pad(self.buckets, ((0, 0), (0, size - tokens)), constant_values=-1)
