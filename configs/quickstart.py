@@ -11,18 +11,24 @@ def get_config() -> ConfigDict:
   config.seed = 0
 
   config.model = ConfigDict()
-  config.model.architecture = "encoder_decoder"
+  config.model.name = "encoder_decoder"
   config.model.vocab_size = 2048
   config.model.d_model = 128
   config.model.d_ff = 384
   config.model.num_heads = 4
   config.model.d_head = 32
-  config.model.encoder_layers = 2
-  config.model.decoder_layers = 2
-  config.model.num_experts = 8
-  config.model.expert_feed_forward = "gelu"
-  config.model.encoder_router = ConfigDict({"name": "expert_choice", "capacity_factor": 2.0})
-  config.model.decoder_router = ConfigDict({"name": "glam", "capacity_factor": 2.5})
+
+  config.model.encoder = ConfigDict()
+  config.model.encoder.layers = 2
+  config.model.encoder.moe = ConfigDict()
+  config.model.encoder.moe.num_experts = 8
+  config.model.encoder.moe.router = ConfigDict({"name": "expert_choice", "capacity_factor": 2.0})
+
+  config.model.decoder = ConfigDict()
+  config.model.decoder.layers = 2
+  config.model.decoder.moe = ConfigDict()
+  config.model.decoder.moe.num_experts = 8
+  config.model.decoder.moe.router = ConfigDict({"name": "glam", "capacity_factor": 2.5})
 
   config.data = ConfigDict()
   config.data.source = "standard_library"

@@ -74,9 +74,6 @@ def build(cls: type[T], values: Any, path: str = "config", default: Any = None) 
   Raises:
     ConfigError: an unknown field, a missing one, a value of another type, or what `cls.__post_init__` refuses.
   """
-  own = getattr(cls, "from_mapping", None)
-  if own is not None:
-    return own(values, path)
   chooses = issubclass(cls, Choice)
   if chooses and isinstance(values, str):
     values = {"name": values}
@@ -145,8 +142,6 @@ def _default(field: Any) -> Any:
 
 def as_mapping(config: Any) -> Any:
   """The inverse of `build`: nested mappings that JSON can hold."""
-  if hasattr(config, "to_mapping"):
-    return config.to_mapping()
   if dataclasses.is_dataclass(config):
     named = {"name": config.name} if isinstance(config, Choice) else {}
     return named | {field.name: as_mapping(getattr(config, field.name)) for field in dataclasses.fields(config)}

@@ -27,9 +27,8 @@ def language_model(size: str, num_experts: int = 0, router: dict | None = None) 
   layers, d_model, d_ff, heads, d_head = SIZES[size]
   config = _recipe()
   config.model = ConfigDict()
-  config.model.architecture = "decoder"
+  config.model.name = "decoder"
   config.model.vocab_size = 32_000
-  config.model.decoder_layers = layers
   config.model.d_model = d_model
   config.model.d_ff = d_ff
   config.model.num_heads = heads
@@ -37,9 +36,7 @@ def language_model(size: str, num_experts: int = 0, router: dict | None = None) 
   config.model.relative_bias = "per_layer"
   config.model.dtype = "bfloat16"
   config.model.remat = "full"
-  if router:
-    config.model.num_experts = num_experts
-    config.model.decoder_router = ConfigDict(router)
+  config.model.decoder = _stack(layers, num_experts, router)
   config.data.objective = "causal_lm"
   config.data.inputs_length = 0
   config.data.targets_length = 1024
@@ -55,20 +52,17 @@ def encoder_decoder(num_experts: int, encoder_router: dict, decoder_router: dict
   """T5 1.1 base, span corruption with T5's settings, a MoE layer in every other block."""
   config = _recipe()
   config.model = ConfigDict()
-  config.model.architecture = "encoder_decoder"
+  config.model.name = "encoder_decoder"
   config.model.vocab_size = 32_128  # 32,000 pieces and 100 sentinels, rounded up as T5 does
-  config.model.encoder_layers = config.model.decoder_layers = 12
   config.model.d_model = 768
   config.model.d_ff = 2048
   config.model.num_heads = 12
   config.model.d_head = 64
-  config.model.num_experts = num_experts
-  config.model.expert_feed_forward = "geglu"
   config.model.tie_embeddings = False
   config.model.dtype = "bfloat16"
   config.model.remat = "full"
-  config.model.encoder_router = ConfigDict(encoder_router)
-  config.model.decoder_router = ConfigDict(decoder_router)
+  config.model.encoder = _stack(12, num_experts, encoder_router, feed_forward="geglu")
+  config.model.decoder = _stack(12, num_experts, decoder_router, feed_forward="geglu")
   config.data.objective = "span_corruption"
   config.data.extra_ids = 100
   config.data.inputs_length = 512
@@ -76,6 +70,14 @@ def encoder_decoder(num_experts: int, encoder_router: dict, decoder_router: dict
   config.data.batch_size = 2048
   config.mesh = ConfigDict({"expert": 16})
   return config
+
+
+def _stack(layers: int, num_experts: int, router: dict | None, **moe) -> ConfigDict:
+  """Layers of which every second has experts; dense without a router."""
+  stack = ConfigDict({"layers": layers})
+  if router:
+    stack.moe = ConfigDict({"num_experts": num_experts, "router": router} | moe)
+  return stack
 
 
 def _recipe() -> ConfigDict:

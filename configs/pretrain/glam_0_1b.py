@@ -1,4 +1,13 @@
-"""GLaM's top-2 with experts of the 0.1B model; `--config.model.num_experts=16` to 128 for the other sizes."""
+r"""GLaM's top-2 with 64 experts of the 0.1B model, on C4.
+
+The paper's other sizes are `--config.model.decoder.moe.num_experts=16`, 32 and 128.
+
+  python -m moe.train --config configs/pretrain/glam_0_1b.py --workdir DISK/glam_0_1b \
+    --config.data.vocabulary=t5_cc_all_32000.model --config.data.source.data_dir=gs://BUCKET/tfds
+
+Laid out for v5e 8x8; `python -m moe.plan --config configs/pretrain/glam_0_1b.py --topology v5e:8x8` says how long a
+step takes. Nobody has trained it yet.
+"""
 
 from configs.pretrain import base
 

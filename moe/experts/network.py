@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe.experts.kernels.ragged import ragged_feed_forward
 from moe.nn.activations import ACTIVATIONS, GATED, Form
-from moe.nn.basic import normal
+from moe.nn.linear import normal
 
 
 class Weights(NamedTuple):

@@ -1,17 +1,23 @@
-"""Models: one block (`block`), scanned into stacks (`stack`), made into T5 (`encoder_decoder`) or a LM (`decoder`)."""
+"""Models: a block, scanned into stacks, made into an architecture; one architecture a file, found by its name."""
+
+import importlib
+import pkgutil
 
 from moe.models.count import ParameterCounts, count_parameters
-from moe.models.make import make_model
-from moe.models.model_config import ModelConfig
+from moe.models.model_config import ModelConfig, MoEConfig, StackConfig
 from moe.models.types import Batch, DecodeState, ModelOutput, shift_right
+
+for _module in pkgutil.iter_modules(__path__):
+  importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
   "Batch",
   "DecodeState",
+  "MoEConfig",
   "ModelConfig",
   "ModelOutput",
   "ParameterCounts",
+  "StackConfig",
   "count_parameters",
-  "make_model",
   "shift_right",
 ]

@@ -6,17 +6,15 @@ Each is a pre-norm residual branch: `x + f(norm(x))`.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from moe.experts.layer import MoE
-from moe.models.model_config import ModelConfig
+from moe.experts import LayerReport, MoE
+from moe.models.model_config import ModelConfig, MoEConfig
 from moe.nn.attention import Attention
-from moe.nn.basic import dropout, split
+from moe.nn.dropout import dropout, split
 from moe.nn.feed_forward import FeedForward
 from moe.nn.norm import RMSNorm
 from moe.nn.relative_position import RelativeBias
-from moe.routing import Policy, RouterConfig, Routing
 
 Cache = dict[str, dict[str, jax.Array]]
 
@@ -47,18 +45,6 @@ class Context:
   memory_mask: jax.Array | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class BlockOutput:
-  """`x [B, T, d]`, and of a MoE block its weighted auxiliary loss, metrics, routing and policy (else 0, {}, None)."""
-
-  x: jax.Array
-  auxiliary_loss: jax.Array
-  metrics: dict[str, jax.Array]
-  routing: Routing | None
-  policy: Policy | None
-
-
 def relative_bias(config: ModelConfig, *, causal: bool, rngs: nnx.Rngs) -> RelativeBias:
   """The table of position biases of one block, or of a whole stack."""
   return RelativeBias(
@@ -72,9 +58,17 @@ def relative_bias(config: ModelConfig, *, causal: bool, rngs: nnx.Rngs) -> Relat
 
 
 class Block(nnx.Module):
-  """One layer of a model; with a router its feed-forward network is a MoE layer."""
+  """One layer of a model; with `moe` its feed-forward network is a MoE layer.
 
-  def __init__(self, config: ModelConfig, *, causal: bool, cross: bool, router: RouterConfig | None, rngs: nnx.Rngs):
+  Args:
+    config: of the model.
+    moe: of the stack's MoE layers; None for a dense block.
+    causal: whether position biases need none for later keys.
+    cross: whether it attends to an encoder's output.
+    rngs: the stream `params` makes the parameters.
+  """
+
+  def __init__(self, config: ModelConfig, moe: MoEConfig | None, *, causal: bool, cross: bool, rngs: nnx.Rngs):
     d, dtype = config.d_model, config.compute_dtype
     self.dropout = config.dropout
 
@@ -85,12 +79,17 @@ class Block(nnx.Module):
     self.bias = relative_bias(config, causal=causal, rngs=rngs) if config.relative_bias == "per_layer" else None
     self.cross_norm, self.cross_attention = (RMSNorm(d), attention()) if cross else (None, None)
     self.feed_forward_norm = RMSNorm(d)
-    dense = router is None
-    self.feed_forward = FeedForward(d, config.d_ff, config.feed_forward, dtype, rngs=rngs) if dense else None
-    self.moe = None if dense else _experts(config, router, rngs)
+    self.feed_forward = None if moe else FeedForward(d, config.d_ff, config.feed_forward, dtype, rngs=rngs)
+    self.moe = _moe_layer(config, moe, rngs) if moe else None
 
-  def __call__(self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None) -> BlockOutput:
-    """Applies the block to whole sequences `x [B, T, d]`; `key` feeds dropout and random routers."""
+  def __call__(
+    self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None
+  ) -> tuple[jax.Array, LayerReport | None]:
+    """Applies the block to whole sequences `x [B, T, d]`; `key` feeds dropout and random routers.
+
+    Returns:
+      `[B, T, d]`, and the report of a MoE layer.
+    """
     keys, rate = split(key, 7), self.dropout
     bias = context.bias if self.bias is None else self.bias(x.shape[1])
     y = self.attention_norm(x)
@@ -99,8 +98,13 @@ class Block(nnx.Module):
       y = self.cross_norm(x)
       y = self.cross_attention(y, context.memory, context.memory_mask, rate=rate, key=keys[2])
       x += dropout(y, rate, keys[3])
-    y, *report = self._feed_forward(self.feed_forward_norm(x), context, training, keys[4:6])
-    return BlockOutput(x + dropout(y, rate, keys[6]), *report)
+    y, report = self.feed_forward_norm(x), None
+    if self.moe is None:
+      y = self.feed_forward(y, rate=rate, key=keys[4])
+    else:
+      about = {"segments": context.segments, "ids": context.ids, "positions": context.positions}
+      y, report = self.moe(y, **about, training=training, key=keys[5])
+    return x + dropout(y, rate, keys[6]), report
 
   def init_cache(self, length: int, batch: int, memory: jax.Array | None) -> Cache:
     """What decoding `batch` sequences of at most `length` tokens remembers; `memory [B, M, d]` as in `Context`."""
@@ -128,29 +132,17 @@ class Block(nnx.Module):
     y, new["router"] = self.moe.decode(y, cache["router"], context.ids, context.positions)
     return x + y, new
 
-  def _feed_forward(self, x, context, training, keys):
-    if self.moe is None:
-      return self.feed_forward(x, rate=self.dropout, key=keys[0]), jnp.float32(0), {}, None, None
-    y, report = self.moe(
-      x,
-      segments=context.segments,
-      ids=context.ids,
-      positions=context.positions,
-      training=training,
-      key=keys[1],
-    )
-    return y, report.auxiliary_loss, report.metrics, report.routing, report.policy
 
-
-def _experts(config: ModelConfig, router: RouterConfig, rngs: nnx.Rngs) -> MoE:
+def _moe_layer(config: ModelConfig, moe: MoEConfig, rngs: nnx.Rngs) -> MoE:
   return MoE(
-    num_experts=config.num_experts,
-    d_model=config.d_model,
-    d_ff=config.expert_d_ff or config.d_ff,
-    form=config.expert_feed_forward,
-    router=router,
+    config.d_model,
+    moe.num_experts,
+    moe.d_ff or config.d_ff,
+    moe.router,
+    form=moe.feed_forward,
     dtype=config.compute_dtype,
-    shared_experts=config.shared_experts,
+    shared_experts=moe.shared_experts,
     vocab_size=config.vocab_size,
+    read_files=False,
     rngs=rngs,
   )

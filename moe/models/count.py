@@ -3,10 +3,8 @@
 import dataclasses
 import math
 
-import jax
 from flax import nnx
 
-from moe.models.make import make_model
 from moe.models.model_config import ModelConfig
 
 
@@ -32,11 +30,13 @@ def count_parameters(config: ModelConfig, experts_per_token: float) -> Parameter
     config: the model's.
     experts_per_token: on average: k of token choice, the capacity factor of expert choice. Unused in a dense model.
   """
-  model = nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0)))
-  total = experts = 0
-  for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param)):
-    size = math.prod(leaf.shape)
+  params = nnx.state(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))), nnx.Param)
+  total = experts = activated = 0
+  for (stack, *_), variable in nnx.to_flat_state(params):
+    size, share = math.prod(variable.shape), 1.0
+    if "expert" in variable.get_metadata().get("axes", ()):
+      experts += size
+      share = experts_per_token / config.stacks[stack].moe.num_experts
     total += size
-    experts += size if "experts" in (getattr(entry, "key", None) for entry in path) else 0
-  share = experts_per_token / config.num_experts if config.num_experts else 0
-  return ParameterCounts(total, experts, total - experts + round(experts * share))
+    activated += size * share
+  return ParameterCounts(total, experts, round(activated))

@@ -1,22 +1,40 @@
 """The language model of Zhou et al. 2022 (section 4.1): a decoder with its own position biases in every layer."""
 
+import dataclasses
+
 import jax
 from flax import nnx
 
 from moe.models.decoder_stack import decode_step, read_targets, start_decoding
 from moe.models.embedding import TokenEmbedding
-from moe.models.model_config import ModelConfig
+from moe.models.model_config import ModelConfig, StackConfig
 from moe.models.stack import Stack
 from moe.models.types import Batch, DecodeState, ModelOutput
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(ModelConfig, name="decoder"):
+  """A language model: `decoder` is its stack."""
+
+  row_format = "targets"
+
+  decoder: StackConfig
+
+  def make(self, rngs: nnx.Rngs) -> "Decoder":
+    return Decoder(self, rngs=rngs)
+
+  def stack_lengths(self, inputs_length: int, targets_length: int) -> dict[str, int]:
+    """Inputs and targets are one sequence."""
+    return {"decoder": inputs_length + targets_length}
 
 
 class Decoder(nnx.Module):
   """Predicts each token of `targets` from those before it."""
 
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     self.config = config
     self.embedding = TokenEmbedding(config, rngs=rngs)
-    self.decoder = Stack(config, "decoder", rngs=rngs)
+    self.decoder = Stack(config, config.decoder, causal=True, rngs=rngs)
 
   def __call__(self, batch: Batch, *, training: bool, key: jax.Array | None = None) -> ModelOutput:
     """Logits of all targets by teacher forcing; arguments as of `EncoderDecoder`."""

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe.models.block import BlockOutput, Context
+from moe.models.block import Context
 from moe.models.embedding import TokenEmbedding
 from moe.models.model_config import ModelConfig
-from moe.models.stack import Stack
+from moe.models.stack import Stack, StackOutput
 from moe.models.types import Batch, DecodeState, shift_right
 from moe.nn.attention import segment_mask
 
@@ -22,7 +22,7 @@ def read_targets(
   memory_mask: jax.Array | None = None,
   training: bool,
   key: jax.Array | None,
-) -> BlockOutput:
+) -> StackOutput:
   """Teacher forcing: the decoder's output at each of `batch["targets"]`, before the logits."""
   segments = batch["targets_segments"]
   ids = shift_right(batch["targets"], segments)
@@ -51,9 +51,10 @@ def start_decoding(
     ValueError: the decoder's router is not causal.
   """
   if config.evaluates_on_future:
+    name = config.stacks["decoder"].router.name
     raise ValueError(
-      f"decoder_router.name = {config.decoder_router.name!r}: cannot decode step by step, as this router is not causal"
-      " and decides about a token by those after it; decoding needs a model trained with a causal router"
+      f"decoder.moe.router.name = {name!r}: cannot decode step by step, as this router is not causal and decides about"
+      " a token by those after it; decoding needs a model trained with a causal router"
     )
   return DecodeState(jnp.int32(0), stack.init_cache(batch_size, max_length, memory), memory_mask)
 
@@ -63,7 +64,7 @@ def decode_step(
 ) -> tuple[jax.Array, DecodeState]:
   """Logits `[B, V]` of the token after `tokens [B]`."""
   ids = tokens[:, None]
-  length = state.caches[0]["attention"]["keys"].shape[-2]
+  length = state.caches[0][0]["attention"]["keys"].shape[-2]
   context = Context(
     mask=jnp.arange(length) <= state.position,
     ids=ids,

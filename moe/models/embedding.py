@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.models.model_config import ModelConfig
-from moe.nn.basic import normal
+from moe.nn.linear import normal
 from moe.parallel.mesh import keep_rows
 from moe.parallel.sharding import whole
 

@@ -1,26 +1,44 @@
 """T5 1.1 (Raffel et al. 2020; Shazeer 2020) with MoE layers in either stack."""
 
+import dataclasses
+
 import jax
 from flax import nnx
 
-from moe.models.block import BlockOutput, Context
+from moe.models.block import Context
 from moe.models.decoder_stack import decode_step, read_targets, start_decoding
 from moe.models.embedding import TokenEmbedding
-from moe.models.model_config import ModelConfig
-from moe.models.stack import Stack
+from moe.models.model_config import ModelConfig, StackConfig
+from moe.models.stack import Stack, StackOutput
 from moe.models.types import Batch, DecodeState, ModelOutput
 from moe.nn.attention import segment_mask
-from moe.nn.basic import split
+from moe.nn.dropout import split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDecoderConfig(ModelConfig, name="encoder_decoder"):
+  """T5 1.1: `encoder` and `decoder` are its stacks."""
+
+  row_format = "inputs_and_targets"
+
+  encoder: StackConfig
+  decoder: StackConfig
+
+  def make(self, rngs: nnx.Rngs) -> "EncoderDecoder":
+    return EncoderDecoder(self, rngs=rngs)
+
+  def stack_lengths(self, inputs_length: int, targets_length: int) -> dict[str, int]:
+    return {"encoder": inputs_length, "decoder": targets_length}
 
 
 class EncoderDecoder(nnx.Module):
   """Reads `inputs` with a bidirectional encoder, predicts `targets` with a causal decoder that attends to it."""
 
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
     self.config = config
     self.embedding = TokenEmbedding(config, rngs=rngs)
-    self.encoder = Stack(config, "encoder", rngs=rngs)
-    self.decoder = Stack(config, "decoder", rngs=rngs)
+    self.encoder = Stack(config, config.encoder, causal=False, rngs=rngs)
+    self.decoder = Stack(config, config.decoder, causal=True, cross=True, rngs=rngs)
 
   def __call__(self, batch: Batch, *, training: bool, key: jax.Array | None = None) -> ModelOutput:
     """Logits of all targets by teacher forcing.
@@ -50,7 +68,7 @@ class EncoderDecoder(nnx.Module):
       policy={"encoder": encoded.policy, "decoder": decoded.policy},
     )
 
-  def encode(self, batch: Batch, *, training: bool = False, key: jax.Array | None = None) -> BlockOutput:
+  def encode(self, batch: Batch, *, training: bool = False, key: jax.Array | None = None) -> StackOutput:
     """The encoder's output `[B, M, d]`."""
     segments = batch["inputs_segments"]
     context = Context(

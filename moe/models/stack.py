@@ -1,41 +1,104 @@
-"""An encoder or a decoder: equal units of blocks, their parameters stacked on a leading axis and scanned over.
+"""An encoder or a decoder: its blocks in units that repeat, each scanned over, so that XLA compiles a unit once.
 
-A unit is `moe_every` blocks, the last of them a MoE block, or one dense block. XLA compiles the unit once, so compiling
-takes as long for 32 layers as for 4.
+With experts in every second layer there is one unit, a dense and a MoE block, and compiling takes as long for 32 layers
+as for 4. Any placement of experts is divided into such runs of units with as few blocks to compile as possible.
 """
 
 import dataclasses
-from typing import Literal
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from moe.models.block import Block, BlockOutput, Cache, Context, relative_bias
-from moe.models.model_config import ModelConfig
-from moe.nn.basic import dropout, split
+from moe.experts import LayerReport
+from moe.models.block import Block, Cache, Context, relative_bias
+from moe.models.model_config import ModelConfig, MoEConfig, StackConfig
+from moe.nn.dropout import dropout, split
 from moe.nn.norm import RMSNorm
 from moe.parallel.mesh import keep_rows
+from moe.parallel.sharding import name_axes
+from moe.routing import Policy, RouterState, Routing
 
 _REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StackOutput:
+  """What a stack makes of a batch.
+
+  Attributes:
+    x: `[B, T, d]`.
+    auxiliary_loss: float32 scalar, weighted, summed over MoE layers.
+    metrics, routing, policy: of the MoE layers, with a leading axis of them, first layer first; {}, None and None for a
+      dense stack.
+  """
+
+  x: jax.Array
+  auxiliary_loss: jax.Array
+  metrics: dict[str, jax.Array]
+  routing: Routing | None
+  policy: Policy | None
+
+
+def units_of(has_experts: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
+  """Layers as units that repeat: the unit's layers and how often, with the fewest layers in all units together.
+
+  Args:
+    has_experts: for each layer whether it is a MoE layer.
+  """
+  layers = tuple(has_experts)
+
+  @functools.cache
+  def best(start: int) -> tuple[int, tuple[tuple[tuple[bool, ...], int], ...]]:
+    """Layers to compile from `start` on, and the units."""
+    if start == len(layers):
+      return 0, ()
+    found = []
+    for size in range(1, len(layers) - start + 1):
+      unit = layers[start : start + size]
+      for repeats in itertools.count(1):
+        end = start + size * repeats
+        if layers[end - size : end] != unit:
+          break
+        cost, rest = best(end)
+        found.append((size + cost, ((unit, repeats), *rest)))
+    return min(found, key=lambda one: (one[0], len(one[1])))
+
+  return list(best(0)[1])
+
+
 class Unit(nnx.Module):
-  """`moe_every` blocks of which the last is MoE, or one dense block."""
+  """Blocks one after the other; which of them are MoE blocks, `has_experts` says."""
 
-  def __init__(self, config: ModelConfig, side: Literal["encoder", "decoder"], *, rngs: nnx.Rngs):
-    router = config.encoder_router if side == "encoder" else config.decoder_router
-    routers = [None] if router is None else [None] * (config.moe_every - 1) + [router]
-    causal = side == "decoder"
-    cross = causal and config.architecture == "encoder_decoder"
-    self.blocks = nnx.List([Block(config, causal=causal, cross=cross, router=each, rngs=rngs) for each in routers])
+  def __init__(
+    self,
+    config: ModelConfig,
+    moe: MoEConfig | None,
+    has_experts: Sequence[bool],
+    *,
+    causal: bool,
+    cross: bool,
+    rngs: nnx.Rngs,
+  ):
+    self.blocks = nnx.List(
+      [Block(config, moe if experts else None, causal=causal, cross=cross, rngs=rngs) for experts in has_experts]
+    )
 
-  def __call__(self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None) -> BlockOutput:
-    """The last block's output: the only one that can have metrics or an auxiliary loss."""
+  def __call__(
+    self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None
+  ) -> tuple[jax.Array, list[LayerReport]]:
+    """`[B, T, d]`, and the reports of the MoE blocks."""
+    reports = []
     for block, block_key in zip(self.blocks, split(key, len(self.blocks)), strict=True):
-      output = block(x, context, training=training, key=block_key)
-      x = output.x
-    return output
+      x, report = block(x, context, training=training, key=block_key)
+      reports += [] if report is None else [report]
+    return x, reports
 
   def init_cache(self, length: int, batch: int, memory: jax.Array | None) -> list[Cache]:
     return [block.init_cache(length, batch, memory) for block in self.blocks]
@@ -49,68 +112,114 @@ class Unit(nnx.Module):
 
 
 class Stack(nnx.Module):
-  """Units one after the other, then a norm.
+  """All blocks, then a norm.
 
   Attributes:
-    units: one `Unit` whose variables all lead with the axis of units.
+    units: modules `Unit` whose variables all lead with an axis of repeats.
     bias: the position biases, where `relative_bias` is "shared".
   """
 
-  def __init__(self, config: ModelConfig, side: Literal["encoder", "decoder"], *, rngs: nnx.Rngs):
-    layers = config.encoder_layers if side == "encoder" else config.decoder_layers
-    router = config.encoder_router if side == "encoder" else config.decoder_router
-    count = layers if router is None else layers // config.moe_every
+  def __init__(self, config: ModelConfig, stack: StackConfig, *, causal: bool, cross: bool = False, rngs: nnx.Rngs):
     self.dropout, self.remat = config.dropout, config.remat
-    self.units = nnx.split_rngs(splits=count)(nnx.vmap(lambda rngs: Unit(config, side, rngs=rngs)))(rngs)
+    plan = units_of(stack.has_experts)
+    self.repeats = tuple(repeats for _, repeats in plan)
+
+    def repeated(has_experts: tuple[bool, ...], repeats: int) -> Unit:
+      def make(rngs):
+        return Unit(config, stack.moe, has_experts, causal=causal, cross=cross, rngs=rngs)
+
+      unit = nnx.split_rngs(splits=repeats)(nnx.vmap(make))(rngs)
+      name_axes(unit, "layer")
+      return unit
+
+    self.units = nnx.List([repeated(*each) for each in plan])
     shared = config.relative_bias == "shared"
-    self.bias = relative_bias(config, causal=side == "decoder", rngs=rngs) if shared else None
+    self.bias = relative_bias(config, causal=causal, rngs=rngs) if shared else None
     self.norm = RMSNorm(config.d_model)
 
-  def __call__(self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None) -> BlockOutput:
-    """Applies all blocks to `x [B, T, d]`.
-
-    Returns:
-      The output; the auxiliary loss summed over MoE layers; metrics, routing and policy with a leading axis of them.
-    """
+  def __call__(self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None) -> StackOutput:
+    """Applies all blocks to `x [B, T, d]`."""
     context = self._with_bias(context, lambda bias: bias(x.shape[1]))
     first_key, last_key, units_key = split(key, 3)
-    graph, *variables = nnx.split(self.units, nnx.Param, ...)
-    params, rest = variables
-    count = jax.tree.leaves(params)[0].shape[0]
-    unit_keys = None if key is None else jax.random.split(units_key, count)
+    unit_keys = None if units_key is None else jax.random.split(units_key, sum(self.repeats))
+    x = dropout(x, self.dropout, first_key)
+    reports, done = [], 0
+    for unit, repeats in zip(self.units, self.repeats, strict=True):
+      keys = None if unit_keys is None else unit_keys[done : done + repeats]
+      x, found = self._scan(unit, x, context, training, keys)
+      reports += found
+      done += repeats
+    return _output(dropout(self.norm(x), self.dropout, last_key), reports)
 
-    def unit(x, variables):
+  def _scan(
+    self, unit: Unit, x: jax.Array, context: Context, training: bool, keys: jax.Array | None
+  ) -> tuple[jax.Array, list[LayerReport]]:
+    """One unit as often as it repeats; the reports lead with an axis of its MoE layers."""
+    graph, params, rest = nnx.split(unit, nnx.Param, ...)
+
+    def body(x, variables):
       params, rest, key = variables
       module = nnx.merge(graph, params, rest)
-      output = module(keep_rows(x), context, training=training, key=key)
-      report = output.auxiliary_loss, output.metrics, output.routing, output.policy
-      return output.x, (*report, nnx.state(module, nnx.Not(nnx.Param)))
+      x, reports = module(keep_rows(x), context, training=training, key=key)
+      return x, (reports, nnx.state(module, nnx.Not(nnx.Param)))
 
     if self.remat != "none":
-      unit = jax.checkpoint(unit, policy=_REMAT[self.remat], prevent_cse=False)
-    x = dropout(x, self.dropout, first_key)
-    x, (losses, metrics, routing, policy, rest) = jax.lax.scan(unit, x, (params, rest, unit_keys))
+      body = jax.checkpoint(body, policy=_REMAT[self.remat], prevent_cse=False)
+    x, (reports, rest) = jax.lax.scan(body, x, (params, rest, keys))
     if jax.tree.leaves(rest):
-      nnx.update(self.units, rest)
-    return BlockOutput(dropout(self.norm(x), self.dropout, last_key), losses.sum(), metrics, routing, policy)
+      nnx.update(unit, rest)
+    if len(reports) > 1:  # layers of the unit in turn: [repeats, layers of a unit, ...] to [layers, ...]
+      reports = [jax.tree.map(lambda *leaves: jnp.stack(leaves, 1).reshape(-1, *leaves[0].shape[1:]), *reports)]
+    return x, reports
 
-  def init_cache(self, batch: int, length: int, memory: jax.Array | None = None) -> list[Cache]:
-    """Empty caches of all units (leading axis), with the keys and values of `memory [B, M, d]` where there is one."""
-    graph, variables = nnx.split(self.units)
-    return jax.lax.map(lambda v: nnx.merge(graph, v).init_cache(length, batch, memory), variables)
+  def load_router_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replaces states of the routers.
 
-  def step(self, x: jax.Array, caches: list[Cache], context: Context) -> tuple[jax.Array, list[Cache]]:
+    Args:
+      arrays: by the state's name, the same for all MoE layers, or with a leading axis of them.
+    """
+    first = 0
+    for unit, repeats in zip(self.units, self.repeats, strict=True):
+      routers = [block.moe.router for block in unit.blocks if block.moe is not None]
+      for number, router in enumerate(routers):
+        for name, array in arrays.items():
+          state: RouterState = getattr(router, name)
+          mine = array[first + number :: len(routers)][:repeats] if array.ndim == state.ndim else array
+          state[...] = jnp.broadcast_to(jnp.asarray(mine, state.dtype), state.shape)
+      first += repeats * len(routers)
+
+  def init_cache(self, batch: int, length: int, memory: jax.Array | None = None) -> list[list[Cache]]:
+    """Empty caches of all units (leading axis of repeats), with the keys and values of `memory [B, M, d]`, if any."""
+
+    def caches(unit: Unit) -> list[Cache]:
+      graph, variables = nnx.split(unit)
+      return jax.lax.map(lambda v: nnx.merge(graph, v).init_cache(length, batch, memory), variables)
+
+    return [caches(unit) for unit in self.units]
+
+  def step(self, x: jax.Array, caches: list[list[Cache]], context: Context) -> tuple[jax.Array, list[list[Cache]]]:
     """The next token of each sequence, `x [B, 1, d]`, at row index `context.position`."""
-    length = caches[0]["attention"]["keys"].shape[-2]
+    length = caches[0][0]["attention"]["keys"].shape[-2]
     context = self._with_bias(context, lambda bias: bias.row(context.position, length))
-    graph, variables = nnx.split(self.units)
+    new = []
+    for unit, cache in zip(self.units, caches, strict=True):
+      graph, variables = nnx.split(unit)
 
-    def unit(x, inputs):
-      variables, cache = inputs
-      return nnx.merge(graph, variables).step(x, cache, context)
+      def body(x, inputs, graph=graph):
+        variables, cache = inputs
+        return nnx.merge(graph, variables).step(x, cache, context)
 
-    x, caches = jax.lax.scan(unit, x, (variables, caches))
-    return self.norm(x), caches
+      x, cache = jax.lax.scan(body, x, (variables, cache))
+      new.append(cache)
+    return self.norm(x), new
 
-  def _with_bias(self, context: Context, evaluate) -> Context:
+  def _with_bias(self, context: Context, evaluate: Any) -> Context:
     return context if self.bias is None else dataclasses.replace(context, bias=evaluate(self.bias).astype(jnp.float32))
+
+
+def _output(x: jax.Array, reports: list[LayerReport]) -> StackOutput:
+  """From the reports of runs of layers, each with a leading axis."""
+  if not reports:
+    return StackOutput(x, jnp.float32(0), {}, None, None)
+  every = reports[0] if len(reports) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *reports)
+  return StackOutput(x, every.auxiliary_loss.sum(), every.metrics, every.routing, every.policy)

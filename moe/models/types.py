@@ -45,12 +45,12 @@ class DecodeState:
 
   Attributes:
     position: int32 scalar, the same for all sequences of the batch.
-    caches: of every unit of the decoder, stacked.
+    caches: of the decoder's units and their blocks, with a leading axis of repeats.
     memory_mask: bool `[B, 1, 1, M]`, the encoder's real tokens; None without an encoder.
   """
 
   position: jax.Array
-  caches: list[Cache]
+  caches: list[list[Cache]]
   memory_mask: jax.Array | None
 
 

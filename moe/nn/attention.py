@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.nn.basic import dropout, matmul, normal
+from moe.nn.dropout import dropout
+from moe.nn.linear import matmul, normal
 
 # Large enough that exp() of it is exactly 0 beside any real logit, so that what is masked changes no bit of the result.
 _MASKED = -1e30

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.nn.activations import ACTIVATIONS, GATED, Form
-from moe.nn.basic import dropout, matmul, normal
+from moe.nn.dropout import dropout
+from moe.nn.linear import matmul, normal
 
 
 class FeedForward(nnx.Module):

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from moe.nn.basic import normal
+from moe.nn.linear import normal
 from moe.parallel.mesh import ROW_AXES, current_mesh
 
 

@@ -1,8 +1,8 @@
 """Where parameters and optimizer statistics lie on the mesh: from the names of their axes.
 
 A layer names the axes of its parameters where it makes them: `nnx.Param(value, axes=("embed", "heads"))`. Here is the
-one table that says what a name means. Leading axes without a name (stacked layers) are not divided, and neither is a
-parameter without names.
+one table that says what a name means. Stacking layers puts the axis "layer" in front. Axes without a name are not
+divided, and neither is a parameter without names.
 """
 
 import math
@@ -21,16 +21,36 @@ Axes = tuple[str | None, ...]
 # "embed", the model's width, is not divided for its own sake.
 _MESH_AXIS = {"expert": "expert", "heads": "model", "ff": "model", "vocab": "model", "embed": None}
 
+# Axes that enumerate matrices instead of belonging to one.
+_STACKED = ("layer", "expert")
+
 # Of fewer rows, which do not fill a tile of bfloat16, the TPU's compiler makes no all-gather: it adds up the whole
 # matrix from zeros and a part on every device.
 _FEWEST_ROWS = 16
+
+
+def name_axes(module: nnx.Module, leading: str) -> None:
+  """Says of every parameter that it has a leading axis of this name; axes that had no name until now get None."""
+  for _, variable in nnx.iter_graph(module):
+    if isinstance(variable, nnx.Param):
+      unnamed = (None,) * (variable.ndim - 1)
+      variable.set_metadata(axes=(leading, *(variable.get_metadata().get("axes") or unnamed)))
+
+
+def stacked_axes(params: nnx.State) -> dict[str, Any]:
+  """How many axes of each parameter enumerate matrices (of layers, of experts), in a nested dict of the parameters."""
+
+  def count(variable: nnx.Variable) -> int:
+    return sum(name in _STACKED for name in variable.get_metadata().get("axes", ()))
+
+  return nnx.to_pure_dict(nnx.map_state(lambda _, variable: count(variable), params))
 
 
 def shard_parameters(params: nnx.State, mesh: Mesh, fsdp: bool) -> dict[str, Any]:
   """A `NamedSharding` for every parameter, in a nested dict like `nnx.to_pure_dict(params)`.
 
   Args:
-    params: the model's variables (arrays or only shapes), whose `axes` name their trailing axes.
+    params: the model's variables (arrays or only shapes), whose `axes` name their axes.
     mesh: with the axes of `moe.parallel.mesh`.
     fsdp: see `MeshConfig`.
   """
@@ -77,18 +97,19 @@ def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
   value = param[...].astype(dtype)
   if current_mesh() is None:
     return value
-  return jax.lax.with_sharding_constraint(value, PartitionSpec(*map(_MESH_AXIS.get, param.get_metadata()["axes"])))
+  axes = param.get_metadata()["axes"][-value.ndim :]  # in a scan over layers, those of one layer
+  return jax.lax.with_sharding_constraint(value, PartitionSpec(*map(_MESH_AXIS.get, axes)))
 
 
 def _spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
   """FSDP divides the rows of a matrix: parts of few columns would fill no tile either."""
-  unnamed = len(shape) - len(axes)
-  entries: list[Any] = [None] * unnamed + [_MESH_AXIS[name] for name in axes]
-  if fsdp and axes:
-    place = unnamed + ("expert" in axes)
-    divided = () if entries[place] is None else (entries[place],)
+  entries: list[Any] = [_MESH_AXIS.get(name) for name in axes]
+  matrix = [index for index, name in enumerate(axes) if name is not None and name not in _STACKED]
+  if fsdp and matrix:
+    rows = matrix[0]
+    divided = () if entries[rows] is None else (entries[rows],)
     among = ("data",) if "expert" in axes else ROW_AXES
-    entries[place] = divided + _dividing(shape[place] // math.prod(mesh.shape[axis] for axis in divided), among, mesh)
+    entries[rows] = divided + _dividing(shape[rows] // math.prod(mesh.shape[axis] for axis in divided), among, mesh)
   return PartitionSpec(*(entry or None for entry in entries))
 
 

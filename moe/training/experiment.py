@@ -9,9 +9,8 @@ from ml_collections import ConfigDict
 
 from moe.config import ConfigError, build, require
 from moe.data.data_config import DataConfig
-from moe.models.model_config import ModelConfig
+from moe.models import ModelConfig
 from moe.parallel.mesh import MeshConfig, check_rows
-from moe.routing import RouterConfig
 from moe.training.optimizer import OptimizerConfig
 
 
@@ -65,12 +64,10 @@ class ExperimentConfig:
     require(warmup <= steps, "optimizer.warmup_steps", warmup, f"must not be more than train.steps = {steps}")
     batch, parts = self.data.batch_size, self.train.accumulation
     require(batch % parts == 0, "train.accumulation", parts, f"must divide data.batch_size = {batch}")
-    rows = batch // parts
-    length = self.data.targets_length
-    if self.model.architecture == "decoder":
-      length += self.data.inputs_length
-    self._check_routing("encoder_router", self.model.encoder_router, rows, self.data.inputs_length)
-    self._check_routing("decoder_router", self.model.decoder_router, rows, length)
+    try:
+      self.model.check_batches(batch // parts, self.data.inputs_length, self.data.targets_length)
+    except ConfigError as error:
+      raise error.under("model") from None
 
   def check_mesh(self, mesh: Mesh) -> None:
     """Raises `ConfigError` unless the model and its batches can be divided over the mesh."""
@@ -78,15 +75,6 @@ class ExperimentConfig:
     check_rows(
       mesh, self.data.batch_size // self.train.accumulation, "config.data.batch_size / config.train.accumulation"
     )
-
-  def _check_routing(self, field: str, router: RouterConfig | None, rows: int, length: int) -> None:
-    """Whether the router can cut a micro-batch into its groups, and a group among the experts."""
-    if router is None:
-      return
-    try:
-      router.router.check(router.options, self.model.site, rows, length)
-    except ConfigError as error:
-      raise error.under(f"model.{field}") from None
 
 
 def load_config(config: ConfigDict | Mapping[str, Any]) -> ExperimentConfig:

@@ -7,7 +7,6 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from moe.models import make_model
 from moe.training.experiment import ExperimentConfig
 from moe.training.optimizer import make_optimizer, make_schedule
 from moe.training.state import Stored, TrainState, abstract_state, keys, make_state
@@ -59,4 +58,4 @@ class Setup:
     return make_eval_step(self.graph, byte_lengths, accumulation=accumulation, mesh=self.mesh)
 
   def _make_model(self, rngs: nnx.Rngs) -> nnx.Module:
-    return make_model(self._config.model, rngs)
+    return self._config.model.make(rngs)

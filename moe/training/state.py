@@ -68,8 +68,11 @@ def make_state(
   """
 
   def init(key):
-    _, params, router_state = split(make_model(nnx.Rngs(key)))
-    return TrainState(jnp.zeros((), jnp.int32), params, _filled(router_state, stored), optimizer.init(params))
+    model = make_model(nnx.Rngs(key))
+    for stack, arrays in stored.items():
+      getattr(model, stack).load_router_state(arrays)
+    _, params, router_state = split(model)
+    return TrainState(jnp.zeros((), jnp.int32), params, router_state, optimizer.init(params))
 
   return jax.jit(init, out_shardings=shardings_of(abstract))(keys(seed)[0])
 
@@ -85,15 +88,15 @@ def stored_router_state(config: ModelConfig, vocabulary: str) -> Stored:
     ConfigError: a file is missing, or was made for another vocabulary or number of experts.
   """
   stored = {}
-  for side in ("encoder", "decoder"):
-    router = getattr(config, f"{side}_router")
-    if router is None:
+  for name, stack in config.stacks.items():
+    if stack.moe is None:
       continue
+    router, site = stack.moe.router, config.site(stack.moe)
     try:
-      stored[side] = router.router.stored(router.options, config.site, vocabulary)
-      _check_shapes(stored[side], router, config.site, getattr(config, f"{side}_layers") // config.moe_every)
+      stored[name] = router.stored(site, vocabulary)
+      _check_shapes(stored[name], router, site, sum(stack.has_experts))
     except ConfigError as error:
-      raise error.under(f"model.{side}_router") from None
+      raise error.under(f"model.{name}.moe.router") from None
   return stored
 
 
@@ -106,16 +109,6 @@ def _check_shapes(arrays: dict[str, np.ndarray], router: RouterConfig, site: Sit
     one = state[name].shape
     fits = array.shape in (one, (layers, *one))
     require(fits, name, array.shape, f"expected the shape {one}, or {(layers, *one)} with the MoE layers before")
-
-
-def _filled(router_state: dict[str, Any], stored: Stored) -> dict[str, Any]:
-  """The state with every stored array in place of its initial value: each layer's own, or one for a whole stack."""
-
-  def fill(path, leaf):
-    array = stored.get(path[0].key, {}).get(path[-1].key)
-    return leaf if array is None else jnp.broadcast_to(jnp.asarray(array, leaf.dtype), leaf.shape)
-
-  return jax.tree_util.tree_map_with_path(fill, router_state)
 
 
 def abstract_state(

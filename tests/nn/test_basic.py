@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moe.nn.basic import dropout, matmul, normal, split
+from moe.nn.dropout import dropout, split
+from moe.nn.linear import matmul, normal
 
 
 def test_flattening_does_not_change_the_product():
