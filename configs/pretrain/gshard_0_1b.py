@@ -5,8 +5,8 @@ The paper's other sizes are `--config.model.decoder.moe.num_experts=16`, 32 and 
   python -m moe.train --config configs/pretrain/gshard_0_1b.py --workdir DISK/gshard_0_1b \
     --config.data.vocabulary=t5_cc_all_32000.model --config.data.source.data_dir=gs://BUCKET/tfds
 
-Laid out for v5e 8x8; `python -m moe.plan --config configs/pretrain/gshard_0_1b.py --topology v5e:8x8` says how long a
-step takes. Nobody has trained it yet.
+Laid out for v5e 8x8: `python -m moe.plan --topology v5e:8x8 --config configs/pretrain/gshard_0_1b.py`
+says how long a step takes. Nobody has trained it yet.
 """
 
 from configs.pretrain import base
