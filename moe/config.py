@@ -143,7 +143,7 @@ def _default(field: Any) -> Any:
 def as_mapping(config: Any) -> Any:
   """The inverse of `build`: nested mappings that JSON can hold."""
   if dataclasses.is_dataclass(config):
-    named = {"name": config.name} if isinstance(config, Choice) else {}
+    named: dict[str, Any] = {"name": config.name} if isinstance(config, Choice) else {}
     return named | {field.name: as_mapping(getattr(config, field.name)) for field in dataclasses.fields(config)}
   return [as_mapping(item) for item in config] if isinstance(config, tuple) else config
 
@@ -151,7 +151,7 @@ def as_mapping(config: Any) -> Any:
 def differences(old: Any, new: Any, path: str = "config") -> dict[str, tuple[Any, Any]]:
   """The fields in which two trees of `as_mapping` differ, each with both values."""
   if isinstance(old, Mapping) and isinstance(new, Mapping):
-    found = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for name in [*old, *(name for name in new if name not in old)]:
       found |= differences(old.get(name), new.get(name), f"{path}.{name}")
     return found

@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.config import ConfigError, build, require
+from moe.config import build, require
 from moe.experts.dispatch import one_device
 from moe.experts.exchange.over_mesh import over_mesh
 from moe.experts.network import Experts
 from moe.nn.activations import ACTIVATIONS, Form
+from moe.nn.attention import segment_positions
 from moe.nn.feed_forward import FeedForward
 from moe.parallel.mesh import current_mesh
 from moe.routing import Groups, Policy, RouterConfig, RouterInput, RouterOutput, Routing, Site
+from moe.routing.files import load_state
 
 
 @jax.tree_util.register_dataclass
@@ -71,21 +73,19 @@ class MoE(nnx.Module):
     read_files: bool = True,
     rngs: nnx.Rngs,
   ):
-    for name, size, least in (("d_model", d_model, 1), ("num_experts", num_experts, 1), ("d_ff", d_ff, 1)):
-      require(size >= least, name, size, f"expected at least {least}")
+    for name, size in {"d_model": d_model, "num_experts": num_experts, "d_ff": d_ff}.items():
+      require(size >= 1, name, size, "expected at least 1")
     require(shared_experts >= 0, "shared_experts", shared_experts, "expected at least 0")
     require(form in ACTIVATIONS, "form", form, f"expected one of {', '.join(ACTIVATIONS)}")
     self.config = router if isinstance(router, RouterConfig) else build(RouterConfig, router, "router")
     self.site = Site(d_model, num_experts, vocab_size)
-    self._checked(lambda: self.config.check_site(self.site))
+    self.config.check_site(self.site)
     self.router = self.config.make(self.site, rngs)
-    self.experts = Experts(num_experts, d_model, d_ff, form, jnp.dtype(dtype), rngs=rngs)
+    dtype = jnp.dtype(dtype)
+    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, rngs=rngs)
     self.shared = FeedForward(d_model, shared_experts * d_ff, form, dtype, rngs=rngs) if shared_experts else None
     if read_files:
-      for name, array in self.config.stored(self.site, None).items():
-        state = getattr(self.router, name)
-        require(array.shape == state.shape, f"router.{name}", array.shape, f"expected one layer's, {state.shape}")
-        state[...] = jnp.asarray(array, state.dtype)
+      load_state(self.router, self.config.stored(self.site, None))
 
   def __call__(
     self,
@@ -121,8 +121,8 @@ class MoE(nnx.Module):
       raise ValueError(f"ids = None: expected int32 [B, T], which the router {self.config.name} looks at")
     batch, length, _ = x.shape
     segments = jnp.ones((batch, length), jnp.int32) if segments is None else segments
-    positions = _positions(segments) if positions is None else positions
-    self._checked(lambda: self.config.check(self.site, batch, length))
+    positions = segment_positions(segments) if positions is None else positions
+    self.config.check(self.site, batch, length)
     groups = self.config.groups(batch, length)
     tokens, mask, ids, positions = (None if a is None else groups.cut(a) for a in (x, segments > 0, ids, positions))
     with jax.named_scope("router"):
@@ -159,20 +159,6 @@ class MoE(nnx.Module):
 
   def _with_shared(self, y: jax.Array, x: jax.Array) -> jax.Array:
     return y if self.shared is None else y + self.shared(x)
-
-  @staticmethod
-  def _checked(check) -> None:
-    try:
-      check()
-    except ConfigError as error:
-      raise error.under("router") from None
-
-
-def _positions(segments: jax.Array) -> jax.Array:
-  """int32 `[B, T]`: how many tokens of the same segment are before each in its row."""
-  index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
-  starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-  return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
 def _report(output: RouterOutput, groups: Groups, batch: int, length: int) -> LayerReport:

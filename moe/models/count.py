@@ -36,7 +36,7 @@ def count_parameters(config: ModelConfig, experts_per_token: float) -> Parameter
     size, share = math.prod(variable.shape), 1.0
     if "expert" in variable.get_metadata().get("axes", ()):
       experts += size
-      share = experts_per_token / config.stacks[stack].moe.num_experts
+      share = experts_per_token / config.stacks[str(stack)].moe.num_experts
     total += size
     activated += size * share
   return ParameterCounts(total, experts, round(activated))

@@ -155,9 +155,10 @@ class Stack(nnx.Module):
     self, unit: Unit, x: jax.Array, context: Context, training: bool, keys: jax.Array | None
   ) -> tuple[jax.Array, list[LayerReport]]:
     """One unit as often as it repeats; the reports lead with an axis of its MoE layers."""
-    graph, params, rest = nnx.split(unit, nnx.Param, ...)
+    graph, *variables = nnx.split(unit, nnx.Param, ...)
+    params, rest = variables
 
-    def body(x, variables):
+    def body(x: jax.Array, variables: Any) -> tuple[jax.Array, Any]:
       params, rest, key = variables
       module = nnx.merge(graph, params, rest)
       x, reports = module(keep_rows(x), context, training=training, key=key)

@@ -31,6 +31,13 @@ def segment_mask(query: jax.Array, key: jax.Array, *, causal: bool = False) -> j
   return mask & jnp.tri(query.shape[1], dtype=bool) if causal else mask
 
 
+def segment_positions(segments: jax.Array) -> jax.Array:
+  """int32 `[B, T]`: how many tokens of the same segment are before each in its row, `segments` int32 `[B, T]`."""
+  index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+  starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
 class Attention(nnx.Module):
   """Self- or cross-attention of `num_heads` heads of width `d_head`. Logits and softmax are float32.
 

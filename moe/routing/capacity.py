@@ -11,8 +11,6 @@ import math
 from fractions import Fraction
 from typing import Literal
 
-import jax
-
 from moe.config import require
 from moe.routing.router import RouterConfig, Site
 
@@ -114,20 +112,6 @@ def token_choice_capacity(group: int, num_experts: int, capacity_factor: float) 
     capacity_factor: c; not multiplied by the experts per token, so that 2 compares with expert choice's 2.
   """
   return min(max(_round_half_up(group, num_experts, capacity_factor), 1), group)
-
-
-def share_of_real_tokens(real: jax.Array, num_experts: int, capacity_factor: float) -> jax.Array:
-  """int32, c / E of a number of tokens that is known only when the program runs, rounded half up; 0 for few tokens.
-
-  Args:
-    real: int32, tokens that are not padding.
-    num_experts: E.
-    capacity_factor: c <= E. Where c / E has a denominator of 2^15 or more, the nearest fraction with a smaller one is
-      taken, so that all products fit into int32.
-  """
-  share = (Fraction(str(capacity_factor)) / num_experts).limit_denominator(2**15 - 1)
-  p, q = share.numerator, share.denominator
-  return real // q * p + (2 * p * (real % q) + q) // (2 * q)
 
 
 def actual_capacity_factor(capacity: int, group: int, num_experts: int) -> float:

@@ -1,12 +1,14 @@
 """The `.npz` files that routers' states begin with: made by a script, read when a run starts."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from moe.config import ConfigError, require
+from moe.routing.router import Router
 
 
 def read_arrays(field: str, path: str, names: Sequence[str], maker: str) -> dict[str, np.ndarray]:
@@ -41,3 +43,15 @@ def write_arrays(path: str, **arrays: Any) -> None:
   """
   with open(path, "xb") as file:
     np.savez_compressed(file, **arrays)
+
+
+def load_state(router: Router, arrays: Mapping[str, np.ndarray]) -> None:
+  """Replaces the states of these names.
+
+  Raises:
+    ConfigError: an array does not have the state's shape.
+  """
+  for name, array in arrays.items():
+    state = getattr(router, name)
+    require(array.shape == state.shape, name, array.shape, f"expected the shape {state.shape}, that of one layer")
+    state[...] = jnp.asarray(array, state.dtype)

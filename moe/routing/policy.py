@@ -1,9 +1,25 @@
 """REINFORCE: how a router learns from the loss that its sampled choices led to."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from moe.routing.types import Policy
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """What a router that learns by REINFORCE asks of the trainer, which alone knows what a token's routing has cost.
+
+  Attributes:
+    log_prob: float32 `[G, n]` (`[B, T]` in a layer's report), log-probability of the choice that was sampled.
+    baseline: float32, of the same shape: the cost, in nats, that was expected of the token.
+    weight: float32 scalar, of the policy's loss in the objective.
+  """
+
+  log_prob: jax.Array
+  baseline: jax.Array
+  weight: jax.Array
 
 
 def policy_loss(policy: Policy, cost: jax.Array, mask: jax.Array) -> jax.Array:

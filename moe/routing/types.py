@@ -15,6 +15,8 @@ import dataclasses
 
 import jax
 
+from moe.routing.policy import Policy
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -81,22 +83,6 @@ class RouterInput:
   ids: jax.Array | None = None
   positions: jax.Array | None = None
   key: jax.Array | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Policy:
-  """What a router that learns by REINFORCE asks of the trainer, which alone knows what a token's routing has cost.
-
-  Attributes:
-    log_prob: float32 `[G, n]` (`[B, T]` in a layer's report), log-probability of the choice that was sampled.
-    baseline: float32, of the same shape: the cost, in nats, that was expected of the token.
-    weight: float32 scalar, of the policy's loss in the objective.
-  """
-
-  log_prob: jax.Array
-  baseline: jax.Array
-  weight: jax.Array
 
 
 @jax.tree_util.register_dataclass

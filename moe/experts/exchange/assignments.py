@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe.experts.dispatch import runs_by_expert
+from moe.experts.kernels.runs import runs_by_expert
 from moe.routing.types import RaggedRouting, SlotRouting
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe.experts.dispatch import runs_by_expert
 from moe.experts.exchange.assignments import Assignments
+from moe.experts.kernels.runs import runs_by_expert
 from moe.parallel.mesh import ROW_AXES
 from moe.routing.types import RaggedRouting
 

@@ -5,17 +5,32 @@ as no other sequence of the batch holds the same text. Decoding a batch is the s
 """
 
 import dataclasses
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import GroupBudgetConfig, expert_choice_capacity, share_of_real_tokens
+from moe.routing.capacity import GroupBudgetConfig, expert_choice_capacity
 from moe.routing.groups import Groups
 from moe.routing.methods.expert_choice import ExpertChoice, expert_choice
 from moe.routing.router import Site
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
+
+
+def share_of_real_tokens(real: jax.Array, num_experts: int, capacity_factor: float) -> jax.Array:
+  """int32, c / E of a number of tokens that is known only when the program runs, rounded half up; 0 for few tokens.
+
+  Args:
+    real: int32, tokens that are not padding.
+    num_experts: E.
+    capacity_factor: c <= E. Where c / E has a denominator of 2^15 or more, the nearest fraction with a smaller one is
+      taken, so that all products fit into int32.
+  """
+  share = (Fraction(str(capacity_factor)) / num_experts).limit_denominator(2**15 - 1)
+  p, q = share.numerator, share.denominator
+  return real // q * p + (2 * p * (real % q) + q) // (2 * q)
 
 
 def choice_of_few(scores: jax.Array, mask: jax.Array, k: int, taken: jax.Array) -> SlotRouting:
