@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moe.data.rows import RowShape
 from moe.models import make_model
 from moe.parallel.mesh import make_mesh, rows
 from moe.planning import hlo
 from moe.planning.costs import program_costs
 from moe.training.experiment import ExperimentConfig
+from moe.training.feed import row_format
 from moe.training.setup import Setup
 from moe.training.state import abstract_model, keys, merge
 
@@ -117,7 +117,7 @@ def forward_flops(config: ExperimentConfig) -> tuple[int, bool]:
 
 
 def _batch(config: ExperimentConfig, mesh: Mesh, size: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-  one = RowShape.of(config.data, config.model.architecture).empty(1)
+  one = config.data.row_shape(row_format(config)).empty(1)
   size = config.data.batch_size if size is None else size
   return {
     name: jax.ShapeDtypeStruct((size, *value.shape[1:]), value.dtype, sharding=rows(mesh))

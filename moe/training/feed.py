@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from moe.config import require
-from moe.data import Pipeline, Vocabulary, make_pipeline, make_vocabulary
+from moe.data import Pipeline, RowFormat, Vocabulary, make_pipeline, make_vocabulary
 from moe.parallel.mesh import local_rows
 from moe.training.experiment import ExperimentConfig
 
@@ -37,6 +37,11 @@ def byte_lengths(vocabulary: Vocabulary, vocab_size: int) -> np.ndarray:
   return np.pad(lengths, (0, vocab_size - len(lengths)))
 
 
+def row_format(config: ExperimentConfig) -> RowFormat:
+  """How the rows of a batch are laid out for the model."""
+  return "targets" if config.model.architecture == "decoder" else "inputs_and_targets"
+
+
 def open_pipeline(config: ExperimentConfig, split: str, mesh: Mesh | None = None, *, training: bool) -> Pipeline:
   """A split's batches: of each the rows that this host's devices of the mesh hold, or without one the whole.
 
@@ -45,7 +50,7 @@ def open_pipeline(config: ExperimentConfig, split: str, mesh: Mesh | None = None
   """
   return make_pipeline(
     config.data,
-    config.model.architecture,
+    row_format(config),
     split,
     training=training,
     rows=None if mesh is None else local_rows(mesh, config.data.batch_size),
