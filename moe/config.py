@@ -149,7 +149,7 @@ def as_mapping(config: Any) -> Any:
   if hasattr(config, "to_mapping"):
     return config.to_mapping()
   if dataclasses.is_dataclass(config):
-    named = {"name": config.name} if isinstance(config, Choice) else {}
+    named: dict[str, Any] = {"name": config.name} if isinstance(config, Choice) else {}
     return named | {field.name: as_mapping(getattr(config, field.name)) for field in dataclasses.fields(config)}
   return [as_mapping(item) for item in config] if isinstance(config, tuple) else config
 
@@ -172,7 +172,7 @@ def parse_field(text: str) -> tuple[str, Any]:
 def differences(old: Any, new: Any, path: str = "config") -> dict[str, tuple[Any, Any]]:
   """The fields in which two trees of `as_mapping` differ, each with both values."""
   if isinstance(old, Mapping) and isinstance(new, Mapping):
-    found = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for name in [*old, *(name for name in new if name not in old)]:
       found |= differences(old.get(name), new.get(name), f"{path}.{name}")
     return found

@@ -21,7 +21,7 @@ class ObjectiveConfig(Choice):
   """The section `data.objective`. Each objective is one file of `moe/data/objectives`, with a frozen dataclass.
 
   Attributes:
-    reads_pairs: whether documents must have inputs and targets; otherwise they must be plain text.
+    reads_pairs: whether it reads documents with inputs and targets; otherwise it reads plain text.
   """
 
   reads_pairs: ClassVar[bool] = False

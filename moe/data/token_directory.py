@@ -1,7 +1,7 @@
-"""Token ids in memory-mapped arrays: what `scripts/tokenize_corpus.py` writes and training reads without TensorFlow.
+"""The format of a token directory.
 
-A directory holds `meta.json` and, for each split and feature, `SPLIT.FEATURE.bin` (ids one after another, 16 or 32
-bits) and `SPLIT.FEATURE.offsets.npy` (where each document begins). A SentencePiece model is copied beside them.
+It has `meta.json` and, for each split and feature, `SPLIT.FEATURE.bin` (all ids, 16 or 32 bits each) and
+`SPLIT.FEATURE.offsets.npy` (where each document begins). A SentencePiece model is copied next to them.
 """
 
 import json

@@ -41,7 +41,7 @@ def small_blocks(monkeypatch) -> None:
 
 
 def make_config(source: SourceConfig | str, **changes) -> DataConfig:
-  """A small config; bare names are as good as choices."""
+  """A small config; sources and objectives may be given by name."""
   fields = {"vocabulary": "bytes", "inputs_length": 24, "targets_length": 16, "batch_size": 4}
   return build(DataConfig, {"source": source} | fields | changes)
 

@@ -173,4 +173,6 @@ def test_scripts_say_in_one_line_what_is_wrong_and_overwrite_nothing(tmp_path, o
 def test_a_function_comes_with_what_it_is_made_of(tmp_path, arguments, capsys):
   with pytest.raises(SystemExit):
     script("build_hash_table", *arguments, "--experts", 4, "--out", tmp_path / "t.npz")
-  assert re.search("--workdir is for --function clustered and dispersed|give either --config", capsys.readouterr().err)
+  assert re.search(
+    "--workdir is for --function clustered and dispersed|give --config or --data", capsys.readouterr().err
+  )
