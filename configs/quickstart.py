@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
   config.model.decoder.moe.router = ConfigDict({"name": "glam", "capacity_factor": 2.5})
 
   config.data = ConfigDict()
-  config.data.source = "standard_library"
+  config.data.source = ConfigDict({"name": "standard_library"})
   config.data.vocabulary = "configs/vocabularies/python_2k.model"
   config.data.extra_ids = 0
   config.data.objective = "prefix_lm"

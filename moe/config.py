@@ -6,6 +6,7 @@ dataclass registered under that name, whose fields are the options and whose met
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -148,6 +149,21 @@ def as_mapping(config: Any) -> Any:
   return [as_mapping(item) for item in config] if isinstance(config, tuple) else config
 
 
+def parse_field(text: str) -> tuple[str, Any]:
+  """The dotted name and the value of `FIELD=VALUE`, for `override`. The value is JSON, or else a string.
+
+  Raises:
+    ConfigError: there is no "=".
+  """
+  name, equals, value = text.partition("=")
+  if not equals:
+    raise ConfigError("argument", text, "expected FIELD=VALUE")
+  try:
+    return name, json.loads(value)
+  except ValueError:
+    return name, value
+
+
 def differences(old: Any, new: Any, path: str = "config") -> dict[str, tuple[Any, Any]]:
   """The fields in which two trees of `as_mapping` differ, each with both values."""
   if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -164,15 +180,17 @@ def override(values: Mapping[str, Any], fields: Iterable[tuple[str, Any]]) -> di
   Args:
     values: the tree.
     fields: each a dotted name and its value. A section that is given another `name` starts again from the defaults of
-      that choice, so give its name before its other fields.
+      that choice, so give its name before its other fields. `section=NAME` does the same as `section.name=NAME`, except
+      that it drops the other fields of the same choice too.
   """
   result = {name: override(value, ()) if isinstance(value, Mapping) else value for name, value in values.items()}
   for field, value in fields:
     *sections, last = field.split(".")
     section = result
     for name in sections:
-      if not isinstance(section.get(name), dict):
-        section[name] = {}
+      inner = section.get(name)
+      if not isinstance(inner, dict):
+        section[name] = {"name": inner} if isinstance(inner, str) else {}
       section = section[name]
     if last == "name" and section.get("name") != value:
       section.clear()

@@ -3,13 +3,12 @@
 The report names the rule by which the decoder was routed. Where that rule sees later tokens, the same parameters are
 evaluated under a causal rule too, and the difference is what the loss owed to the future, and to the change of rule.
 
-On other data: `--data source=text --data path="my/*.txt"` replaces fields of the run's data section; `--config FILE`
-takes the whole section of another config. `--mesh expert=4` divides the model over the devices here, whatever mesh it
-was trained on; by default each has a copy and a share of the rows. The result is printed and kept as a new JSON file in
-the workdir.
+On other data: `--data source=text --data source.path="my/*.txt"` replaces fields of the run's data section;
+`--config FILE` takes the whole section of another config. `--mesh expert=4` divides the model over the devices here,
+whatever mesh it was trained on; by default each has a copy and a share of the rows. The result is printed and kept as a
+new JSON file in the workdir.
 """
 
-import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -17,12 +16,12 @@ from typing import Any
 from absl import flags
 
 from moe import commands
-from moe.config import ConfigError, build
+from moe.config import build, override, parse_field
 
 _CONFIG = commands.define_config(required=False)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: 'best', 'latest' or its step.")
-_SPLIT = flags.DEFINE_string("split", "", "Split to evaluate on; the data's validation split by default.")
+_SPLIT = flags.DEFINE_string("split", "validation", "Split to evaluate on.")
 _BATCHES = flags.DEFINE_integer("batches", 0, "Batches to read; 0 for the whole split.", lower_bound=0)
 _DATA = flags.DEFINE_multi_string("data", [], "FIELD=VALUE of the data section; may be given several times.")
 _MESH = flags.DEFINE_multi_string("mesh", [], "AXIS=SIZE of the mesh of devices (data, expert, model), or fsdp=true.")
@@ -37,12 +36,12 @@ def main() -> None:
   from moe.training.experiment import load_config
   from moe.training.workdir import Workdir, write_new
 
-  trained = restore(_WORKDIR.value, _STEP.value, build(MeshConfig, dict(map(_field, _MESH.value)), "mesh"))
+  trained = restore(_WORKDIR.value, _STEP.value, build(MeshConfig, dict(map(parse_field, _MESH.value)), "mesh"))
   data = load_config(commands.read_config(_CONFIG)).data if _CONFIG.value else trained.config.data
-  data = build(DataConfig, as_mapping(data) | dict(map(_field, _DATA.value)), "data")
-  split = _SPLIT.value or data.validation_split
+  data = build(DataConfig, override(as_mapping(data), map(parse_field, _DATA.value)), "data")
+  split = _SPLIT.value
   result = evaluate_by_rules(trained, data, split, _BATCHES.value)
-  about = {"step": trained.step, "split": split, "batches": _BATCHES.value, "data": dataclasses.asdict(data)}
+  about = {"step": trained.step, "split": split, "batches": _BATCHES.value, "data": as_mapping(data)}
   leak = {"future_leakage": True} if trained.config.model.leaks_future else {}
   folder = Workdir(_WORKDIR.value).root / "evaluations"
   folder.mkdir(exist_ok=True)
@@ -54,17 +53,6 @@ def main() -> None:
   write_new(path, json.dumps(about | leak | result, indent=2) + "\n")
   print("\n".join(_lines(result, trained.step, split, bool(leak))))
   print(f"written to {path}")
-
-
-def _field(text: str) -> tuple[str, Any]:
-  """`FIELD=VALUE`; the value as JSON where it is that, else as a string."""
-  name, equals, value = text.partition("=")
-  if not equals:
-    raise ConfigError("argument", text, "expected FIELD=VALUE")
-  try:
-    return name, json.loads(value)
-  except ValueError:
-    return name, value
 
 
 def _digest(about: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
-r"""Makes the centroids that k-means routing begins with: k-means on what a trained model's routers were given.
+r"""Makes the first centroids of k-means routing: k-means on the inputs of a trained model's routers.
 
 python scripts/build_centroids.py --workdir runs/baseline --stack decoder --experts 16 --out centroids.npz
 
-The baseline has MoE layers, with any router, where the new run will have them: each gets centroids of its own. Train
+The baseline has MoE layers, with any router, where the new run will have them; each gets its own centroids. Train
 with `--config.model.decoder_router.name=k_means --config.model.decoder_router.centroids=centroids.npz`.
 """
 
@@ -28,7 +28,7 @@ from moe.training.workdir import WorkdirError
 
 
 class Recorder(nnx.Module):
-  """A router that routes as another one, and reports what it was given among its metrics."""
+  """A router that routes like another one, and reports its inputs among its metrics."""
 
   def __init__(self, router: nnx.Module):
     self.router = router
@@ -47,17 +47,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def build(options: argparse.Namespace) -> None:
-  """Writes `centroids` float32 `[layers, experts, d]` and says how much the clustering explains.
+  """Writes `centroids` float32 `[layers, experts, d]` and prints how much the clustering explains.
 
   Raises:
-    ConfigError: the file exists, or an option is wrong. DataError, WorkdirError, CheckpointError: the data or the run.
+    ConfigError: the file exists, or an option is wrong. DataError: the data cannot be read. WorkdirError,
+      CheckpointError: the baseline cannot be restored.
   """
   if os.path.exists(options.out):
-    raise ConfigError("--out", options.out, "exists already and is not overwritten")
+    raise ConfigError("--out", options.out, "expected a path that does not exist")
   require(options.experts >= 1, "--experts", options.experts, "expected at least 1")
   trained = restore(options.workdir, options.step)
   router = getattr(trained.config.model, f"{options.stack}_router")
-  require(router is not None, "--stack", options.stack, f"has no MoE layers in {options.workdir}")
+  require(router is not None, "--stack", options.stack, f"expected a stack with MoE layers in {options.workdir}")
   layers = layer_inputs(trained, options.stack, options.batches)
   centroids = []
   for number, points in enumerate(layers):
@@ -70,12 +71,12 @@ def build(options: argparse.Namespace) -> None:
 
 
 def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]:
-  """Of every MoE layer of a stack the real tokens that its router is given, at unit length, float32 `[n, d]`.
+  """The unpadded tokens that the router of each MoE layer of a stack is given, at unit length, float32 `[n, d]`.
 
   Args:
     trained: the baseline.
     stack: "encoder" or "decoder".
-    batches: of its training split.
+    batches: how many of its training split to read.
   """
   check_vocabulary(trained, open_vocabulary(trained.config))
   model = trained.model
@@ -89,7 +90,7 @@ def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]
     return unit(metrics["tokens"]), metrics["mask"]
 
   parts = []
-  with open_pipeline(trained.config, trained.config.data.train_split, training=True) as pipeline:
+  with open_pipeline(trained.config, "train", training=True) as pipeline:
     for batch in itertools.islice(pipeline, batches):
       tokens, mask = map(np.asarray, record(variables, batch))
       parts.append([layer[real] for layer, real in zip(tokens, mask, strict=True)])
@@ -99,7 +100,7 @@ def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--workdir", required=True, help="the run of the baseline")
-  parser.add_argument("--stack", choices=("encoder", "decoder"), required=True, help="whose layers to look at")
+  parser.add_argument("--stack", choices=("encoder", "decoder"), required=True, help="whose layers to read")
   parser.add_argument("--experts", type=int, required=True)
   parser.add_argument("--step", default="best", help="the baseline's checkpoint: a number, 'best' or 'latest'")
   parser.add_argument("--batches", type=int, default=8, help="of the baseline's training data")

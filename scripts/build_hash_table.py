@@ -1,11 +1,12 @@
-r"""Makes the table of a hash layer: which of an expert's tokens are together, from a corpus or a trained baseline.
+r"""Makes the table of a hash layer, which assigns token ids to experts, from a corpus or a trained baseline.
 
 python scripts/build_hash_table.py --function balanced --experts 16 --config configs/quickstart.py --out balanced.npz
-python scripts/build_hash_table.py --function predicted_future --experts 16 --source tokens --path tokens --out next.npz
+python scripts/build_hash_table.py --function predicted_future --experts 16 --data source=tokens \
+  --data source.path=tokens --out next.npz
 python scripts/build_hash_table.py --function clustered --experts 16 --workdir runs/baseline --out clustered.npz
 
 Train with `--config.model.decoder_router.function=balanced --config.model.decoder_router.table=balanced.npz`. The
-corpus is the training split; frequencies are those of the ids that a decoder reads: every document after a 0.
+corpus is the training split. Frequencies are of the ids that a decoder reads: a 0, then the document.
 """
 
 import argparse
@@ -17,8 +18,9 @@ import numpy as np
 
 from moe.config import ConfigError, require
 from moe.data import DataConfig, DataError, Vocabulary, make_source, make_vocabulary
-from moe.data.command_line import add_source_options, source_config
-from moe.data.documents import Ragged, Source
+from moe.data.command_line import add_data_options, parse_data
+from moe.data.documents import Ragged
+from moe.data.source import Source
 from moe.routing.solvers.hash_tables import (
   TABLE_FUNCTIONS,
   HashTable,
@@ -45,22 +47,23 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def build(options: argparse.Namespace) -> None:
-  """Writes the table and says how even it is.
+  """Writes the table and prints how even it is.
 
   Raises:
-    ConfigError: the file exists, or an option is wrong. DataError, WorkdirError, CheckpointError: the data or the run.
+    ConfigError: the file exists, or an option is wrong. DataError: the data cannot be read. WorkdirError,
+      CheckpointError: the baseline cannot be restored.
   """
   if os.path.exists(options.out):
-    raise ConfigError("--out", options.out, "exists already and is not overwritten")
+    raise ConfigError("--out", options.out, "expected a path that does not exist")
   sections = options.experts >= 1 and options.hashes >= 1 and options.experts % options.hashes == 0
-  require(sections, "--hashes", options.hashes, f"must divide --experts = {options.experts} into equal sections")
+  require(sections, "--hashes", options.hashes, f"expected a divisor of --experts = {options.experts}")
   buckets = options.experts // options.hashes
   config, embeddings = _config_and_embeddings(options)
   vocabulary = make_vocabulary(config)
   read = _reads(make_source(config, "train", vocabulary), options.tokens)
   pairs, counts = count_pairs(read, vocabulary.size)
   if not len(pairs):
-    raise DataError(config.source, "has no training text")
+    raise DataError(config.source.corpus, "has no training text")
   frequency = np.bincount(pairs // vocabulary.size, counts, minlength=vocabulary.size).astype(np.int64)
   match options.function:
     case "balanced":
@@ -75,8 +78,8 @@ def build(options: argparse.Namespace) -> None:
 
 
 def _config_and_embeddings(options: argparse.Namespace) -> tuple[DataConfig, np.ndarray | None]:
-  """The data, by default that of the baseline's run, and the baseline's `[V, d]`, None where there is no baseline."""
-  given = source_config(options) if options.config or options.source else None
+  """The data, by default the baseline's, and the baseline's embeddings `[V, d]`, or None without a baseline."""
+  given = parse_data(options) if options.config or options.data else None
   if not options.workdir:
     return given, None
   from moe.evaluation.restore import check_vocabulary, restore
@@ -88,7 +91,7 @@ def _config_and_embeddings(options: argparse.Namespace) -> tuple[DataConfig, np.
 
 
 def _reads(source: Source, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """What a decoder reads and what it should answer, `[n]` each, block by block until about `limit` tokens."""
+  """What a decoder reads and what it should predict, `[n]` each, block by block until about `limit` tokens."""
   for shard in range(source.num_shards):
     for block in source.blocks(shard, 0, 0):
       for documents in filter(None, (block.inputs, block.targets)):
@@ -100,7 +103,7 @@ def _reads(source: Source, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]
 
 
 def _shifted(documents: Ragged) -> tuple[np.ndarray, np.ndarray]:
-  """Every token's predecessor, 0 at a document's start, and the tokens."""
+  """The token before each token, 0 at the start of a document, and the tokens."""
   first, last = documents.offsets[0], documents.offsets[-1]
   following = np.asarray(documents.flat[first:last])
   previous = np.concatenate([following[:1] * 0, following[:-1]])
@@ -112,7 +115,7 @@ def _shifted(documents: Ragged) -> tuple[np.ndarray, np.ndarray]:
 def _of_embeddings(
   embeddings: np.ndarray, function: str, buckets: int, options: argparse.Namespace
 ) -> list[np.ndarray]:
-  """Tables of as many k-means clusterings as hashes, each from a start of its own."""
+  """A table per hash, each from a k-means clustering with a start of its own."""
   import jax
 
   from moe.routing.solvers.clustering import assign, k_means
@@ -130,9 +133,8 @@ def _draws(options: argparse.Namespace) -> list[np.random.Generator]:
 
 
 def _write(tables: np.ndarray, vocabulary: Vocabulary, config: DataConfig, options: argparse.Namespace) -> None:
-  corpus = config.path or config.task or config.source
   baseline = f" and the baseline {options.workdir}, step {options.step}" if options.workdir else ""
-  source = f"{corpus}{baseline}, seed {options.seed}"
+  source = f"{config.source.corpus}{baseline}, seed {options.seed}"
   HashTable(tables, options.experts, vocabulary.fingerprint, options.function, source).write(options.out)
   print(f"wrote {options.out}: {options.function}, {len(tables)} x {vocabulary.size} tokens, of {source}")
 
@@ -151,19 +153,20 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--function", choices=TABLE_FUNCTIONS, required=True)
   parser.add_argument("--experts", type=int, required=True)
-  parser.add_argument("--hashes", type=int, default=1, help="of MultiHash: sections that the experts are cut into")
-  add_source_options(parser, ("standard_library", "text", "task", "tokens"))
-  parser.add_argument("--workdir", help="the run of a baseline, for functions of its embeddings; its data by default")
+  parser.add_argument("--hashes", type=int, default=1, help="of MultiHash: sections that the experts are divided into")
+  add_data_options(parser)
+  parser.add_argument(
+    "--workdir", help="the run of a baseline, for functions of its embeddings; its data is the default"
+  )
   parser.add_argument("--step", default="best", help="the baseline's checkpoint: a number, 'best' or 'latest'")
-  parser.add_argument("--tokens", type=int, default=100_000_000, help="read about so many at most")
+  parser.add_argument("--tokens", type=int, default=100_000_000, help="read about this many at most")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--out", required=True, help="the .npz file to write")
   options = parser.parse_args(arguments)
   if bool(options.workdir) != (options.function in _OF_EMBEDDINGS):
     parser.error(f"--workdir is for --function {' and '.join(_OF_EMBEDDINGS)}, which need it")
-  given = bool(options.config) + bool(options.source)
-  if given > 1 or (given == 0 and not options.workdir):
-    parser.error("give either --config or --source")
+  if not (options.config or options.data or options.workdir):
+    parser.error("give --config or --data")
   return options
 
 

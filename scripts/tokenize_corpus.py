@@ -1,10 +1,12 @@
-"""Makes a directory of token ids, which training reads in seconds and without TensorFlow, from any source.
+r"""Tokenizes a corpus once: a directory of token ids that training opens in seconds and without TensorFlow.
 
-  python scripts/tokenize_corpus.py --source text --path "corpus/*.jsonl.xz" --vocabulary corpus.model --out tokens
-  python scripts/tokenize_corpus.py --source task --task c4/en:3.1.0 --vocabulary t5.model --out tokens
-  python scripts/tokenize_corpus.py --config configs/quickstart.py --out tokens
+python scripts/tokenize_corpus.py --config configs/quickstart.py --out tokens
+python scripts/tokenize_corpus.py --data source=text --data source.path="corpus/*.jsonl.xz" \
+  --data vocabulary=corpus.model --out tokens
+python scripts/tokenize_corpus.py --data source=task --data source.task=c4/en:3.1.0 \
+  --data vocabulary=t5.model --out tokens
 
-Train with `--config.data.source=tokens --config.data.path=tokens`.
+Train with `--config.data.source.name=tokens --config.data.source.path=tokens`.
 """
 
 import argparse
@@ -15,34 +17,33 @@ import tempfile
 
 from tqdm import tqdm
 
-from moe.config import ConfigError
+from moe.config import ConfigError, require
 from moe.data import DataConfig, DataError, make_source, make_vocabulary
-from moe.data.command_line import add_source_options, source_config
-from moe.data.tokens import write_meta, write_split
-
-_SPLITS = ("train", "validation")
+from moe.data.command_line import add_data_options, parse_data
+from moe.data.source import SPLITS
+from moe.data.token_directory import write_meta, write_split
 
 
 def main(arguments: list[str] | None = None) -> None:
   options = _parse(arguments)
   try:
-    tokenize(source_config(options), options.out)
+    tokenize(parse_data(options), options.out)
   except (ConfigError, DataError) as error:
     sys.exit(f"error: {error}")
 
 
 def tokenize(config: DataConfig, out: str) -> None:
-  """Writes both splits to a directory beside `out`, and gives it that name when all is there.
+  """Writes both splits to a temporary directory next to `out`, and renames it when it is complete.
 
   Raises:
-    ConfigError: `out` exists, or the config's data cannot be used. DataError: as the source.
+    ConfigError: `out` exists, or the config's data cannot be used. DataError: the source cannot be read.
   """
   if os.path.exists(out):
-    raise ConfigError("--out", out, "exists already and is not overwritten")
-  if config.source == "tokens":
-    raise ConfigError("--source", config.source, "is made of token ids already")
+    raise ConfigError("--out", out, "expected a path that does not exist")
+  source = config.source
+  require(not source.stores_vocabulary, "source", source.name, "expected a source that is not token ids already")
   vocabulary = make_vocabulary(config)
-  sources = {split: make_source(config, split, vocabulary) for split in _SPLITS}
+  sources = {split: make_source(config, split, vocabulary) for split in SPLITS}
   parent = os.path.dirname(os.path.abspath(out))
   os.makedirs(parent, exist_ok=True)
   directory = tempfile.mkdtemp(dir=parent, prefix=os.path.basename(out) + ".part")
@@ -52,7 +53,7 @@ def tokenize(config: DataConfig, out: str) -> None:
       with tqdm(desc=split, unit=" documents") as bar:
         splits[split] = write_split(directory, split, source, vocabulary, bar.update)
     write_meta(directory, vocabulary, sources["train"].supervised, splits)
-    os.chmod(directory, 0o755)  # mkdtemp's is for its owner alone
+    os.chmod(directory, 0o755)  # mkdtemp's can be read by its owner only
     os.rename(directory, out)
   except BaseException:
     shutil.rmtree(directory)
@@ -63,12 +64,9 @@ def tokenize(config: DataConfig, out: str) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  add_source_options(parser, ("standard_library", "text", "task"))
-  parser.add_argument("--out", required=True, help="the directory to make")
-  options = parser.parse_args(arguments)
-  if bool(options.config) == bool(options.source):
-    parser.error("give either --config or --source")
-  return options
+  add_data_options(parser)
+  parser.add_argument("--out", required=True, help="the directory to write")
+  return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

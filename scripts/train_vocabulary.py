@@ -1,7 +1,8 @@
-r"""Trains a SentencePiece vocabulary on the training split of any text source, so that no text is changed or lost.
+r"""Trains a lossless SentencePiece vocabulary on the training split of any source of text.
 
-python scripts/train_vocabulary.py --source text --path "corpus/*.jsonl.xz" --size 32000 --out corpus.model
-python scripts/train_vocabulary.py --source standard_library --size 2048 --across_spaces \
+python scripts/train_vocabulary.py --data source=text --data source.path="corpus/*.jsonl.xz" --size 32000 \
+  --out corpus.model
+python scripts/train_vocabulary.py --data source=standard_library --size 2048 --across_spaces \
   --out configs/vocabularies/python_2k.model
 """
 
@@ -18,6 +19,7 @@ import sentencepiece
 
 from moe.config import ConfigError
 from moe.data import DataConfig, DataError, load_vocabulary, make_source
+from moe.data.command_line import add_data_options, parse_data
 
 _CHECKED_DOCUMENTS = 200
 
@@ -31,16 +33,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-  """Trains, checks that text comes back unchanged, and writes `options.out`.
+  """Trains, checks that decoding restores the text, and writes `options.out`.
 
   Raises:
-    ConfigError: the file exists, the size is too small, or the source has no text.
+    ConfigError: the file exists, or the size does not suit the text. DataError: the source has no text.
   """
   if os.path.exists(options.out):
-    raise ConfigError("--out", options.out, "exists already and is not overwritten")
-  texts = list(_texts(options))
+    raise ConfigError("--out", options.out, "expected a path that does not exist")
+  config = parse_data(options)
+  texts = list(_texts(config, options.characters))
   if not texts:
-    raise DataError(options.source, "has no training text")
+    raise DataError(config.source.corpus, "has no training text")
   model = _train(texts, options.size, options.across_spaces)
   with tempfile.NamedTemporaryFile(dir=os.path.dirname(options.out) or ".", suffix=".part", delete=False) as file:
     file.write(model)
@@ -55,32 +58,17 @@ def train(options: argparse.Namespace) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--source", choices=("standard_library", "text", "task"), required=True)
-  parser.add_argument("--path", default="", help="the glob of --source text")
-  parser.add_argument("--task", default="", help="the TFDS name of --source task")
-  parser.add_argument("--data_dir", default="", help="the TFDS directory of --source task")
-  parser.add_argument("--text_key", default="text", help="the field of JSON lines or TFDS that holds the text")
-  parser.add_argument("--size", type=int, required=True, help="pieces, with the 3 special and 256 bytes")
-  parser.add_argument("--across_spaces", action="store_true", help="pieces may hold several words; good for programs")
-  parser.add_argument("--characters", type=int, default=100_000_000, help="read about so many at most")
+  add_data_options(parser)
+  parser.add_argument("--size", type=int, required=True, help="pieces, including 3 special ones and 256 bytes")
+  parser.add_argument("--across_spaces", action="store_true", help="allow pieces of several words; good for programs")
+  parser.add_argument("--characters", type=int, default=100_000_000, help="read about this many at most")
   parser.add_argument("--out", required=True, help="the model file to write")
   return parser.parse_args(arguments)
 
 
-def _texts(options: argparse.Namespace) -> Iterator[str]:
-  config = DataConfig(
-    source=options.source,
-    path=options.path,
-    task=options.task,
-    data_dir=options.data_dir,
-    text_key=options.text_key,
-    vocabulary="bytes",
-    inputs_length=512,
-    targets_length=512,
-    batch_size=1,
-  )
+def _texts(config: DataConfig, left: int) -> Iterator[str]:
+  """Training documents, until about `left` characters are read."""
   source = make_source(config, "train", load_vocabulary("bytes", 0))
-  left = options.characters
   for text in itertools.chain.from_iterable(map(source.texts, range(source.num_shards))):
     if left <= 0:
       return
@@ -89,9 +77,9 @@ def _texts(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _train(texts: list[str], size: int, across_spaces: bool) -> bytes:
-  """The model file's content: byte-pair pieces, no normalisation, every byte a piece of its own."""
-  # A line end opens a sentence rather than closes it: SentencePiece strips it at the end, and "\n" with the
-  # indentation that follows is what a vocabulary for programs should know.
+  """The model file: byte-pair encoding, no normalization, a piece for every byte."""
+  # A newline begins a sentence instead of ending it: SentencePiece strips it at the end, and "\n" with the indentation
+  # after it is what a vocabulary for programs needs.
   sentences = (sentence for text in texts for sentence in re.findall(r"\n+[^\n]*|[^\n]+", text))
   model = io.BytesIO()
   try:
@@ -114,16 +102,16 @@ def _train(texts: list[str], size: int, across_spaces: bool) -> bytes:
       minloglevel=2,
     )
   except RuntimeError as error:
-    raise ConfigError("--size", size, f"cannot be reached with this text ({str(error).splitlines()[-1]})") from None
+    raise ConfigError("--size", size, f"expected a size that suits this text ({str(error).splitlines()[-1]})") from None
   return model.getvalue()
 
 
 def _check(path: str, texts: list[str]) -> None:
-  """Encodes and decodes the texts. SentencePiece's own sign for a space, U+2581, is the one exception."""
+  """Checks that decoding restores the texts, except those with U+2581, SentencePiece's sign for a space."""
   vocabulary = load_vocabulary(path, 0)
   for text in texts:
     if "\u2581" not in text and vocabulary.decode(vocabulary.encode(text)) != text:
-      raise DataError(path, "does not give back the text that it encodes")
+      raise DataError(path, "does not restore the text that it encodes")
 
 
 if __name__ == "__main__":

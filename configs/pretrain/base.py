@@ -85,8 +85,7 @@ def _recipe() -> ConfigDict:
   config.seed = 0
 
   config.data = ConfigDict()
-  config.data.source = "task"
-  config.data.task = "c4/en:3.1.0"
+  config.data.source = ConfigDict({"name": "task", "task": "c4/en:3.1.0"})
   config.data.vocabulary = "t5_cc_all_32000.model"
   config.data.extra_ids = 0
   config.data.streams = 64

@@ -1,16 +1,21 @@
-"""Text to batches: sources, vocabularies, objectives, packing, and an input position that a checkpoint can hold."""
+"""Text to batches: sources, vocabularies, objectives, packing, and an input position that a checkpoint can store."""
 
-from moe.data.data_config import Architecture, DataConfig
+from moe.data.batch import RowFormat
+from moe.data.corpus import make_source, make_vocabulary, validation_text
+from moe.data.data_config import DataConfig
 from moe.data.errors import DataError
+from moe.data.objective import ObjectiveConfig
 from moe.data.pipeline import Pipeline, make_pipeline
-from moe.data.sources import make_source, make_vocabulary, validation_text
+from moe.data.source import SourceConfig
 from moe.data.vocabulary import Vocabulary, load_vocabulary
 
 __all__ = [
-  "Architecture",
   "DataConfig",
   "DataError",
+  "ObjectiveConfig",
   "Pipeline",
+  "RowFormat",
+  "SourceConfig",
   "Vocabulary",
   "load_vocabulary",
   "make_pipeline",

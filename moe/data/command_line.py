@@ -1,65 +1,46 @@
-"""The options of scripts that read a corpus: a config's data section, or a source by itself."""
+"""The options of scripts that read a corpus: the data section of a config file, and fields of it."""
 
 import argparse
 import importlib.util
 import os
-from collections.abc import Sequence
 from typing import Any
 
-from moe.config import ConfigError, build
+from moe.config import ConfigError, build, override, parse_field
 from moe.data.data_config import DataConfig
-
-_FIELDS = (
-  "source",
-  "extra_ids",
-  "path",
-  "validation_path",
-  "validation_fraction",
-  "task",
-  "data_dir",
-  "text_key",
-  "train_split",
-  "validation_split",
-  "modules",
-)
+from moe.data.source import SourceConfig
 
 
-def add_source_options(parser: argparse.ArgumentParser, sources: Sequence[str]) -> None:
-  """Adds `--config`, `--source` with these choices, and what a source needs."""
-  parser.add_argument("--config", help="a config file whose data section to use, instead of the options below")
-  parser.add_argument("--source", choices=sources)
-  parser.add_argument("--vocabulary", help="'bytes', the default, or a SentencePiece model; tokens have their own")
-  parser.add_argument("--extra_ids", type=int, default=100, help="sentinels above the vocabulary's pieces")
-  parser.add_argument("--path", default="", help="the glob of --source text, the directory of --source tokens")
-  parser.add_argument("--validation_path", default="", help="a glob for validation text")
-  parser.add_argument("--validation_fraction", type=float, default=0.05, help="of the documents, without such a glob")
-  parser.add_argument("--task", default="", help="the seqio or TFDS name of --source task")
-  parser.add_argument("--data_dir", default="", help="the TFDS directory of --source task")
-  parser.add_argument("--text_key", default="text", help="the field of JSON lines or TFDS that holds the text")
-  parser.add_argument("--train_split", default="train", help="the task's name of the training split")
-  parser.add_argument("--validation_split", default="validation", help="the task's name of the validation split")
-  parser.add_argument("--modules", nargs="*", default=(), help="modules that register the task")
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+  """Adds `--config` and `--data`, for `parse_data`."""
+  parser.add_argument("--config", default="", help="a config file whose data section to use")
+  parser.add_argument(
+    "--data",
+    metavar="FIELD=VALUE",
+    action="append",
+    default=[],
+    help="a field of the data section, such as source=text, then source.path=GLOB; repeat for several",
+  )
 
 
-def source_config(options: argparse.Namespace) -> DataConfig:
-  """The `DataConfig` that `add_source_options` were given.
+def parse_data(options: argparse.Namespace) -> DataConfig:
+  """The data section that `--config` and `--data` describe; without a vocabulary, the source's own or else "bytes".
 
   Raises:
-    ConfigError: the first wrong option, or what is wrong with the config file.
+    ConfigError: the first wrong field, or what is wrong with the config file.
   """
-  if options.config:
-    return build(DataConfig, _load(options.config)["data"], "config.data")
-  given = {name: getattr(options, name) for name in _FIELDS}
-  given["vocabulary"] = options.vocabulary or ("" if options.source == "tokens" else "bytes")
-  # The lengths belong to training; documents are read whole.
-  return build(DataConfig, {**given, "inputs_length": 512, "targets_length": 512, "batch_size": 1}, "options")
+  # Lengths are for training: scripts read whole documents.
+  defaults = {"inputs_length": 512, "targets_length": 512, "batch_size": 1}
+  values = override(_load(options.config) if options.config else defaults, map(parse_field, options.data))
+  source = build(SourceConfig, values.get("source", {}), "data.source")
+  values = {"vocabulary": "" if source.stores_vocabulary else "bytes"} | values | {"source": source}
+  return build(DataConfig, values, "data")
 
 
 def _load(path: str) -> dict[str, Any]:
-  """What the config file's `get_config` gives, as nested dicts."""
+  """The data section of the config file."""
   if not os.path.isfile(path):
-    raise ConfigError("--config", path, "no such file")
+    raise ConfigError("--config", path, "expected a file; there is none")
   spec = importlib.util.spec_from_file_location("config", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config().to_dict()
+  return module.get_config().to_dict()["data"]

@@ -1,51 +1,45 @@
-"""What to read, how to make examples of it, and how many at a time."""
+"""The data section of a config."""
 
 import dataclasses
-from typing import Literal
 
+import moe.data.objectives
+import moe.data.sources  # noqa: F401, registers every source, as the line above every objective
 from moe.config import require
-
-Architecture = Literal["encoder_decoder", "decoder"]
+from moe.data.batch import RowFormat, RowShape
+from moe.data.objective import ObjectiveConfig
+from moe.data.objectives.prefix_lm import PrefixLMConfig
+from moe.data.source import SourceConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """The data of a run. Lengths are in tokens, EOS included; a decoder's rows are `inputs_length + targets_length` long.
+  """What to read, how to make examples of it, and how many at a time.
 
-  source: "standard_library" (the text of the running Python itself, needs nothing), "text" (files by a glob), "task"
-    (a registered seqio task or a TFDS name) or "tokens" (a directory made by scripts/tokenize_corpus.py).
-  vocabulary: "bytes" or the path of a SentencePiece model; "tokens" may leave it empty and use the directory's own.
-  extra_ids: sentinel ids above a vocabulary's own pieces (T5 has 100), needed by span corruption.
-  path: the glob of "text", the directory of "tokens".
-  validation_path: a glob for validation text; empty holds out `validation_fraction` of the documents of `path`.
-  task, data_dir, text_key, modules: the task's name, the TFDS directory, the feature that holds plain text (also the
-    field of JSON lines), and Python modules to import first because they register the task.
-  train_split, validation_split: the task's names of the two splits.
-  noise_density, mean_noise_span: span corruption's, by default T5's.
-  streams: independent row streams, best a multiple of the number of hosts, for each reads those that its rows come
-    from. Part of the config, so that batches and the input position mean the same on any number of hosts.
-  pack: several examples in one row, apart in attention and positions.
-  prefetch: batches made ahead of the device.
+  Attributes:
+    source: where documents come from, by name; its other fields are the source's own.
+    inputs_length: tokens per row that the model reads, EOS included.
+    targets_length: tokens per row that the model predicts, EOS included. Where a row is one sequence, its length is the
+      sum of both.
+    batch_size: rows of the global batch.
+    objective: how documents become inputs and targets, by name, with the objective's own fields.
+    vocabulary: "bytes" or the path of a SentencePiece model; empty for a source that stores its own.
+    extra_ids: sentinel ids above the vocabulary's own pieces (T5 has 100), which span corruption needs.
+    streams: independent streams of rows, ideally a multiple of the number of hosts, since each host reads the streams
+      that its rows come from. Part of the config, so that batches and the input position are the same on any number of
+      hosts.
+    pack: several examples per row, separated in attention and positions.
+    shuffle: shards, and rows within a block, in training.
+    seed: of everything random in the data.
+    prefetch: batches prepared ahead of the device.
   """
 
-  source: Literal["standard_library", "text", "task", "tokens"]
+  source: SourceConfig
   inputs_length: int
   targets_length: int
   batch_size: int
-  objective: Literal["prefix_lm", "causal_lm", "span_corruption", "text_to_text"] = "prefix_lm"
+  objective: ObjectiveConfig = dataclasses.field(default_factory=PrefixLMConfig)
   vocabulary: str = ""
   extra_ids: int = 100
-  path: str = ""
-  validation_path: str = ""
-  validation_fraction: float = 0.05
-  task: str = ""
-  data_dir: str = ""
-  text_key: str = "text"
-  modules: tuple[str, ...] = ()
-  train_split: str = "train"
-  validation_split: str = "validation"
-  noise_density: float = 0.15
-  mean_noise_span: float = 3.0
   streams: int = 1
   pack: bool = True
   shuffle: bool = True
@@ -53,52 +47,19 @@ class DataConfig:
   prefetch: int = 4
 
   def __post_init__(self):
-    self._check_source()
-    self._check_objective()
-    for name in ("batch_size", "streams", "prefetch"):
-      require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-    require(
-      self.batch_size % self.streams == 0,
-      "batch_size",
-      self.batch_size,
-      f"must be a multiple of streams = {self.streams}",
-    )
-    require(self.seed >= 0, "seed", self.seed, "must not be negative")
+    named = bool(self.vocabulary) or self.source.stores_vocabulary
+    require(named, "vocabulary", self.vocabulary, "expected 'bytes' or the path of a SentencePiece model")
+    for name, least in {"extra_ids": 0, "batch_size": 1, "streams": 1, "seed": 0, "prefetch": 1}.items():
+      require(getattr(self, name) >= least, name, getattr(self, name), f"expected at least {least}")
+    even = self.batch_size % self.streams == 0
+    require(even, "batch_size", self.batch_size, f"expected a multiple of streams = {self.streams}")
+    self.objective.check(self.inputs_length, self.targets_length)
 
-  def _check_source(self):
-    needs_path = self.source in ("text", "tokens")
-    meaning = "the glob of the text files" if self.source == "text" else "the directory made by tokenize_corpus.py"
-    require(bool(self.path) == needs_path, "path", self.path, _wanted(needs_path, self.source, meaning))
-    is_task = self.source == "task"
-    wanted = _wanted(is_task, self.source, "the name of a seqio task or TFDS data set")
-    require(bool(self.task) == is_task, "task", self.task, wanted)
-    require(is_task or not self.modules, "modules", self.modules, "only the source 'task' imports modules")
-    require(is_task or not self.data_dir, "data_dir", self.data_dir, "only the source 'task' has one")
-    require(
-      self.source == "text" or not self.validation_path, "validation_path", self.validation_path, "only for 'text'"
-    )
-    require(
-      bool(self.vocabulary) or self.source == "tokens",
-      "vocabulary",
-      self.vocabulary,
-      "must be 'bytes' or the path of a SentencePiece model",
-    )
-    require(
-      0 < self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "must be between 0 and 1"
-    )
-    require(self.extra_ids >= 0, "extra_ids", self.extra_ids, "must not be negative")
+  @property
+  def lengths(self) -> dict[str, int]:
+    """Tokens per row of inputs and of targets."""
+    return {"inputs": self.inputs_length, "targets": self.targets_length}
 
-  def _check_objective(self):
-    causal = self.objective == "causal_lm"
-    least = 0 if causal else 2
-    wanted = "must be 0: a causal language model has no inputs" if causal else f"must be at least {least}"
-    require(
-      self.inputs_length >= least and not (causal and self.inputs_length), "inputs_length", self.inputs_length, wanted
-    )
-    require(self.targets_length >= 2, "targets_length", self.targets_length, "must be at least 2")
-    require(0 < self.noise_density < 1, "noise_density", self.noise_density, "must be between 0 and 1")
-    require(self.mean_noise_span >= 1, "mean_noise_span", self.mean_noise_span, "must be at least 1")
-
-
-def _wanted(needed: bool, source: str, meaning: str) -> str:
-  return f"source {source!r} needs {meaning}" if needed else f"source {source!r} has none; leave it empty"
+  def row_shape(self, row_format: RowFormat) -> RowShape:
+    """The shape of rows in this format."""
+    return RowShape(row_format, self.inputs_length, self.targets_length)

@@ -1,8 +1,8 @@
-"""What is wrong with a file or a data set, in one line."""
+"""Data that cannot be used, reported in one line."""
 
 
 class DataError(ValueError):
-  """A file, directory or data set that cannot be used: its name, and what is wrong with it."""
+  """A file, directory or dataset that cannot be used: its name and the problem."""
 
   def __init__(self, name: object, problem: str):
     super().__init__(f"{name}: {problem}")

@@ -1,15 +1,17 @@
-"""Several examples in one row, so that little of a batch is padding."""
+"""Several examples per row, so that little of a batch is padding."""
 
 import numpy as np
 
 
 def best_fit(lengths: np.ndarray, capacity: np.ndarray) -> list[np.ndarray]:
-  """Rows of examples by best-fit decreasing, in time that grows with the examples that can share a row at all.
+  """Rows of examples by best-fit decreasing; only examples that can share a row cost time.
 
-  lengths: [n, k], each example's length in each of k features, at most `capacity` [k] (a row's).
+  Args:
+    lengths: [n, k], the length of each example in each of k features, at most `capacity`.
+    capacity: [k], the length of a row in each feature.
 
   Returns:
-    Each row's example numbers; every example in exactly one row, no row above capacity. Depends on `lengths` only.
+    The example numbers of each row: every example in exactly one row, no row above capacity. Depends on `lengths` only.
   """
   if len(lengths) == 0:
     return []
@@ -17,11 +19,11 @@ def best_fit(lengths: np.ndarray, capacity: np.ndarray) -> list[np.ndarray]:
   sharing = np.flatnonzero(~alone)
   sharing = sharing[np.argsort(-lengths[sharing].sum(axis=1), kind="stable")]
   rows = [[i] for i in np.flatnonzero(alone)]
-  return [np.array(row) for row in rows + _place(lengths, sharing, capacity)]
+  return [np.array(row) for row in rows + _pack(lengths, sharing, capacity)]
 
 
-def _place(lengths: np.ndarray, order: np.ndarray, capacity: np.ndarray) -> list[list[int]]:
-  """Each example, in the order given, into the open row that it leaves least free."""
+def _pack(lengths: np.ndarray, order: np.ndarray, capacity: np.ndarray) -> list[list[int]]:
+  """Puts each example, in the given order, into the row that it leaves the least free space in."""
   free = np.empty((len(order), lengths.shape[1]), np.int64)
   rows: list[list[int]] = []
   for i in order:

@@ -1,34 +1,35 @@
-"""Batches of a config's data, made ahead in a thread, from a place that a checkpoint can hold."""
+"""Batches of a config's data, prepared ahead in a thread, with a position that a checkpoint can store."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from moe.data.data_config import Architecture, DataConfig
+from moe.config import require
+from moe.data.batch import Batch, RowFormat
+from moe.data.corpus import make_source, make_vocabulary
+from moe.data.data_config import DataConfig
 from moe.data.errors import DataError
-from moe.data.objectives import make_objective
+from moe.data.objective import ObjectiveConfig
 from moe.data.prefetch import Prefetcher
-from moe.data.rows import Batch, RowShape
-from moe.data.sources import make_source, make_vocabulary
-from moe.data.streams import BlockReader, Place, RowStream, StreamRules
+from moe.data.streams import BlockReader, RowStream, StreamPosition, StreamRules
 
 
 class Pipeline:
-  """An iterator of numpy batches.
+  """An iterator of numpy batches. Use it as a context manager, or `close()` it, so that its threads end.
 
-  shape: the batch's format; `shape.empty(rows)` is a batch of padding.
-  Use as a context manager, or `close()`, so that its threads end.
+  Attributes:
+    shape: of the batches.
   """
 
   def __init__(self, rules: StreamRules, reader: BlockReader, rows: np.ndarray, rows_each: int, depth: int):
     self.shape = rules.shape
     self._rules, self._reader, self._rows_each, self._depth = rules, reader, rows_each, depth
     self._streams = np.unique(rows // rows_each).tolist()
-    # Where the wanted rows stand among those of the streams read.
+    # Which rows of the streams that are read are the wanted ones.
     read = np.concatenate([np.arange(rows_each) + index * rows_each for index in self._streams])
     self._wanted = np.searchsorted(read, rows)
-    self._places = {index: Place() for index in self._streams}
+    self._positions = {index: StreamPosition() for index in self._streams}
     self._executor: ThreadPoolExecutor | None = None
     self._batches: Prefetcher | None = None
 
@@ -38,8 +39,8 @@ class Pipeline:
   def __next__(self) -> Batch:
     if self._batches is None:
       self._executor = ThreadPoolExecutor(1, "moe-data-block")
-      self._batches = Prefetcher(self._make_batches(dict(self._places)), self._depth)
-    batch, self._places = next(self._batches)
+      self._batches = Prefetcher(self._make_batches(dict(self._positions)), self._depth)
+    batch, self._positions = next(self._batches)
     return batch
 
   def __enter__(self) -> "Pipeline":
@@ -50,45 +51,46 @@ class Pipeline:
 
   @property
   def position(self) -> dict:
-    """Where the next batch begins: JSON, one entry for each stream of this host.
+    """Where the next batch begins: JSON with one entry for each stream that this host reads.
 
-    The positions of several hosts are one by joining their "streams"; any number of hosts can restore that.
+    To combine the positions of several hosts, merge their "streams". Any number of hosts can restore the result.
     """
-    streams = {str(index): [p.epoch, p.order, p.block, p.row] for index, p in self._places.items()}
+    streams = {str(index): [p.epoch, p.order, p.block, p.row] for index, p in self._positions.items()}
     return {"source": self._reader.source.fingerprint, "streams": streams}
 
   def restore(self, position: dict) -> None:
-    """Goes on from `position`.
+    """Resumes from `position`.
 
     Raises:
-      DataError: the position is of other data, or lacks a stream of this host.
+      DataError: the position is of other data, or lacks a stream that this host reads.
     """
     if position["source"] != self._reader.source.fingerprint:
-      raise DataError("data", "has changed since the checkpoint was written, so its place in it means nothing now")
+      raise DataError("data", "has changed since the checkpoint was written, so the position in it is no longer valid")
     missing = [index for index in self._streams if str(index) not in position["streams"]]
     if missing:
-      raise DataError("data", f"the checkpoint has no place for stream {missing[0]} of {self._rules.number}")
+      raise DataError("data", f"the checkpoint has no position for stream {missing[0]} of {self._rules.number}")
     self.close()
-    self._places = {index: Place(*position["streams"][str(index)]) for index in self._streams}
+    self._positions = {index: StreamPosition(*position["streams"][str(index)]) for index in self._streams}
 
   def padding(self) -> Batch:
-    """A batch that holds nothing."""
+    """A batch of padding."""
     return self.shape.empty(len(self._wanted))
 
   def close(self) -> None:
-    """Ends the threads; the position stays, and iterating again goes on from it."""
+    """Ends the threads. The position is kept: iterating again resumes from it."""
     if self._batches is not None:
       # In this order: the batch thread may be waiting for a block.
       self._batches.close()
       self._executor.shutdown(cancel_futures=True)
       self._batches = self._executor = None
 
-  def _make_batches(self, places: dict[int, Place]) -> Iterator[tuple[Batch, dict[int, Place]]]:
-    streams = [RowStream(self._rules, self._reader, i, self._executor, place) for i, place in places.items()]
+  def _make_batches(self, positions: dict[int, StreamPosition]) -> Iterator[tuple[Batch, dict[int, StreamPosition]]]:
+    """Each batch with the positions of its streams after it."""
+    streams = {i: RowStream(self._rules, self._reader, i, self._executor, start) for i, start in positions.items()}
     while True:
       batch = self.shape.empty(self._rows_each * len(streams))
       taken = 0
-      for number, stream in enumerate(streams):
+      for number, stream in enumerate(streams.values()):
         for i in range(self._rows_each):
           row = stream.take()
           if row is None:
@@ -98,34 +100,34 @@ class Pipeline:
       if not taken:
         return
       batch = {name: array[self._wanted] for name, array in batch.items()}
-      yield batch, {index: stream.place for index, stream in zip(places, streams)}
+      yield batch, {index: stream.position for index, stream in streams.items()}
 
 
 def make_pipeline(
-  config: DataConfig,
-  architecture: Architecture,
-  split: str,
-  *,
-  training: bool,
-  rows: np.ndarray | None = None,
+  config: DataConfig, row_format: RowFormat, split: str, *, training: bool, rows: np.ndarray | None = None
 ) -> Pipeline:
   """The pipeline of one split.
 
-  split: "train", "validation", or for a task any other of its splits.
-  training: endless, and shuffled if the config says so; else one pass in a fixed order, whose last batches have empty
-    rows where a stream has ended. On several hosts a pass may then end sooner on one: it goes on with
-    `Pipeline.padding` until all have ended.
-  rows: numbers of the batch's rows that this host wants, ascending; all of them by default. Every row is the same
-    whoever reads it; only the streams that the wanted ones come from are read.
+  Args:
+    config: of the data.
+    row_format: what the model reads, inputs and targets or one sequence.
+    split: "train" or "validation"; a task has any other of its splits as well.
+    training: endless, and shuffled if the config says so. Otherwise one pass in a fixed order, whose last batches have
+      empty rows for streams that have ended. One of several hosts may then end before the others, and continues with
+      `Pipeline.padding` until all have ended.
+    rows: numbers of the rows of the batch that this host wants, ascending; by default all. A row is the same on every
+      host, and only the streams that the wanted rows come from are read.
 
   Raises:
-    ConfigError, DataError: whatever is wrong with the config or the data, as far as it shows before reading all.
+    ConfigError, DataError: what is wrong with the config or the data, as far as it shows before all is read.
   """
   vocabulary = make_vocabulary(config)
   source = make_source(config, split, vocabulary)
+  _check_objective(config.objective, source.supervised)
+  shape = config.row_shape(row_format)
   rules = StreamRules(
-    objective=make_objective(config, architecture, vocabulary, source.supervised),
-    shape=RowShape.of(config, architecture),
+    objective=config.objective.make(shape, vocabulary),
+    shape=shape,
     number=config.streams,
     seed=config.seed,
     pack=config.pack,
@@ -134,6 +136,14 @@ def make_pipeline(
   )
   rows = np.arange(config.batch_size) if rows is None else rows
   rows_each = config.batch_size // config.streams
-  # One block in use and one read ahead, for every stream that reads its own.
+  # One block in use and one read ahead, for every stream that reads shards of its own.
   kept = 3 + (2 * len(np.unique(rows // rows_each)) if source.num_shards >= config.streams else 0)
   return Pipeline(rules, BlockReader(source, kept), rows, rows_each, config.prefetch)
+
+
+def _check_objective(objective: ObjectiveConfig, supervised: bool) -> None:
+  """Raises `ConfigError` unless the objective reads what the source gives: pairs, or plain text."""
+  given = "pairs of inputs and targets" if supervised else "plain text"
+  fitting = sorted(name for name, choice in objective.choices.items() if choice.reads_pairs == supervised)
+  expected = f"expected one of {', '.join(fitting)}, since the source gives {given}"
+  require(objective.reads_pairs == supervised, "objective", objective.name, expected)

@@ -1,4 +1,4 @@
-"""A thread that works ahead, so that the device never waits for a batch."""
+"""A thread that prepares batches ahead, so that the device never waits for one."""
 
 import queue
 import threading
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-  """Iterates over `items` in a thread, at most `depth` items ahead; an exception in the thread is raised here."""
+  """Iterates over `items` in a thread, at most `depth` ahead. An exception in the thread is raised by `next`."""
 
   def __init__(self, items: Iterator[T], depth: int):
     self._items = items
@@ -27,12 +27,12 @@ class Prefetcher(Generic[T]):
       item, error = self._queue.get()
       if error is None:
         return item
-      # Kept, because nothing follows in the queue: asking again must not wait for ever.
+      # Stored, because nothing follows in the queue: another call must not block.
       self._error = error
     raise self._error
 
   def close(self) -> None:
-    """Ends the thread; what it had made is dropped."""
+    """Ends the thread and drops what it prepared."""
     self._stop.set()
     while self._thread.is_alive():
       try:
@@ -48,5 +48,5 @@ class Prefetcher(Generic[T]):
         if self._stop.is_set():
           return
       self._queue.put((None, StopIteration()))
-    except BaseException as error:  # whatever it is belongs to the consumer
+    except BaseException as error:  # the consumer handles it
       self._queue.put((None, error))

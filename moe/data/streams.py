@@ -1,7 +1,7 @@
-"""Endless or one-pass streams of rows, and where they stand.
+"""Streams of rows, endless or a single pass, and their positions.
 
-A stream's place is four integers: epoch, number in the epoch's order of shards, block, row. Everything between that
-place and the bytes of the source is derived again, so a restored stream goes on as if it had never stopped.
+The position of a stream is four integers: epoch, index in the epoch's order of shards, block, row. Everything else is
+derived from the position and the source, so a restored stream gives the rows that it would have given.
 """
 
 import dataclasses
@@ -11,17 +11,18 @@ from concurrent.futures import Executor, Future
 
 import numpy as np
 
-from moe.data.documents import Documents, Source
+from moe.data.batch import Example, Examples, RowShape
+from moe.data.documents import Documents
 from moe.data.errors import DataError
-from moe.data.objectives import Examples, Objective
-from moe.data.rows import Row, RowShape
+from moe.data.objective import Objective
+from moe.data.source import Source
 
-# What a random draw is for: keys of different purposes never meet.
+# What a random draw is for: keys of different purposes never collide.
 _SHARDS, _ROWS, _EXAMPLES = range(3)
 
 
 class BlockReader:
-  """Reads blocks by number; going on within a shard costs one block, going elsewhere starts the shard again."""
+  """Reads blocks by number. The next block of a shard costs one block; any other restarts the shard."""
 
   def __init__(self, source: Source, kept: int):
     self.source = source
@@ -30,7 +31,7 @@ class BlockReader:
     self._open: OrderedDict[tuple[int, int], tuple[int, Iterator[Documents]]] = OrderedDict()
 
   def get(self, shard: int, block: int, epoch: int) -> Documents | None:
-    """The block, or None past the shard's last."""
+    """The block, or None after the shard's last."""
     version = epoch if self.source.varies else 0
     key = (shard, block, version)
     if key not in self._blocks:
@@ -41,8 +42,8 @@ class BlockReader:
     return self._blocks[key]
 
   def _read(self, shard: int, block: int, version: int) -> Documents | None:
-    at, blocks = self._open.pop((shard, version), (-1, iter(())))
-    if at != block:
+    next_block, blocks = self._open.pop((shard, version), (-1, iter(())))
+    if next_block != block:
       blocks = self.source.blocks(shard, block, version)
     documents = next(blocks, None)
     if documents is not None:
@@ -53,8 +54,8 @@ class BlockReader:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-  """Where a stream stands: `row` rows of the block were given."""
+class StreamPosition:
+  """Where the next row of a stream comes from: `row` rows of the block are already taken."""
 
   epoch: int = 0
   order: int = 0
@@ -63,17 +64,33 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """A block's rows in the order in which they are given."""
+class BlockRows:
+  """The rows of one block, as numbers of its examples, in the order in which a stream gives them.
 
-  place: Place
+  Attributes:
+    position: of the first row.
+    examples: of the block.
+    rows: the numbers of the examples in each row.
+  """
+
+  position: StreamPosition
   examples: Examples
   rows: list[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamRules:
-  """What all streams of a pipeline share. `number` streams; `endless` and `shuffled` while training."""
+  """What all streams of a pipeline have in common.
+
+  Attributes:
+    objective: makes examples of documents.
+    shape: of rows.
+    number: how many streams there are.
+    seed: of everything random.
+    pack: several examples per row.
+    endless: start another epoch at the end of the data.
+    shuffled: shards, and rows within a block.
+  """
 
   objective: Objective
   shape: RowShape
@@ -85,32 +102,33 @@ class StreamRules:
 
 
 class RowStream:
-  """Stream `index` of `rules.number`: a share of the shards, or of every block where there are fewer shards."""
+  """Stream `index` of `rules.number`: a share of the shards, or of every block if there are fewer shards."""
 
-  def __init__(self, rules: StreamRules, reader: BlockReader, index: int, executor: Executor, place: Place):
+  def __init__(self, rules: StreamRules, reader: BlockReader, index: int, executor: Executor, position: StreamPosition):
     self._rules, self._reader, self._index, self._executor = rules, reader, index, executor
     self._by_shard = reader.source.num_shards >= rules.number
-    self.place = place
-    self._plan: Plan | None = None
-    self._next: Future[Plan | None] = executor.submit(self._find, place)
+    self.position = position
+    self._current: BlockRows | None = None
+    self._next: Future[BlockRows | None] = executor.submit(self._find, position)
 
-  def take(self) -> Row | None:
-    """The next row, or None at the end of a single pass."""
-    while self._plan is None or self.place.row >= len(self._plan.rows):
-      plan = self._next.result()
-      if plan is None:
+  def take(self) -> list[Example] | None:
+    """The examples of the next row, or None at the end of a single pass."""
+    while self._current is None or self.position.row >= len(self._current.rows):
+      found = self._next.result()
+      if found is None:
         return None
-      resumed = plan.place == dataclasses.replace(self.place, row=0)
-      self._plan, self.place = plan, self.place if resumed else plan.place
-      # The block after this one is read while this one's rows are used.
-      self._next = self._executor.submit(self._find, dataclasses.replace(plan.place, block=plan.place.block + 1))
-    row = self._plan.rows[self.place.row]
-    self.place = dataclasses.replace(self.place, row=self.place.row + 1)
-    return [self._plan.examples[i] for i in row]
+      resumed = found.position == dataclasses.replace(self.position, row=0)
+      self._current, self.position = found, self.position if resumed else found.position
+      # The next block is read while the rows of this one are used.
+      following = dataclasses.replace(found.position, block=found.position.block + 1)
+      self._next = self._executor.submit(self._find, following)
+    row = self._current.rows[self.position.row]
+    self.position = dataclasses.replace(self.position, row=self.position.row + 1)
+    return [self._current.examples[i] for i in row]
 
-  def _find(self, place: Place) -> Plan | None:
-    """The first block from `place` on that has rows."""
-    epoch, order, block = place.epoch, place.order, place.block
+  def _find(self, position: StreamPosition) -> BlockRows | None:
+    """The first block from `position` on that has rows."""
+    epoch, order, block = position.epoch, position.order, position.block
     last = epoch + 1
     while True:
       shards = self._shards(epoch)
@@ -125,9 +143,9 @@ class RowStream:
       if documents is None:
         order, block = order + 1, 0
         continue
-      plan = self._make_plan(documents, shards[order], Place(epoch, order, block))
-      if plan.rows:
-        return plan
+      found = self._rows_of(documents, shards[order], StreamPosition(epoch, order, block))
+      if found.rows:
+        return found
       block += 1
 
   def _shards(self, epoch: int) -> np.ndarray:
@@ -136,14 +154,14 @@ class RowStream:
       shards = np.random.default_rng((self._rules.seed, _SHARDS, epoch)).permutation(shards)
     return shards[self._index :: self._rules.number] if self._by_shard else shards
 
-  def _make_plan(self, documents: Documents, shard: int, place: Place) -> Plan:
-    rules, at = self._rules, (place.epoch, int(shard), place.block)
-    examples = rules.objective(documents, (rules.seed, _EXAMPLES, *at))
+  def _rows_of(self, documents: Documents, shard: int, position: StreamPosition) -> BlockRows:
+    rules, key = self._rules, (position.epoch, int(shard), position.block)
+    examples = rules.objective(documents, (rules.seed, _EXAMPLES, *key))
     chosen = np.arange(len(examples.lengths))
     if not self._by_shard:
       chosen = chosen[self._index :: rules.number]
     rows = rules.shape.pack(examples, chosen, rules.pack)
     if rules.shuffled:
-      order = np.random.default_rng((rules.seed, _ROWS, *at, self._index)).permutation(len(rows))
+      order = np.random.default_rng((rules.seed, _ROWS, *key, self._index)).permutation(len(rows))
       rows = [rows[i] for i in order]
-    return Plan(place, examples, rows)
+    return BlockRows(position, examples, rows)

@@ -1,7 +1,7 @@
-"""Text to token ids and back, and how many bytes of text each id stands for.
+"""Text to token ids and back, and the bytes of text behind each id.
 
-Ids 0 and 1 are padding and end of sequence everywhere (T5). The bytes of an id make losses of different vocabularies
-comparable: bits per byte = nats / (ln 2 * bytes).
+Ids 0 and 1 are padding and end of sequence in every vocabulary, as in T5. The bytes make losses of different
+vocabularies comparable: bits per byte = nats / (ln 2 * bytes).
 """
 
 import hashlib
@@ -20,10 +20,13 @@ _FIRST_BYTE = 3
 
 
 class Vocabulary(Protocol):
-  """Both ways between text and ids.
+  """Converts between text and ids.
 
-  name: "bytes" or the model file's path. size: number of ids, sentinels included. extra_ids: sentinels at the top.
-  fingerprint: equal exactly for vocabularies that give the same ids.
+  Attributes:
+    name: "bytes" or the path of the model file.
+    size: number of ids, including sentinels.
+    extra_ids: number of sentinels, which are the highest ids.
+    fingerprint: equal for vocabularies that give the same ids, and only for those.
   """
 
   name: str
@@ -35,23 +38,23 @@ class Vocabulary(Protocol):
     """The text's ids [n] int32, without EOS."""
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """`encode` of each text, on all cores where that helps."""
+    """`encode` of each text, on all cores if the tokenizer can."""
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The ids' text; padding, EOS and sentinels stand for none."""
+    """The text of the ids; padding, EOS and sentinels have none."""
 
   def byte_lengths(self) -> np.ndarray:
-    """[size] int32: the UTF-8 bytes that each id stands for, 0 for special ids."""
+    """[size] int32: the length of each id's text in UTF-8 bytes, 0 for special ids."""
 
 
 class ByteVocabulary:
-  """One id per UTF-8 byte, numbered as in ByT5 (Xue et al. 2022, section 3.1): byte + 3, sentinels above."""
+  """One id per UTF-8 byte, as in ByT5 (Xue et al. 2022, section 3.1): byte + 3, then the sentinels."""
 
   def __init__(self, extra_ids: int):
     self.name = "bytes"
     self.extra_ids = extra_ids
     self.size = _FIRST_BYTE + _BYTES + extra_ids
-    self.fingerprint = fingerprint(b"bytes", extra_ids)
+    self.fingerprint = _fingerprint(b"bytes", extra_ids)
 
   def encode(self, text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + _FIRST_BYTE
@@ -71,33 +74,35 @@ class ByteVocabulary:
 
 
 class SentencePieceVocabulary:
-  """A SentencePiece model with `extra_ids` sentinels above its pieces, as T5 numbers them.
+  """A SentencePiece model with `extra_ids` sentinels after its pieces, as in T5.
 
   Raises:
-    ConfigError: the file is missing, no SentencePiece model, or has not pad 0, eos 1.
+    ConfigError: the file is missing, is not a SentencePiece model, or has other ids for padding and EOS.
   """
 
   def __init__(self, path: str, extra_ids: int):
     if not os.path.isfile(path):
-      raise ConfigError("vocabulary", path, "no such file; give 'bytes' or an existing SentencePiece model")
+      raise ConfigError(
+        "vocabulary", path, "expected 'bytes' or the path of a SentencePiece model; there is no such file"
+      )
     try:
       import sentencepiece
     except ImportError:
-      raise ConfigError("vocabulary", path, "needs the package sentencepiece, which is not installed") from None
+      raise ConfigError("vocabulary", path, "expected the package sentencepiece to be installed") from None
     with open(path, "rb") as file:
       model = file.read()
     self._processor = sentencepiece.SentencePieceProcessor()
     try:
       self._processor.LoadFromSerializedProto(model)
     except RuntimeError:
-      raise ConfigError("vocabulary", path, "is no SentencePiece model") from None
+      raise ConfigError("vocabulary", path, "expected a SentencePiece model") from None
     special = self._processor.pad_id(), self._processor.eos_id()
-    require(special == (PAD, EOS), "vocabulary", path, f"must have pad id {PAD} and eos id {EOS}, has {special}")
+    require(special == (PAD, EOS), "vocabulary", path, f"expected pad id {PAD} and eos id {EOS}, got {special}")
     self.name = path
     self.extra_ids = extra_ids
     self.pieces = self._processor.GetPieceSize()
     self.size = self.pieces + extra_ids
-    self.fingerprint = fingerprint(model, extra_ids)
+    self.fingerprint = _fingerprint(model, extra_ids)
 
   def encode(self, text: str) -> np.ndarray:
     return np.array(self._processor.encode(text), np.int32)
@@ -115,12 +120,12 @@ class SentencePieceVocabulary:
     model = self._processor
     if i >= self.pieces or model.IsControl(i) or model.IsUnknown(i) or model.IsUnused(i):
       return 0
-    # SentencePiece writes a space as U+2581, three bytes of UTF-8 that stand for one.
+    # SentencePiece writes a space as U+2581, which is three bytes in UTF-8.
     return 1 if model.IsByte(i) else len(model.IdToPiece(i).replace("\u2581", " ").encode())
 
 
 class StoredVocabulary:
-  """The vocabulary of a token directory, known by its description alone; text needs its model file beside it."""
+  """The vocabulary of a token directory, from its description; only encoding and decoding read the model file."""
 
   def __init__(self, directory: str, description: dict):
     self.name = description["name"]
@@ -145,16 +150,16 @@ class StoredVocabulary:
 
   def _with_text(self) -> Vocabulary:
     if self._text is None:
-      beside = self.name if self.name == "bytes" else os.path.join(self._directory, self.name)
-      vocabulary = load_vocabulary(beside, self.extra_ids)
+      model = self.name if self.name == "bytes" else os.path.join(self._directory, self.name)
+      vocabulary = load_vocabulary(model, self.extra_ids)
       if vocabulary.fingerprint != self.fingerprint:
-        raise DataError(beside, "is not the vocabulary that the tokens were made with")
+        raise DataError(model, "is not the vocabulary that the tokens were made with")
       self._text = vocabulary
     return self._text
 
 
 def load_vocabulary(name: str, extra_ids: int) -> Vocabulary:
-  """The vocabulary "bytes" or of a SentencePiece file.
+  """The vocabulary "bytes", or that of a SentencePiece file.
 
   Raises:
     ConfigError: as `SentencePieceVocabulary`.
@@ -162,5 +167,5 @@ def load_vocabulary(name: str, extra_ids: int) -> Vocabulary:
   return ByteVocabulary(extra_ids) if name == "bytes" else SentencePieceVocabulary(name, extra_ids)
 
 
-def fingerprint(model: bytes, extra_ids: int) -> str:
+def _fingerprint(model: bytes, extra_ids: int) -> str:
   return hashlib.sha256(model + f"+{extra_ids}".encode()).hexdigest()[:16]

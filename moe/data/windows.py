@@ -1,4 +1,4 @@
-"""Documents cut into windows that an objective can make examples of, without losing a token."""
+"""Documents cut into windows for objectives to make examples of, without losing a token."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from moe.data.vocabulary import EOS
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-  """Window i is `length[i]` tokens of document `document[i]` from `start[i]` on; all [n] int64."""
+  """Window i is `length[i]` tokens of document `document[i]`, beginning at token `start[i]`; all [n] int64."""
 
   documents: Ragged
   document: np.ndarray
@@ -21,7 +21,7 @@ class Windows:
     return len(self.length)
 
   def tokens(self, i: int) -> np.ndarray:
-    """Window i's ids [length[i]] int32; EOS where the window reaches past the document's end."""
+    """The ids of window i, [length[i]] int32; EOS where the window extends past the document's end."""
     ids = self.documents[self.document[i]]
     start = self.start[i]
     window = ids[start : start + self.length[i]]
@@ -30,11 +30,17 @@ class Windows:
     return window.astype(np.int32)
 
 
-def cut(documents: Ragged, longest: int, shortest: int, eos: bool) -> Windows:
-  """Consecutive windows of each document, `longest` tokens each and the rest in the last.
+def cut_windows(documents: Ragged, longest: int, shortest: int, eos: bool) -> Windows:
+  """Consecutive windows of each document, `longest` tokens each, with the rest in the last.
 
-  eos: every document is one longer, by its EOS. A last window of fewer than `shortest` (1 or 2) tokens takes one of
-  the window before, so that nothing is lost; a document that is shorter itself, or empty, gives no window.
+  A last window shorter than `shortest` takes one token from the window before it, so nothing is lost. A document that
+  is itself shorter, or empty, gives no window.
+
+  Args:
+    documents: token ids.
+    longest: tokens per window.
+    shortest: 1 or 2, the fewest tokens of a window.
+    eos: whether every document is one token longer, its EOS.
   """
   lengths = np.where(documents.lengths > 0, documents.lengths + int(eos), 0)
   lengths = np.where(lengths >= shortest, lengths, 0)
@@ -43,7 +49,7 @@ def cut(documents: Ragged, longest: int, shortest: int, eos: bool) -> Windows:
   index = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
   start = index * longest
   end = np.minimum(start + longest, lengths[document])
-  # Only the last window of its document can be short, and the window before it is full.
+  # Only the last window of a document can be short, and the window before it is full.
   short = np.flatnonzero(end - start < shortest)
   start[short] -= 1
   end[short - 1] -= 1

@@ -85,7 +85,7 @@ def sample(config: ExperimentConfig, summary: Summary) -> list[str]:
 
 def _first_tokens(config: ExperimentConfig) -> np.ndarray:
   """What the first validation example gives to an encoder, or the first half of a decoder's."""
-  with open_pipeline(config, config.data.validation_split, training=False) as pipeline:
+  with open_pipeline(config, "validation", training=False) as pipeline:
     batch = next(pipeline)
   name = "inputs" if "inputs" in batch else "targets"
   tokens = batch[name][0][batch[f"{name}_segments"][0] == 1]

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moe.data.rows import RowShape
 from moe.models import make_model
 from moe.parallel.mesh import make_mesh, rows
 from moe.planning import hlo
@@ -117,7 +116,7 @@ def forward_flops(config: ExperimentConfig) -> tuple[int, bool]:
 
 
 def _batch(config: ExperimentConfig, mesh: Mesh, size: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-  one = RowShape.of(config.data, config.model.architecture).empty(1)
+  one = config.data.row_shape(config.model.row_format).empty(1)
   size = config.data.batch_size if size is None else size
   return {
     name: jax.ShapeDtypeStruct((size, *value.shape[1:]), value.dtype, sharding=rows(mesh))

@@ -156,10 +156,10 @@ def _collect(name: str, workdir: str, trained: Trained, batches: int) -> Run:
 def _micro_batches(trained: Trained, batches: int) -> Iterator[Batch]:
   """The first batches of the validation split in the micro-batches of training: a routing group may be a whole one."""
   config = trained.config
-  with open_pipeline(config, config.data.validation_split, training=False) as pipeline:
+  with open_pipeline(config, "validation", training=False) as pipeline:
     read = list(itertools.islice(pipeline, batches))
   if not read:
-    raise DataError(f"split {config.data.validation_split!r}", "holds no example")
+    raise DataError("split 'validation'", "holds no example")
   count = config.train.accumulation
   for batch in read:
     parts = micro_batches(batch, count)

@@ -45,7 +45,7 @@ def open_pipeline(config: ExperimentConfig, split: str, mesh: Mesh | None = None
   """
   return make_pipeline(
     config.data,
-    "decoder" if config.model.row_format == "targets" else "encoder_decoder",
+    config.model.row_format,
     split,
     training=training,
     rows=None if mesh is None else local_rows(mesh, config.data.batch_size),

@@ -79,10 +79,10 @@ def train(config: ExperimentConfig, workdir: str | pathlib.Path) -> Summary:
   config.check_mesh(mesh)
   vocabulary = open_vocabulary(config)
   with (
-    open_pipeline(config, config.data.train_split, mesh, training=True) as pipeline,
-    open_pipeline(config, config.data.validation_split, mesh, training=False) as validation,
+    open_pipeline(config, "train", mesh, training=True) as pipeline,
+    open_pipeline(config, "validation", mesh, training=False) as validation,
   ):
-    _require_examples(validation, config.data.validation_split)
+    _require_examples(validation)
     if not place.config.exists():
       stored_router_state(config.model, vocabulary.fingerprint)  # whether its files are there, before anything starts
     if jax.process_index() == 0:
@@ -99,12 +99,12 @@ def train(config: ExperimentConfig, workdir: str | pathlib.Path) -> Summary:
     return summary
 
 
-def _require_examples(pipeline: Pipeline, split: str) -> None:
+def _require_examples(validation: Pipeline) -> None:
   """Raises `DataError` now instead of at the first validation, and leaves the pipeline where it was."""
-  start = pipeline.position
-  if next(pipeline, None) is None:
-    raise DataError(f"split {split!r}", "holds no example; choose another validation_split or validation_fraction")
-  pipeline.restore(start)
+  start = validation.position
+  if next(validation, None) is None:
+    raise DataError("split 'validation'", "holds no example; choose another validation split or fraction")
+  validation.restore(start)
 
 
 def use_compilation_cache(folder: str) -> None:

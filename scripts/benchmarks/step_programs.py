@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from moe.data.rows import RowShape
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.planning import hlo
 from moe.planning.costs import program_costs
@@ -116,7 +115,7 @@ class RunningStep:
 
 def random_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
   """A batch without padding, of one example a row."""
-  batch = RowShape.of(config.data, config.model.architecture).empty(config.data.batch_size)
+  batch = config.data.row_shape(config.model.row_format).empty(config.data.batch_size)
   draw = np.random.default_rng(config.seed)
   for name, value in batch.items():
     if name.endswith("_positions"):

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from moe.data import DataConfig, documents, task, text, tokens
+from moe.config import build
+from moe.data import DataConfig, SourceConfig, documents, seqio_reading
+from moe.data.sources import text, tokens
 
 WORDS = ("expert", "token", "router", "chooses", "é", "naïve", "the", "of", "\n", "\n\n", "    ", "\t", "0.1", "→")
 
@@ -35,12 +37,13 @@ def small_blocks(monkeypatch) -> None:
   """Blocks of 5 documents, so that a small corpus has many."""
   for module in (documents, text, tokens):
     monkeypatch.setattr(module, "BLOCK_DOCUMENTS", 5)
-  monkeypatch.setattr(task, "BLOCK_EXAMPLES", 5)
+  monkeypatch.setattr(seqio_reading, "BLOCK_EXAMPLES", 5)
 
 
-def make_config(**changes) -> DataConfig:
-  fields = {"source": "text", "vocabulary": "bytes", "inputs_length": 24, "targets_length": 16, "batch_size": 4}
-  return DataConfig(**(fields | changes))
+def make_config(source: SourceConfig | str, **changes) -> DataConfig:
+  """A small config; sources and objectives may be given by name."""
+  fields = {"vocabulary": "bytes", "inputs_length": 24, "targets_length": 16, "batch_size": 4}
+  return build(DataConfig, {"source": source} | fields | changes)
 
 
 def segments(batch: dict, name: str) -> list[list[int]]:

@@ -1,9 +1,15 @@
-"""A wrong data config is refused in one line that names the field."""
+"""A wrong data config is rejected in one line that names the field."""
 
 import pytest
 
-from moe.config import ConfigError, build
+from moe.config import ConfigError, as_mapping, build
 from moe.data import DataConfig, make_pipeline
+from moe.data.objectives.prefix_lm import PrefixLMConfig
+from moe.data.objectives.span_corruption import SpanCorruptionConfig
+from moe.data.sources.standard_library import StandardLibraryConfig
+from moe.data.sources.task import TaskConfig
+from moe.data.sources.text import TextConfig
+from moe.data.sources.tokens import TokensConfig
 from tests.data.conftest import make_config
 
 GOOD = {"source": "standard_library", "vocabulary": "bytes", "inputs_length": 24, "targets_length": 16, "batch_size": 4}
@@ -12,8 +18,9 @@ GOOD = {"source": "standard_library", "vocabulary": "bytes", "inputs_length": 24
 @pytest.mark.parametrize(
   ("changes", "field"),
   [
-    ({"source": "internet"}, "source"),
-    ({"objective": "diffusion"}, "objective"),
+    ({"source": "internet"}, "source.name"),
+    ({"source": {"name": "internet"}}, "source.name"),
+    ({"objective": "diffusion"}, "objective.name"),
     ({"batch": 4}, "batch"),
     ({"batch_size": 0}, "batch_size"),
     ({"batch_size": 4, "streams": 3}, "batch_size"),
@@ -22,20 +29,23 @@ GOOD = {"source": "standard_library", "vocabulary": "bytes", "inputs_length": 24
     ({"seed": -1}, "seed"),
     ({"vocabulary": ""}, "vocabulary"),
     ({"path": "*.txt"}, "path"),
-    ({"source": "text"}, "path"),
-    ({"source": "tokens"}, "path"),
-    ({"source": "task"}, "task"),
-    ({"task": "c4/en"}, "task"),
-    ({"data_dir": "tfds"}, "data_dir"),
-    ({"modules": ["tasks"]}, "modules"),
-    ({"validation_path": "*.txt"}, "validation_path"),
-    ({"validation_fraction": 1.0}, "validation_fraction"),
+    ({"source": {"name": "standard_library", "path": "*.txt"}}, "source.path"),
+    ({"source": "text"}, "source.path"),
+    ({"source": "tokens"}, "source.path"),
+    ({"source": "task"}, "source.task"),
+    ({"source": {"name": "standard_library", "task": "c4/en"}}, "source.task"),
+    ({"source": {"name": "standard_library", "data_dir": "tfds"}}, "source.data_dir"),
+    ({"source": {"name": "standard_library", "modules": ["tasks"]}}, "source.modules"),
+    ({"source": {"name": "standard_library", "validation_path": "*.txt"}}, "source.validation_path"),
+    ({"source": {"name": "standard_library", "validation_fraction": 1.0}}, "source.validation_fraction"),
+    ({"source": {"name": "text", "path": "*.txt", "validation_fraction": 1.0}}, "source.validation_fraction"),
     ({"extra_ids": -1}, "extra_ids"),
     ({"inputs_length": 1}, "inputs_length"),
     ({"targets_length": 1}, "targets_length"),
     ({"objective": "causal_lm"}, "inputs_length"),
-    ({"noise_density": 1.5}, "noise_density"),
-    ({"mean_noise_span": 0.5}, "mean_noise_span"),
+    ({"objective": {"name": "causal_lm", "noise_density": 0.5}}, "objective.noise_density"),
+    ({"objective": {"name": "span_corruption", "noise_density": 1.5}}, "objective.noise_density"),
+    ({"objective": {"name": "span_corruption", "mean_noise_span": 0.5}}, "objective.mean_noise_span"),
   ],
 )
 def test_each_wrong_field_is_named(changes, field):
@@ -46,21 +56,39 @@ def test_each_wrong_field_is_named(changes, field):
 
 
 def test_the_good_config_is_accepted():
-  assert build(DataConfig, GOOD, "config.data").objective == "prefix_lm"
+  assert build(DataConfig, GOOD, "config.data").objective == PrefixLMConfig()
 
 
 @pytest.mark.parametrize(
-  ("changes", "architecture", "field"),
+  ("changes", "field", "expected"),
   [
-    ({"objective": "causal_lm", "inputs_length": 0}, "encoder_decoder", "objective"),
-    ({"objective": "text_to_text"}, "encoder_decoder", "objective"),
-    ({"objective": "span_corruption", "targets_length": 2}, "encoder_decoder", "targets_length"),
-    ({"objective": "span_corruption", "extra_ids": 0}, "encoder_decoder", "extra_ids"),
-    ({"objective": "span_corruption", "inputs_length": 2}, "encoder_decoder", "inputs_length"),
+    ({"source": "standard_library"}, "source", StandardLibraryConfig()),
+    ({"source": {"name": "text", "path": "my/*.txt"}}, "source", TextConfig("my/*.txt")),
+    ({"source": {"name": "tokens", "path": "x"}, "vocabulary": ""}, "source", TokensConfig("x")),
+    ({"source": {"name": "task", "task": "c4", "modules": ["a"]}}, "source", TaskConfig("c4", modules=("a",))),
+    ({"objective": "span_corruption"}, "objective", SpanCorruptionConfig(0.15, 3.0)),
+    ({"objective": {"name": "span_corruption", "noise_density": 0.5}}, "objective", SpanCorruptionConfig(0.5)),
   ],
 )
-def test_an_objective_that_cannot_be_served_is_refused(changes, architecture, field):
-  config = make_config(**({"source": "standard_library"} | changes))
+def test_a_source_and_an_objective_are_found_by_name_and_saved_with_it(changes, field, expected):
+  config = build(DataConfig, GOOD | changes, "config.data")
+  assert getattr(config, field) == expected
+  assert as_mapping(config)[field]["name"] == expected.name
+  assert build(DataConfig, as_mapping(config)) == config
+
+
+@pytest.mark.parametrize(
+  ("changes", "row_format", "field"),
+  [
+    ({"objective": "causal_lm", "inputs_length": 0}, "inputs_and_targets", "objective"),
+    ({"objective": "text_to_text"}, "inputs_and_targets", "objective"),
+    ({"objective": "span_corruption", "targets_length": 2}, "inputs_and_targets", "targets_length"),
+    ({"objective": "span_corruption", "extra_ids": 0}, "inputs_and_targets", "extra_ids"),
+    ({"objective": "span_corruption", "inputs_length": 2}, "inputs_and_targets", "inputs_length"),
+  ],
+)
+def test_an_objective_that_cannot_be_served_is_rejected(changes, row_format, field):
+  config = make_config("standard_library", **changes)
   with pytest.raises(ConfigError) as error:
-    make_pipeline(config, architecture, "train", training=True)
+    make_pipeline(config, row_format, "train", training=True)
   assert error.value.field == field

@@ -1,12 +1,13 @@
-"""What the model reads and writes, as it stands in the batches."""
+"""What the model reads and predicts, as the batches have it."""
 
 import numpy as np
 import pytest
 
 from moe.data import make_pipeline, make_source, make_vocabulary
 from moe.data.documents import Documents, Ragged
-from moe.data.objectives import PairExamples
-from moe.data.span_corruption import Noise
+from moe.data.objectives.span_corruption import Noise
+from moe.data.objectives.text_to_text import PairExamples
+from moe.data.sources.text import TextConfig
 from tests.data.conftest import make_config, segments, write_json_lines
 from tests.data.test_span_corruption import merge
 
@@ -18,8 +19,8 @@ def long_text(tmp_path) -> str:
   return str(tmp_path / "long.jsonl")
 
 
-def one_pass(config, architecture="encoder_decoder", split="train") -> list[dict]:
-  with make_pipeline(config, architecture, split, training=False) as pipeline:
+def one_pass(config, row_format="inputs_and_targets", split="train") -> list[dict]:
+  with make_pipeline(config, row_format, split, training=False) as pipeline:
     return list(pipeline)
 
 
@@ -43,8 +44,8 @@ def naive_windows(config, longest: int, shortest: int, eos: bool) -> list[list[i
 
 
 def test_a_causal_pass_has_every_token_and_eos_exactly_once(corpus):
-  config = make_config(path=corpus, objective="causal_lm", inputs_length=0)
-  batches = one_pass(config, "decoder")
+  config = make_config(TextConfig(corpus), objective="causal_lm", inputs_length=0)
+  batches = one_pass(config, "targets")
   found = [ids for batch in batches for ids in segments(batch, "targets")]
   assert sorted(found) == naive_windows(config, 16, 1, eos=True)
   for batch in batches:
@@ -53,7 +54,7 @@ def test_a_causal_pass_has_every_token_and_eos_exactly_once(corpus):
 
 
 def test_a_prefix_pass_has_every_window_once_in_two_parts(corpus):
-  config = make_config(path=corpus)
+  config = make_config(TextConfig(corpus))
   joined = []
   for batch in one_pass(config):
     parts = zip(segments(batch, "inputs"), segments(batch, "targets"), strict=True)
@@ -63,7 +64,7 @@ def test_a_prefix_pass_has_every_window_once_in_two_parts(corpus):
 
 
 def test_full_prefix_windows_have_no_padding_and_every_target_has_loss(long_text):
-  batches = one_pass(make_config(path=long_text, batch_size=5))
+  batches = one_pass(make_config(TextConfig(long_text), batch_size=5))
   assert len(batches) == 2
   for batch in batches:
     assert (batch["inputs_segments"] == 1).all()
@@ -71,20 +72,20 @@ def test_full_prefix_windows_have_no_padding_and_every_target_has_loss(long_text
     assert (batch["loss_weights"] == 1).all()
 
 
-def test_the_parting_of_a_short_window_is_uniform_among_all_that_fit(tmp_path):
+def test_the_split_of_a_short_window_is_uniform_among_all_that_fit(tmp_path):
   write_json_lines(tmp_path / "a.jsonl", ({"text": "x" * 19, "split": "train"} for _ in range(4000)))
-  config = make_config(path=str(tmp_path / "a.jsonl"), inputs_length=12, targets_length=16, batch_size=500)
+  config = make_config(TextConfig(str(tmp_path / "a.jsonl")), inputs_length=12, targets_length=16, batch_size=500)
   lengths = [len(inputs) for batch in one_pass(config) for inputs in segments(batch, "inputs")]
-  # 20 tokens: at least 4 must be read for 16 to be written, and at most 12 can be read.
+  # 20 tokens: at least 4 must be read for 16 to be predicted, and at most 12 can be read.
   counts = np.bincount(lengths)
   assert len(lengths) == 4000
   assert counts[:4].sum() == 0 and len(counts) == 13
   assert (abs(counts[4:] - 4000 / 9) < 5 * (4000 / 9) ** 0.5).all()
 
 
-def test_a_decoder_reads_both_parts_and_has_loss_only_on_the_second(corpus):
-  config = make_config(path=corpus, pack=False)
-  for apart, joined in zip(one_pass(config), one_pass(config, "decoder"), strict=True):
+def test_a_row_of_one_sequence_has_both_parts_and_loss_only_on_the_second(corpus):
+  config = make_config(TextConfig(corpus), pack=False)
+  for apart, joined in zip(one_pass(config), one_pass(config, "targets"), strict=True):
     for row, (inputs, targets) in enumerate(zip(segments(apart, "inputs"), segments(apart, "targets"), strict=True)):
       ids = joined["targets"][row, : len(inputs) + len(targets)]
       weights = joined["loss_weights"][row, : len(ids)]
@@ -93,14 +94,17 @@ def test_a_decoder_reads_both_parts_and_has_loss_only_on_the_second(corpus):
       assert not joined["loss_weights"][row, len(ids) :].any()
 
 
-def test_a_packed_decoder_has_loss_on_as_many_tokens_as_its_encoder_decoder(corpus):
-  config = make_config(path=corpus)
-  totals = [sum(batch["loss_weights"].sum() for batch in one_pass(config, a)) for a in ("encoder_decoder", "decoder")]
+def test_both_row_formats_have_loss_on_the_same_number_of_tokens(corpus):
+  config = make_config(TextConfig(corpus))
+  totals = [
+    sum(batch["loss_weights"].sum() for batch in one_pass(config, format))
+    for format in ("inputs_and_targets", "targets")
+  ]
   assert totals[0] == totals[1] > 0
 
 
 def test_span_corruption_loses_nothing_and_ends_both_sides_with_eos(corpus):
-  config = make_config(path=corpus, objective="span_corruption", inputs_length=64, targets_length=20)
+  config = make_config(TextConfig(corpus), objective="span_corruption", inputs_length=64, targets_length=20)
   first = make_vocabulary(config).size - 1
   merged = []
   for batch in one_pass(config):
@@ -115,16 +119,16 @@ def test_span_corruption_loses_nothing_and_ends_both_sides_with_eos(corpus):
 def test_full_span_corruption_windows_fill_t5s_lengths(tmp_path):
   write_json_lines(tmp_path / "a.jsonl", [{"text": "x" * 568 * 4, "split": "train"}])
   changes = {"objective": "span_corruption", "inputs_length": 512, "targets_length": 114}
-  (batch,) = one_pass(make_config(path=str(tmp_path / "a.jsonl"), **changes))
+  (batch,) = one_pass(make_config(TextConfig(str(tmp_path / "a.jsonl")), **changes))
   assert (batch["inputs_segments"] == 1).all()
   assert (batch["targets_segments"] == 1).all()
 
 
-def test_spans_are_drawn_anew_in_every_epoch(long_text):
+def test_every_epoch_draws_other_spans(long_text):
   config = make_config(
-    path=long_text, objective="span_corruption", inputs_length=65, targets_length=20, batch_size=6, shuffle=False
+    TextConfig(long_text), objective="span_corruption", inputs_length=65, targets_length=20, batch_size=6, shuffle=False
   )
-  with make_pipeline(config, "encoder_decoder", "train", training=True) as pipeline:
+  with make_pipeline(config, "inputs_and_targets", "train", training=True) as pipeline:
     first, second = next(pipeline), next(pipeline)
   assert (first["inputs"] != second["inputs"]).any()
 

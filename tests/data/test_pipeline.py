@@ -1,5 +1,6 @@
-"""Batches: one format from every source, on any number of hosts, resumed as if nothing had happened."""
+"""Batches: one format from every source, the same on any number of hosts, resumed exactly."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,6 +10,9 @@ import pytest
 from moe.config import ConfigError
 from moe.data import DataError, make_pipeline
 from moe.data.pipeline import Pipeline
+from moe.data.sources.task import TaskConfig
+from moe.data.sources.text import TextConfig
+from moe.data.sources.tokens import TokensConfig
 from tests.data.conftest import assert_same_batches, make_config, make_texts, segments, write_json_lines
 from tests.data.test_tokens import write as write_tokens
 
@@ -27,18 +31,18 @@ FORMAT = {
 def config(request, tmp_path, corpus, small_blocks):
   """A config of each source, with several blocks and, but for one, several shards."""
   if request.param == "seqio task":
-    return make_config(source="task", task="moe_test_lines", modules=("tests.data.seqio_tasks",))
+    return make_config(TaskConfig("moe_test_lines", modules=("tests.data.seqio_tasks",)))
   if request.param == "tokens":
-    write_tokens(tmp_path / "tokens", make_config(path=corpus))
-    return make_config(source="tokens", path=str(tmp_path / "tokens"), vocabulary="")
+    write_tokens(tmp_path / "tokens", make_config(TextConfig(corpus)))
+    return make_config(TokensConfig(str(tmp_path / "tokens")), vocabulary="")
   if request.param == "one file":
     write_json_lines(tmp_path / "all.jsonl", ({"text": text} for text in make_texts(36)))
-    return make_config(path=str(tmp_path / "all.jsonl"))
-  return make_config(path=corpus)
+    return make_config(TextConfig(str(tmp_path / "all.jsonl")))
+  return make_config(TextConfig(corpus))
 
 
 def start(config, **changes) -> Pipeline:
-  options = {"architecture": "encoder_decoder", "split": "train", "training": True}
+  options = {"row_format": "inputs_and_targets", "split": "train", "training": True}
   return make_pipeline(config, **(options | changes))
 
 
@@ -47,47 +51,43 @@ def take(pipeline: Pipeline, number: int) -> list[dict]:
     return [next(pipeline) for _ in range(number)]
 
 
-def replace(config, **changes):
-  return make_config(**(vars(config) | changes))
-
-
 def test_every_source_gives_the_same_format(config):
   (batch,) = take(start(config), 1)
   assert {name: (array.shape, array.dtype) for name, array in batch.items()} == FORMAT
 
 
 def test_the_standard_library_gives_the_same_format():
-  (batch,) = take(start(make_config(source="standard_library")), 1)
+  (batch,) = take(start(make_config("standard_library")), 1)
   assert {name: (array.shape, array.dtype) for name, array in batch.items()} == FORMAT
 
 
 @pytest.mark.parametrize("streams", [1, 4])
-def test_resuming_at_any_batch_goes_on_as_if_uninterrupted(config, streams):
-  config = replace(config, streams=streams)
+def test_resuming_at_any_batch_gives_the_batches_of_an_uninterrupted_run(config, streams):
+  config = dataclasses.replace(config, streams=streams)
   with start(config) as pipeline:
     batches, positions = [], []
     while len(batches) < 200 and (not batches or json.loads(positions[-1])["streams"]["0"][0] < 2):
       positions.append(json.dumps(pipeline.position))
       batches.append(next(pipeline))
-  assert json.loads(positions[-1])["streams"]["0"][0] == 2, "two epochs were to be seen"
-  for place in range(0, len(batches), max(1, len(batches) // 12)):
+  assert json.loads(positions[-1])["streams"]["0"][0] == 2, "expected to see two epochs"
+  for number in range(0, len(batches), max(1, len(batches) // 12)):
     with start(config) as resumed:
-      resumed.restore(json.loads(positions[place]))
-      assert resumed.position == json.loads(positions[place])
-      for expected in batches[place : place + 6]:
+      resumed.restore(json.loads(positions[number]))
+      assert resumed.position == json.loads(positions[number])
+      for expected in batches[number : number + 6]:
         assert_same_batches(next(resumed), expected)
 
 
 def test_a_pipeline_can_be_restored_while_it_runs(config):
   with start(config) as pipeline:
-    place = pipeline.position
+    position = pipeline.position
     first = [next(pipeline) for _ in range(5)]
-    pipeline.restore(place)
+    pipeline.restore(position)
     for batch in first:
       assert_same_batches(next(pipeline), batch)
 
 
-def test_closing_and_going_on_loses_no_batch(config):
+def test_closing_and_continuing_loses_no_batch(config):
   expected = take(start(config), 6)
   with start(config) as pipeline:
     for batch in expected:
@@ -96,7 +96,7 @@ def test_closing_and_going_on_loses_no_batch(config):
 
 
 def test_an_epoch_has_every_example_of_a_pass_once(config):
-  config = replace(config, pack=False, batch_size=1, shuffle=True)
+  config = dataclasses.replace(config, pack=False, batch_size=1, shuffle=True)
   ordered = [segments(batch, "targets") for batch in start(config, training=False)]
   shuffled, pipeline = [], start(config)
   with pipeline:
@@ -111,14 +111,14 @@ def test_an_epoch_has_every_example_of_a_pass_once(config):
 
 
 def test_the_same_seed_gives_the_same_batches_and_another_seed_others(config):
-  first, again, other = (take(start(replace(config, seed=seed)), 5) for seed in (1, 1, 2))
+  first, again, other = (take(start(dataclasses.replace(config, seed=seed)), 5) for seed in (1, 1, 2))
   for batch, same in zip(first, again):
     assert_same_batches(batch, same)
   assert any((a["targets"] != b["targets"]).any() for a, b in zip(first, other))
 
 
 def test_epochs_are_shuffled_differently(config):
-  config = replace(config, batch_size=1, pack=False)
+  config = dataclasses.replace(config, batch_size=1, pack=False)
   length = sum(1 for _ in start(config, training=False))
   batches = take(start(config), 2 * length)
   one, two = ([segments(batch, "inputs") for batch in part] for part in (batches[:length], batches[length:]))
@@ -127,7 +127,7 @@ def test_epochs_are_shuffled_differently(config):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_the_global_batch_is_the_same_on_any_number_of_hosts(config, hosts):
-  config = replace(config, batch_size=8, streams=4)
+  config = dataclasses.replace(config, batch_size=8, streams=4)
   alone = take(start(config), 12)
   parts = [take(start(config, rows=rows), 12) for rows in np.split(np.arange(8), hosts)]
   for number, batch in enumerate(alone):
@@ -135,15 +135,15 @@ def test_the_global_batch_is_the_same_on_any_number_of_hosts(config, hosts):
     assert_same_batches(joined, batch)
 
 
-def test_a_host_may_want_rows_that_lie_apart_and_parts_of_streams(config):
-  config = replace(config, batch_size=8, streams=4)  # two rows each
+def test_a_host_may_want_separate_rows_and_parts_of_streams(config):
+  config = dataclasses.replace(config, batch_size=8, streams=4)  # two rows each
   rows = np.array([1, 2, 6, 7])
   for batch, part in zip(take(start(config), 12), take(start(config, rows=rows), 12)):
     assert_same_batches(part, {name: array[rows] for name, array in batch.items()})
 
 
-def test_positions_of_several_hosts_join_to_one_that_a_single_host_restores(config):
-  config = replace(config, batch_size=8, streams=4)
+def test_a_single_host_restores_the_merged_positions_of_several(config):
+  config = dataclasses.replace(config, batch_size=8, streams=4)
   expected = take(start(config), 8)
   positions = []
   for rows in np.split(np.arange(8), 2):
@@ -151,12 +151,12 @@ def test_positions_of_several_hosts_join_to_one_that_a_single_host_restores(conf
       for _ in range(5):
         next(host)
       positions.append(host.position)
-  joined = positions[0] | {"streams": positions[0]["streams"] | positions[1]["streams"]}
+  merged = positions[0] | {"streams": positions[0]["streams"] | positions[1]["streams"]}
   with start(config) as pipeline:
-    pipeline.restore(joined)
+    pipeline.restore(merged)
     for batch in expected[5:]:
       assert_same_batches(next(pipeline), batch)
-  with start(config) as pipeline, pytest.raises(DataError, match="no place for stream 2 of 4"):
+  with start(config) as pipeline, pytest.raises(DataError, match="no position for stream 2 of 4"):
     pipeline.restore(positions[0])
 
 
@@ -165,14 +165,14 @@ def test_a_pass_has_every_example_once_whatever_the_streams(config, streams):
   found = []
   for number in (1, streams):
     examples = []
-    for batch in start(replace(config, streams=number), training=False):
+    for batch in start(dataclasses.replace(config, streams=number), training=False):
       examples += [a + b for a, b in zip(segments(batch, "inputs"), segments(batch, "targets"), strict=True)]
     found.append(sorted(examples))
   assert found[0] == found[1]
 
 
 def test_a_pass_ends_with_empty_rows_and_can_be_repeated(config):
-  config = replace(config, batch_size=7, pack=False)
+  config = dataclasses.replace(config, batch_size=7, pack=False)
   first, again = list(start(config, training=False)), list(start(config, training=False))
   assert len(first) == len(again)
   for batch, same in zip(first, again):
@@ -199,13 +199,16 @@ def test_packed_rows_restart_positions_and_number_their_segments(config):
   assert packed
 
 
-def test_data_that_changed_since_the_checkpoint_is_refused(corpus):
-  with start(make_config(path=corpus)) as pipeline:
-    place = pipeline.position
+def test_data_that_changed_since_the_checkpoint_is_rejected(corpus):
+  with start(make_config(TextConfig(corpus))) as pipeline:
+    position = pipeline.position
   with open(corpus.replace("*", "0"), "a") as file:
     file.write('{"text": "one more"}\n')
-  with start(make_config(path=corpus)) as pipeline, pytest.raises(DataError, match="has changed since the checkpoint"):
-    pipeline.restore(place)
+  with (
+    start(make_config(TextConfig(corpus))) as pipeline,
+    pytest.raises(DataError, match="has changed since the checkpoint"),
+  ):
+    pipeline.restore(position)
 
 
 def test_an_error_while_reading_reaches_whoever_asks_for_batches(corpus):
@@ -214,20 +217,20 @@ def test_an_error_while_reading_reaches_whoever_asks_for_batches(corpus):
   with open(corpus.replace("*", "1"), "ab") as file:
     file.write(b'{"text": "' + b"x" * 70_000 + b'\xe9"}\n')
   with pytest.raises(DataError, match=r"2\.jsonl: is not UTF-8"):
-    start(make_config(path=corpus))
+    start(make_config(TextConfig(corpus)))
   write_json_lines(pathlib.Path(corpus.replace("*", "2")), [{"text": "good"}])
-  with start(make_config(path=corpus)) as pipeline, pytest.raises(DataError, match=r"1\.jsonl: is not UTF-8"):
+  with start(make_config(TextConfig(corpus))) as pipeline, pytest.raises(DataError, match=r"1\.jsonl: is not UTF-8"):
     for _ in range(1000):
       next(pipeline)
 
 
 def test_more_streams_than_examples_is_an_error_not_an_endless_wait(tmp_path):
   write_json_lines(tmp_path / "a.jsonl", [{"text": "only one", "split": "train"}])
-  config = make_config(path=str(tmp_path / "a.jsonl"), streams=2)
+  config = make_config(TextConfig(str(tmp_path / "a.jsonl")), streams=2)
   with start(config) as pipeline, pytest.raises(DataError, match="no example for stream 1 of 2"):
     next(pipeline)
 
 
 def test_a_missing_vocabulary_is_named(corpus):
   with pytest.raises(ConfigError, match="vocabulary"):
-    start(make_config(path=corpus, vocabulary="none.model"))
+    start(make_config(TextConfig(corpus), vocabulary="none.model"))

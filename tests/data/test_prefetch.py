@@ -1,4 +1,4 @@
-"""The thread that works ahead gives everything in order, and its errors."""
+"""The thread that works ahead gives all items in order, and its errors."""
 
 import threading
 
@@ -33,7 +33,7 @@ def test_no_more_than_the_depth_is_made_ahead():
   def counts():
     for number in range(100):
       made.append(number)
-      # Two wait in the queue when the third, which the thread holds, is made.
+      # The third is made when two are in the queue.
       if number == 2:
         full.set()
       yield number

@@ -1,9 +1,9 @@
-"""Span corruption: T5's published lengths, exact noise, and nothing lost between inputs and targets."""
+"""Span corruption: T5's published lengths, exact noise, and no token lost between inputs and targets."""
 
 import numpy as np
 import pytest
 
-from moe.data.span_corruption import Noise, corrupt
+from moe.data.objectives.span_corruption import Noise, corrupt
 
 T5 = Noise(0.15, 3.0)
 FIRST_SENTINEL = 999

@@ -10,7 +10,7 @@ from moe.data import make_source, make_vocabulary, validation_text
 from moe.data.documents import held_out
 from tests.data.conftest import make_config
 
-CONFIG = make_config(source="standard_library")
+CONFIG = make_config("standard_library")
 
 
 def texts(split: str) -> list[str]:
@@ -27,11 +27,11 @@ def test_both_splits_are_real_text_and_share_nothing():
 
 def test_a_known_module_is_there_unchanged():
   root = pathlib.Path(sysconfig.get_path("stdlib"))
-  split = "validation" if held_out("argparse.py", 0, CONFIG.validation_fraction) else "train"
+  split = "validation" if held_out("argparse.py", 0, CONFIG.source.validation_fraction) else "train"
   assert (root / "argparse.py").read_bytes().decode() in texts(split)
 
 
-def test_packages_that_are_no_part_of_the_library_are_left_out():
+def test_packages_that_are_not_part_of_the_library_are_excluded():
   everything = "".join(texts("train") + texts("validation"))
   assert pathlib.Path(pytest.__file__).read_text() not in everything
 
@@ -40,6 +40,6 @@ def test_validation_text_is_all_of_the_split():
   assert validation_text(CONFIG) == "".join(texts("validation")).encode()
 
 
-def test_another_split_is_refused():
-  with pytest.raises(ConfigError, match="split = 'test': the standard library has train, validation"):
+def test_another_split_is_rejected():
+  with pytest.raises(ConfigError, match="split = 'test': expected one of train, validation"):
     make_source(CONFIG, "test", make_vocabulary(CONFIG))

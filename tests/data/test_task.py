@@ -1,17 +1,18 @@
-"""seqio tasks and TFDS data sets by name."""
+"""seqio tasks and TFDS datasets by name."""
 
 import pytest
 import seqio
 
 from moe.config import ConfigError
 from moe.data import make_pipeline, make_source, make_vocabulary, validation_text
+from moe.data.sources.task import TaskConfig
 from tests.data.conftest import assert_same_batches, make_config, make_texts, segments
 
 MODULE = "tests.data.seqio_tasks"
 
 
 def task(name: str, **changes):
-  return make_config(**({"source": "task", "task": name, "modules": (MODULE,)} | changes))
+  return make_config(TaskConfig(name, modules=(MODULE,)), **changes)
 
 
 def open_source(config, split="train"):
@@ -41,14 +42,14 @@ def test_random_preprocessors_depend_on_the_epoch_and_nothing_else():
 
 def test_resuming_repeats_the_random_preprocessing(small_blocks):
   config = task("moe_test_noisy")
-  with make_pipeline(config, "encoder_decoder", "train", training=True) as pipeline:
+  with make_pipeline(config, "inputs_and_targets", "train", training=True) as pipeline:
     for _ in range(60):
       next(pipeline)
-    place = pipeline.position
+    position = pipeline.position
     expected = [next(pipeline) for _ in range(3)]
-  assert place["streams"]["0"][0] >= 1
-  with make_pipeline(config, "encoder_decoder", "train", training=True) as resumed:
-    resumed.restore(place)
+  assert position["streams"]["0"][0] >= 1
+  with make_pipeline(config, "inputs_and_targets", "train", training=True) as resumed:
+    resumed.restore(position)
     for batch in expected:
       assert_same_batches(next(resumed), batch)
 
@@ -56,7 +57,7 @@ def test_resuming_repeats_the_random_preprocessing(small_blocks):
 def test_pairs_keep_inputs_and_targets_together():
   config = task("moe_test_pairs", objective="text_to_text")
   vocabulary, found = make_vocabulary(config), []
-  for batch in make_pipeline(config, "encoder_decoder", "train", training=False):
+  for batch in make_pipeline(config, "inputs_and_targets", "train", training=False):
     for inputs, targets in zip(segments(batch, "inputs"), segments(batch, "targets"), strict=True):
       assert inputs[-1] == targets[-1] == 1 and 1 not in inputs[:-1] + targets[:-1]
       found.append((vocabulary.decode(inputs), vocabulary.decode(targets)))
@@ -80,72 +81,70 @@ def test_files_are_shards_and_every_line_is_read_once(tmp_path):
     seqio.TaskRegistry.remove("moe_test_files")
 
 
-def test_a_tfds_data_set_gives_its_text(data_dir):
-  config = make_config(source="task", task="offline_text/wikitext2_eval", data_dir=str(data_dir / "tfds"))
+def test_a_tfds_dataset_gives_its_text(data_dir):
+  config = make_config(TaskConfig("offline_text/wikitext2_eval", data_dir=str(data_dir / "tfds")))
   text = validation_text(config).decode()
   assert len(text) > 1_000_000
   assert text == "".join(documents(config, "validation"))
 
 
-def test_c4_resumes_where_it_was(data_dir):
+def test_c4_resumes_where_it_stopped(data_dir):
   config = make_config(
-    source="task",
-    task="c4/en:3.1.0",
-    data_dir=str(data_dir / "tfds"),
+    TaskConfig("c4/en:3.1.0", data_dir=str(data_dir / "tfds")),
     objective="span_corruption",
     inputs_length=512,
     targets_length=114,
   )
-  with make_pipeline(config, "encoder_decoder", "train", training=True) as pipeline:
+  with make_pipeline(config, "inputs_and_targets", "train", training=True) as pipeline:
     for _ in range(3):
       next(pipeline)
-    place, expected = pipeline.position, next(pipeline)
-  with make_pipeline(config, "encoder_decoder", "train", training=True) as resumed:
-    resumed.restore(place)
+    position, expected = pipeline.position, next(pipeline)
+  with make_pipeline(config, "inputs_and_targets", "train", training=True) as resumed:
+    resumed.restore(position)
     assert_same_batches(next(resumed), expected)
 
 
 def test_a_part_of_a_split_is_a_split(data_dir):
-  where = {"source": "task", "task": "c4/en:3.1.0", "data_dir": str(data_dir / "tfds")}
-  whole = documents(make_config(**where))
-  parts = make_config(**where, train_split="train[:90%]", validation_split="train[90%:]")
+  where = {"task": "c4/en:3.1.0", "data_dir": str(data_dir / "tfds")}
+  whole = documents(make_config(TaskConfig(**where)))
+  parts = make_config(TaskConfig(**where, train_split="train[:90%]", validation_split="train[90%:]"))
   assert documents(parts, "train") + documents(parts, "validation") == whole
 
 
 @pytest.mark.parametrize(
-  ("changes", "field", "problem"),
+  ("fields", "changes", "field", "problem"),
   [
-    ({"task": "moe_no_such_task"}, "task", "is neither a registered seqio task nor in"),
-    ({"task": "glue/sst2", "data_dir": "."}, "task", "is not prepared in"),
-    ({"task": "moe_test_mixture"}, "task", "is a mixture"),
-    ({"modules": ("no.such.module",)}, "modules", "cannot be imported"),
-    ({"train_split": "test"}, "split", "moe_test_lines has train, validation"),
-    ({"extra_ids": 0}, "vocabulary", "which has 359 ids"),
-    ({"vocabulary": "configs/vocabularies/python_2k.model"}, "vocabulary", "gives other ids"),
-    ({"task": "moe_test_pairs"}, "objective", "pairs of inputs and targets, which needs 'text_to_text'"),
-    ({"objective": "text_to_text"}, "objective", "plain text, which needs another objective"),
+    ({"task": "moe_no_such_task"}, {}, "task", "expected a registered seqio task, or a TFDS dataset in"),
+    ({"task": "glue/sst2", "data_dir": "."}, {}, "task", "expected a dataset prepared in"),
+    ({"task": "moe_test_mixture"}, {}, "task", "not a mixture"),
+    ({"modules": ("no.such.module",)}, {}, "modules", "expected a module that can be imported"),
+    ({"train_split": "test"}, {}, "split", "expected one of train, validation, as in moe_test_lines"),
+    ({}, {"extra_ids": 0}, "vocabulary", "which has 359 ids"),
+    ({}, {"vocabulary": "configs/vocabularies/python_2k.model"}, "vocabulary", "expected the ids of the vocabulary of"),
+    ({"task": "moe_test_pairs"}, {}, "objective", "expected one of text_to_text, .* pairs of inputs and targets"),
+    ({}, {"objective": "text_to_text"}, "objective", "expected one of .*prefix_lm.* plain text"),
   ],
 )
-def test_each_wrong_task_is_refused_in_one_line(changes, field, problem, pytestconfig, monkeypatch):
+def test_each_wrong_task_is_rejected_in_one_line(fields, changes, field, problem, pytestconfig, monkeypatch):
   monkeypatch.chdir(pytestconfig.rootpath)
-  config = task(**({"name": "moe_test_lines"} | {("name" if k == "task" else k): v for k, v in changes.items()}))
+  config = make_config(TaskConfig(**({"task": "moe_test_lines", "modules": (MODULE,)} | fields)), **changes)
   with pytest.raises(ConfigError, match=problem) as error:
-    make_pipeline(config, "encoder_decoder", "train", training=True)
+    make_pipeline(config, "inputs_and_targets", "train", training=True)
   assert error.value.field == field
   assert "\n" not in str(error.value)
 
 
-def test_a_data_set_without_the_named_feature_is_refused(data_dir):
-  where = {"source": "task", "task": "glue/sst2", "data_dir": str(data_dir / "tfds")}
-  with pytest.raises(ConfigError, match="text_key = 'text': glue/sst2 has sentence, label, idx"):
-    open_source(make_config(**where))
-  with pytest.raises(ConfigError, match="text_key = 'label': is not a text feature"):
-    open_source(make_config(**where, text_key="label"))
+def test_a_dataset_without_the_named_feature_is_rejected(data_dir):
+  where = {"task": "glue/sst2", "data_dir": str(data_dir / "tfds")}
+  with pytest.raises(ConfigError, match="text_key = 'text': expected a feature of glue/sst2: sentence, label, idx"):
+    open_source(make_config(TaskConfig(**where)))
+  with pytest.raises(ConfigError, match="text_key = 'label': expected a text feature of glue/sst2"):
+    open_source(make_config(TaskConfig(**where, text_key="label")))
 
 
 def test_random_preprocessing_differs_in_the_next_epoch():
   config = task("moe_test_noisy", batch_size=36, pack=False, shuffle=False, inputs_length=600, targets_length=600)
-  with make_pipeline(config, "decoder", "train", training=True) as pipeline:
+  with make_pipeline(config, "targets", "train", training=True) as pipeline:
     first, second = next(pipeline), next(pipeline)
   assert second["targets"].shape == (36, 1200)
   differing = (first["targets"] != second["targets"]).sum(axis=1)

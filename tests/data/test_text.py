@@ -1,4 +1,4 @@
-"""The user's files: every document once, in the right split, or one line that says which file is wrong."""
+"""Your own files: every document once, in the right split, or one line that names the bad file."""
 
 import bz2
 import gzip
@@ -8,12 +8,14 @@ import lzma
 import pytest
 
 from moe.config import ConfigError
-from moe.data import DataError, make_source, make_vocabulary, text, validation_text
+from moe.data import DataError, make_source, make_vocabulary, validation_text
+from moe.data.sources import text
+from moe.data.sources.text import TextConfig
 from tests.data.conftest import make_config, make_texts, write_json_lines
 
 
-def read(split: str = "train", **changes) -> list[str]:
-  config = make_config(**changes)
+def read(split: str = "train", **fields) -> list[str]:
+  config = make_config(TextConfig(**fields))
   source = make_source(config, split, make_vocabulary(config))
   return [document for shard in range(source.num_shards) for document in source.texts(shard)]
 
@@ -34,7 +36,7 @@ def test_the_held_out_fraction_is_the_configs(tmp_path):
   assert 20 <= len(files) <= 60
 
 
-def test_the_split_does_not_depend_on_where_the_corpus_lies(tmp_path):
+def test_the_split_does_not_depend_on_where_the_corpus_is(tmp_path):
   validation = []
   for parent in ("here", "there/deeper"):
     folder = tmp_path / parent
@@ -93,13 +95,13 @@ def test_a_single_large_file_has_both_splits(tmp_path):
 
 
 def test_validation_text_is_the_validation_documents(corpus):
-  config = make_config(path=corpus, validation_fraction=0.3)
+  config = make_config(TextConfig(corpus, validation_fraction=0.3))
   assert validation_text(config) == "".join(read("validation", path=corpus, validation_fraction=0.3)).encode()
   assert len(validation_text(config, limit=1)) < len(validation_text(config))
 
 
-def test_a_glob_that_matches_nothing_is_refused(tmp_path):
-  with pytest.raises(ConfigError, match=r"path = '.*nothing.*': matches no file"):
+def test_a_glob_that_matches_nothing_is_rejected(tmp_path):
+  with pytest.raises(ConfigError, match=r"path = '.*nothing.*': expected to match at least one file"):
     read(path=str(tmp_path / "nothing*.txt"))
 
 
@@ -120,7 +122,7 @@ def test_a_bad_file_is_named_before_anything_is_read(tmp_path, name, content, pr
   (tmp_path / name).write_bytes(content)
   (tmp_path / "good.txt").write_text("good")
   with pytest.raises(DataError, match=f"{name}: {problem}") as error:
-    make_source(make_config(path=str(tmp_path / "*")), "train", make_vocabulary(make_config(path="x")))
+    read(path=str(tmp_path / "*"))
   assert "\n" not in str(error.value)
 
 
@@ -140,7 +142,7 @@ def test_a_bad_line_is_named(tmp_path, line, problem):
     read(path=str(tmp_path / "a.jsonl"), validation_fraction=0.9)
 
 
-def test_a_file_that_turns_bad_late_is_named_with_the_place(tmp_path):
+def test_a_file_that_turns_bad_late_is_named_with_the_byte(tmp_path):
   (tmp_path / "a.txt").write_bytes(b"x" * 300_000 + b"\xff")
   with pytest.raises(DataError, match=r"a\.txt: is not UTF-8 \(byte 300000\)"):
     read(path=str(tmp_path / "a.txt"))
@@ -150,7 +152,7 @@ def test_zstandard_without_its_module_says_what_to_install(tmp_path, monkeypatch
   def missing(name):
     raise ImportError(name)
 
-  monkeypatch.setattr("moe.data.files.importlib.import_module", missing)
+  monkeypatch.setattr("moe.data.text_files.importlib.import_module", missing)
   (tmp_path / "a.txt.zst").write_bytes(b"x")
   with pytest.raises(DataError, match="pip install zstandard"):
     read(path=str(tmp_path / "a.txt.zst"))

@@ -1,4 +1,4 @@
-"""Token directories: damaged ones are refused, and reading needs neither TensorFlow nor seqio."""
+"""Token directories: damaged ones are rejected, and reading needs neither TensorFlow nor seqio."""
 
 import json
 import subprocess
@@ -9,7 +9,9 @@ import pytest
 
 from moe.config import ConfigError
 from moe.data import DataError, load_vocabulary, make_pipeline, make_source, make_vocabulary
-from moe.data.tokens import token_dtype, write_meta, write_split
+from moe.data.sources.text import TextConfig
+from moe.data.sources.tokens import TokensConfig
+from moe.data.token_directory import token_dtype, write_meta, write_split
 from tests.data.conftest import make_config
 
 BLOCKED = ("tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "tqdm", "ml_collections", "jax")
@@ -25,12 +27,12 @@ def write(directory, config) -> None:
 
 @pytest.fixture
 def tokens(tmp_path, corpus):
-  write(tmp_path / "tokens", make_config(path=corpus))
+  write(tmp_path / "tokens", make_config(TextConfig(corpus)))
   return tmp_path / "tokens"
 
 
 def config_of(directory, **changes):
-  return make_config(**({"source": "tokens", "path": str(directory), "vocabulary": ""} | changes))
+  return make_config(TokensConfig(str(directory)), **({"vocabulary": ""} | changes))
 
 
 def open_train(directory):
@@ -46,8 +48,9 @@ class Blocker:
       raise ImportError(name + " must not be imported")
 sys.meta_path.insert(0, Blocker())
 from moe.data import DataConfig, make_pipeline
-config = DataConfig(source="tokens", path={str(tokens)!r}, inputs_length=24, targets_length=16, batch_size=4)
-with make_pipeline(config, "encoder_decoder", "train", training=True) as pipeline:
+from moe.data.sources.tokens import TokensConfig
+config = DataConfig(TokensConfig({str(tokens)!r}), inputs_length=24, targets_length=16, batch_size=4)
+with make_pipeline(config, "inputs_and_targets", "train", training=True) as pipeline:
   print(next(pipeline)["loss_weights"].sum() > 0)
 """
   result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -59,22 +62,22 @@ def test_ids_are_stored_as_narrow_as_the_vocabulary_allows():
   assert token_dtype(2**16 + 1) is np.uint32
 
 
-def test_a_directory_without_tokens_is_refused(tmp_path):
-  with pytest.raises(ConfigError, match=r"path = .*: has no meta\.json"):
+def test_a_directory_without_tokens_is_rejected(tmp_path):
+  with pytest.raises(ConfigError, match=r"path = .*: expected a directory with meta\.json"):
     open_train(tmp_path)
 
 
-def test_an_unknown_split_is_refused(tokens):
-  with pytest.raises(ConfigError, match=r"split = 'test': .* has train, validation"):
+def test_an_unknown_split_is_rejected(tokens):
+  with pytest.raises(ConfigError, match=r"split = 'test': expected one of train, validation"):
     make_source(config_of(tokens), "test", make_vocabulary(config_of(tokens)))
 
 
-def test_another_vocabulary_than_the_tokens_is_refused(tokens):
+def test_another_vocabulary_than_that_of_the_tokens_is_rejected(tokens):
   make_vocabulary(config_of(tokens, vocabulary="bytes"))
   meta = json.loads((tokens / "meta.json").read_text())
   meta["vocabulary"]["fingerprint"] = "another"
   (tokens / "meta.json").write_text(json.dumps(meta))
-  with pytest.raises(ConfigError, match="is not the one that"):
+  with pytest.raises(ConfigError, match="expected the vocabulary that"):
     make_vocabulary(config_of(tokens, vocabulary="bytes"))
 
 
@@ -97,24 +100,24 @@ def test_a_missing_file_is_named(tokens, name):
     open_train(tokens)
 
 
-def test_another_format_is_refused(tokens):
+def test_another_format_is_rejected(tokens):
   (tokens / "meta.json").write_text('{"format": 99}')
   with pytest.raises(DataError, match=r"meta\.json: is not of format 1"):
     open_train(tokens)
 
 
 def test_ids_have_no_text_to_compare_with(tokens):
-  with pytest.raises(DataError, match="holds no text"):
+  with pytest.raises(DataError, match="has no text"):
     open_train(tokens).texts(0)
 
 
 def test_a_split_without_documents_trains_nothing_and_says_so(tmp_path, corpus):
-  write(tmp_path / "tokens", make_config(path=corpus, validation_fraction=1e-9))
+  write(tmp_path / "tokens", make_config(TextConfig(corpus, validation_fraction=1e-9)))
   config = config_of(tmp_path / "tokens")
-  with make_pipeline(config, "encoder_decoder", "validation", training=False) as pipeline:
+  with make_pipeline(config, "inputs_and_targets", "validation", training=False) as pipeline:
     assert list(pipeline) == []
   with (
-    make_pipeline(config, "encoder_decoder", "validation", training=True) as pipeline,
+    make_pipeline(config, "inputs_and_targets", "validation", training=True) as pipeline,
     pytest.raises(DataError, match="no example for stream 0"),
   ):
     next(pipeline)

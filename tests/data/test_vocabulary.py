@@ -1,4 +1,4 @@
-"""Ids stand for text without loss, and for a known number of its bytes."""
+"""Ids represent text without loss, each a known number of its bytes."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ def vocabulary(request):
   return load_vocabulary(request.param, 100)
 
 
-def test_decoding_gives_back_the_text(vocabulary):
+def test_decoding_restores_the_text(vocabulary):
   for text in [*make_texts(20), "  leading", "trailing  \n", "", "\r\n\t", "中文 🙂"]:
     assert vocabulary.decode(vocabulary.encode(text)) == text
 
@@ -29,7 +29,7 @@ def test_byte_lengths_sum_to_the_length_of_the_text(vocabulary):
     assert lengths[vocabulary.encode(text)].sum() == len(text.encode())
 
 
-def test_special_ids_stand_for_no_text(vocabulary):
+def test_special_ids_have_no_text(vocabulary):
   special = [0, 1, 2, *range(vocabulary.size - 100, vocabulary.size)]
   assert not vocabulary.byte_lengths()[special].any()
   ids = vocabulary.encode("text")
@@ -58,7 +58,7 @@ def test_the_fingerprint_tells_vocabularies_apart():
 def test_the_quickstarts_vocabulary_is_small_and_fits_python():
   vocabulary = load_vocabulary(PYTHON_2K, 0)
   assert vocabulary.size == 2048
-  config = make_config(source="standard_library", vocabulary=PYTHON_2K)
+  config = make_config("standard_library", vocabulary=PYTHON_2K)
   texts = list(make_source(config, "validation", make_vocabulary(config)).texts(0))
   ids = vocabulary.encode_many(texts)
   assert [vocabulary.decode(i) for i in ids] == texts
@@ -73,11 +73,13 @@ def test_t5s_own_vocabulary_gives_t5s_ids(data_dir):
 
 
 def test_a_missing_vocabulary_is_named(tmp_path):
-  with pytest.raises(ConfigError, match=r"vocabulary = '.*none\.model': no such file"):
+  with pytest.raises(
+    ConfigError, match=r"vocabulary = '.*none\.model': expected 'bytes' or the path of a SentencePiece model"
+  ):
     load_vocabulary(str(tmp_path / "none.model"), 0)
 
 
-def test_a_file_that_is_no_vocabulary_is_named(tmp_path):
+def test_a_file_that_is_not_a_vocabulary_is_named(tmp_path):
   (tmp_path / "text.model").write_text("no model")
-  with pytest.raises(ConfigError, match=r"text\.model': is no SentencePiece model"):
+  with pytest.raises(ConfigError, match=r"text\.model': expected a SentencePiece model"):
     load_vocabulary(str(tmp_path / "text.model"), 0)

@@ -39,7 +39,7 @@ def test_the_result_is_that_of_summing_over_single_tokens_in_float64(trained):
   data, model = trained.config.data, trained.model
   nll, correct, count, text = 0.0, 0, 0, 0
   lengths = make_vocabulary(data).byte_lengths()
-  with make_pipeline(data, "encoder_decoder", "validation", training=False) as pipeline:
+  with make_pipeline(data, "inputs_and_targets", "validation", training=False) as pipeline:
     for batch in pipeline:
       logits = np.asarray(model(jax.tree.map(jax.numpy.asarray, batch), training=False).logits, np.float64)
       log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -80,7 +80,8 @@ def test_another_vocabulary_of_the_same_size_is_refused(trained):
 def test_gzip_of_ever_the_same_letter_takes_next_to_nothing(tmp_path, corpus):
   data = tiny_config(corpus).data
   (tmp_path / "same.txt").write_text("a" * 100_000)
-  same = dataclasses.replace(data, path=str(corpus), validation_path=str(tmp_path / "same.txt"))
+  source = dataclasses.replace(data.source, validation_path=str(tmp_path / "same.txt"))
+  same = dataclasses.replace(data, source=source)
   assert gzip_bits_per_byte(same) < 0.02
   assert 1 < gzip_bits_per_byte(data) < 8
 

@@ -17,7 +17,7 @@ AGAIN = "; start the same command on every host again: it goes on from the newes
 def config_file(tmp_path_factory):
   """Of a run whose data lies in the working directory of each process."""
   mapping = tiny_mapping("train.jsonl", streams=2, steps=60, eval_every=60, checkpoint_every=20)
-  mapping["data"] |= {"validation_path": "validation.jsonl"}
+  mapping["data"]["source"] |= {"validation_path": "validation.jsonl"}
   path = tmp_path_factory.mktemp("configs") / "tiny.py"
   path.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict({mapping!r})\n")
   return path

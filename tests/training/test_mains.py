@@ -128,7 +128,7 @@ def test_sigterm_saves_and_does_not_pretend_to_have_finished(whole, start, confi
   [
     (["--config.train.kep=3"], "config.train.kep = 3: unknown field; TrainConfig has steps,"),
     (["--config.modle.d_model=3"], 'Did you mean "model"'),
-    (["--config.data.path=nothing/*.txt"], "'nothing/*.txt': matches no file"),
+    (["--config.data.source.path=nothing/*.txt"], "'nothing/*.txt': expected to match at least one file"),
     (["--config=no.py"], "--config = 'no.py': no such file"),
   ],
 )

@@ -204,7 +204,7 @@ def test_what_is_wrong_shows_before_anything_is_written(corpus, tmp_path):
   with pytest.raises(DataError, match=r"empty\.jsonl"):
     train(tiny_config(empty), tmp_path / "b")
   mapping = tiny_mapping(corpus)
-  mapping["data"]["validation_fraction"] = 1e-9
+  mapping["data"]["source"]["validation_fraction"] = 1e-9
   with pytest.raises(DataError, match="split 'validation': holds no example"):
     train(load_config(mapping), tmp_path / "c")
   assert [path.name for path in tmp_path.iterdir()] == ["empty.jsonl"]

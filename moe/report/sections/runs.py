@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from moe.config import as_mapping
+from moe.config import Choice, as_mapping
 from moe.report.collect import Run
 from moe.report.html import Html, join, table, tag
 from moe.report.layout import LEAKS, Section, run_key, series
@@ -47,7 +47,7 @@ def _facts(run: Run) -> dict[str, Any]:
     "encoder router": router_text(model.encoder_router) if model.encoder_layers else _ABSENT,
     "decoder router": router_text(model.decoder_router),
     "causality": _causality(run),
-    "data": f"{data.source}, {data.objective}, {data.inputs_length} + {data.targets_length} tokens a row",
+    "data": f"{data.source.name}, {data.objective.name}, {data.inputs_length} + {data.targets_length} tokens a row",
     "vocabulary": f"{run.trained.vocabulary['name']}, {run.trained.vocabulary['size']:,} items",
     "training": f"{config.optimizer.name}, {data.batch_size} rows a batch, {_steps(run)}",
     "last validation": _validation(run),
@@ -88,13 +88,17 @@ def router_text(router: RouterConfig | None) -> str:
   """The router's name and the options that are not its defaults."""
   if router is None:
     return "none: dense"
+  return _named(router.name, router.options)
+
+
+def _named(name: str, options: Any) -> str:
   chosen = {
-    field.name: getattr(router.options, field.name)
-    for field in dataclasses.fields(router.options)
-    if field.default is dataclasses.MISSING or getattr(router.options, field.name) != field.default
+    field.name: getattr(options, field.name)
+    for field in dataclasses.fields(options)
+    if field.default is dataclasses.MISSING or getattr(options, field.name) != field.default
   }
-  listed = ", ".join(f"{name} = {value}" for name, value in chosen.items())
-  return f"{router.name} ({listed})" if listed else f"{router.name} (defaults)"
+  listed = ", ".join(f"{field} = {value}" for field, value in chosen.items())
+  return f"{name} ({listed})" if listed else f"{name} (defaults)"
 
 
 def _differences(runs: Sequence[Run], head: Sequence[Any]) -> Html:
@@ -106,7 +110,9 @@ def _differences(runs: Sequence[Run], head: Sequence[Any]) -> Html:
 
 
 def fields_of(config: ExperimentConfig | Any, path: str = "") -> dict[str, str]:
-  """Every field of a config as text, by its dotted name; a router is one field, since routers' options differ."""
+  """Every field of a config as text, by its dotted name; a choice is one field, since the fields of choices differ."""
+  if isinstance(config, Choice):
+    return {path: _named(config.name, config)}
   if isinstance(config, RouterConfig) or not dataclasses.is_dataclass(config):
     return {path: router_text(config) if path.endswith("_router") else str(config)}
   found: dict[str, str] = {}

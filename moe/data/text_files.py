@@ -1,4 +1,4 @@
-"""Text files, compressed or not: opening them, and refusing what is no text before anything expensive starts."""
+"""Text files, compressed or not: opening them, and rejecting what is not text before anything expensive starts."""
 
 import bz2
 import codecs
@@ -17,17 +17,17 @@ _COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open
 _DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 
 
-def kind(path: str) -> str:
-  """The suffix below the compression's: ".txt" of "a.txt.gz"."""
+def text_suffix(path: str) -> str:
+  """The suffix without that of a compression: ".txt" of "a.txt.gz"."""
   stem, suffix = os.path.splitext(path)
   return os.path.splitext(stem)[1] if suffix in (*_COMPRESSED, ".zst") else suffix
 
 
 def open_bytes(path: str) -> BinaryIO:
-  """The file's content, decompressed by its suffix.
+  """Opens the file for reading, decompressed according to its suffix.
 
   Raises:
-    DataError: the file cannot be opened, or is .zst where no module reads that.
+    DataError: the file cannot be opened, or is .zst and no installed module reads that.
   """
   suffix = os.path.splitext(path)[1]
   try:
@@ -47,8 +47,8 @@ def _open_zstandard(path: str) -> BinaryIO:
   raise DataError(path, "reading .zst needs the package zstandard (pip install zstandard)")
 
 
-def read(file: BinaryIO, size: int, path: str) -> bytes:
-  """`file.read(size)`, with a damaged compressed file named."""
+def read_bytes(file: BinaryIO, size: int, path: str) -> bytes:
+  """`file.read(size)`, with a `DataError` that names a damaged file."""
   try:
     return file.read(size)
   except (*_DAMAGED, OSError) as error:
@@ -56,18 +56,18 @@ def read(file: BinaryIO, size: int, path: str) -> bytes:
 
 
 def read_line(file: BinaryIO, path: str) -> bytes:
-  """`file.readline()`, with a damaged compressed file named."""
+  """`file.readline()`, with a `DataError` that names a damaged file."""
   try:
     return file.readline()
   except (*_DAMAGED, OSError) as error:
     raise DataError(path, f"is damaged ({error})") from None
 
 
-def decode(content: bytes, path: str, offset: int = 0) -> str:
-  """The text of the UTF-8 bytes that stand at `offset` of the file.
+def decode_text(content: bytes, path: str, offset: int = 0) -> str:
+  """The text of UTF-8 bytes that begin at byte `offset` of the file.
 
   Raises:
-    DataError: NUL bytes, so that the file is binary; or other bytes that are not UTF-8.
+    DataError: the bytes contain NUL, so the file is binary, or are not UTF-8.
   """
   if b"\0" in content:
     raise DataError(path, f"is a binary file (NUL at byte {offset + content.index(0)}), not text")
@@ -78,17 +78,17 @@ def decode(content: bytes, path: str, offset: int = 0) -> str:
 
 
 def check_text(path: str) -> None:
-  """Reads the file's first 64 KiB.
+  """Checks the first 64 KiB of the file.
 
   Raises:
-    DataError: the file is unreadable, empty, damaged, binary or not UTF-8.
+    DataError: the file cannot be read, is empty, damaged, binary or not UTF-8.
   """
   with open_bytes(path) as file:
-    start = read(file, _SNIFFED, path)
+    start = read_bytes(file, _SNIFFED, path)
   if len(start) < _SNIFFED and not start.strip(b"\xef\xbb\xbf \t\r\n"):
     raise DataError(path, "is empty")
   if b"\0" in start:
-    decode(start, path)
+    decode_text(start, path)
   try:
     # Incremental, because the 64 KiB may end inside a character.
     codecs.getincrementaldecoder("utf-8")().decode(start, final=len(start) < _SNIFFED)

@@ -1,0 +1,40 @@
+"""From documents to examples: what the model reads and what it predicts.
+
+An objective first computes the length of every example of a block, so that rows can be packed, and makes an example
+only when its row is used. All randomness comes from a key of integers (seed, epoch, shard, block), so an example is the
+same whether or not the run was interrupted.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from moe.config import Choice, require
+from moe.data.batch import Examples, RowShape
+from moe.data.documents import Documents
+from moe.data.vocabulary import Vocabulary
+
+Key = tuple[int, ...]
+Objective = Callable[[Documents, Key], Examples]
+
+
+class ObjectiveConfig(Choice):
+  """The section `data.objective`. Each objective is one file of `moe/data/objectives`, with a frozen dataclass.
+
+  Attributes:
+    reads_pairs: whether it reads documents with inputs and targets; otherwise it reads plain text.
+  """
+
+  reads_pairs: ClassVar[bool] = False
+
+  def check(self, inputs_length: int, targets_length: int) -> None:
+    """Raises `ConfigError` unless rows of these lengths can hold an example."""
+    require(inputs_length >= 2, "inputs_length", inputs_length, "expected at least 2")
+    require(targets_length >= 2, "targets_length", targets_length, "expected at least 2")
+
+  def make(self, shape: RowShape, vocabulary: Vocabulary) -> Objective:
+    """The function from a block of documents and a key to the block's examples.
+
+    Raises:
+      ConfigError: the objective needs another row format, longer rows, or more sentinels.
+    """
+    raise NotImplementedError

@@ -1,0 +1,35 @@
+"""Text to text (Raffel et al. 2020): a task's own inputs and targets."""
+
+import dataclasses
+
+import numpy as np
+
+from moe.data.batch import RowShape
+from moe.data.documents import Documents
+from moe.data.objective import Objective, ObjectiveConfig
+from moe.data.vocabulary import EOS, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class TextToTextConfig(ObjectiveConfig, name="text_to_text"):
+  """Needs a source of pairs."""
+
+  reads_pairs = True
+
+  def make(self, shape: RowShape, vocabulary: Vocabulary) -> Objective:
+    return lambda documents, key: PairExamples(documents, shape.inputs_length, shape.targets_length)
+
+
+class PairExamples:
+  """Inputs and targets, each trimmed to leave room for the EOS that ends it."""
+
+  def __init__(self, documents: Documents, inputs_length: int, targets_length: int):
+    self._documents = documents
+    limits = (inputs_length, targets_length)
+    both = (documents.inputs, documents.targets)
+    self.lengths = np.stack([np.minimum(part.lengths + 1, limit) for part, limit in zip(both, limits)], axis=1)
+
+  def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+    both = (self._documents.inputs, self._documents.targets)
+    inputs, targets = (np.append(part[i][: n - 1], EOS).astype(np.int32) for part, n in zip(both, self.lengths[i]))
+    return inputs, targets

@@ -1,0 +1,7 @@
+"""One source per file, found by its name: importing this package imports them all."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+  importlib.import_module(f"{__name__}.{_module.name}")

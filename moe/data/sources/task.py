@@ -1,0 +1,38 @@
+"""seqio tasks and TFDS datasets by name (Roberts et al. 2022, "Scaling Up Models and Data with t5x and seqio")."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from moe.data.source import Source, SourceConfig
+from moe.data.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig(SourceConfig, name="task"):
+  """A registered seqio task, or else a TFDS dataset.
+
+  Attributes:
+    task: its name, such as "c4/en:3.1.0".
+    data_dir: the TFDS directory; empty for TFDS's default.
+    text_key: the feature of a TFDS dataset that has the text.
+    train_split: the task's name of the split "train", such as "train[:90%]".
+    validation_split: the task's name of the split "validation".
+    modules: Python modules to import first, because they register the task.
+  """
+
+  task: str
+  data_dir: str = ""
+  text_key: str = "text"
+  train_split: str = "train"
+  validation_split: str = "validation"
+  modules: tuple[str, ...] = ()
+
+  @property
+  def corpus(self) -> str:
+    return self.task
+
+  def make(self, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int) -> Source:
+    from moe.data.seqio_reading import open_task  # imports TensorFlow
+
+    split = {"train": self.train_split, "validation": self.validation_split}.get(split, split)
+    return open_task(self, split, vocabulary, lengths, seed)

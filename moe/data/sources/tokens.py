@@ -1,0 +1,77 @@
+"""Token ids from memory-mapped arrays: a directory that `scripts/tokenize_corpus.py` writes."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from moe.config import require
+from moe.data.documents import BLOCK_DOCUMENTS, Documents, Ragged, stable_hash
+from moe.data.errors import DataError
+from moe.data.source import SourceConfig
+from moe.data.token_directory import open_feature, read_meta
+from moe.data.vocabulary import StoredVocabulary, Vocabulary
+
+_BLOCK_TOKENS = 4 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class TokensConfig(SourceConfig, name="tokens"):
+  """A token directory, which needs neither TensorFlow nor seqio.
+
+  Attributes:
+    path: the directory.
+  """
+
+  stores_vocabulary = True
+
+  path: str
+
+  @property
+  def corpus(self) -> str:
+    return self.path
+
+  def stored_vocabulary(self) -> StoredVocabulary:
+    return StoredVocabulary(self.path, read_meta(self.path)["vocabulary"])
+
+  def make(self, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int) -> "TokensSource":
+    return TokensSource(self.path, split)
+
+
+class TokensSource:
+  """One split of a token directory. Each block is a shard, since any part of an array is read equally fast.
+
+  Raises:
+    ConfigError: the directory or the split does not exist. DataError: files do not have the lengths in `meta.json`.
+  """
+
+  varies = False
+
+  def __init__(self, directory: str, split: str):
+    meta = read_meta(directory)
+    require(split in meta["splits"], "split", split, f"expected one of {', '.join(meta['splits'])}, as in {directory}")
+    self._features = {name: open_feature(directory, split, name, meta) for name in meta["features"]}
+    self.supervised = "inputs" in self._features
+    self._bounds = _block_bounds(self._features["targets"].offsets)
+    self.num_shards = max(1, len(self._bounds) - 1)
+    self.fingerprint = f"{stable_hash(json.dumps(meta['splits'][split]), meta['vocabulary']['fingerprint']):016x}"
+
+  def blocks(self, shard: int, start: int, epoch: int) -> Iterator[Documents]:
+    del epoch
+    if start == 0 and len(self._bounds) > 1:
+      first, last = self._bounds[shard : shard + 2]
+      yield Documents(**{k: Ragged(v.flat, v.offsets[first : last + 1]) for k, v in self._features.items()})
+
+  def texts(self, shard: int) -> Iterator[str]:
+    raise DataError("tokens", "a directory of token ids has no text")
+
+
+def _block_bounds(offsets: np.ndarray) -> np.ndarray:
+  """The document numbers at which blocks begin, and the number of documents; blocks are bounded in both."""
+  bounds = [0]
+  while bounds[-1] < len(offsets) - 1:
+    first = bounds[-1]
+    fitting = int(np.searchsorted(offsets, offsets[first] + _BLOCK_TOKENS, "right")) - 1
+    bounds.append(min(max(fitting, first + 1), first + BLOCK_DOCUMENTS, len(offsets) - 1))
+  return np.array(bounds)

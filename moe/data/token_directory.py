@@ -1,0 +1,143 @@
+"""The format of a token directory.
+
+It has `meta.json` and, for each split and feature, `SPLIT.FEATURE.bin` (all ids, 16 or 32 bits each) and
+`SPLIT.FEATURE.offsets.npy` (where each document begins). A SentencePiece model is copied next to them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+
+from moe.config import ConfigError
+from moe.data.documents import Ragged
+from moe.data.errors import DataError
+from moe.data.source import Source
+from moe.data.vocabulary import Vocabulary
+
+FORMAT = 1
+META = "meta.json"
+
+
+def read_meta(directory: str) -> dict:
+  """The directory's description.
+
+  Raises:
+    ConfigError: it is missing. DataError: it is damaged or of another format.
+  """
+  path = os.path.join(directory, META)
+  if not os.path.isfile(path):
+    raise ConfigError("path", directory, f"expected a directory with {META}, made by scripts/tokenize_corpus.py")
+  try:
+    with open(path, encoding="utf-8") as file:
+      meta = json.load(file)
+  except (json.JSONDecodeError, UnicodeDecodeError):
+    raise DataError(path, "is damaged: not JSON") from None
+  if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+    raise DataError(path, f"is not of format {FORMAT}; make the directory again with scripts/tokenize_corpus.py")
+  return meta
+
+
+def open_feature(directory: str, split: str, feature: str, meta: dict) -> Ragged:
+  """One feature of a split, memory-mapped.
+
+  Raises:
+    DataError: a file is missing, or does not have the length in `meta`.
+  """
+  dtype, entry = np.dtype(meta["dtype"]), meta["splits"][split]
+  tokens, documents = entry["tokens"][feature], entry["documents"]
+  path = _path(directory, split, feature, "bin")
+  expected = tokens * dtype.itemsize
+  found = os.path.getsize(path) if os.path.isfile(path) else 0
+  if found != expected:
+    raise DataError(path, f"has {found} bytes, expected {expected} from {META}; make the directory again")
+  path_of_offsets = _path(directory, split, feature, "offsets.npy")
+  try:
+    offsets = np.load(path_of_offsets)
+  except (OSError, ValueError, EOFError):
+    raise DataError(path_of_offsets, "is missing or damaged; make the directory again") from None
+  if len(offsets) != documents + 1 or offsets[-1] != tokens:
+    raise DataError(path_of_offsets, f"does not match {META}; make the directory again")
+  # An empty file cannot be mapped.
+  flat = np.memmap(path, dtype, "r") if tokens else np.zeros(0, dtype)
+  return Ragged(flat, offsets)
+
+
+def write_split(
+  directory: str, split: str, source: Source, vocabulary: Vocabulary, progress: Callable[[int], object]
+) -> dict:
+  """Writes the arrays of one split.
+
+  Args:
+    directory: exists.
+    split: the name of the split.
+    source: its documents.
+    vocabulary: of the source's ids.
+    progress: called after each block with its number of documents.
+
+  Returns:
+    The split's entry of `meta["splits"]`.
+  """
+  names = ("inputs", "targets") if source.supervised else ("targets",)
+  dtype = token_dtype(vocabulary.size)
+  lengths: dict[str, list[np.ndarray]] = {name: [] for name in names}
+  with _Writers(directory, split, names) as writers:
+    for shard in range(source.num_shards):
+      for block in source.blocks(shard, 0, 0):
+        for name in names:
+          ragged = getattr(block, name)
+          writers.files[name].write(np.asarray(ragged.flat).astype(dtype).tobytes())
+          lengths[name].append(ragged.lengths)
+        progress(len(block))
+  offsets = {name: np.concatenate([[0], *lengths[name]]).cumsum().astype(np.int64) for name in names}
+  for name in names:
+    np.save(_path(directory, split, name, "offsets.npy"), offsets[name])
+  return {"documents": len(offsets["targets"]) - 1, "tokens": {name: int(offsets[name][-1]) for name in names}}
+
+
+def write_meta(directory: str, vocabulary: Vocabulary, supervised: bool, splits: dict) -> None:
+  """Writes `meta.json`, and the SentencePiece model, so that the directory is complete."""
+  name = vocabulary.name
+  if name != "bytes":
+    name = "vocabulary.model"
+    shutil.copyfile(vocabulary.name, os.path.join(directory, name))
+  meta = {
+    "format": FORMAT,
+    "dtype": np.dtype(token_dtype(vocabulary.size)).name,
+    "features": ["inputs", "targets"] if supervised else ["targets"],
+    "splits": splits,
+    "vocabulary": {
+      "name": name,
+      "size": vocabulary.size,
+      "extra_ids": vocabulary.extra_ids,
+      "fingerprint": vocabulary.fingerprint,
+      "byte_lengths": vocabulary.byte_lengths().tolist(),
+    },
+  }
+  with open(os.path.join(directory, META), "w", encoding="utf-8") as file:
+    json.dump(meta, file)
+
+
+def token_dtype(size: int) -> type[np.unsignedinteger]:
+  """The narrowest type for ids below `size`."""
+  return np.uint16 if size <= 2**16 else np.uint32
+
+
+class _Writers:
+  """One open file per feature."""
+
+  def __init__(self, directory: str, split: str, names: tuple[str, ...]):
+    self.files = {name: open(_path(directory, split, name, "bin"), "wb") for name in names}  # noqa: SIM115
+
+  def __enter__(self) -> "_Writers":
+    return self
+
+  def __exit__(self, *unused) -> None:
+    for file in self.files.values():
+      file.close()
+
+
+def _path(directory: str, split: str, feature: str, suffix: str) -> str:
+  return os.path.join(directory, f"{split}.{feature}.{suffix}")
