@@ -5,6 +5,8 @@ them. A section whose field `name` chooses what it is (a router, an optimizer, a
 dataclass registered under that name, whose fields are the options and whose methods say what the choice does.
 """
 
+import ast
+import contextlib
 import dataclasses
 import json
 import types
@@ -31,6 +33,19 @@ def require(condition: bool, field: str, value: Any, expected: str) -> None:
   """Raises `ConfigError` unless the condition holds; for `__post_init__` checks across fields."""
   if not condition:
     raise ConfigError(field, value, expected)
+
+
+class Text(str):
+  """A value as it was written on a command line. The field that it is for decides how it is read."""
+
+  __slots__ = ()
+
+  def read(self) -> Any:
+    """What it is as JSON or as a Python literal, or else the text itself."""
+    for parse in (json.loads, ast.literal_eval):
+      with contextlib.suppress(ValueError, SyntaxError):
+        return parse(str(self))
+    return str(self)
 
 
 class Choice:
@@ -75,6 +90,7 @@ def build(cls: type[T], values: Any, path: str = "config", default: Any = None) 
   Raises:
     ConfigError: an unknown field, a missing one, a value of another type, or what `cls.__post_init__` refuses.
   """
+  values = values.read() if isinstance(values, Text) else values
   chooses = issubclass(cls, Choice)
   if chooses and isinstance(values, str):
     values = {"name": values}
@@ -110,8 +126,12 @@ def _chosen(family: type[Choice], values: Mapping[str, Any], path: str, default:
 def _check(hint: Any, value: Any, path: str, field: Any = None) -> Any:
   """The value, converted where nothing is lost (int to float, list to tuple), or a `ConfigError`."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+  if isinstance(value, Text) and (hint is str or value in arguments):
+    value = str(value)
+  elif isinstance(value, Text) and str not in arguments:
+    value = value.read()
   if origin in (typing.Union, types.UnionType):
-    if value is None and type(None) in arguments:
+    if value is None or (isinstance(value, Text) and value.read() is None):
       return None
     (inner,) = (argument for argument in arguments if argument is not type(None))
     return _check(inner, value, path, field)
@@ -150,7 +170,7 @@ def as_mapping(config: Any) -> Any:
 
 
 def parse_field(text: str) -> tuple[str, Any]:
-  """The dotted name and the value of `FIELD=VALUE`, for `override`. The value is JSON, or else a string.
+  """The dotted name and the value of `FIELD=VALUE`, for `override`.
 
   Raises:
     ConfigError: there is no "=".
@@ -158,10 +178,7 @@ def parse_field(text: str) -> tuple[str, Any]:
   name, equals, value = text.partition("=")
   if not equals:
     raise ConfigError("argument", text, "expected FIELD=VALUE")
-  try:
-    return name, json.loads(value)
-  except ValueError:
-    return name, value
+  return name, Text(value)
 
 
 def differences(old: Any, new: Any, path: str = "config") -> dict[str, tuple[Any, Any]]:
