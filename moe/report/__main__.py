@@ -18,11 +18,11 @@ _BATCHES = flags.DEFINE_integer("batches", 4, "Validation batches that the route
 
 def main() -> None:
   from moe.report.collect import collect
-  from moe.report.page import render
+  from moe.report.rendering import render_report
   from moe.training.workdir import write_new
 
   path = _free_path(_OUT.value)
-  page = render(collect(_WORKDIRS.value, _BATCHES.value))
+  page = render_report(collect(_WORKDIRS.value, _BATCHES.value))
   try:
     write_new(path, page)
   except OSError as error:

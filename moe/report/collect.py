@@ -18,7 +18,7 @@ from moe.models.count import ParameterCounts, count_parameters
 from moe.models.model_config import ModelConfig
 from moe.models.types import shift_right
 from moe.report import statistics
-from moe.report.texts import token_texts
+from moe.report.token_texts import token_texts
 from moe.routing import Routing, SoftRouting
 from moe.routing.weights import expert_weights
 from moe.training.checkpoint import CheckpointError
@@ -27,6 +27,9 @@ from moe.training.metrics import Record, read_metrics
 from moe.training.state import merge
 from moe.training.step import micro_batches
 from moe.training.workdir import Workdir
+
+# What is said of a run whose losses may know the future.
+LEAKS = "future leakage"
 
 # Of each layer, enough for shares to a percent; bounds the memory that a large batch or many layers take.
 _MOST_TOKENS = 20_000
@@ -102,6 +105,21 @@ class Run:
   def leaks(self) -> bool:
     """Whether every loss of the run may know the future."""
     return self.trained.config.model.leaks_future
+
+  @property
+  def label(self) -> str:
+    """The name, with the words that go with every loss of a run that leaks."""
+    return f"{self.name} ({LEAKS})" if self.leaks else self.name
+
+  def series(self, kind: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a metric in the records of one kind, without values that JSON cannot hold, such as NaN.
+
+    Returns:
+      `[n]` and `[n]`, or `[n]` and `[n, E]` where the metric has a value for each expert.
+    """
+    found = [(record["step"], record[metric]) for record in self.records if record["kind"] == kind and metric in record]
+    finite = [(step, value) for step, value in found if not any(isinstance(x, str) for x in np.ravel(value).tolist())]
+    return np.array([step for step, _ in finite]), np.array([value for _, value in finite], float)
 
 
 def collect(workdirs: Sequence[str], batches: int) -> list[Run]:

@@ -1,4 +1,4 @@
-"""What a routing did, counted: from arrays to the numbers of a report. NumPy only.
+"""Statistics of a routing, from arrays to the numbers of a report. NumPy only.
 
 Shapes: n real tokens (no padding), E experts. `chosen` is bool `[n, E]`: whether the token reached the expert.
 """
@@ -11,14 +11,14 @@ import numpy as np
 DEAD_SHARE = 0.05
 
 
-def experts_per_token(chosen: np.ndarray) -> np.ndarray:
+def experts_per_token_shares(chosen: np.ndarray) -> np.ndarray:
   """`[E + 1]`, the share of the tokens that reached 0, 1, ..., E experts."""
   tokens, experts = chosen.shape
   return np.bincount(chosen.sum(1), minlength=experts + 1) / max(tokens, 1)
 
 
 def binomial_null(experts: int, mean: float) -> np.ndarray:
-  """`[E + 1]`, what `experts_per_token` would be if every expert took every token with probability mean / E."""
+  """`[E + 1]`, what `experts_per_token_shares` would be if every expert took every token with probability mean / E."""
   p = mean / experts
   return np.array([math.comb(experts, k) * p**k * (1 - p) ** (experts - k) for k in range(experts + 1)])
 

@@ -26,7 +26,7 @@ def draw_loss(metrics: pathlib.Path, figure: pathlib.Path, title: str, gzip_bits
   axes = canvas.figure.subplots()
   steps, bits = _curve(records, "train")
   axes.plot(steps, bits, color="tab:blue", alpha=0.25, linewidth=1)
-  axes.plot(steps, smooth(bits), color="tab:blue", label="training (smoothed)")
+  axes.plot(steps, running_mean(bits), color="tab:blue", label="training (smoothed)")
   axes.plot(*_curve(records, "validation"), color="tab:orange", marker="o", markersize=4, label="validation")
   if gzip_bits is not None:
     axes.axhline(gzip_bits, color="black", linestyle="--", linewidth=1, label="gzip -9 on the validation text")
@@ -44,7 +44,7 @@ def _curve(records: list[Record], kind: str) -> tuple[np.ndarray, np.ndarray]:
   return np.array([r["step"] for r in chosen]), np.array([r["bits_per_byte"] for r in chosen])
 
 
-def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
+def running_mean(values: np.ndarray, share: float = 0.02) -> np.ndarray:
   """Running mean over about a fiftieth of the curve, narrower at its ends instead of padded."""
   half = int(len(values) * share / 2) + 1
   total = np.concatenate([[0.0], np.cumsum(values)])

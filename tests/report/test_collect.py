@@ -7,7 +7,7 @@ import pytest
 from moe.config import ConfigError
 from moe.data import load_vocabulary
 from moe.report.collect import run_names, stack_layers
-from moe.report.texts import token_texts
+from moe.report.token_texts import printable, token_texts, visible
 from moe.routing import SlotRouting, SoftRouting
 from tests.report.runs import make_run
 
@@ -74,3 +74,8 @@ def test_items_keep_the_spaces_they_stand_for():
 def test_a_part_of_a_character_is_marked_as_one():
   vocabulary = load_vocabulary("bytes", 0)
   assert set(token_texts(vocabulary, vocabulary.encode("é")).values()) == {"\ufffd"}
+
+
+def test_characters_that_would_control_the_page_are_shown_instead():
+  assert printable("a\x00b\x0c\u202ec\n\td") == "a␀b␌⟨202e⟩c\n\td"
+  assert visible(" x\n\t") == "␣x↵⇥"

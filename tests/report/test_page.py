@@ -1,15 +1,17 @@
 """The page: one well-formed file that asks for nothing, whose charts say what they show, and no text of which runs."""
 
+import base64
 import dataclasses
+import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
 from moe.report.collect import Run
-from moe.report.page import render
+from moe.report.rendering import render_report
 from moe.report.sections import SECTIONS
-from moe.report.sections.runs import fields_of, router_text
+from moe.report.sections.overview import flat_fields, router_text
 from tests.report.runs import TOKENS, make_layer, make_run
 
 ATTACK = "</script><script>alert('&')</script><img src=x onerror=\"alert(1)\">"
@@ -19,7 +21,7 @@ DENSE = {"num_experts": 0, "encoder_router": None}
 
 
 def parsed(*runs: Run) -> ElementTree.Element:
-  page = render(runs)
+  page = render_report(runs)
   doctype, rest = page.split("\n", 1)
   assert doctype == "<!doctype html>"
   return ElementTree.fromstring(rest)
@@ -64,10 +66,15 @@ def test_it_is_one_file_that_asks_for_nothing(two):
     assert element.tag not in ("link", "iframe", "object", "embed", "img", "image", "use")
     assert "src" not in element.attrib
     assert element.get("href", "#").startswith("#")
-  page = render([make_run()])
+  page = render_report([make_run()])
   assert not re.search(r"https?:|//[a-z]|url\(|@import", page)
+
+
+def test_the_browser_may_load_nothing_and_run_only_the_script_of_the_page(two):
   (policy,) = [element.get("content") for element in two.iter("meta") if element.get("http-equiv")]
-  assert policy.startswith("default-src 'none'; ")
+  (script,) = two.iter("script")
+  digest = base64.b64encode(hashlib.sha256(script.text.encode()).digest()).decode()
+  assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def test_ids_are_unique(two):
@@ -111,7 +118,7 @@ def test_leakage_is_said_first_and_with_every_mention_of_a_loss():
   assert text_of(warning).startswith("FUTURE LEAKAGE in leaking")
   legend = section(root, "Loss and perplexity").find("p")
   assert [text_of(key) for key in legend][:2] == ["honest", "leaking (future leakage)"]
-  assert "FUTURE LEAKAGE" not in render([make_run("honest")])
+  assert "FUTURE LEAKAGE" not in render_report([make_run("honest")])
 
 
 def test_a_dense_run_has_curves_and_a_word_about_routers():
@@ -126,7 +133,7 @@ def test_the_configs_of_several_runs_are_compared_field_by_field():
   first, second = make_run("first"), make_run("second", d_ff=64)
   (table,) = [t for t in section(parsed(first, second), "Runs").iter("table") if t.find("thead/tr/th").text == "field"]
   assert [[text_of(cell) for cell in row] for row in table.find("tbody")] == [["model.d_ff", "32", "64"]]
-  fields = fields_of(first.trained.config)
+  fields = flat_fields(first.trained.config)
   assert fields["model.encoder_router"] == "expert_choice (defaults)" and fields["train.steps"] == "12"
   glam = make_run(decoder_router={"name": "glam", "capacity_factor": 2.5}).trained.config.model.decoder_router
   assert router_text(glam) == "glam (capacity_factor = 2.5)"

@@ -24,7 +24,7 @@ def pairs(chosen):
 
 def test_experts_per_token_are_shares_of_all_tokens():
   chosen = np.array([[1, 1, 0], [0, 0, 0], [1, 1, 1], [0, 1, 1]], bool)
-  np.testing.assert_array_equal(statistics.experts_per_token(chosen), [0.25, 0, 0.5, 0.25])
+  np.testing.assert_array_equal(statistics.experts_per_token_shares(chosen), [0.25, 0, 0.5, 0.25])
 
 
 @pytest.mark.parametrize(("experts", "mean"), [(8, 2.0), (64, 1.3), (3, 0.0), (3, 3.0)])
@@ -37,7 +37,7 @@ def test_the_null_is_the_binomial_distribution_with_the_observed_mean(experts, m
 def test_experts_that_take_tokens_independently_give_the_null():
   chosen = np.random.default_rng(1).random((100_000, 8)) < 0.25
   np.testing.assert_allclose(
-    statistics.experts_per_token(chosen), statistics.binomial_null(8, chosen.sum(1).mean()), atol=0.005
+    statistics.experts_per_token_shares(chosen), statistics.binomial_null(8, chosen.sum(1).mean()), atol=0.005
   )
 
 

@@ -3,27 +3,13 @@
 from collections.abc import Sequence
 
 from moe.report.collect import Run
-from moe.report.html import table
-from moe.report.layout import Section, label
-from moe.report.leaks import decoder_leaks
+from moe.report.decoder_leaks import decoder_leaks
+from moe.report.section import Section
 
 
-def causality(runs: Sequence[Run]) -> Section | None:
+def causality_section(runs: Sequence[Run]) -> Section | None:
   """What each decoder layer's choice of experts tells about the next token."""
-  rows = []
-  for run in runs:
-    router = run.trained.config.model.decoder_router
-    if router is None or not run.batches:
-      continue
-    ids = next(layer.ids for name, layer in run.layers.items() if name.startswith("decoder"))
-    found = decoder_leaks(run.trained, run.batches[0], ids)
-    declared = "causal" if router.is_causal(training=False) else "sees later tokens"
-    rows += [
-      [label(run), f"layer_{index}", router.name, declared, f"{nats:.4f}", f"{error:.4f}"]
-      for index, (nats, error) in enumerate(zip(found.nats, found.standard_error, strict=True))
-    ]
-  if not rows:
-    return None
+  rows = [row for run in runs for row in _rows(run)]
   about = (
     "The checkpoint reads independent, uniformly drawn tokens, which tell nothing about each other. Whatever the"
     " experts of a token tell about the next token, beyond what the token and its place tell, has leaked from the"
@@ -33,4 +19,17 @@ def causality(runs: Sequence[Run]) -> Section | None:
     " meter; the flag is tested by perturbation, bit by bit."
   )
   head = ["run", "decoder layer", "router", "in evaluation", "nats per token", "standard error"]
-  return Section("Causality", about, table(head, rows, class_="facts"))
+  return Section("Causality", about, "causality.html", {"head": head, "rows": rows}) if rows else None
+
+
+def _rows(run: Run) -> list[list[str]]:
+  router = run.trained.config.model.decoder_router
+  if router is None or not run.batches:
+    return []
+  ids = next(layer.ids for name, layer in run.layers.items() if name.startswith("decoder"))
+  found = decoder_leaks(run.trained, run.batches[0], ids)
+  declared = "causal" if router.is_causal(training=False) else "sees later tokens"
+  return [
+    [run.label, f"layer_{index}", router.name, declared, f"{nats:.4f}", f"{error:.4f}"]
+    for index, (nats, error) in enumerate(zip(found.nats, found.standard_error, strict=True))
+  ]

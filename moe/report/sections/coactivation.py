@@ -1,0 +1,33 @@
+"""Which experts share tokens in validation text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe.report import statistics
+from moe.report.axes import category_axis
+from moe.report.chart import Chart
+from moe.report.collect import Layer, Run
+from moe.report.heat_map import color_keys, heat_map
+from moe.report.section import Section, layer_grid, layer_title
+
+
+def coactivation_section(runs: Sequence[Run]) -> Section | None:
+  """How often pairs of experts take the same token, against chance."""
+  about = (
+    "How often two experts take the same token, as a multiple of what chance would give if it made as many pairs and"
+    " gave every expert as many tokens: 1 is chance, 2 twice as often. The diagonal is blank."
+  )
+  charts = layer_grid(runs, _coactivation_map)
+  data = {"legend": color_keys("never together", "chance"), "charts": charts, "notes": []}
+  drawn = any(isinstance(cell, Chart) for cell in charts.cells)
+  return Section("Co-activation of experts", about, "charts.html", data) if drawn else None
+
+
+def _coactivation_map(run: Run, name: str, layer: Layer) -> Chart | str:
+  multiples = statistics.coactivation(layer.chosen)
+  if np.isnan(multiples).all():
+    return f"{name} · {run.name}: no token reached two experts."
+  texts = [["" if np.isnan(value) else f"{value:.2f}" for value in row] for row in multiples]
+  x = category_axis("expert", [str(expert) for expert in range(layer.experts)], 17)
+  return heat_map(layer_title("Co-activation", run, name), multiples, x, "expert", texts=texts)

@@ -1,0 +1,124 @@
+"""Curves recorded while the runs trained: loss, dropped tokens, the entropy of the gates."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from moe.report import statistics
+from moe.report.axes import Axis, linear_axis, logarithmic_axis
+from moe.report.chart import Chart
+from moe.report.collect import Run
+from moe.report.section import Grid, Key, Section, layer_names, run_color, run_keys, step_axis
+from moe.training.figure import running_mean
+
+_LINES = ("line: training, running mean", "dashed with dots: validation")
+_MOST_POINTS, _MOST_DOTS = 300, 60
+
+
+def loss_section(runs: Sequence[Run]) -> Section | None:
+  """Loss, perplexity and bits per byte."""
+  charts = [
+    _metric_chart("Loss per token", runs, "loss", lambda v: linear_axis("cross-entropy (nats per token)", v)),
+    _metric_chart(
+      "Perplexity",
+      runs,
+      "loss",
+      lambda v: logarithmic_axis("perplexity per token (log scale)", v),
+      transform=lambda values: np.exp(np.minimum(values, 700.0)),
+    ),
+    _metric_chart("Loss per byte", runs, "bits_per_byte", lambda v: linear_axis("loss (bits per byte of text)", v)),
+  ]
+  about = (
+    "Cross-entropy alone, without auxiliary losses; perplexity is its exponential. Runs with different vocabularies"
+    " compare in bits per byte only."
+  )
+  return _section("Loss and perplexity", about, charts, run_keys(runs, *_LINES))
+
+
+def dropped_section(runs: Sequence[Run]) -> Section | None:
+  """The dropped share, per layer."""
+  about = (
+    "Token choice: the share of the assignments that tokens asked for and found no slot. Expert choice and soft"
+    " routing, where tokens do not ask: the share of the tokens that no expert took."
+  )
+  charts = [
+    _metric_chart(f"Dropped · {name}", runs, f"{name}/dropped", lambda v: linear_axis("dropped share", v, low=0.0))
+    for name in layer_names(runs)
+  ]
+  return _section("Dropped tokens", about, charts, run_keys(runs, *_LINES, routed=True))
+
+
+def gate_entropy_section(runs: Sequence[Run]) -> Section | None:
+  """The entropy of the router's probabilities, per layer."""
+  about = (
+    "The mean over tokens of the entropy of the router's probabilities over experts: ln E where it does not tell the"
+    " experts apart, 0 where it is certain of one."
+  )
+  charts = [
+    _metric_chart(
+      f"Gate entropy · {name}",
+      runs,
+      f"{name}/gate_entropy",
+      lambda v: linear_axis("entropy (nats)", v, low=0.0),
+      level=_undecided,
+    )
+    for name in layer_names(runs)
+  ]
+  return _section("Entropy of the gates", about, charts, run_keys(runs, *_LINES, "dotted: ln E, undecided", routed=True))
+
+
+def _section(title: str, about: str, charts: Iterable[Chart | None], legend: list[Key]) -> Section | None:
+  """None where nothing was recorded."""
+  drawn = [chart for chart in charts if chart is not None]
+  return Section(title, about, "charts.html", {"legend": legend, "charts": Grid(drawn), "notes": []}) if drawn else None
+
+
+def _undecided(run: Run) -> tuple[float, str] | None:
+  experts = run.trained.config.model.num_experts
+  return (math.log(experts), f"ln {experts}") if experts else None
+
+
+def _metric_chart(
+  title: str,
+  runs: Sequence[Run],
+  metric: str,
+  y_axis: Callable[[Iterable[float]], Axis],
+  *,
+  transform: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+  level: Callable[[Run], tuple[float, str] | None] = lambda run: None,
+) -> Chart | None:
+  """A metric over training, every run in its color: a running mean of training, dots of validation.
+
+  Args:
+    title: of the chart.
+    runs: of the page.
+    metric: its name in the records.
+    y_axis: makes the vertical axis for these values.
+    transform: applied to the running mean and to the values of validation.
+    level: a value to compare a run with, and its name.
+
+  Returns:
+    None where no run recorded the metric.
+  """
+  drawn = []
+  for run in runs:
+    steps, values = run.series("train", metric)
+    training = statistics.thin(steps, running_mean(values), _MOST_POINTS)
+    validation = statistics.thin(*run.series("validation", metric), _MOST_DOTS)
+    if len(training[0]) or len(validation[0]):
+      drawn.append((run, *((steps, transform(values)) for steps, values in (training, validation)), level(run)))
+  if not drawn:
+    return None
+  heights = [y for _, (_, means), (_, values), _ in drawn for y in (*means, *values)]
+  heights += [reference[0] for *_, reference in drawn if reference is not None]
+  chart = Chart(title, step_axis(runs), y_axis(heights))
+  for run, training, validation, reference in drawn:
+    color = run_color(runs, run)
+    if reference is not None:
+      chart.level(reference[0], color, f"{run.name}: {reference[1]}")
+    chart.line(*training, color)
+    chart.line(*validation, color, dashed=True)
+    tips = [f"{run.label}, validation at step {step:,.0f}: {value:.4g}" for step, value in zip(*validation)]
+    chart.points(*validation, color, tips)
+  return chart
