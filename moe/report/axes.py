@@ -32,9 +32,7 @@ class Axis:
     return (value - low) / (high - low)
 
 
-def linear_axis(
-  label: str, values: Iterable[float], *, low: float | None = None, high: float | None = None
-) -> Axis:
+def linear_axis(label: str, values: Iterable[float], *, low: float | None = None, high: float | None = None) -> Axis:
   """An axis that covers all finite `values`; an end that is not given is the next tick beyond them."""
   found = [value for value in values if math.isfinite(value)] or [0.0]
   first = min(found) if low is None else low

@@ -9,7 +9,11 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from moe.report.axes import Axis
+
+Values = Sequence[float] | np.ndarray
 
 WIDTH, HEIGHT = 404, 256
 _RIGHT, _TOP, _BOTTOM = 20, 30, 44
@@ -62,7 +66,7 @@ class Chart:
   def y_pixel(self, value: float) -> float:
     return self.bottom - self.y.fraction(value) * (self.bottom - self.top)
 
-  def line(self, xs: Sequence[float], ys: Sequence[float], color: str, *, dashed: bool = False) -> None:
+  def line(self, xs: Values, ys: Values, color: str, *, dashed: bool = False) -> None:
     """Adds a curve; it breaks where `ys` is not finite."""
     path, command = "", "M"
     for x, y in zip(xs, ys):
@@ -72,9 +76,7 @@ class Chart:
     dashes = "5 4" if dashed else None
     self._add("path", {"d": path, "stroke": color, "stroke-dasharray": dashes, "class": "line"})
 
-  def points(
-    self, xs: Sequence[float], ys: Sequence[float], color: str, tips: Sequence[str], *, hollow: bool = False
-  ) -> None:
+  def points(self, xs: Values, ys: Values, color: str, tips: Sequence[str], *, hollow: bool = False) -> None:
     """Adds a dot, or a ring, with a tooltip for every finite point."""
     style = {"r": "3.6", "fill": "#fff" if hollow else color, "stroke": color, "stroke-width": "1.6"}
     for x, y, tip in zip(xs, ys, tips):
@@ -82,7 +84,7 @@ class Chart:
         center = {"cx": f"{self.x_pixel(x):.1f}", "cy": f"{self.y_pixel(y):.1f}"}
         self._add("circle", center | style | {"data-tip": tip})
 
-  def bars(self, xs: Sequence[float], ys: Sequence[float], width: float, color: str, tips: Sequence[str]) -> None:
+  def bars(self, xs: Values, ys: Values, width: float, color: str, tips: Sequence[str]) -> None:
     """Adds bars with tooltips, `width` units of the x axis wide, from the low end of the y axis."""
     for x, y, tip in zip(xs, ys, tips):
       left, right, top = self.x_pixel(x - width / 2), self.x_pixel(x + width / 2), self.y_pixel(y)

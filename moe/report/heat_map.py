@@ -45,7 +45,7 @@ def heat_map(
   chart.cells([[multiple_color(value) for value in row] for row in multiples])
   if legible:
     for row, column in np.ndindex(*multiples.shape):
-      chart.cell_text(column, row, texts[row][column], light=_is_dark(multiples[row, column]))
+      chart.cell_text(column, row, texts[row][column], light=_is_dark(float(multiples[row, column])))
   return chart
 
 

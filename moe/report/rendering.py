@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import jinja2
 from markupsafe import Markup
 
-from moe.report.collect import Run
 from moe.report.sections import SECTIONS
+from moe.report.types import Run
 
 # Everything that a template inserts is escaped, so no text of a user can become markup.
 TEMPLATES = jinja2.Environment(

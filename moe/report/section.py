@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moe.report.axes import Axis, linear_axis
-from moe.report.collect import Layer, Run
+from moe.report.types import Layer, Run
 
 # Okabe and Ito's colors, which every kind of color vision can tell apart; black and grey are for references.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -36,7 +36,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-  """An entry of a legend: a color and its meaning, or a note without a color. `leaks` marks a run that sees the future."""
+  """An entry of a legend: a color and its meaning, or a note without a color; `leaks` makes it an alarm."""
 
   text: str
   color: str | None = None

@@ -15,7 +15,7 @@ def token_texts(vocabulary: Vocabulary, ids: Iterable[int]) -> dict[int, str]:
   An item that is a part of a character's bytes is U+FFFD.
   """
   try:
-    before = vocabulary.encode("a")
+    before = vocabulary.encode("a").tolist()
   except (ConfigError, DataError):  # a token directory whose vocabulary file is missing
     return {i: _SPECIAL.get(i, f"⟨{i}⟩") for i in ids}
   lengths = vocabulary.byte_lengths()

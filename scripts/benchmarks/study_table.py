@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from moe import markdown
+from moe.markdown import markdown_table
 from moe.planning.account import Plan
 from moe.planning.page import memory_of
 
@@ -19,7 +19,7 @@ def study_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
   first = next(plan for plan in plans.values() if isinstance(plan, Plan))
   empty = [""] * (len(_HEAD) - 2)
   rows = ([name, *(_cells(plan, first) if isinstance(plan, Plan) else [plan, *empty])] for name, plan in plans.items())
-  return markdown.table(_HEAD, rows)
+  return markdown_table(_HEAD, rows)
 
 
 def _cells(plan: Plan, first: Plan) -> list[str]:

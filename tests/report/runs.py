@@ -7,7 +7,7 @@ import numpy as np
 from moe.evaluation.restore import Trained
 from moe.models.count import ParameterCounts
 from moe.parallel.mesh import make_mesh
-from moe.report.collect import Churn, Layer, Run
+from moe.report.types import Churn, Layer, Run
 from moe.training.experiment import load_config
 from tests.training.tiny import tiny_mapping
 

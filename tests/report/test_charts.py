@@ -48,7 +48,9 @@ def test_on_a_logarithmic_axis_equal_ratios_are_equal_distances():
 
 def test_cells_are_named_in_their_middles_and_only_so_many():
   assert category_axis("x", list("abc"), 3).ticks == ((0.5, "a"), (1.5, "b"), (2.5, "c"))
-  assert [text for _, text in category_axis("x", [str(i) for i in range(64)], 16).ticks] == [str(i) for i in range(0, 64, 4)]
+  assert [text for _, text in category_axis("x", [str(i) for i in range(64)], 16).ticks] == [
+    str(i) for i in range(0, 64, 4)
+  ]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def test_names_are_as_short_as_they_can_be_told_apart():
 
 
 def test_a_run_that_is_given_twice_is_refused():
-  with pytest.raises(ConfigError, match=r"--workdir = 'x/../run': given twice"):
+  with pytest.raises(ConfigError, match=r"--workdir = 'x/../run': expected each run once"):
     run_names(["run", "x/../run"])
 
 

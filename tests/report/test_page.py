@@ -8,10 +8,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from moe.report.collect import Run
 from moe.report.rendering import render_report
 from moe.report.sections import SECTIONS
 from moe.report.sections.overview import flat_fields, router_text
+from moe.report.types import Run
 from tests.report.runs import TOKENS, make_layer, make_run
 
 ATTACK = "</script><script>alert('&')</script><img src=x onerror=\"alert(1)\">"
@@ -163,7 +163,7 @@ def test_damaged_and_missing_checkpoints_are_named_beside_the_churn():
   single = dataclasses.replace(make_run("single"), churn={"encoder/layer_0": []})
   part = section(parsed(damaged, single), "Churn between checkpoints")
   assert "damaged: checkpoints [10] are damaged and left out." in text_of(part)
-  assert "single: one checkpoint only; config.train.keep" in text_of(part)
+  assert "single: only one checkpoint; config.train.keep" in text_of(part)
   tips = [dot.get("data-tip") for dot in part.iter("circle")]
   assert tips == ["damaged, up to step 20: 50.0%", "damaged, up to step 30: 25.0%"]
 

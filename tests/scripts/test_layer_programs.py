@@ -9,7 +9,7 @@ import pytest
 
 from moe.config import ConfigError
 from moe.routing import RaggedRouting, RouterConfig, SlotRouting, SoftRouting
-from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, experts_per_token, one_hot_masks
+from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, measured_experts_per_token, one_hot_masks
 
 
 def case(masks: bool = False, **options) -> LayerCase:
@@ -46,9 +46,9 @@ def test_by_masks_and_by_index_it_is_the_same_layer_with_the_same_gradients():
 
 
 def test_the_layer_says_how_many_experts_its_tokens_used():
-  assert experts_per_token(LayerPrograms(case(capacity_factor=1.5)).whole()) == 1.5
+  assert measured_experts_per_token(LayerPrograms(case(capacity_factor=1.5)).whole()) == 1.5
   dropless = LayerPrograms(case(name="token_choice", top_k=3, capacity_factor=None))
-  assert dropless.routing is RaggedRouting and experts_per_token(dropless.whole()) == 3
+  assert dropless.routing is RaggedRouting and measured_experts_per_token(dropless.whole()) == 3
 
 
 def test_the_decision_moves_the_router_and_nothing_else():
@@ -59,7 +59,7 @@ def test_the_decision_moves_the_router_and_nothing_else():
 
 
 def test_a_batch_that_cannot_be_cut_is_refused():
-  with pytest.raises(ConfigError, match="tokens = 65: must be a multiple of 32"):
+  with pytest.raises(ConfigError, match="tokens = 65: expected a multiple of 32"):
     dataclasses.replace(case(), tokens=65).check()
   with pytest.raises(ConfigError, match="group_size"):
     case(group_size=48).check()

@@ -6,7 +6,6 @@ function in this list; if it needs the model itself, it has `Run.trained` and `R
 
 from collections.abc import Callable, Sequence
 
-from moe.report.collect import Run
 from moe.report.section import Section
 from moe.report.sections.causality import causality_section
 from moe.report.sections.churn import churn_section
@@ -17,6 +16,7 @@ from moe.report.sections.experts_per_token import experts_per_token_section
 from moe.report.sections.overview import overview_section
 from moe.report.sections.passage import passage_section
 from moe.report.sections.training_curves import dropped_section, gate_entropy_section, loss_section
+from moe.report.types import Run
 
 SECTIONS: tuple[Callable[[Sequence[Run]], Section | None], ...] = (
   overview_section,

@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 
-from moe.report.collect import Run
 from moe.report.decoder_leaks import decoder_leaks
 from moe.report.section import Section
+from moe.report.types import Run
 
 
 def causality_section(runs: Sequence[Run]) -> Section | None:
   """What each decoder layer's choice of experts tells about the next token."""
   rows = [row for run in runs for row in _rows(run)]
   about = (
-    "The checkpoint reads independent, uniformly drawn tokens, which tell nothing about each other. Whatever the"
-    " experts of a token tell about the next token, beyond what the token and its place tell, has leaked from the"
-    " future: the"
-    " mutual information, with the correction of Miller and Madow, less the same about tokens drawn anew, each expert"
-    " by itself and summed. A causal router reads 0 within its standard error. A large pool hides a leak from this"
-    " meter; the flag is tested by perturbation, bit by bit."
+    "The checkpoint reads independent, uniformly drawn tokens, which tell nothing about each other. Whatever a token's"
+    " experts tell about the next token, beyond what the token and its position tell, has leaked from the future. This"
+    " is measured as mutual information (with the Miller-Madow correction), minus the same estimate for unrelated"
+    " tokens, per expert and summed. A causal router reads 0 within its standard error. Large routing groups can hide a"
+    " leak from this meter; what a router declares is tested by perturbation, bit by bit."
   )
   head = ["run", "decoder layer", "router", "in evaluation", "nats per token", "standard error"]
   return Section("Causality", about, "causality.html", {"head": head, "rows": rows}) if rows else None

@@ -6,16 +6,16 @@ import numpy as np
 
 from moe.report.axes import linear_axis
 from moe.report.chart import Chart
-from moe.report.collect import Run
 from moe.report.section import Grid, Section, layer_names, run_color, run_keys, step_axis
+from moe.report.types import Run
 
 
 def churn_section(runs: Sequence[Run]) -> Section | None:
   """The share of the assignments that changed, per layer."""
   about = (
     "Of the (token, expert) assignments that either of two consecutive kept checkpoints makes on the same validation"
-    " tokens, the share that only one of them makes (Jaccard distance): 0 if nothing moved, 1 if everything did."
-    " Dotted: what two unrelated routings of the same sizes would give."
+    " tokens, the share that only one of them makes (Jaccard distance): 0 if nothing changed, 1 if everything did."
+    " Dotted: the distance between two unrelated routings of the same sizes."
   )
   charts = [chart for name in layer_names(runs) if (chart := _churn_chart(runs, name)) is not None]
   legend, notes = run_keys(runs, "dotted: unrelated routings", routed=True), _notes(runs)
@@ -31,7 +31,7 @@ def _churn_chart(runs: Sequence[Run], name: str) -> Chart | None:
   for run, changes in moved:
     color = run_color(runs, run)
     steps, distances = [change.step for change in changes], [change.distance for change in changes]
-    chart.level(float(np.mean([change.random for change in changes])), color, f"{run.name}: unrelated")
+    chart.level(float(np.mean([change.random for change in changes])), color, f"{run.name}: unrelated routings")
     chart.line(steps, distances, color)
     tips = [f"{run.label}, up to step {step:,}: {distance:.1%}" for step, distance in zip(steps, distances)]
     chart.points(steps, distances, color, tips)
@@ -41,5 +41,7 @@ def _churn_chart(runs: Sequence[Run], name: str) -> Chart | None:
 def _notes(runs: Sequence[Run]) -> list[str]:
   """Why a run has no churn, or only a part of it."""
   single = [run.name for run in runs if run.layers and not any(run.churn.values())]
-  notes = [f"{name}: one checkpoint only; config.train.keep says how many a run keeps." for name in single]
-  return notes + [f"{run.name}: checkpoints {run.unreadable} are damaged and left out." for run in runs if run.unreadable]
+  notes = [f"{name}: only one checkpoint; config.train.keep sets how many a run keeps." for name in single]
+  return notes + [
+    f"{run.name}: checkpoints {run.unreadable} are damaged and left out." for run in runs if run.unreadable
+  ]

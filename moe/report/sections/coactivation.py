@@ -7,16 +7,16 @@ import numpy as np
 from moe.report import statistics
 from moe.report.axes import category_axis
 from moe.report.chart import Chart
-from moe.report.collect import Layer, Run
 from moe.report.heat_map import color_keys, heat_map
 from moe.report.section import Section, layer_grid, layer_title
+from moe.report.types import Layer, Run
 
 
 def coactivation_section(runs: Sequence[Run]) -> Section | None:
   """How often pairs of experts take the same token, against chance."""
   about = (
-    "How often two experts take the same token, as a multiple of what chance would give if it made as many pairs and"
-    " gave every expert as many tokens: 1 is chance, 2 twice as often. The diagonal is blank."
+    "How often two experts take the same token, as a multiple of what chance would give with as many pairs in total and"
+    " as many tokens for each expert: 1 is chance, 2 is twice as often. The diagonal is blank."
   )
   charts = layer_grid(runs, _coactivation_map)
   data = {"legend": color_keys("never together", "chance"), "charts": charts, "notes": []}

@@ -7,9 +7,9 @@ import numpy as np
 from moe.report import statistics
 from moe.report.axes import category_axis, number_text
 from moe.report.chart import Chart
-from moe.report.collect import Layer, Run
 from moe.report.heat_map import color_keys, heat_map
 from moe.report.section import Key, Section, layer_grid, layer_names, layer_title, run_key
+from moe.report.types import Layer, Run
 
 _MOST_COLUMNS = 60
 _VISIBLE = 0.02  # a smaller deviation from an even load has no color of its own
@@ -24,13 +24,13 @@ def load_section(runs: Sequence[Run]) -> Section | None:
     return Section("Routers", note)
   about = (
     "An expert's load is its share of all assignments of a layer (in soft routing: of the tokens' weight), as recorded"
-    " in training. Colours give it as a multiple of an even share, 1/E. An expert is called dead where its share is"
-    f" less than {statistics.DEAD_SHARE:.0%} of an even one. {note}"
+    " in training. Colors show it as a multiple of an even share, 1/E. An expert is called dead if its share is less"
+    f" than {statistics.DEAD_SHARE:.0%} of an even one. {note}"
   )
   data = {
     "legend": color_keys("dead", "an even share"),
     "charts": layer_grid(routed, _load_map),
-    "head": ["layer", "run", "dead in validation text", "dead at the last training record", "largest load", "smallest"],
+    "head": ["layer", "run", "dead in validation text", "dead in the last training record", "largest load", "smallest"],
     "rows": _rows(runs, routed),
   }
   return Section("Load of the experts", about, "expert_load.html", data)
@@ -61,7 +61,9 @@ def _row(run: Run, name: str, layer: Layer) -> list[str]:
   _, loads = run.series("train", f"{name}/load")
   last = _dead(loads[-1]) if len(loads) else "nothing recorded"
   multiples = layer.load * layer.experts
-  extremes = [f"{multiples[expert]:.2f} × even (expert {expert})" for expert in (multiples.argmax(), multiples.argmin())]
+  extremes = [
+    f"{multiples[expert]:.2f} × even (expert {expert})" for expert in (multiples.argmax(), multiples.argmin())
+  ]
   return [_dead(layer.load), last, *extremes]
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from moe.report import statistics
 from moe.report.axes import Axis, linear_axis
 from moe.report.chart import Chart
-from moe.report.collect import Layer, Run
 from moe.report.section import REFERENCE_COLOR, Section, layer_grid, layer_title, run_color, run_keys
+from moe.report.types import Layer, Run
 
 _VISIBLE = 0.001  # a lower bar could not be seen
 
@@ -16,9 +16,9 @@ _VISIBLE = 0.001  # a lower bar could not be seen
 def experts_per_token_section(runs: Sequence[Run]) -> Section | None:
   """The share of tokens by number of experts, against experts that take tokens independently."""
   about = (
-    "Bars: the share of the validation tokens that reached 0, 1, 2, ... experts. Rings: Binomial(E, c/E), which would"
-    " hold if each expert took each token independently with the same probability; c is the mean number of experts per"
-    " token that was observed. In soft routing, where every token reaches every expert, an expert counts where the"
+    "Bars: the share of the validation tokens that reached 0, 1, 2, ... experts. Rings: Binomial(E, c/E), the"
+    " distribution if every expert took each token independently with the same probability; c is the observed mean"
+    " number of experts per token. In soft routing, where every token reaches every expert, an expert counts if the"
     " token's weight for it is above an even share, 1/E."
   )
   charts = layer_grid(runs, lambda *layer: _histogram(runs, *layer))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe.config import as_mapping
-from moe.report.collect import LEAKS, Run
 from moe.report.section import Key, Section, run_key
+from moe.report.types import LEAKS, Run
 from moe.routing import RouterConfig
 
 
@@ -31,13 +31,13 @@ def _facts(run: Run) -> dict[str, str | Key]:
   return {
     "model": f"{model.architecture.replace('_', '-')}, {layers} layers, d {model.d_model}, ff {model.d_ff}",
     "parameters": f"{count.total:,}" + (f", of which experts {count.experts:,}" if count.experts else ""),
-    "experts": f"{model.num_experts}, in one of {model.moe_every} layers" if model.num_experts else "none: dense",
+    "experts": f"{model.num_experts} in one of every {model.moe_every} layers" if model.num_experts else "none: dense",
     "encoder router": router_text(model.encoder_router) if model.encoder_layers else "–",
     "decoder router": router_text(model.decoder_router),
     "causality": _causality(run),
-    "data": f"{data.source}, {data.objective}, {data.inputs_length} + {data.targets_length} tokens a row",
+    "data": f"{data.source}, {data.objective}, {data.inputs_length} + {data.targets_length} tokens per row",
     "vocabulary": f"{run.trained.vocabulary['name']}, {run.trained.vocabulary['size']:,} items",
-    "training": f"{config.optimizer.name}, {data.batch_size} rows a batch, {_steps(run)}",
+    "training": f"{config.optimizer.name}, {data.batch_size} rows per batch, {_steps(run)}",
     "last validation": _validation(run),
     "routing shown": f"checkpoint {run.trained.step:,}, {_tokens_read(run)}",
   }
@@ -92,7 +92,7 @@ def _differences(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def flat_fields(config: Any, path: str = "") -> dict[str, str]:
-  """Every field of a config as text, by its dotted name; a router is one field, since routers have different options."""
+  """Every field of a config as text, by its dotted name; a router is one field, since routers' options differ."""
   if isinstance(config, RouterConfig) or not dataclasses.is_dataclass(config):
     return {path: router_text(config) if path.endswith("_router") else str(config)}
   found: dict[str, str] = {}

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from moe.report.collect import Layer, Run
 from moe.report.section import Grid, Section, run_key
 from moe.report.token_texts import printable
+from moe.report.types import Layer, Run
 
 _MOST_TOKENS = 320
 _MOST_COUNTED = 5
@@ -16,8 +16,8 @@ _MOST_COUNTED = 5
 def passage_section(runs: Sequence[Run]) -> Section | None:
   """A panel for every run with routers, in which a layer can be selected."""
   about = (
-    f"The first {_MOST_TOKENS} validation tokens that each stack reads, a box for every example; a decoder reads its"
-    " targets one place later, after ⟨start⟩. The mouse over a token shows its experts and their weights."
+    f"The first {_MOST_TOKENS} validation tokens that each stack reads, one box per example; a decoder reads its"
+    " targets one position later, after ⟨start⟩. Hover over a token to see its experts and their weights."
   )
   legend = [f"{count} expert{'' if count == 1 else 's'}" for count in range(_MOST_COUNTED)]
   panels = [

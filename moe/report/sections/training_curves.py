@@ -8,12 +8,15 @@ import numpy as np
 from moe.report import statistics
 from moe.report.axes import Axis, linear_axis, logarithmic_axis
 from moe.report.chart import Chart
-from moe.report.collect import Run
 from moe.report.section import Grid, Key, Section, layer_names, run_color, run_keys, step_axis
+from moe.report.types import Run
 from moe.training.figure import running_mean
 
-_LINES = ("line: training, running mean", "dashed with dots: validation")
+_LINES = ("solid: training, running mean", "dashed with dots: validation")
 _MOST_POINTS, _MOST_DOTS = 300, 60
+
+Curve = tuple[np.ndarray, np.ndarray]
+Level = tuple[float, str]
 
 
 def loss_section(runs: Sequence[Run]) -> Section | None:
@@ -30,8 +33,8 @@ def loss_section(runs: Sequence[Run]) -> Section | None:
     _metric_chart("Loss per byte", runs, "bits_per_byte", lambda v: linear_axis("loss (bits per byte of text)", v)),
   ]
   about = (
-    "Cross-entropy alone, without auxiliary losses; perplexity is its exponential. Runs with different vocabularies"
-    " compare in bits per byte only."
+    "Cross-entropy without auxiliary losses; perplexity is its exponential. Compare runs with different vocabularies"
+    " only in bits per byte."
   )
   return _section("Loss and perplexity", about, charts, run_keys(runs, *_LINES))
 
@@ -39,8 +42,8 @@ def loss_section(runs: Sequence[Run]) -> Section | None:
 def dropped_section(runs: Sequence[Run]) -> Section | None:
   """The dropped share, per layer."""
   about = (
-    "Token choice: the share of the assignments that tokens asked for and found no slot. Expert choice and soft"
-    " routing, where tokens do not ask: the share of the tokens that no expert took."
+    "Token choice: the share of the requested assignments that found no slot. Expert choice and soft routing, where"
+    " tokens request nothing: the share of the tokens that no expert took."
   )
   charts = [
     _metric_chart(f"Dropped · {name}", runs, f"{name}/dropped", lambda v: linear_axis("dropped share", v, low=0.0))
@@ -52,8 +55,8 @@ def dropped_section(runs: Sequence[Run]) -> Section | None:
 def gate_entropy_section(runs: Sequence[Run]) -> Section | None:
   """The entropy of the router's probabilities, per layer."""
   about = (
-    "The mean over tokens of the entropy of the router's probabilities over experts: ln E where it does not tell the"
-    " experts apart, 0 where it is certain of one."
+    "The entropy of the router's probabilities over experts, averaged over tokens: ln E if it does not distinguish the"
+    " experts, 0 if it is certain of one."
   )
   charts = [
     _metric_chart(
@@ -65,7 +68,9 @@ def gate_entropy_section(runs: Sequence[Run]) -> Section | None:
     )
     for name in layer_names(runs)
   ]
-  return _section("Entropy of the gates", about, charts, run_keys(runs, *_LINES, "dotted: ln E, undecided", routed=True))
+  return _section(
+    "Entropy of the gates", about, charts, run_keys(runs, *_LINES, "dotted: ln E, undecided", routed=True)
+  )
 
 
 def _section(title: str, about: str, charts: Iterable[Chart | None], legend: list[Key]) -> Section | None:
@@ -74,7 +79,7 @@ def _section(title: str, about: str, charts: Iterable[Chart | None], legend: lis
   return Section(title, about, "charts.html", {"legend": legend, "charts": Grid(drawn), "notes": []}) if drawn else None
 
 
-def _undecided(run: Run) -> tuple[float, str] | None:
+def _undecided(run: Run) -> Level | None:
   experts = run.trained.config.model.num_experts
   return (math.log(experts), f"ln {experts}") if experts else None
 
@@ -86,7 +91,7 @@ def _metric_chart(
   y_axis: Callable[[Iterable[float]], Axis],
   *,
   transform: Callable[[np.ndarray], np.ndarray] = lambda values: values,
-  level: Callable[[Run], tuple[float, str] | None] = lambda run: None,
+  level: Callable[[Run], Level | None] = lambda run: None,
 ) -> Chart | None:
   """A metric over training, every run in its color: a running mean of training, dots of validation.
 
@@ -101,16 +106,16 @@ def _metric_chart(
   Returns:
     None where no run recorded the metric.
   """
-  drawn = []
+  drawn: list[tuple[Run, Curve, Curve, Level | None]] = []
   for run in runs:
     steps, values = run.series("train", metric)
-    training = statistics.thin(steps, running_mean(values), _MOST_POINTS)
-    validation = statistics.thin(*run.series("validation", metric), _MOST_DOTS)
-    if len(training[0]) or len(validation[0]):
-      drawn.append((run, *((steps, transform(values)) for steps, values in (training, validation)), level(run)))
+    steps, means = statistics.thin(steps, running_mean(values), _MOST_POINTS)
+    checked, values = statistics.thin(*run.series("validation", metric), _MOST_DOTS)
+    if len(steps) or len(checked):
+      drawn.append((run, (steps, transform(means)), (checked, transform(values)), level(run)))
   if not drawn:
     return None
-  heights = [y for _, (_, means), (_, values), _ in drawn for y in (*means, *values)]
+  heights = [y for _, *curves, _ in drawn for _, values in curves for y in values]
   heights += [reference[0] for *_, reference in drawn if reference is not None]
   chart = Chart(title, step_axis(runs), y_axis(heights))
   for run, training, validation, reference in drawn:
