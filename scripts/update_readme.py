@@ -112,7 +112,17 @@ def _block(table: list[str], texts: list[str], command: str) -> str:
 BLOCKS: tuple[Callable[[dict], str], ...] = (layer, step, mesh, plan_8b, plan_sizes, routers, quickstart)
 
 
-def updated(documents: dict[str, str], blocks: dict[str, str]) -> dict[str, str]:
+def measured_blocks() -> dict[str, str]:
+  """All blocks by name, from the results files."""
+  return {make.__name__: make(json.loads((ROOT / f"results/{make.__name__}.json").read_text())) for make in BLOCKS}
+
+
+def read_documents() -> dict[str, str]:
+  """The documents that exist, by path from the repository's root."""
+  return {path: (ROOT / path).read_text() for path in DOCUMENTS if (ROOT / path).exists()}
+
+
+def updated_documents(documents: dict[str, str], blocks: dict[str, str]) -> dict[str, str]:
   """The documents with their blocks replaced.
 
   Args:
@@ -142,10 +152,8 @@ def _constant(text: str) -> Callable[[re.Match], str]:
 
 
 def main() -> None:
-  blocks = {make.__name__: make(json.loads((ROOT / f"results/{make.__name__}.json").read_text())) for make in BLOCKS}
-  documents = {file: (ROOT / file).read_text() for file in DOCUMENTS if (ROOT / file).exists()}
-  for file, text in updated(documents, blocks).items():
-    (ROOT / file).write_text(text)
+  for path, text in updated_documents(read_documents(), measured_blocks()).items():
+    (ROOT / path).write_text(text)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ _HEAD = (
 
 
 def study_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """Lines of the table of a results file of `scripts/benchmarks/plans.py`; ratios are to its first plan."""
+  """Lines of the table of a results file of `scripts.benchmarks.plans`; ratios are to its first plan."""
   plans = {name: Plan(**one["plan"]) if "plan" in one else one["why"] for name, one in found.items()}
   first = next(plan for plan in plans.values() if isinstance(plan, Plan))
   empty = [""] * (len(_HEAD) - 2)
