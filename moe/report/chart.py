@@ -100,7 +100,7 @@ class Chart:
     """Adds colored cells, given as rows; None leaves a cell blank."""
     paths: dict[str, str] = {}
     for row, line in enumerate(colors):
-      for first, end, color in _equal_neighbours(line):
+      for first, end, color in _equal_neighbors(line):
         if color is not None:
           paths[color] = paths.get(color, "") + f"M{first} {row}h{end - first}v1h{first - end}z"
     # One path per color, in units of a cell: a map of 64 by 64 experts stays small.
@@ -118,7 +118,7 @@ class Chart:
     self.marks.append(Mark(name, attributes, text))
 
 
-def _equal_neighbours(line: Sequence[str | None]) -> list[tuple[int, int, str | None]]:
+def _equal_neighbors(line: Sequence[str | None]) -> list[tuple[int, int, str | None]]:
   """Runs of equal cells as (first, end, color)."""
   starts = [i for i in range(len(line)) if i == 0 or line[i] != line[i - 1]]
   return [(first, end, line[first]) for first, end in zip(starts, [*starts[1:], len(line)])]

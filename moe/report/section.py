@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moe.report.axes import Axis, linear_axis
+from moe.report.chart import Chart
 from moe.report.types import Layer, Run
 
 # Okabe and Ito's colors, which every kind of color vision can tell apart; black and grey are for references.
@@ -49,6 +50,15 @@ class Grid:
 
   cells: Sequence[Any]
   columns: int = 1
+
+
+def charts_section(
+  title: str, about: str, legend: Sequence[Key], charts: Grid, notes: Sequence[str] = ()
+) -> Section | None:
+  """A section of charts, or of texts where there is nothing to draw; None without any chart and any note."""
+  if not notes and not any(isinstance(cell, Chart) for cell in charts.cells):
+    return None
+  return Section(title, about, "charts.html", {"legend": legend, "charts": charts, "notes": notes})
 
 
 def run_color(runs: Sequence[Run], run: Run) -> str:

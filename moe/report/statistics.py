@@ -140,7 +140,7 @@ def by_position(positions: np.ndarray, chosen: np.ndarray, most_bins: int) -> By
 
 
 def thin(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-  """A curve of at most `most` points, each the mean of neighbours. `steps [n]`, `values [n, ...]`."""
+  """A curve of at most `most` points, each the mean of neighbors. `steps [n]`, `values [n, ...]`."""
   if len(steps) <= most:
     return steps, values
   chunks = np.array_split(np.arange(len(steps)), most)

@@ -73,7 +73,7 @@ def test_marks_lie_where_the_axes_say():
   assert line.get("d").count("M") == 2, "a curve breaks where it has no value"
 
 
-def test_colours_tell_less_from_more_and_nothing_and_blank_from_both():
+def test_colors_tell_less_from_more_and_nothing_and_blank_from_both():
   assert multiple_color(0.0) == multiple_color(0.049) != multiple_color(0.06)
   assert multiple_color(math.nan) is None
   assert multiple_color(4.0) == multiple_color(100.0) and multiple_color(0.25) == multiple_color(0.06)
@@ -83,7 +83,7 @@ def test_colours_tell_less_from_more_and_nothing_and_blank_from_both():
   assert blue > red
 
 
-def test_a_heat_map_colours_each_cell_by_its_number():
+def test_a_heat_map_colors_each_cell_by_its_number():
   multiples = np.array([[1.0, 1.0, 2.0], [0.0, math.nan, 2.0]])
   svg = drawn(heat_map("t", multiples, category_axis("c", list("abc"), 3), "r"))
   (cells,) = svg.iter("g")

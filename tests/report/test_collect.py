@@ -1,4 +1,4 @@
-"""What is read of a run: names, real tokens only, the words for vocabulary items."""
+"""What is read from a run: names, real tokens only, texts of vocabulary items."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from moe.routing import SlotRouting, SoftRouting
 from tests.report.runs import make_run
 
 
-def test_names_are_as_short_as_they_can_be_told_apart():
+def test_names_are_the_shortest_that_differ():
   assert run_names(["/x/one", "/x/two"]) == ["one", "two"]
   assert run_names(["/x/run", "/y/run", "/y/other"]) == ["x/run", "y/run", "y/other"]
 
@@ -24,7 +24,7 @@ def test_a_run_that_is_given_twice_is_refused():
 
 @pytest.fixture
 def batch():
-  """Two rows of three tokens, of which the last of the second is padding."""
+  """Two rows of three tokens; the last one is padding."""
   segments = np.array([[1, 1, 1], [1, 1, 0]])
   ids, positions = np.array([[5, 6, 7], [8, 9, 0]]), np.array([[0, 1, 2], [0, 1, 0]])
   names = ("inputs", "targets")
@@ -48,7 +48,7 @@ def test_a_layer_knows_its_real_tokens_in_the_order_of_the_text(batch):
   np.testing.assert_allclose(layer.load, [2 / 3, 1 / 3])
 
 
-def test_a_decoder_reads_its_targets_one_place_later(batch):
+def test_a_decoder_reads_its_targets_one_position_later(batch):
   empty = SlotRouting(jnp.full((1, 1, 2, 3), 6), jnp.zeros((1, 1, 2, 3)))
   (layer,) = stack_layers(MODEL, "decoder", empty, batch)
   assert layer.ids.tolist() == [0, 5, 6, 0, 8]

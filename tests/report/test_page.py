@@ -1,4 +1,4 @@
-"""The page: one well-formed file that asks for nothing, whose charts say what they show, and no text of which runs."""
+"""The page: one well-formed file without network requests, with labelled charts, in which user text is only text."""
 
 import base64
 import dataclasses
@@ -61,7 +61,7 @@ def test_every_chart_has_a_title_and_a_label_on_both_axes(two):
     assert classes.count("tick") >= 4
 
 
-def test_it_is_one_file_that_asks_for_nothing(two):
+def test_it_is_one_file_without_network_requests(two):
   for element in two.iter():
     assert element.tag not in ("link", "iframe", "object", "embed", "img", "image", "use")
     assert "src" not in element.attrib
@@ -83,11 +83,15 @@ def test_ids_are_unique(two):
 
 
 def test_hostile_text_stays_text():
-  root = parsed(make_run(ATTACK, texts=dict.fromkeys(range(6), ATTACK)))
+  run = make_run(ATTACK, texts=dict.fromkeys(range(6), ATTACK))
+  trained = dataclasses.replace(run.trained, vocabulary=run.trained.vocabulary | {"name": ATTACK})
+  root = parsed(dataclasses.replace(run, trained=trained))
   assert len(list(root.iter("script"))) == 1 and list(root.iter("img")) == []
   tokens = [span for span in section(root, "A passage, token by token").iter("span") if span.get("data-tip")]
   assert {span.text for span in tokens} == {ATTACK}
   assert ATTACK in text_of(root.find("body/header"))
+  assert ATTACK in text_of(section(root, "Runs").find(".//table"))
+  assert any(ATTACK in chart.get("aria-label") for chart in root.iter("svg"))
 
 
 def test_the_passage_shows_every_token_with_its_experts_by_weight():
@@ -158,7 +162,7 @@ def test_the_histogram_tips_are_the_observed_shares_and_the_binomial():
   assert "2 experts by chance: 37.5%" in tips  # C(4, 2) / 2^4
 
 
-def test_damaged_and_missing_checkpoints_are_named_beside_the_churn():
+def test_damaged_and_missing_checkpoints_are_named_next_to_the_churn():
   damaged = dataclasses.replace(make_run("damaged"), unreadable=[10])
   single = dataclasses.replace(make_run("single"), churn={"encoder/layer_0": []})
   part = section(parsed(damaged, single), "Churn between checkpoints")

@@ -36,10 +36,10 @@ def runs(corpus, tmp_path_factory, compiled_programs):
   return folder
 
 
-def save_untrained(config, place):
-  place.claim(config)
+def save_untrained(config, workdir):
+  workdir.claim(config)
   _, params, router_state = split(make_model(config.model, nnx.Rngs(0)))
-  checkpoints = Checkpoints(place.checkpoints)
+  checkpoints = Checkpoints(workdir.checkpoints)
   about = {"vocabulary": describe(open_vocabulary(config))}
   checkpoints.save(TrainState(jnp.int32(1), params, router_state, {"count": jnp.int32(0)}), {}, about)
   checkpoints.close()

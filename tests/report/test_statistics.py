@@ -13,7 +13,7 @@ from moe.report import statistics
 
 @pytest.fixture
 def chosen():
-  """Unequal experts, of which the last takes nothing; some tokens go nowhere."""
+  """Unequal experts, the last of which takes nothing; some tokens have no expert."""
   draw = np.random.default_rng(0)
   return draw.random((200, 5)) < np.array([0.7, 0.5, 0.3, 0.1, 0.0])
 
@@ -115,7 +115,7 @@ def test_positions_are_shares_of_each_experts_tokens():
 
 @pytest.mark.parametrize("length", [1, 7, 8, 13])
 def test_bins_begin_where_they_say(length):
-  """A token at a bin's first position is the bin's, one before it is not."""
+  """The first position of a bin belongs to it, and the one before does not."""
   positions = np.arange(length)
   where = statistics.by_position(positions, np.eye(length, dtype=bool), most_bins=8)
   bins = where.experts.argmax(1)

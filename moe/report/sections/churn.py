@@ -6,7 +6,7 @@ import numpy as np
 
 from moe.report.axes import linear_axis
 from moe.report.chart import Chart
-from moe.report.section import Grid, Section, layer_names, run_color, run_keys, step_axis
+from moe.report.section import Grid, Section, charts_section, layer_names, run_color, run_keys, step_axis
 from moe.report.types import Run
 
 
@@ -18,9 +18,8 @@ def churn_section(runs: Sequence[Run]) -> Section | None:
     " Dotted: the distance between two unrelated routings of the same sizes."
   )
   charts = [chart for name in layer_names(runs) if (chart := _churn_chart(runs, name)) is not None]
-  legend, notes = run_keys(runs, "dotted: unrelated routings", routed=True), _notes(runs)
-  data = {"legend": legend, "charts": Grid(charts), "notes": notes}
-  return Section("Churn between checkpoints", about, "charts.html", data) if charts or notes else None
+  legend = run_keys(runs, "dotted: unrelated routings", routed=True)
+  return charts_section("Churn between checkpoints", about, legend, Grid(charts), _notes(runs))
 
 
 def _churn_chart(runs: Sequence[Run], name: str) -> Chart | None:

@@ -8,7 +8,7 @@ from moe.report import statistics
 from moe.report.axes import category_axis
 from moe.report.chart import Chart
 from moe.report.heat_map import color_keys, heat_map
-from moe.report.section import Section, layer_grid, layer_title
+from moe.report.section import Section, charts_section, layer_grid, layer_title
 from moe.report.types import Layer, Run
 
 
@@ -18,10 +18,8 @@ def coactivation_section(runs: Sequence[Run]) -> Section | None:
     "How often two experts take the same token, as a multiple of what chance would give with as many pairs in total and"
     " as many tokens for each expert: 1 is chance, 2 is twice as often. The diagonal is blank."
   )
-  charts = layer_grid(runs, _coactivation_map)
-  data = {"legend": color_keys("never together", "chance"), "charts": charts, "notes": []}
-  drawn = any(isinstance(cell, Chart) for cell in charts.cells)
-  return Section("Co-activation of experts", about, "charts.html", data) if drawn else None
+  legend, charts = color_keys("never together", "chance"), layer_grid(runs, _coactivation_map)
+  return charts_section("Co-activation of experts", about, legend, charts)
 
 
 def _coactivation_map(run: Run, name: str, layer: Layer) -> Chart | str:

@@ -8,7 +8,7 @@ from moe.report import statistics
 from moe.report.axes import category_axis
 from moe.report.chart import Chart
 from moe.report.heat_map import color_keys, heat_map
-from moe.report.section import Section, layer_grid, layer_title
+from moe.report.section import Section, charts_section, layer_grid, layer_title
 from moe.report.token_texts import visible
 from moe.report.types import Layer, Run
 
@@ -34,9 +34,8 @@ def positions_section(runs: Sequence[Run]) -> Section | None:
     "The percentage of each expert's tokens in each range of positions within their sequence; the top row is all"
     " tokens. Colors show it as a multiple of the top row: 1 where position makes no difference."
   )
-  charts = layer_grid(runs, _position_map)
-  data = {"legend": color_keys("none", "like all tokens"), "charts": charts, "notes": []}
-  return Section("Positions of each expert's tokens", about, "charts.html", data) if charts.cells else None
+  legend, charts = color_keys("none", "like all tokens"), layer_grid(runs, _position_map)
+  return charts_section("Positions of each expert's tokens", about, legend, charts)
 
 
 def _panel(run: Run, name: str, layer: Layer) -> dict:

@@ -1,5 +1,6 @@
 """How many experts tokens reach in validation text."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from moe.report import statistics
 from moe.report.axes import Axis, linear_axis
 from moe.report.chart import Chart
-from moe.report.section import REFERENCE_COLOR, Section, layer_grid, layer_title, run_color, run_keys
+from moe.report.section import REFERENCE_COLOR, Section, charts_section, layer_grid, layer_title, run_color, run_keys
 from moe.report.types import Layer, Run
 
 _VISIBLE = 0.001  # a lower bar could not be seen
@@ -21,9 +22,8 @@ def experts_per_token_section(runs: Sequence[Run]) -> Section | None:
     " number of experts per token. In soft routing, where every token reaches every expert, an expert counts if the"
     " token's weight for it is above an even share, 1/E."
   )
-  charts = layer_grid(runs, lambda *layer: _histogram(runs, *layer))
-  data = {"legend": run_keys(runs, "○ Binomial(E, c/E)", routed=True), "charts": charts, "notes": []}
-  return Section("Experts per token", about, "charts.html", data) if charts.cells else None
+  legend = run_keys(runs, "○ Binomial(E, c/E)", routed=True)
+  return charts_section("Experts per token", about, legend, layer_grid(runs, functools.partial(_histogram, runs)))
 
 
 def _histogram(runs: Sequence[Run], run: Run, name: str, layer: Layer) -> Chart:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from moe.config import as_mapping
+from moe.config import Choice, as_mapping
 from moe.report.section import Key, Section, run_key
 from moe.report.types import LEAKS, Run
 from moe.routing import RouterConfig
@@ -76,13 +76,17 @@ def router_text(router: RouterConfig | None) -> str:
   """The router's name and the options that are not its defaults."""
   if router is None:
     return "none: dense"
+  return _choice_text(router.name, router.options)
+
+
+def _choice_text(name: str, options: Any) -> str:
   chosen = {
-    field.name: getattr(router.options, field.name)
-    for field in dataclasses.fields(router.options)
-    if field.default is dataclasses.MISSING or getattr(router.options, field.name) != field.default
+    field.name: getattr(options, field.name)
+    for field in dataclasses.fields(options)
+    if field.default is dataclasses.MISSING or getattr(options, field.name) != field.default
   }
-  listed = ", ".join(f"{name} = {value}" for name, value in chosen.items())
-  return f"{router.name} ({listed})" if listed else f"{router.name} (defaults)"
+  listed = ", ".join(f"{field} = {value}" for field, value in chosen.items())
+  return f"{name} ({listed})" if listed else f"{name} (defaults)"
 
 
 def _differences(runs: Sequence[Run]) -> list[list[str]]:
@@ -92,7 +96,9 @@ def _differences(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def flat_fields(config: Any, path: str = "") -> dict[str, str]:
-  """Every field of a config as text, by its dotted name; a router is one field, since routers' options differ."""
+  """Every field of a config as text, by its dotted name; a choice is one field, since the fields of choices differ."""
+  if isinstance(config, Choice):
+    return {path: _choice_text(config.name, config)}
   if isinstance(config, RouterConfig) or not dataclasses.is_dataclass(config):
     return {path: router_text(config) if path.endswith("_router") else str(config)}
   found: dict[str, str] = {}

@@ -8,7 +8,7 @@ import numpy as np
 from moe.report import statistics
 from moe.report.axes import Axis, linear_axis, logarithmic_axis
 from moe.report.chart import Chart
-from moe.report.section import Grid, Key, Section, layer_names, run_color, run_keys, step_axis
+from moe.report.section import Grid, Section, charts_section, layer_names, run_color, run_keys, step_axis
 from moe.report.types import Run
 from moe.training.figure import running_mean
 
@@ -36,7 +36,7 @@ def loss_section(runs: Sequence[Run]) -> Section | None:
     "Cross-entropy without auxiliary losses; perplexity is its exponential. Compare runs with different vocabularies"
     " only in bits per byte."
   )
-  return _section("Loss and perplexity", about, charts, run_keys(runs, *_LINES))
+  return charts_section("Loss and perplexity", about, run_keys(runs, *_LINES), _drawn(charts))
 
 
 def dropped_section(runs: Sequence[Run]) -> Section | None:
@@ -49,7 +49,7 @@ def dropped_section(runs: Sequence[Run]) -> Section | None:
     _metric_chart(f"Dropped · {name}", runs, f"{name}/dropped", lambda v: linear_axis("dropped share", v, low=0.0))
     for name in layer_names(runs)
   ]
-  return _section("Dropped tokens", about, charts, run_keys(runs, *_LINES, routed=True))
+  return charts_section("Dropped tokens", about, run_keys(runs, *_LINES, routed=True), _drawn(charts))
 
 
 def gate_entropy_section(runs: Sequence[Run]) -> Section | None:
@@ -68,15 +68,12 @@ def gate_entropy_section(runs: Sequence[Run]) -> Section | None:
     )
     for name in layer_names(runs)
   ]
-  return _section(
-    "Entropy of the gates", about, charts, run_keys(runs, *_LINES, "dotted: ln E, undecided", routed=True)
-  )
+  legend = run_keys(runs, *_LINES, "dotted: ln E, undecided", routed=True)
+  return charts_section("Entropy of the gates", about, legend, _drawn(charts))
 
 
-def _section(title: str, about: str, charts: Iterable[Chart | None], legend: list[Key]) -> Section | None:
-  """None where nothing was recorded."""
-  drawn = [chart for chart in charts if chart is not None]
-  return Section(title, about, "charts.html", {"legend": legend, "charts": Grid(drawn), "notes": []}) if drawn else None
+def _drawn(charts: Iterable[Chart | None]) -> Grid:
+  return Grid([chart for chart in charts if chart is not None])
 
 
 def _undecided(run: Run) -> Level | None:
