@@ -172,7 +172,7 @@ def main() -> None:
   parser.add_argument("--figure", type=pathlib.Path, help="PNG of the sweeps over groups, experts and tokens")
   arguments = parser.parse_args()
   if arguments.figure and not set(PANELS) <= set(arguments.sweep):
-    parser.error(f"--figure needs --sweep {' '.join(PANELS)}")
+    parser.error(f"--figure: expected --sweep {' '.join(PANELS)}")
   try:
     points = [(sweep, at, cases) for sweep in arguments.sweep for at, cases in sweep_points(sweep, arguments)]
     for _, _, cases in points:
