@@ -3,7 +3,7 @@ r"""Makes the first centroids of k-means routing: k-means on the inputs of a tra
 python scripts/build_centroids.py --workdir runs/baseline --stack decoder --experts 16 --out centroids.npz
 
 The baseline has MoE layers, with any router, where the new run will have them; each gets its own centroids. Train
-with `--config.model.decoder_router.name=k_means --config.model.decoder_router.centroids=centroids.npz`.
+with `--config.model.decoder.moe.router.name=k_means --config.model.decoder.moe.router.centroids=centroids.npz`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from moe.data import DataError
 from moe.evaluation.restore import Trained, check_vocabulary, restore
 from moe.routing import RouterInput, RouterOutput
 from moe.routing.files import write_arrays
-from moe.routing.solvers.clustering import k_means, unit
+from moe.routing.solvers.clustering import k_means
 from moe.training.checkpoint import CheckpointError
 from moe.training.feed import open_pipeline, open_vocabulary
 from moe.training.workdir import WorkdirError
@@ -57,8 +57,13 @@ def build(options: argparse.Namespace) -> None:
     raise ConfigError("--out", options.out, "expected a path that does not exist")
   require(options.experts >= 1, "--experts", options.experts, "expected at least 1")
   trained = restore(options.workdir, options.step)
-  router = getattr(trained.config.model, f"{options.stack}_router")
-  require(router is not None, "--stack", options.stack, f"expected a stack with MoE layers in {options.workdir}")
+  stack = trained.config.model.stacks.get(options.stack)
+  require(
+    stack is not None and stack.moe is not None,
+    "--stack",
+    options.stack,
+    f"expected a stack with MoE layers in {options.workdir}",
+  )
   layers = layer_inputs(trained, options.stack, options.batches)
   centroids = []
   for number, points in enumerate(layers):
@@ -80,8 +85,10 @@ def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]
   """
   check_vocabulary(trained, open_vocabulary(trained.config))
   model = trained.model
-  layer = getattr(model, stack).units.blocks[-1].moe
-  layer.router = Recorder(layer.router)
+  for unit in getattr(model, stack).units:
+    for block in unit.blocks:
+      if block.moe is not None:
+        block.moe.router = Recorder(block.moe.router)
   graph, variables = nnx.split(model)
 
   @jax.jit

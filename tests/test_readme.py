@@ -12,13 +12,14 @@ from moe import routing
 from moe.routing.capacity import expert_choice_capacity
 from moe.routing.methods.expert_choice import ExpertChoice, expert_choice
 from moe.routing.metrics import routing_metrics
-from scripts.update_readme import updated
+from scripts.update_readme import measured_blocks, read_documents, updated_documents
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_its_figures_are_those_of_the_results_files():
-  assert updated(README) == README, "run scripts/update_readme.py"
+  documents = read_documents()
+  assert updated_documents(documents, measured_blocks()) == documents, "run python -m scripts.update_readme"
 
 
 def test_its_router_can_be_chosen_by_name_and_fills_every_expert(monkeypatch):

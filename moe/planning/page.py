@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterable
 
-from moe import markdown
+from moe.markdown import markdown_table
 from moe.planning.account import Plan
 from moe.planning.costs import KINDS
 from moe.planning.topology import GIB
@@ -62,7 +62,7 @@ def table(plans: dict[str, Plan], tokens: float | None) -> list[str]:
     ]
 
   rows = (cells(name, plan) for name, plan in plans.items())
-  return markdown.table([*head, "GFLOP a token", "tokens/s", last], rows)
+  return markdown_table([*head, "GFLOP a token", "tokens/s", last], rows)
 
 
 def memory_of(plan: Plan) -> str:

@@ -1,6 +1,5 @@
-"""What a report knows of a run: its records, and what its routers do with some validation batches."""
+"""Reads runs for a report: their records, and what their routers do with some validation batches."""
 
-import dataclasses
 import functools
 import itertools
 import os
@@ -14,118 +13,47 @@ import numpy as np
 from moe.config import require
 from moe.data import DataError
 from moe.evaluation.restore import Trained, check_vocabulary, kept_steps, restore
-from moe.models.count import ParameterCounts, count_parameters
+from moe.models.count import count_parameters
 from moe.models.model_config import ModelConfig
 from moe.models.types import shift_right
 from moe.report import statistics
-from moe.report.texts import token_texts
+from moe.report.token_texts import token_texts
+from moe.report.types import Batch, Churn, Layer, Run
 from moe.routing import Routing, SoftRouting
-from moe.routing.weights import expert_weights
+from moe.routing.weights import layer_weights
 from moe.training.checkpoint import CheckpointError
 from moe.training.feed import open_pipeline, open_vocabulary
-from moe.training.metrics import Record, read_metrics
+from moe.training.metrics import read_metrics
 from moe.training.state import merge
 from moe.training.step import micro_batches
 from moe.training.workdir import Workdir
 
-# Of each layer, enough for shares to a percent; bounds the memory that a large batch or many layers take.
+# Per layer. Enough for shares to a percent; limits the memory of large batches and many layers.
 _MOST_TOKENS = 20_000
 
-Batch = dict[str, np.ndarray]
 
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-  """What one MoE layer did with n real tokens, in the order of the text.
-
-  Attributes:
-    ids: int32 `[n]`, what the layer's stack read.
-    positions: int32 `[n]`, within each token's own sequence; 0 begins one.
-    weights: float32 `[n, E]`, what each expert's output is multiplied by.
-    chosen: bool `[n, E]`, which experts count as the token's: those with a weight, in soft routing those with more
-      than an even share, 1 / E.
-    soft: whether it is soft routing.
-  """
-
-  ids: np.ndarray
-  positions: np.ndarray
-  weights: np.ndarray
-  chosen: np.ndarray
-  soft: bool
-
-  @property
-  def experts(self) -> int:
-    return self.chosen.shape[1]
-
-  @property
-  def load(self) -> np.ndarray:
-    """`[E]`, each expert's share of the assignments; in soft routing of the weights."""
-    return statistics.shares(self.weights if self.soft else self.chosen)
-
-
-@dataclasses.dataclass(frozen=True)
-class Churn:
-  """From one checkpoint to the next: `distance` of the assignments, and that of unrelated ones of these sizes."""
-
-  step: int
-  distance: float
-  random: float
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-  """One run of a report.
-
-  Attributes:
-    name: short, unlike the others' of the report.
-    trained: the latest checkpoint.
-    parameters: of its model.
-    records: of `metrics.jsonl`.
-    batches: the validation (micro-)batches that were read.
-    layers: by `STACK/layer_I`, the encoder's first; empty for a dense model.
-    churn: likewise, oldest first.
-    unreadable: steps of damaged older checkpoints.
-    texts: of every id in `layers`.
-  """
-
-  name: str
-  trained: Trained
-  parameters: ParameterCounts
-  records: list[Record]
-  batches: list[Batch]
-  layers: dict[str, Layer]
-  churn: dict[str, list[Churn]]
-  unreadable: list[int]
-  texts: dict[int, str]
-
-  @property
-  def leaks(self) -> bool:
-    """Whether every loss of the run may know the future."""
-    return self.trained.config.model.leaks_future
-
-
-def collect(workdirs: Sequence[str], batches: int) -> list[Run]:
-  """Reads every run and passes `batches` validation batches through its checkpoints; nothing is written.
+def collect_runs(workdirs: Sequence[str], batches: int) -> list[Run]:
+  """Reads every run and feeds `batches` validation batches to its checkpoints; writes nothing.
 
   Raises:
-    WorkdirError, CheckpointError: a folder holds no run, or one without a readable checkpoint.
-    ConfigError: a folder is given twice; the vocabulary is missing or another one.
+    WorkdirError, CheckpointError: a folder holds no run, or a run without a readable checkpoint.
+    ConfigError: a folder is given twice; the vocabulary is missing, or not the one of training.
     DataError: the validation split cannot be read, or is empty.
   """
   names = run_names(workdirs)
-  latest = [restore(workdir, "latest") for workdir in workdirs]  # all of them before anything takes long
+  latest = [restore(workdir, "latest") for workdir in workdirs]  # fails before anything that takes long
   return [_collect(*each, batches) for each in zip(names, workdirs, latest)]
 
 
 def run_names(workdirs: Sequence[str]) -> list[str]:
-  """The folders' names; where two are the same, those of all parents that tell them apart too.
+  """The folders' names, with as many of their parents as it takes to tell them apart.
 
   Raises:
     ConfigError: a folder is given twice.
   """
   paths = [pathlib.Path(os.path.abspath(workdir)).parts for workdir in workdirs]
   for index, path in enumerate(paths):
-    require(path not in paths[:index], "--workdir", workdirs[index], "given twice; each run once")
+    require(path not in paths[:index], "--workdir", workdirs[index], "expected each run once")
   length = 1
   while len({path[-length:] for path in paths}) < len(paths):
     length += 1
@@ -154,10 +82,10 @@ def _collect(name: str, workdir: str, trained: Trained, batches: int) -> Run:
 
 
 def _micro_batches(trained: Trained, batches: int) -> Iterator[Batch]:
-  """The first batches of the validation split in the micro-batches of training: a routing group may be a whole one."""
+  """The first batches of the validation split, in the micro-batches of training, which may be whole routing groups."""
   config = trained.config
   with open_pipeline(config, "validation", training=False) as pipeline:
-    read = list(itertools.islice(pipeline, batches))
+    read: list[Batch] = list(itertools.islice(pipeline, batches))
   if not read:
     raise DataError("split 'validation'", "holds no example")
   count = config.train.accumulation
@@ -168,12 +96,12 @@ def _micro_batches(trained: Trained, batches: int) -> Iterator[Batch]:
 
 @functools.partial(jax.jit, static_argnames="graph")
 def _route(graph: Any, params: Any, router_state: Any, batch: Batch) -> dict[str, Routing | None]:
-  """Evaluation mode; what routing does not need, such as the logits, is not computed."""
+  """Routing in evaluation mode; jit leaves out what it does not need, such as the logits."""
   return merge(graph, params, router_state)(batch, training=False).routing
 
 
 def _layers(trained: Trained, batches: Sequence[Batch]) -> dict[str, Layer]:
-  """What the layers do with the batches' first `_MOST_TOKENS` tokens."""
+  """What every layer does with the first `_MOST_TOKENS` tokens of the batches."""
   parts: dict[str, list[Layer]] = {}
   for batch in batches:
     routing = jax.device_get(_route(trained.graph, trained.params, trained.router_state, batch))
@@ -185,47 +113,51 @@ def _layers(trained: Trained, batches: Sequence[Batch]) -> dict[str, Layer]:
 
 
 def stack_layers(model: ModelConfig, stack: str, routing: Routing, batch: Batch) -> list[Layer]:
-  """What the MoE layers of one stack did with a batch, without its padding.
+  """What the MoE layers of one stack did with the real tokens of a batch.
 
   Args:
-    model: whose the routing is.
+    model: the config of the model.
     stack: "encoder" or "decoder".
-    routing: of its MoE layers, with their leading axis.
+    routing: of the stack's MoE layers, with a leading axis for the layers.
     batch: what the model read.
   """
   side = "inputs" if stack == "encoder" else "targets"
   segments = batch[f"{side}_segments"]
   ids = batch[side] if stack == "encoder" else np.asarray(shift_right(batch[side], segments))
   real, soft = segments > 0, isinstance(routing, SoftRouting)
-  least = 1 / model.num_experts if soft else 0.0
   layers = []
-  groups = getattr(model, f"{stack}_router").groups(*segments.shape)
-  for table in expert_weights(routing, groups, *segments.shape):
+  groups = model.stacks[stack].router.groups(*segments.shape)
+  for table in np.asarray(layer_weights(routing, groups, *segments.shape)):
     weights = table[real]
+    least = 1 / weights.shape[-1] if soft else 0.0
     layers.append(Layer(ids[real], batch[f"{side}_positions"][real], weights, weights > least, soft))
   return layers
 
 
 def _joined(layers: Sequence[Layer]) -> Layer:
-  names = ("ids", "positions", "weights", "chosen")
-  arrays = {name: np.concatenate([getattr(layer, name) for layer in layers])[:_MOST_TOKENS] for name in names}
-  return Layer(**arrays, soft=layers[0].soft)
+  """One layer's parts as one, cut to `_MOST_TOKENS`."""
+
+  def join(name: str) -> np.ndarray:
+    return np.concatenate([getattr(layer, name) for layer in layers])[:_MOST_TOKENS]
+
+  return Layer(join("ids"), join("positions"), join("weights"), join("chosen"), layers[0].soft)
 
 
 def _churn(
   workdir: str, latest: Trained, layers: dict[str, Layer], batches: Sequence[Batch]
 ) -> tuple[dict[str, list[Churn]], list[int]]:
-  """By layer, from every kept checkpoint to the next on the same batches; and the steps that could not be read."""
+  """By layer, the churn from every kept checkpoint to the next on the same batches; and the unreadable steps."""
   churn: dict[str, list[Churn]] = {name: [] for name in layers}
-  before, unreadable = None, []
+  before: dict[str, Layer] = {}
+  unreadable: list[int] = []
   for step in kept_steps(workdir) if layers else []:
     try:
       now = layers if step == latest.step else _layers(restore(workdir, str(step)), batches)
     except CheckpointError:
       unreadable.append(step)
       continue
-    for name in churn if before else ():
-      pair = before[name].chosen, now[name].chosen
+    for name, layer in before.items():
+      pair = layer.chosen, now[name].chosen
       churn[name].append(Churn(step, statistics.churn(*pair), statistics.random_churn(*pair)))
     before = now
   return churn, unreadable

@@ -1,4 +1,4 @@
-"""Heat maps of multiples: how many times what an even or an independent routing would give."""
+"""Heat maps of multiples: how many times the value that an even or an independent routing would give."""
 
 import dataclasses
 import math
@@ -6,17 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe.report.axes import Axis, bins
-from moe.report.html import Html, join, tag
-from moe.report.svg import HEIGHT, Plot
+from moe.report.axes import Axis, category_axis
+from moe.report.chart import HEIGHT, Chart
+from moe.report.section import Key
 
-# Blue is less, orange is more: told apart by every kind of colour vision. Almost nothing at all is black.
+# Blue is less and orange is more, which every kind of color vision can tell apart; (almost) nothing is black.
 _LESS, _EVEN, _MORE, _NONE = (33, 102, 172), (247, 247, 247), (179, 88, 6), "#1d2530"
-_STEPS = 8  # levels on either side of 1, which end at a quarter and at four times
+_LEVELS = 8  # on either side of 1; the last ones are a quarter and four
 _NONE_BELOW = 1 / 20
-_COLUMNS_WITH_TEXT = 10
-_ROW_OF_TEXT = 24  # pixels
-_MOST_HEIGHT = 520
+_MOST_COLUMNS_WITH_TEXT = 10
+_ROW_HEIGHT, _TEXT_ROW_HEIGHT, _MOST_HEIGHT = 12, 24, 520  # pixels
 
 
 def heat_map(
@@ -26,56 +25,50 @@ def heat_map(
   row_label: str,
   *,
   texts: Sequence[Sequence[str]] | None = None,
-  rows: Sequence[str] | None = None,
-) -> Html:
-  """A map of `multiples [rows, columns]`; NaN is blank.
+  row_names: Sequence[str] | None = None,
+) -> Chart:
+  """A map of `multiples [rows, columns]`, the first row at the top; NaN is blank.
 
   Args:
     title: of the chart.
     multiples: at least 0.
-    x: of the columns (`bins`).
-    row_label: of the axis at the left, whose rows are numbered unless `rows` names them.
-    texts: what stands in each cell, where there are few enough columns to read it.
-    rows: names of the rows.
+    x: the axis of the columns, a `category_axis`.
+    row_label: the label of the axis of the rows.
+    texts: of the cells, shown where there are few enough columns to read them.
+    row_names: the rows' numbers by default.
   """
-  count, columns = multiples.shape
-  names = rows or [str(row) for row in range(count)]
-  y = bins(row_label, names, 17)
-  # The first row is at the top.
-  legible = texts is not None and columns <= _COLUMNS_WITH_TEXT
-  height = 76 + count * _ROW_OF_TEXT if legible else min(76 + 12 * count, _MOST_HEIGHT)
-  plot = Plot(title, x, dataclasses.replace(y, low=y.high, high=y.low), height=max(HEIGHT, height), grid=False)
-  plot.cells([[color(value) for value in row] for row in multiples])
+  rows, columns = multiples.shape
+  legible = texts is not None and columns <= _MOST_COLUMNS_WITH_TEXT
+  height = 76 + rows * _TEXT_ROW_HEIGHT if legible else min(76 + rows * _ROW_HEIGHT, _MOST_HEIGHT)
+  y = category_axis(row_label, row_names or [str(row) for row in range(rows)], 17)
+  chart = Chart(title, x, dataclasses.replace(y, low=y.high, high=y.low), max(HEIGHT, height), grid=False)
+  chart.cells([[multiple_color(value) for value in row] for row in multiples])
   if legible:
     for row, column in np.ndindex(*multiples.shape):
-      plot.text(column, row, texts[row][column], light=_is_dark(multiples[row, column]))
-  return plot.markup()
+      chart.cell_text(column, row, texts[row][column], light=_is_dark(float(multiples[row, column])))
+  return chart
 
 
-def color(multiple: float) -> str | None:
-  """The colour of a multiple; None for NaN."""
+def multiple_color(multiple: float) -> str | None:
+  """The color of a multiple; None for NaN."""
   if math.isnan(multiple):
     return None
   if multiple < _NONE_BELOW:
     return _NONE
-  level = _level(multiple) / _STEPS
+  level = _level(multiple) / _LEVELS
   end = _MORE if level > 0 else _LESS
   return "#" + "".join(f"{round(even + abs(level) * (far - even)):02x}" for even, far in zip(_EVEN, end))
 
 
-def scale(none: str, even: str) -> Html:
-  """The legend of the colours; `none` and `even` say what nothing and 1 mean."""
-  steps = [(0.0, f"{none} (below 1/20)"), (0.25, "≤ ¼"), (0.5, "½"), (1.0, f"1: {even}"), (2.0, "2"), (4.0, "≥ 4")]
-  return join(tag("span", _swatch(multiple), text, class_="key") for multiple, text in steps)
-
-
-def _swatch(multiple: float) -> Html:
-  return tag("span", class_="swatch", style=f"background:{color(multiple)}")
+def color_keys(none: str, even: str) -> list[Key]:
+  """The legend of the colors; `none` and `even` say what 0 and 1 mean."""
+  levels = [(0.0, f"{none} (below 1/20)"), (0.25, "≤ ¼"), (0.5, "½"), (1.0, f"1: {even}"), (2.0, "2"), (4.0, "≥ 4")]
+  return [Key(text, multiple_color(multiple)) for multiple, text in levels]
 
 
 def _level(multiple: float) -> int:
-  return max(-_STEPS, min(_STEPS, round(math.log2(multiple) * _STEPS / 2)))
+  return max(-_LEVELS, min(_LEVELS, round(math.log2(multiple) * _LEVELS / 2)))
 
 
 def _is_dark(multiple: float) -> bool:
-  return multiple < _NONE_BELOW or (not math.isnan(multiple) and abs(_level(multiple)) > _STEPS * 0.6)
+  return multiple < _NONE_BELOW or (not math.isnan(multiple) and abs(_level(multiple)) > _LEVELS * 0.6)

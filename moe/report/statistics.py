@@ -1,4 +1,4 @@
-"""What a routing did, counted: from arrays to the numbers of a report. NumPy only.
+"""Statistics of a routing, from arrays to the numbers of a report. NumPy only.
 
 Shapes: n real tokens (no padding), E experts. `chosen` is bool `[n, E]`: whether the token reached the expert.
 """
@@ -11,26 +11,26 @@ import numpy as np
 DEAD_SHARE = 0.05
 
 
-def experts_per_token(chosen: np.ndarray) -> np.ndarray:
+def experts_per_token_shares(chosen: np.ndarray) -> np.ndarray:
   """`[E + 1]`, the share of the tokens that reached 0, 1, ..., E experts."""
   tokens, experts = chosen.shape
   return np.bincount(chosen.sum(1), minlength=experts + 1) / max(tokens, 1)
 
 
 def binomial_null(experts: int, mean: float) -> np.ndarray:
-  """`[E + 1]`, what `experts_per_token` would be if every expert took every token with probability mean / E."""
+  """`[E + 1]`, what `experts_per_token_shares` would be if every expert took every token with probability mean / E."""
   p = mean / experts
   return np.array([math.comb(experts, k) * p**k * (1 - p) ** (experts - k) for k in range(experts + 1)])
 
 
 def shares(amounts: np.ndarray) -> np.ndarray:
-  """`[E]`, each expert's share of all that was routed, given `amounts [n, E]` (`chosen`, or weights)."""
+  """`[E]`, each expert's share of the total of `amounts [n, E]` (`chosen`, or weights)."""
   total = amounts.sum(0, dtype=np.float64)
   return total / total.sum() if total.sum() else total
 
 
 def dead_experts(load: np.ndarray) -> list[int]:
-  """The experts with less than `DEAD_SHARE` of an even share, given all shares `load [E]`."""
+  """The experts with less than `DEAD_SHARE` of an even share, given every expert's share `load [E]`."""
   return np.flatnonzero(load * len(load) < DEAD_SHARE).tolist()
 
 
@@ -41,7 +41,7 @@ def churn(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def random_churn(before: np.ndarray, after: np.ndarray) -> float:
-  """The churn between two unrelated routings of these sizes, about: every pair independent in both."""
+  """The approximate churn between two unrelated routings of these sizes, in which every pair is independent."""
   p, q = before.mean(), after.mean()
   both = p * q
   return float(1 - both / (p + q - both)) if p + q else 0.0
@@ -50,7 +50,7 @@ def random_churn(before: np.ndarray, after: np.ndarray) -> float:
 def coactivation(chosen: np.ndarray) -> np.ndarray:
   """How often two experts share a token, as a multiple of what chance would give.
 
-  Chance pairs experts in proportion to the tokens they take, and makes as many pairs in all as there are.
+  Chance pairs experts in proportion to the tokens they take, and makes as many pairs in total as were observed.
 
   Returns:
     float64 `[E, E]`, symmetric; NaN on the diagonal, for an expert without tokens, and where no token has two experts.
@@ -71,8 +71,10 @@ class TokenCount:
   """A vocabulary item at one expert.
 
   Attributes:
-    id: of the item; count: how often the expert took it; total: how often it occurs; lift: its share of what the
-      expert took, over its share of all tokens.
+    id: of the item.
+    count: how often the expert took it.
+    total: how often it occurs.
+    lift: its share of the expert's tokens, divided by its share of all tokens.
   """
 
   id: int
@@ -84,36 +86,34 @@ class TokenCount:
 def top_tokens(
   ids: np.ndarray, chosen: np.ndarray, most: int, least_total: int
 ) -> list[tuple[list[TokenCount], list[TokenCount]]]:
-  """For every expert its most frequent items, and the most over-represented ones (lift above 1).
+  """For every expert its most frequent items, and its most over-represented ones (lift above 1).
 
   Args:
     ids: int `[n]`.
     chosen: bool `[n, E]`.
-    most: items in each list.
-    least_total: occurrences below which an item's lift is not trusted.
+    most: length of each list, at most.
+    least_total: items that occur less often are left out of the second list.
   """
   items, index, totals = np.unique(ids, return_inverse=True, return_counts=True)
-  tables = []
+  tops = []
   for expert in chosen.T:
     counts = np.bincount(index[expert], minlength=len(items))
     lift = counts / max(expert.sum(), 1) / (totals / len(ids))
     trusted = (totals >= least_total) & (lift > 1)
     by_count = np.lexsort((items, -counts))[:most]
     by_lift = np.lexsort((-counts, np.where(trusted, -lift, 0.0)))[:most]
-    rows = ([i for i in by_count if counts[i]], [i for i in by_lift if trusted[i]])
-    tables.append(
-      tuple([TokenCount(int(items[i]), int(counts[i]), int(totals[i]), float(lift[i])) for i in row] for row in rows)
-    )
-  return tables
+    found = [TokenCount(*values) for values in zip(items.tolist(), counts.tolist(), totals.tolist(), lift.tolist())]
+    tops.append(([found[i] for i in by_count if counts[i]], [found[i] for i in by_lift if trusted[i]]))
+  return tops
 
 
 @dataclasses.dataclass(frozen=True)
 class ByPosition:
-  """Where in their sequences the tokens lie.
+  """How tokens are distributed over the positions of their sequences.
 
   Attributes:
     starts: `[bins + 1]`, first position of each bin, and the end.
-    experts: `[E, bins]`, shares of each expert's tokens; 0 for an expert that has none.
+    experts: `[E, bins]`, shares of each expert's tokens; 0 for an expert without tokens.
     everyone: `[bins]`, shares of all tokens.
   """
 
@@ -123,12 +123,12 @@ class ByPosition:
 
 
 def by_position(positions: np.ndarray, chosen: np.ndarray, most_bins: int) -> ByPosition:
-  """Shares over bins of position, as equal in width as whole positions allow.
+  """Shares over bins of positions, of equal width up to rounding.
 
   Args:
     positions: int `[n]`.
     chosen: bool `[n, E]`.
-    most_bins: fewer where there are fewer positions.
+    most_bins: the number of bins, unless there are fewer positions.
   """
   length = int(positions.max()) + 1
   bins = min(most_bins, length)
@@ -140,7 +140,7 @@ def by_position(positions: np.ndarray, chosen: np.ndarray, most_bins: int) -> By
 
 
 def thin(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-  """A curve of at most `most` points: means over runs of neighbours. `steps [n]`, `values [n, ...]`."""
+  """A curve of at most `most` points, each the mean of neighbors. `steps [n]`, `values [n, ...]`."""
   if len(steps) <= most:
     return steps, values
   chunks = np.array_split(np.arange(len(steps)), most)

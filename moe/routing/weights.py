@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from moe.routing.groups import Groups
 from moe.routing.types import RaggedRouting, Routing, SlotRouting, SoftRouting
 
 
@@ -30,6 +31,18 @@ def routing_weights(routing: Routing, n: int) -> jax.Array:
       return jax.vmap(one_group)(routing.token, routing.weight, routing.group_sizes)
     case SoftRouting():
       return routing.combine.sum(-1)
+
+
+def layer_weights(routing: Routing, groups: Groups, batch: int, length: int) -> jax.Array:
+  """float32 `[L, B, T, E]`: the same of several layers, whose axis L leads, for the tokens in their sequences.
+
+  Args:
+    routing: of the layers.
+    groups: that the batch was divided into.
+    batch: B.
+    length: T.
+  """
+  return jax.vmap(lambda one: groups.join(routing_weights(one, groups.size), batch, length))(routing)
 
 
 def _table(token: jax.Array, expert: jax.Array, weight: jax.Array, shape: tuple[int, int]) -> jax.Array:

@@ -1,11 +1,11 @@
-"""The benchmarks' results as Markdown tables, for the terminal and the README; each function gives lines."""
+"""The results of the benchmarks as lines of Markdown tables, for the terminal and the documents."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from moe.markdown import table
+from moe.markdown import markdown_table
 
 STEP = ("model", "time, x dense", "tokens/s", "GFLOP", "layers with experts", "optimizer", "million parameters", "MB")
 KINDS = ("all-to-all", "all-reduce", "all-gather", "other")
@@ -13,19 +13,19 @@ MESH = ("mesh, data x expert", "time, x the first", "wall seconds", *(f"{kind}, 
 
 
 def layer_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """The sweep `ways` of `scripts/benchmarks/layer.py`; the dense twin, which is the same everywhere, once."""
+  """The sweep `ways` of `scripts.benchmarks.layer`, with one row for the dense twin, which is the same everywhere."""
   dense = next(row for row in rows if row["layer"] == "dense")
   shown = [dense | {"at": "-"}, *(row for row in rows if row["layer"] != "dense")]
   cells = [
-    (row["layer"], count(row["at"]), f"{row['ratio']:.2f}", gflop(row["gflop"]), f"{row['megabytes']:.0f}")
+    (row["layer"], thousands(row["at"]), f"{row['ratio']:.2f}", gflop_text(row["gflop"]), f"{row['megabytes']:.0f}")
     for row in shown
   ]
-  return table(("layer", "routing group", "time, x dense", "GFLOP", "MB"), cells)
+  return markdown_table(("layer", "routing group", "time, x dense", "GFLOP", "MB"), cells)
 
 
 def step_table(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """The models of `scripts/benchmarks/step.py`."""
-  return table(STEP, (_step_cells(name, row) for name, row in models.items()))
+  """The models of `scripts.benchmarks.step`."""
+  return markdown_table(STEP, (_step_cells(name, row) for name, row in models.items()))
 
 
 def _step_cells(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -33,7 +33,7 @@ def _step_cells(name: str, row: Mapping[str, Any]) -> list[str]:
     name,
     f"{row['ratio']:.2f}",
     f"{row['tokens_per_second']:,.0f}",
-    gflop(row["gflop"]),
+    gflop_text(row["gflop"]),
     f"{row['layers']:.0%}",
     f"{row['update']:.0%}",
     f"{row['parameters'] / 1e6:.1f}",
@@ -42,8 +42,8 @@ def _step_cells(name: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def mesh_table(meshes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """The meshes of `scripts/benchmarks/mesh.py`."""
-  return table(MESH, (_mesh_cells(name, row) for name, row in meshes.items()))
+  """The meshes of `scripts.benchmarks.mesh`."""
+  return markdown_table(MESH, (_mesh_cells(name, row) for name, row in meshes.items()))
 
 
 def _mesh_cells(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -51,11 +51,11 @@ def _mesh_cells(name: str, row: Mapping[str, Any]) -> list[str]:
   return [name, f"{row['ratio']:.2f}", f"{np.median(row['wall_seconds']):.2f}", *sent]
 
 
-def count(value: int | str) -> str:
-  """A number with its thousands apart; a word as it is."""
+def thousands(value: int | str) -> str:
+  """A number with a thousands separator; a word as it is."""
   return f"{value:,}" if isinstance(value, int) else value
 
 
-def gflop(value: float | None) -> str:
-  """With one digit; a dash where it is not known."""
+def gflop_text(value: float | None) -> str:
+  """A number with one decimal; a dash where it is unknown."""
   return "-" if value is None else f"{value:.1f}"

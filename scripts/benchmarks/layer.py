@@ -1,22 +1,22 @@
-"""What a Mixture-of-Experts layer costs next to a dense one: time, FLOPs and memory of forward + backward.
+"""What a Mixture-of-Experts layer costs relative to a dense one: time, FLOPs and memory of forward + backward.
 
-    python scripts/benchmarks/layer.py --sweep ways groups experts tokens --results results/layer.json
-    python scripts/benchmarks/layer.py --sweep routers [--only NAME ...] --results results/routers.json
+    python -m scripts.benchmarks.layer --sweep ways groups experts tokens --results results/layer.json
+    python -m scripts.benchmarks.layer --sweep routers [--only NAME ...] --results results/routers.json
 
 Sweeps, with the default options:
 
-  ways     how tokens travel: by index into slots, dropless, soft, by masks; 4,096 tokens in groups of 256 and more
-  groups   65,536 tokens in groups of 256 to 65,536; masks as far as they fit into 1 GiB
+  ways     dispatch by index into slots, dropless, soft, by masks; 4,096 tokens in groups of 256 and more
+  groups   65,536 tokens in groups of 256 to 65,536; masks as long as they fit into 1 GiB
   experts  8 to 512 experts on 4,096 tokens: the same FLOPs, more weights
   tokens   1,024 to 65,536 tokens in groups of 1,024
   routers  every router with its default options, and its decision alone
 
-The layers are in training mode, with everything that a training step needs of them; Soft MoE has as many slots as
-tokens. The dense twin is a flattened two-matrix GELU network, as wide as the experts that a token really used, by the
-router's own metric, are side by side. Programs that are compared run in turns in one process; ratios are of medians, of
-CPU time on a CPU (where other processes may run) and of wall time elsewhere. FLOPs and megabytes are XLA's own analysis
-of the compiled program; megabytes are its temporary buffers, without arguments and results. XLA counts the body of a
-loop once and does not look into kernels, so a dropless layer, which is one or the other, has no FLOPs here.
+Layers run in training mode and compute everything that a training step needs of them; Soft MoE has as many slots as
+tokens. The dense twin is a flattened two-matrix GELU network, as wide as the experts that a token used, by the router's
+own metric, put side by side. Programs to be compared take turns in one process. Ratios are of medians: of CPU time on a
+CPU, where other processes may run, and of wall time elsewhere. FLOPs and megabytes are XLA's analysis of the compiled
+program; megabytes are its temporary buffers, without arguments and results. XLA counts the body of a loop once and does
+not look into kernels; a dropless layer is one or the other, so its FLOPs are not given.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe.config import ConfigError
-from moe.markdown import table
+from moe.config import ConfigError, build
+from moe.markdown import markdown_table
 from moe.parallel.host_memory import keep_freed_memory
-from moe.routing import ROUTERS, RaggedRouting, RouterConfig
-from scripts.benchmarks.command_line import new_file, positive, write
+from moe.routing import RaggedRouting, RouterConfig
+from scripts.benchmarks.arguments import new_path, positive_int, write_results
 from scripts.benchmarks.cost_curves import PANELS, draw_cost_curves
-from scripts.benchmarks.cost_tables import count, gflop
-from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, experts_per_token
-from scripts.benchmarks.timing import about, dense_program, measure
+from scripts.benchmarks.cost_tables import gflop_text, thousands
+from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, measured_experts_per_token
+from scripts.benchmarks.timing import dense_program, measure_in_turns, run_settings
 
 SWEEPS = ("ways", "groups", "experts", "tokens", "routers")
 
@@ -44,12 +44,12 @@ BY_SLOTS = ("expert choice", "top-{k}")
 MASKS, DROPLESS = "expert choice, one-hot masks", "top-{k} dropless"
 MOST_MASK_BYTES = 2**30
 
-# Layers by name, to be measured side by side.
+# Layers by name, which are measured side by side.
 Cases = dict[str, LayerCase]
 
 
-def points(sweep: str, arguments: argparse.Namespace) -> Iterator[tuple[int | str, Cases]]:
-  """The places along a sweep, each with the layers that are compared there."""
+def sweep_points(sweep: str, arguments: argparse.Namespace) -> Iterator[tuple[int | str, Cases]]:
+  """The points of a sweep, each with the layers that are compared there."""
   tokens, most, experts = arguments.tokens, arguments.most_tokens, arguments.experts
   match sweep:
     case "ways":
@@ -84,7 +84,7 @@ def _masks(tokens: int, group: int, k: int) -> tuple[str, ...]:
 
 
 def _cases(kinds: Sequence[str], tokens: int, group: int, experts: int, arguments: argparse.Namespace) -> Cases:
-  """Layers of these kinds in sequences of `group` tokens, which are their routing groups."""
+  """Layers of these kinds, on sequences of `group` tokens that are their routing groups."""
   k = arguments.top_k
   expert_choice = {"name": "expert_choice", "capacity_factor": k, "group_size": group}
   options = {
@@ -100,32 +100,36 @@ def _cases(kinds: Sequence[str], tokens: int, group: int, experts: int, argument
 
 
 def _soft_moe(group: int, experts: int) -> dict[str, Any]:
-  """As many slots as tokens: one an expert, the default, leaves the experts next to nothing to do."""
+  """As many slots as tokens; with the default of one per expert the experts would have almost nothing to do."""
   return {"name": "soft_moe", "slots": group // experts}
 
 
 def _case(
   options: dict[str, Any], tokens: int, sequence: int, experts: int, arguments: argparse.Namespace, masks: bool = False
 ) -> LayerCase:
-  router = RouterConfig.from_mapping(options, "router")
+  router = build(RouterConfig, options, "router")
   return LayerCase(router, tokens, sequence, experts, arguments.d_model, arguments.d_ff, arguments.dtype, masks)
 
 
 def measure_point(cases: Cases, twin_experts: int, repeats: int, *, decisions: bool) -> list[dict[str, Any]]:
   """One row for the dense twin, `twin_experts` experts wide, and one for every layer.
 
-  `decisions` says whether the routers are timed alone, too.
+  Args:
+    cases: layers on batches of the same shape.
+    twin_experts: width of the twin.
+    repeats: timed calls of every program.
+    decisions: whether the routers are also timed alone.
   """
   case = next(iter(cases.values()))
   layers = {name: LayerPrograms(case) for name, case in cases.items()}
   programs = {name: layer.whole() for name, layer in layers.items()}
-  used = {name: experts_per_token(program) for name, program in programs.items()} | {"dense": twin_experts}
+  used = {name: measured_experts_per_token(program) for name, program in programs.items()} | {"dense": twin_experts}
   programs["dense"] = dense_program(case.tokens, case.d_model, twin_experts * case.d_ff, jnp.dtype(case.dtype))
   alone = {f"decision of {name}": layer.decision() for name, layer in layers.items()} if decisions else {}
-  times = measure(programs | alone, repeats)
+  times = measure_in_turns(programs | alone, repeats)
 
   def row(name: str) -> dict[str, Any]:
-    # A dense layer's time grows in proportion to its width.
+    # The time of a dense layer is proportional to its width.
     twin = times["dense"].median * used[name] / twin_experts
     found = {"layer": name, "experts_per_token": used[name], "ratio": times[name].median / twin}
     if f"decision of {name}" in alone:
@@ -144,34 +148,36 @@ def _analysis(compiled: jax.stages.Compiled, dropless: bool) -> dict[str, float 
 HEADER = ("sweep", "at", "layer", "experts per token", "time, x dense", "decision", "GFLOP", "MB")
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-  """A row as the terminal shows it."""
+def row_cells(row: dict[str, Any]) -> list[str]:
+  """A row as shown on the terminal."""
   decision = f"{row['decision']:.2f}" if "decision" in row else "-"
-  numbers = [f"{row['experts_per_token']:.2f}", f"{row['ratio']:.2f}", decision, gflop(row["gflop"])]
-  return [row["sweep"], count(row["at"]), row["layer"], *numbers, f"{row['megabytes']:.0f}"]
+  numbers = [f"{row['experts_per_token']:.2f}", f"{row['ratio']:.2f}", decision, gflop_text(row["gflop"])]
+  return [row["sweep"], thousands(row["at"]), row["layer"], *numbers, f"{row['megabytes']:.0f}"]
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--sweep", nargs="+", choices=SWEEPS, required=True)
-  parser.add_argument("--only", nargs="+", choices=sorted(ROUTERS), default=sorted(ROUTERS), metavar="ROUTER")
-  parser.add_argument("--tokens", type=positive, default=4096, help="of the sweeps over ways, experts and routers")
-  parser.add_argument("--most_tokens", type=positive, default=65_536, help="of the sweeps over groups and tokens")
-  parser.add_argument("--experts", type=positive, default=16)
-  parser.add_argument("--most_experts", type=positive, default=512, help="of the sweep over experts")
-  parser.add_argument("--d_model", type=positive, default=256)
-  parser.add_argument("--d_ff", type=positive, default=1024, help="hidden width of an expert")
-  parser.add_argument("--top_k", type=positive, default=2, help="experts per token, and so the capacity factor")
+  parser.add_argument(
+    "--only", nargs="+", choices=sorted(RouterConfig.choices), default=sorted(RouterConfig.choices), metavar="ROUTER"
+  )
+  parser.add_argument("--tokens", type=positive_int, default=4096, help="in the sweeps over ways, experts and routers")
+  parser.add_argument("--most_tokens", type=positive_int, default=65_536, help="in the sweeps over groups and tokens")
+  parser.add_argument("--experts", type=positive_int, default=16)
+  parser.add_argument("--most_experts", type=positive_int, default=512, help="in the sweep over experts")
+  parser.add_argument("--d_model", type=positive_int, default=256)
+  parser.add_argument("--d_ff", type=positive_int, default=1024, help="hidden width of an expert")
+  parser.add_argument("--top_k", type=positive_int, default=2, help="experts per token, also the capacity factor")
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-  parser.add_argument("--repeats", type=positive, default=9)
-  parser.add_argument("--results", type=new_file, help="a new JSON file with every measured time")
-  parser.add_argument("--figure", type=pathlib.Path, help="a PNG of the sweeps over groups, experts and tokens")
+  parser.add_argument("--repeats", type=positive_int, default=9)
+  parser.add_argument("--results", type=new_path, help="new JSON file for all measured times")
+  parser.add_argument("--figure", type=pathlib.Path, help="PNG of the sweeps over groups, experts and tokens")
   arguments = parser.parse_args()
   if arguments.figure and not set(PANELS) <= set(arguments.sweep):
-    parser.error(f"--figure needs --sweep {' '.join(PANELS)}")
+    parser.error(f"--figure: expected --sweep {' '.join(PANELS)}")
   try:
-    places = [(sweep, at, cases) for sweep in arguments.sweep for at, cases in points(sweep, arguments)]
-    for _, _, cases in places:
+    points = [(sweep, at, cases) for sweep in arguments.sweep for at, cases in sweep_points(sweep, arguments)]
+    for _, _, cases in points:
       for case in cases.values():
         case.check()
   except ConfigError as error:
@@ -180,13 +186,13 @@ def main() -> None:
     keep_freed_memory()
 
   rows = []
-  print("\n".join(table(HEADER, [])))
-  for sweep, at, cases in places:
+  print("\n".join(markdown_table(HEADER, [])))
+  for sweep, at, cases in points:
     for found in measure_point(cases, arguments.top_k, arguments.repeats, decisions=sweep == "routers"):
       rows.append({"sweep": sweep, "at": at} | found)
-      print(table(HEADER, [cells(rows[-1])])[-1], flush=True)
+      print(markdown_table(HEADER, [row_cells(rows[-1])])[-1], flush=True)
     if arguments.results:
-      write({"settings": about(arguments), "rows": rows}, arguments.results)
+      write_results({"settings": run_settings(arguments), "rows": rows}, arguments.results)
   if arguments.figure:
     draw_cost_curves(rows, arguments.figure)
 

@@ -1,7 +1,7 @@
-"""A Mixture-of-Experts layer as programs to be timed: forward and backward as in a training step.
+"""A Mixture-of-Experts layer as programs to be timed: forward and backward, as in a training step.
 
-All that a step needs of the layer is a result of the program, so that the compiler leaves nothing out: the output, the
-router's losses, every gradient, the metrics, the router's next state.
+Everything that a step needs from the layer is a result of the program, so that the compiler leaves nothing out: the
+output, the router's losses, all gradients, the metrics, the router's next state.
 """
 
 import dataclasses
@@ -37,16 +37,17 @@ Program = tuple[Callable, tuple]
 
 @dataclasses.dataclass(frozen=True)
 class LayerCase:
-  """A layer and what it is given.
+  """A layer and the shape of its input.
 
   Attributes:
     router: its router.
-    tokens: of a batch, in sequences of `sequence`, which must divide it.
+    tokens: per batch.
+    sequence: tokens per sequence; divides `tokens`.
     experts: E.
     d_model, d_ff: widths of a token and of an expert.
     dtype: of computation.
-    masks: whether tokens travel by one-hot masks `[G, n, E, C]` and matrix products instead of by index; for routers
-      that give slots.
+    masks: dispatch by one-hot masks `[G, n, E, C]` and matrix products instead of by index; only for routers with
+      slots.
   """
 
   router: RouterConfig
@@ -59,14 +60,14 @@ class LayerCase:
   masks: bool = False
 
   def check(self) -> None:
-    """Raises `ConfigError` where the router does not suit the layer or a batch of this shape."""
-    require(self.tokens % self.sequence == 0, "tokens", self.tokens, f"must be a multiple of {self.sequence}")
+    """Raises `ConfigError` if the router cannot be used in this layer or on a batch of this shape."""
+    require(self.tokens % self.sequence == 0, "tokens", self.tokens, f"expected a multiple of {self.sequence}")
     site = Site(self.d_model, self.experts, VOCABULARY)
-    self.router.router.check(self.router.options, site, *self.rows)
+    self.router.check(site, *self.rows)
 
   @property
   def rows(self) -> tuple[int, int]:
-    """The batch's sequences and their length."""
+    """The number of sequences and their length."""
     return self.tokens // self.sequence, self.sequence
 
 
@@ -74,13 +75,13 @@ class LayerPrograms:
   """The programs of one case.
 
   Attributes:
-    routing: the kind that its router gives.
+    routing: the type of `Routing` that the router returns.
   """
 
   def __init__(self, case: LayerCase):
     dtype = jnp.dtype(case.dtype)
-    sizes = (case.experts, case.d_model, case.d_ff)
-    layer = MoE(*sizes, "gelu", case.router, dtype, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
+    sizes = (case.d_model, case.experts, case.d_ff)
+    layer = MoE(*sizes, case.router, dtype=dtype, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
     layer.experts = _experts(*sizes, dtype)
     if case.masks:
       layer.router = _Masks(layer.router)
@@ -89,22 +90,22 @@ class LayerPrograms:
     self.routing: type[Routing] = type(jax.eval_shape(lambda p, x: self._apply(p, x)[1], self._params, self._x).routing)
 
   def whole(self) -> Program:
-    """Forward and backward of the layer; the last of its results are the metrics."""
+    """Forward and backward of the whole layer; the last result is the metrics."""
 
     def outputs(params, x):
       y, report, state = self._apply(params, x)
       return (y, _losses(report)), (state, report.metrics)
 
-    return _both_ways(outputs, self._params, self._x, (self._cotangent, jnp.ones(())))
+    return _compiled(outputs, self._params, self._x, (self._cotangent, jnp.ones(())))
 
   def decision(self) -> Program:
-    """The same of the router alone: tokens do not travel and experts do not compute."""
+    """Forward and backward of the router alone, without dispatch and experts."""
 
     def outputs(params, x):
       _, report, state = self._apply(params, x)
       return sum((leaf.sum() for leaf in jax.tree.leaves(report.routing)), _losses(report)), (state, report.metrics)
 
-    return _both_ways(outputs, self._params, self._x, jnp.ones(()))
+    return _compiled(outputs, self._params, self._x, jnp.ones(()))
 
   def _apply(self, params, x) -> tuple[jax.Array, LayerReport, nnx.State]:
     layer = nnx.merge(self._graph, params, self._rest, copy=True)
@@ -112,21 +113,21 @@ class LayerPrograms:
     return y, report, nnx.state(layer, RouterState)
 
 
-def experts_per_token(program: Program) -> float:
-  """How many experts the tokens of a `LayerPrograms.whole` really used, by its own metric."""
+def measured_experts_per_token(program: Program) -> float:
+  """The mean number of experts that the tokens of a `LayerPrograms.whole` used, by its own metric."""
   function, arguments = program
   *_, (_, metrics) = function(*arguments)
   return float(metrics["capacity_factor"])
 
 
 def one_hot_masks(routing: SlotRouting, n: int) -> SoftRouting:
-  """The same slots as masks `[G, n, E, C]`: 1 where a token lies in a slot, and its weight there."""
+  """The same slots as masks `[G, n, E, C]`: 1 where a token has a slot, and its weight there."""
   dispatch = (routing.token[:, None] == jnp.arange(n)[:, None, None]).astype(jnp.float32)
   return SoftRouting(dispatch, dispatch * routing.weight[:, None])
 
 
 class _Masks(nnx.Module):
-  """A router whose slots are written as masks."""
+  """A router that returns its slots as masks."""
 
   def __init__(self, router: Router):
     self.router = router
@@ -136,8 +137,8 @@ class _Masks(nnx.Module):
     return dataclasses.replace(output, routing=one_hot_masks(output.routing, inputs.tokens.shape[1]))
 
 
-def _both_ways(outputs: Callable, params: Any, x: jax.Array, cotangent: Any) -> Program:
-  """Of `outputs(params, x)`, which gives what has a gradient and what has none."""
+def _compiled(outputs: Callable, params: Any, x: jax.Array, cotangent: Any) -> Program:
+  """Compiles `outputs`, from `(params, x)` to differentiable and auxiliary results, forward and backward."""
 
   def run(params, x, cotangent):
     y, pull_back, extra = jax.vjp(outputs, params, x, has_aux=True)
@@ -147,22 +148,22 @@ def _both_ways(outputs: Callable, params: Any, x: jax.Array, cotangent: Any) -> 
 
 
 def _losses(report: LayerReport) -> jax.Array:
-  """All that training adds to the objective; a REINFORCE router is told that every token costs one nat."""
+  """Everything that training adds to the objective; for a REINFORCE router every token costs one nat."""
   if report.policy is None:
     return report.auxiliary_loss
   cost = jnp.ones_like(report.policy.log_prob)
   return report.auxiliary_loss + policy_loss(report.policy, cost, cost > 0)
 
 
-# Layers that are measured side by side share what is large.
+# Layers that are measured side by side share their largest arrays.
 @functools.lru_cache(maxsize=1)
-def _experts(num_experts: int, d_model: int, d_ff: int, dtype: jnp.dtype) -> Experts:
+def _experts(d_model: int, num_experts: int, d_ff: int, dtype: jnp.dtype) -> Experts:
   return Experts(num_experts, d_model, d_ff, "gelu", dtype, rngs=nnx.Rngs(0))
 
 
 @functools.lru_cache(maxsize=1)
 def _batch(batch: int, length: int, d_model: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
-  """Tokens `[B, T, d]`, the gradient that comes back, and what else a layer may look at."""
+  """Tokens `[B, T, d]`, the gradient of the output, and the layer's other arguments."""
   keys = jax.random.split(jax.random.key(0), 4)
   x, cotangent = (jax.random.normal(key, (batch, length, d_model), dtype) for key in keys[:2])
   about = {

@@ -1,16 +1,14 @@
-"""What random routers tell about the next token: nats per token, for expert choice of any pool and its causal forms.
+"""What random routers tell about the next token, in nats per token: expert choice by group size, and causal routers.
 
-    python scripts/benchmarks/leaks.py --results results/leaks.json
+    python -m scripts.benchmarks.leaks --results results/leaks.json
 
-Tokens are independent and uniform over 8 ids. A router's logits are a table by token, standard normal, plus a small
-bias by position, which breaks the ties of equal tokens; every repetition draws another router. Plain expert choice
-takes pools of adjacent tokens, a sequence being one pool; the others read sequences of 16 tokens, 32 in a batch. The
-standard errors are over routers.
+Tokens are independent and uniform over 8 ids. A router's logits are a standard normal table by token, plus a small bias
+by position that breaks the ties of equal tokens; every repetition draws a new router. Plain expert choice routes groups
+of adjacent tokens, one sequence per group; the others read batches of 32 sequences of 16 tokens. Standard errors are
+over routers.
 """
 
 import argparse
-import json
-import pathlib
 import time
 
 import jax
@@ -21,7 +19,8 @@ from flax import nnx
 from moe.config import build
 from moe.evaluation.mask_information import Masks, mask_information
 from moe.routing import RouterConfig, RouterInput, RouterState, Site
-from moe.routing.weights import expert_weights
+from moe.routing.weights import layer_weights
+from scripts.benchmarks.arguments import new_path, positive_int, write_results
 
 VOCABULARY, EXPERTS, SEQUENCES, POSITION_BIAS = 8, 4, 32, 0.3
 POOLS = (4, 8, 16, 64)
@@ -35,14 +34,14 @@ LENGTH = 16
 
 
 def random_masks(name: str, options: dict, sequences: int, length: int, seed: int) -> Masks:
-  """From int32 `[B, T]` in batches of `sequences` to the masks `[B, T, E]` of a router that `seed` draws."""
+  """A function from int32 `[B, T]`, in batches of `sequences`, to the masks `[B, T, E]` of a router drawn by `seed`."""
   config = build(RouterConfig, {"name": name, **options})
-  # One feature for each token id and one for each position: the kernel is the two tables.
+  # One feature per token id and one per position, so that the kernel consists of the two tables.
   router = config.make(Site(VOCABULARY + length, EXPERTS), nnx.Rngs(seed))
   scale = jnp.where(jnp.arange(VOCABULARY + length) < VOCABULARY, 1.0, POSITION_BIAS)
   router.kernel[...] = scale[:, None] * jax.random.normal(jax.random.key(seed), router.kernel.shape)
   positions = jnp.broadcast_to(jnp.arange(length), (sequences, length))
-  groups = config.router.groups(config.options, sequences, length)
+  groups = config.groups(sequences, length)
   graph, variables = nnx.split(router)
 
   def inputs(ids):
@@ -65,13 +64,13 @@ def random_masks(name: str, options: dict, sequences: int, length: int, seed: in
 
   def masks(rows):
     found = routings(rows.reshape(-1, sequences, length))
-    return (expert_weights(found, groups, sequences, length) > 0).reshape(*rows.shape, EXPERTS)
+    return (layer_weights(found, groups, sequences, length) > 0).reshape(*rows.shape, EXPERTS)
 
   return masks
 
 
-def measure(name: str, options: dict, sequences: int, length: int, tokens: int, seeds: int) -> dict[str, float]:
-  """Mean and standard error over `seeds` routers, of `tokens` tokens each."""
+def measure_leaks(name: str, options: dict, sequences: int, length: int, tokens: int, seeds: int) -> dict[str, float]:
+  """Mean and standard error over `seeds` routers, each measured on `tokens` tokens."""
   blocks, batches = 2, 4
   rows = max(tokens // (length * blocks * batches * sequences), 1) * sequences
   found = []
@@ -86,12 +85,10 @@ def measure(name: str, options: dict, sequences: int, length: int, tokens: int, 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--tokens", type=int, default=2_000_000, help="for each router")
-  parser.add_argument("--seeds", type=int, default=12, help="routers of each kind")
-  parser.add_argument("--results", type=pathlib.Path, help="a new JSON file")
+  parser.add_argument("--tokens", type=positive_int, default=2_000_000, help="per router")
+  parser.add_argument("--seeds", type=positive_int, default=12, help="routers of each kind")
+  parser.add_argument("--results", type=new_path, help="new JSON file")
   arguments = parser.parse_args()
-  if arguments.results and arguments.results.exists():
-    parser.error(f"--results {arguments.results} exists; name a new file")
 
   rows = {f"expert_choice, pool of {pool}": ("expert_choice", {"group_size": pool}, 1, pool) for pool in POOLS}
   rows |= {name: (name, options, SEQUENCES, LENGTH) for name, options in CAUSAL.items()}
@@ -99,13 +96,12 @@ def main() -> None:
   print("| router | nats | standard error |\n|---|---|---|")
   for label, row in rows.items():
     started = time.perf_counter()
-    results[label] = measure(*row, arguments.tokens, arguments.seeds)
+    results[label] = measure_leaks(*row, arguments.tokens, arguments.seeds)
     results[label]["seconds"] = time.perf_counter() - started
     print("| {} | {nats:.5f} | {standard_error:.5f} |".format(label, **results[label]), flush=True)
   if arguments.results:
     settings = {"tokens": arguments.tokens, "seeds": arguments.seeds, "position_bias": POSITION_BIAS}
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps({"settings": settings, "routers": results}, indent=1) + "\n")
+    write_results({"settings": settings, "routers": results}, arguments.results)
 
 
 if __name__ == "__main__":

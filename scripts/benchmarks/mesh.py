@@ -1,23 +1,23 @@
-"""Expert parallelism next to data parallelism: time of the same train step on several meshes, and the bytes it sends.
+"""Expert parallelism against data parallelism: time of the same train step on several meshes, and the bytes it sends.
 
-    python scripts/benchmarks/mesh.py --results results/mesh.json
+    python -m scripts.benchmarks.mesh --results results/mesh.json
 
-On a machine without accelerators the devices are threads of its CPU. They share its cores, so the time says how much
-work a mesh adds or saves (weights that are updated once instead of on every replica, say), and nothing about a network:
-what a network would carry is in the bytes.
+On a machine without accelerators the devices are threads of its CPU. They share its cores, so time shows how much work
+a mesh adds or saves (such as weights that are updated once, not on every replica) and says nothing about a network:
+what a network would carry is shown in bytes.
 
-Bytes are those that one device sends in one step, by kind, if an all-reduce and an all-gather are rings and an
-all-to-all goes straight. Measured are all collectives of the compiled program, read off its text, loops multiplied out.
-Planned, with D x P devices along data and expert, in float32:
+Bytes are those that one device sends in one step, by kind, if all-reduce and all-gather are rings and all-to-all is
+direct. "Measured" counts all collectives in the text of the compiled program, multiplied by the trips of their loops.
+"Planned", with D x P devices along data and expert, in float32:
 
-  all-to-all  4 L S d * 4 B * (P - 1) / P: in each of L layers with experts, S slots of a device's own tokens go to
+  all-to-all  4 L S d * 4 B * (P - 1) / P: in each of L layers with experts, the S slots of a device's own tokens go to
               their experts and come back, and so do their gradients
-  all-reduce  2 (DP - 1) / DP * 4 B of every parameter that all devices hold, and 2 (D - 1) / D * 4 B of every weight
+  all-reduce  2 (DP - 1) / DP * 4 B for every parameter that all devices hold, and 2 (D - 1) / D * 4 B for every weight
               of a device's own experts: their gradients
   all-gather  nothing
 
-What is measured beyond that: a tied embedding's gradient is reduced twice, once as it is read and once as it makes
-logits; sums of losses, metrics and norms.
+What is measured beyond that: the gradient of a tied embedding is reduced twice, once for each use (input and logits);
+sums for losses, metrics and norms.
 """
 
 import argparse
@@ -33,20 +33,20 @@ from moe.parallel.host_memory import keep_freed_memory
 from moe.planning import hlo
 from moe.planning.costs import program_costs
 from moe.training.experiment import ExperimentConfig
-from scripts.benchmarks.command_line import add_small_model, new_file, positive, write
+from scripts.benchmarks.arguments import add_small_model, new_path, positive_int, write_results
 from scripts.benchmarks.cost_tables import KINDS, mesh_table
 from scripts.benchmarks.step_programs import RunningStep, small_config
-from scripts.benchmarks.timing import Times, about, measure
+from scripts.benchmarks.timing import Times, measure_in_turns, run_settings
 
 FLOAT32 = 4
 
 
 def planned_bytes(config: ExperimentConfig, mesh: Mesh) -> dict[str, float]:
-  """What one device sends in one step by the closed form above; of a decoder with expert choice within sequences."""
+  """What one device sends in one step by the closed form above, for a decoder with expert choice in sequences."""
   model, data = config.model, config.data
   rows, experts = mesh.shape["data"] * mesh.shape["expert"], mesh.shape["expert"]
-  factor = model.decoder_router.options.capacity_factor
-  layers = model.decoder_layers // model.moe_every
+  stack = model.stacks["decoder"]
+  factor, layers = stack.moe.router.capacity_factor, sum(stack.has_experts)
   slots = factor * data.batch_size * data.targets_length / rows
   parameters = count_parameters(model, factor)
   common, own = parameters.total - parameters.experts, parameters.experts / experts
@@ -62,14 +62,14 @@ def measured_bytes(text: str, devices: int) -> dict[str, float]:
   """What one device sends in one run of a compiled program, given its HLO.
 
   Raises:
-    ValueError: a collective stands in a loop whose length is known only when it runs.
+    ValueError: a collective is in a loop whose trip count depends on data.
   """
   sent: dict[str, float] = collections.Counter(dict.fromkeys(KINDS, 0.0))
   for cost in program_costs(hlo.parse(text), devices).costs:
     if cost.collective is None:
       continue
     if not cost.known:
-      raise ValueError(f"{cost.name} runs nobody knows how often: it stands in a loop whose length the data decides")
+      raise ValueError(f"{cost.name} is in a loop whose trip count depends on data: expected a known trip count")
     kind = cost.collective.kind
     share = 1.0 if kind == "collective-permute" else _others(cost.collective.groups.shape[1])
     twice = 2 if kind == "all-reduce" else 1
@@ -78,14 +78,14 @@ def measured_bytes(text: str, devices: int) -> dict[str, float]:
 
 
 def _others(devices: int) -> float:
-  """The share of an array that is not a device's own."""
+  """The share of an array that is on the other devices."""
   return (devices - 1) / devices
 
 
-def rows(
+def mesh_results(
   steps: dict[str, RunningStep], configs: dict[str, ExperimentConfig], times: dict[str, Times]
 ) -> dict[str, Any]:
-  """The results by mesh; ratios are to the first."""
+  """The results by mesh; ratios are relative to the first."""
   first = times[next(iter(steps))]
   return {
     name: {
@@ -99,28 +99,28 @@ def rows(
   }
 
 
-def _mesh(text: str) -> tuple[int, int]:
+def _mesh_sizes(text: str) -> tuple[int, int]:
   sizes = text.split("x")
   if len(sizes) != 2:
     raise argparse.ArgumentTypeError(f"{text!r}: expected DATAxEXPERT, such as 2x4")
-  return positive(sizes[0]), positive(sizes[1])
+  return positive_int(sizes[0]), positive_int(sizes[1])
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument(
-    "--meshes", type=_mesh, nargs="+", default=[(8, 1), (4, 2), (2, 4), (1, 8)], metavar="DATAxEXPERT"
+    "--meshes", type=_mesh_sizes, nargs="+", default=[(8, 1), (4, 2), (2, 4), (1, 8)], metavar="DATAxEXPERT"
   )
-  add_small_model(parser, batch=16, length=128, about_length="tokens of a sequence, which are a routing group")
-  parser.add_argument("--repeats", type=positive, default=9)
-  parser.add_argument("--results", type=new_file, help="a new JSON file with every measured time")
+  add_small_model(parser, batch=16, length=128, about_length="tokens per sequence, which is a routing group")
+  parser.add_argument("--repeats", type=positive_int, default=9)
+  parser.add_argument("--results", type=new_path, help="new JSON file for all measured times")
   arguments = parser.parse_args()
   devices = arguments.meshes[0][0] * arguments.meshes[0][1]
   jax.config.update("jax_num_cpu_devices", devices)
   if jax.default_backend() == "cpu":
     keep_freed_memory()
   if len(jax.devices()) < devices:
-    parser.error(f"--meshes needs {devices} devices, here are {len(jax.devices())}")
+    parser.error(f"--meshes: expected meshes of at most {len(jax.devices())} devices, not {devices}")
 
   names = ("d_model", "d_ff", "layers", "batch", "length", "experts")
   sizes = {name: getattr(arguments, name) for name in names} | {"width": arguments.top_k * arguments.d_ff}
@@ -134,10 +134,12 @@ def main() -> None:
   except ConfigError as error:
     parser.error(str(error))
 
-  found = rows(steps, configs, measure({name: (step, ()) for name, step in steps.items()}, arguments.repeats))
+  found = mesh_results(
+    steps, configs, measure_in_turns({name: (step, ()) for name, step in steps.items()}, arguments.repeats)
+  )
   print("\n".join(mesh_table(found)))
   if arguments.results:
-    write({"settings": about(arguments), "meshes": found}, arguments.results)
+    write_results({"settings": run_settings(arguments), "meshes": found}, arguments.results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Runs the README's quickstart as a user would and records what came of it.
+"""Runs the quickstart as a user would and records what it reached.
 
-python scripts/benchmarks/quickstart.py --workdir runs/quickstart --results results/quickstart.json
+python -m scripts.benchmarks.quickstart --workdir runs/quickstart --results results/quickstart.json
 """
 
 import argparse
@@ -19,19 +19,17 @@ from moe.evaluation.summary import gzip_bits_per_byte
 from moe.models import make_model
 from moe.training.metrics import read_metrics
 from moe.training.workdir import Workdir
+from scripts.benchmarks.arguments import new_path
 
 COMMAND = ["-m", "moe.train", "--config", "configs/quickstart.py"]
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a folder that does not exist yet")
-  parser.add_argument("--results", type=pathlib.Path, required=True, help="a new JSON file")
-  parser.add_argument("--figure", type=pathlib.Path, help="where the loss figure is copied to")
+  parser.add_argument("--workdir", type=new_path, required=True, help="new folder for the run")
+  parser.add_argument("--results", type=new_path, required=True, help="new JSON file")
+  parser.add_argument("--figure", type=pathlib.Path, help="copy of the loss figure")
   arguments = parser.parse_args()
-  for path in (arguments.workdir, arguments.results):
-    if path.exists():
-      parser.error(f"{path} exists; name a new one")
 
   start = time.perf_counter()
   subprocess.run([sys.executable, *COMMAND, "--workdir", str(arguments.workdir)], check=True)

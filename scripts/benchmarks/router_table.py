@@ -1,52 +1,51 @@
-"""The table of all routers, read from the code: what each is, declares, learns and remembers."""
+"""The table of all routers, read from the code: paper, causality, losses, parameters and state of each."""
 
-import dataclasses
 import inspect
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe import markdown
-from moe.routing import ROUTERS, Router, RouterConfig, RouterInput, RouterState, Site
+from moe.config import as_mapping
+from moe.markdown import markdown_table
+from moe.routing import Router, RouterConfig, RouterInput, RouterState, Site
 
-# Sizes that tell the axes apart, so that shapes can be written with their letters.
+# All different, so that shapes can be written with letters.
 SITE = Site(d_model=24, num_experts=4, vocab_size=1009)
 BATCH, LENGTH = 8, 112
 LETTERS = {SITE.d_model: "d", SITE.num_experts: "E", SITE.vocab_size: "V"}
 COLUMNS = ("router", "paper", "causal", "batch-independent", "auxiliary losses", "parameters", "state")
 
 
-def rows() -> list[dict[str, str]]:
-  """A mapping of the columns for every router, with its default options, in the order of their files."""
-  return [_row(name, router) for name, router in sorted(ROUTERS.items(), key=lambda item: _place(item[1]))]
+def router_rows() -> list[dict[str, str]]:
+  """For every router a mapping from columns to texts, with its default options, in the order of the source files."""
+  return [_row(config()) for config in sorted(RouterConfig.choices.values(), key=_source_line)]
 
 
-def table(costs: dict[str, float]) -> list[str]:
-  """Lines of Markdown.
+def router_table(costs: dict[str, float]) -> list[str]:
+  """The lines of the table.
 
   Args:
-    costs: the last column: time next to a dense layer of equal activated FLOPs, by router.
+    costs: by router, time relative to a dense layer of equal activated FLOPs; the last column.
   """
 
   def cells(row: dict[str, str]) -> list[str]:
     cost = costs.get(row["router"].strip("`"))
     return [*(row[column] for column in COLUMNS), "" if cost is None else f"{cost:.2f}"]
 
-  return markdown.table((*COLUMNS, "time, x dense"), map(cells, rows()))
+  return markdown_table((*COLUMNS, "time, x dense"), map(cells, router_rows()))
 
 
-def _place(router: type[Router]) -> tuple[str, int]:
-  """Its file, and where in it: so that a family stands together."""
-  return router.__module__, inspect.getsourcelines(router)[1]
+def _source_line(config: type[RouterConfig]) -> tuple[str, int]:
+  """The module and the line: in this order routers of one family are together."""
+  return config.__module__, inspect.getsourcelines(config)[1]
 
 
-def _row(name: str, router: type[Router]) -> dict[str, str]:
-  config = RouterConfig(name, router.Options())
+def _row(config: RouterConfig) -> dict[str, str]:
   module = nnx.eval_shape(lambda: config.make(SITE, nnx.Rngs(0)))
   return {
-    "router": f"`{name}`",
-    "paper": router.paper,
+    "router": f"`{config.name}`",
+    "paper": config.paper,
     "causal": _in_modes(lambda training: config.is_causal(training=training)),
     "batch-independent": _in_modes(lambda training: config.is_batch_independent(LENGTH, training=training)),
     "auxiliary losses": _losses(config),
@@ -61,8 +60,8 @@ def _in_modes(declared) -> str:
 
 
 def _losses(config: RouterConfig) -> str:
-  """Those that training adds by default: a router may report others whose weight is 0."""
-  weights = {f.name: getattr(config.options, f.name) for f in dataclasses.fields(config.options)}
+  """The losses that training adds by default; a router may report others with weight 0."""
+  weights = as_mapping(config)
   groups = config.groups(BATCH, LENGTH)
 
   def route(tokens):

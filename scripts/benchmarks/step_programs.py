@@ -1,4 +1,4 @@
-"""The real train step of a small language model, as a program to be timed."""
+"""The train step of a small language model as a program to be timed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,36 +30,34 @@ def small_config(
   router: Mapping[str, Any] | None = None,
   mesh: Mapping[str, int] | None = None,
 ) -> ExperimentConfig:
-  """A decoder whose second, fourth, ... blocks have experts, or its dense twin.
+  """The config of a decoder with experts in its second, fourth, ... block, or of its dense twin.
 
   Args:
     d_model: width of a token.
     d_ff: hidden width of an expert.
-    width: that of dense networks: `d_ff` times the experts per token makes the blocks equal in activated FLOPs.
+    width: hidden width of dense networks; `d_ff` times the experts per token gives blocks of equal activated FLOPs.
     layers: blocks.
-    batch: rows of `length` tokens.
-    length: T.
+    batch: rows per batch.
+    length: T, tokens per row.
     dtype: of computation.
-    experts: E, 0 for the twin.
-    router: its options; None for the twin. It need not be causal: nothing is learnt here.
-    mesh: the config's.
+    experts: E; 0 for the twin.
+    router: its options; None for the twin. It need not be causal, since the data are random.
+    mesh: the mesh section.
 
   Raises:
-    ConfigError: what the config's checks refuse.
+    ConfigError: the sizes do not fit together.
   """
+  moe = {"num_experts": experts, "d_ff": d_ff, "router": router}
   model = {
-    "architecture": "decoder",
+    "name": "decoder",
     "vocab_size": 2048,
     "d_model": d_model,
     "d_ff": width,
-    "expert_d_ff": d_ff,
     "feed_forward": "gelu",
     "num_heads": max(1, d_model // 64),
     "d_head": 64,
-    "decoder_layers": layers,
+    "decoder": {"layers": layers, "moe": moe if router else None},
     "dtype": dtype,
-    "num_experts": experts,
-    "decoder_router": router,
     "allow_future_leakage": True,
   }
   data = {
@@ -75,14 +73,14 @@ def small_config(
 
 
 class RunningStep:
-  """A run without data: every call trains on the same random tokens, from where the call before has left off.
+  """A run without data: every call is the next step, on the same random tokens.
 
   Attributes:
     mesh: of the config, over the devices.
     state: after the last call.
     compiled: the step.
-    flops: of the step's matrix products as they were written, loops multiplied out; None where a loop's length is
-      known only when it runs, and on several devices.
+    flops: of the step's matrix products before optimization, multiplied by the trips of their loops; None on several
+      devices, and if a trip count depends on data.
 
   Raises:
     ConfigError: the mesh does not divide the devices, the model or the batch.
@@ -102,7 +100,7 @@ class RunningStep:
     return self.state
 
   def update(self) -> Program:
-    """The optimizer's part of the step by itself, on a copy of the state."""
+    """The optimizer's part of the step alone, on a copy of the state."""
 
     def update(params, opt_state, grads):
       updates, opt_state = self._optimizer.update(grads, opt_state, params)
@@ -114,7 +112,7 @@ class RunningStep:
 
 
 def random_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
-  """A batch without padding, of one example a row."""
+  """A batch without padding, with one example per row."""
   batch = config.data.row_shape(config.model.row_format).empty(config.data.batch_size)
   draw = np.random.default_rng(config.seed)
   for name, value in batch.items():

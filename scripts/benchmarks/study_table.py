@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from moe import markdown
+from moe.markdown import markdown_table
 from moe.planning.account import Plan
 from moe.planning.page import memory_of
 
@@ -14,12 +14,12 @@ _HEAD = (
 
 
 def study_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """Lines of the table of a results file of `scripts/benchmarks/plans.py`; ratios are to its first plan."""
+  """Lines of the table of a results file of `scripts.benchmarks.plans`; ratios are to its first plan."""
   plans = {name: Plan(**one["plan"]) if "plan" in one else one["why"] for name, one in found.items()}
   first = next(plan for plan in plans.values() if isinstance(plan, Plan))
   empty = [""] * (len(_HEAD) - 2)
   rows = ([name, *(_cells(plan, first) if isinstance(plan, Plan) else [plan, *empty])] for name, plan in plans.items())
-  return markdown.table(_HEAD, rows)
+  return markdown_table(_HEAD, rows)
 
 
 def _cells(plan: Plan, first: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""Timing programs fairly: next to a dense twin, in one process, taking turns."""
+"""Fair timing: programs take turns in one process, next to a dense twin."""
 
 import argparse
 import dataclasses
@@ -14,11 +14,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """Seconds of every call: of the clock on the wall, and of what is compared.
+  """Seconds of every call.
 
   Attributes:
-    work: on a CPU the time of all its cores, which other processes disturb least; elsewhere the wall's.
-    wall: from the call to the last result.
+    work: what is compared: CPU time of all cores on a CPU, which other processes disturb least; elsewhere wall time.
+    wall: wall time, from the call to the last result.
   """
 
   work: list[float]
@@ -29,8 +29,8 @@ class Times:
     return float(np.median(self.work))
 
 
-def both_ways(apply: Callable) -> Callable:
-  """`(params, x, cotangent)` to the output of `apply(params, x)` and the gradients of both."""
+def forward_and_backward(apply: Callable) -> Callable:
+  """A function from `(params, x, cotangent)` to `apply(params, x)` and the gradients of `params` and `x`."""
 
   def run(params, x, cotangent):
     y, pull_back = jax.vjp(apply, params, x)
@@ -40,7 +40,7 @@ def both_ways(apply: Callable) -> Callable:
 
 
 def dense_program(tokens: int, d_model: int, width: int, dtype: jnp.dtype = jnp.float32) -> tuple[Callable, tuple]:
-  """The dense twin, compiled, and its arguments: a flattened two-matrix GELU network of this hidden width."""
+  """The dense twin, a flattened two-matrix GELU network of hidden width `width`: compiled, and its arguments."""
   keys = jax.random.split(jax.random.key(0), 4)
   x, cotangent = (jax.random.normal(key, (tokens, d_model), dtype) for key in keys[:2])
 
@@ -51,21 +51,21 @@ def dense_program(tokens: int, d_model: int, width: int, dtype: jnp.dtype = jnp.
   up = jax.random.normal(keys[2], (d_model, width)) * d_model**-0.5
   down = jax.random.normal(keys[3], (width, d_model)) * width**-0.5
   arguments = ((up, down), x, cotangent)
-  return jax.jit(both_ways(dense)).lower(*arguments).compile(), arguments
+  return jax.jit(forward_and_backward(dense)).lower(*arguments).compile(), arguments
 
 
-def about(arguments: argparse.Namespace) -> dict[str, Any]:
-  """The settings of a results file: the command's options without its files, and what it ran on."""
+def run_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+  """The settings of a results file: the options except file names, and the software and hardware."""
   settings = {name: value for name, value in vars(arguments).items() if name not in ("results", "figure")}
   return settings | {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "processor": platform.machine()}
 
 
-# Calls that are not timed: they touch memory for the first time, and the allocator's heap grows to its final size.
+# Calls that are not timed: memory is touched for the first time and the allocator's heap grows to its final size.
 _WARM_UP = 3
 
 
-def measure(compiled: Mapping[str, tuple[Callable, tuple]], repeats: int) -> dict[str, Times]:
-  """Times of `repeats` calls of every program, which take turns."""
+def measure_in_turns(compiled: Mapping[str, tuple[Callable, tuple]], repeats: int) -> dict[str, Times]:
+  """Times `repeats` calls of every program; the programs take turns."""
   on_cpu = jax.default_backend() == "cpu"
   times = {name: Times([], []) for name in compiled}
   for repeat in range(_WARM_UP + repeats):

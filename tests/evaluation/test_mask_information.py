@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe.evaluation.mask_information import conditional_information, mask_information
-from scripts.benchmarks.leaks import measure, random_masks
+from scripts.benchmarks.leaks import measure_leaks, random_masks
 
 
 def test_information_of_frequencies_that_are_known():
@@ -42,7 +42,7 @@ def test_experts_apart_add_up_what_each_tells_by_itself():
   ("pool", "published", "error"), [(4, 0.2821, 0.0047), (8, 0.0821, 0.0008), (16, 0.0264, 0.0004)]
 )
 def test_expert_choice_leaks_what_was_published_for_its_pool(pool, published, error):
-  found = measure("expert_choice", {"group_size": pool}, 1, pool, tokens=150_000, seeds=4)
+  found = measure_leaks("expert_choice", {"group_size": pool}, 1, pool, tokens=150_000, seeds=4)
   # Four routers differ by more than the dozens behind the published value.
   assert found["nats"] == pytest.approx(published, abs=3 * np.hypot(error, found["standard_error"]) + 0.03 * published)
 

@@ -1,4 +1,4 @@
-"""Runs made of nothing but arrays, for tests of what the report shows of them."""
+"""Runs made of arrays alone, for tests of what the report shows."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ import numpy as np
 from moe.evaluation.restore import Trained
 from moe.models.count import ParameterCounts
 from moe.parallel.mesh import make_mesh
-from moe.report.collect import Churn, Layer, Run
+from moe.report.types import Churn, Layer, Run
 from moe.training.experiment import load_config
 from tests.training.tiny import tiny_mapping
 
@@ -15,7 +15,7 @@ TOKENS = 120
 
 
 def make_layer(experts: int = 4, per_token: int = 2, tokens: int = TOKENS, seed: int = 0) -> Layer:
-  """Tokens of examples of 12, each with `per_token` experts drawn at random."""
+  """Examples of 12 tokens, each with `per_token` experts at random."""
   draw = np.random.default_rng(seed)
   scores = draw.random((tokens, experts), np.float32) + 0.01
   chosen = scores.argsort(1).argsort(1) >= experts - per_token

@@ -1,4 +1,4 @@
-"""What is read of a run: names, real tokens only, the words for vocabulary items."""
+"""What is read from a run: names, real tokens only, texts of vocabulary items."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,24 +7,24 @@ import pytest
 from moe.config import ConfigError
 from moe.data import load_vocabulary
 from moe.report.collect import run_names, stack_layers
-from moe.report.texts import token_texts
+from moe.report.token_texts import printable, token_texts, visible
 from moe.routing import SlotRouting, SoftRouting
 from tests.report.runs import make_run
 
 
-def test_names_are_as_short_as_they_can_be_told_apart():
+def test_names_are_the_shortest_that_differ():
   assert run_names(["/x/one", "/x/two"]) == ["one", "two"]
   assert run_names(["/x/run", "/y/run", "/y/other"]) == ["x/run", "y/run", "y/other"]
 
 
 def test_a_run_that_is_given_twice_is_refused():
-  with pytest.raises(ConfigError, match=r"--workdir = 'x/../run': given twice"):
+  with pytest.raises(ConfigError, match=r"--workdir = 'x/../run': expected each run once"):
     run_names(["run", "x/../run"])
 
 
 @pytest.fixture
 def batch():
-  """Two rows of three tokens, of which the last of the second is padding."""
+  """Two rows of three tokens; the last one is padding."""
   segments = np.array([[1, 1, 1], [1, 1, 0]])
   ids, positions = np.array([[5, 6, 7], [8, 9, 0]]), np.array([[0, 1, 2], [0, 1, 0]])
   names = ("inputs", "targets")
@@ -48,7 +48,7 @@ def test_a_layer_knows_its_real_tokens_in_the_order_of_the_text(batch):
   np.testing.assert_allclose(layer.load, [2 / 3, 1 / 3])
 
 
-def test_a_decoder_reads_its_targets_one_place_later(batch):
+def test_a_decoder_reads_its_targets_one_position_later(batch):
   empty = SlotRouting(jnp.full((1, 1, 2, 3), 6), jnp.zeros((1, 1, 2, 3)))
   (layer,) = stack_layers(MODEL, "decoder", empty, batch)
   assert layer.ids.tolist() == [0, 5, 6, 0, 8]
@@ -74,3 +74,8 @@ def test_items_keep_the_spaces_they_stand_for():
 def test_a_part_of_a_character_is_marked_as_one():
   vocabulary = load_vocabulary("bytes", 0)
   assert set(token_texts(vocabulary, vocabulary.encode("é")).values()) == {"\ufffd"}
+
+
+def test_characters_that_would_control_the_page_are_shown_instead():
+  assert printable("a\x00b\x0c\u202ec\n\td") == "a␀b␌⟨202e⟩c\n\td"
+  assert visible(" x\n\t") == "␣x↵⇥"

@@ -1,15 +1,17 @@
-"""The page: one well-formed file that asks for nothing, whose charts say what they show, and no text of which runs."""
+"""The page: one well-formed file without network requests, with labelled charts, in which user text is only text."""
 
+import base64
 import dataclasses
+import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from moe.report.collect import Run
-from moe.report.page import render
+from moe.report.rendering import render_report
 from moe.report.sections import SECTIONS
-from moe.report.sections.runs import fields_of, router_text
+from moe.report.sections.overview import flat_fields, router_text
+from moe.report.types import Run
 from tests.report.runs import TOKENS, make_layer, make_run
 
 ATTACK = "</script><script>alert('&')</script><img src=x onerror=\"alert(1)\">"
@@ -19,7 +21,7 @@ DENSE = {"num_experts": 0, "encoder_router": None}
 
 
 def parsed(*runs: Run) -> ElementTree.Element:
-  page = render(runs)
+  page = render_report(runs)
   doctype, rest = page.split("\n", 1)
   assert doctype == "<!doctype html>"
   return ElementTree.fromstring(rest)
@@ -59,15 +61,20 @@ def test_every_chart_has_a_title_and_a_label_on_both_axes(two):
     assert classes.count("tick") >= 4
 
 
-def test_it_is_one_file_that_asks_for_nothing(two):
+def test_it_is_one_file_without_network_requests(two):
   for element in two.iter():
     assert element.tag not in ("link", "iframe", "object", "embed", "img", "image", "use")
     assert "src" not in element.attrib
     assert element.get("href", "#").startswith("#")
-  page = render([make_run()])
+  page = render_report([make_run()])
   assert not re.search(r"https?:|//[a-z]|url\(|@import", page)
+
+
+def test_the_browser_may_load_nothing_and_run_only_the_script_of_the_page(two):
   (policy,) = [element.get("content") for element in two.iter("meta") if element.get("http-equiv")]
-  assert policy.startswith("default-src 'none'; ")
+  (script,) = two.iter("script")
+  digest = base64.b64encode(hashlib.sha256(script.text.encode()).digest()).decode()
+  assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def test_ids_are_unique(two):
@@ -76,11 +83,15 @@ def test_ids_are_unique(two):
 
 
 def test_hostile_text_stays_text():
-  root = parsed(make_run(ATTACK, texts=dict.fromkeys(range(6), ATTACK)))
+  run = make_run(ATTACK, texts=dict.fromkeys(range(6), ATTACK))
+  trained = dataclasses.replace(run.trained, vocabulary=run.trained.vocabulary | {"name": ATTACK})
+  root = parsed(dataclasses.replace(run, trained=trained))
   assert len(list(root.iter("script"))) == 1 and list(root.iter("img")) == []
   tokens = [span for span in section(root, "A passage, token by token").iter("span") if span.get("data-tip")]
   assert {span.text for span in tokens} == {ATTACK}
   assert ATTACK in text_of(root.find("body/header"))
+  assert ATTACK in text_of(section(root, "Runs").find(".//table"))
+  assert any(ATTACK in chart.get("aria-label") for chart in root.iter("svg"))
 
 
 def test_the_passage_shows_every_token_with_its_experts_by_weight():
@@ -111,7 +122,7 @@ def test_leakage_is_said_first_and_with_every_mention_of_a_loss():
   assert text_of(warning).startswith("FUTURE LEAKAGE in leaking")
   legend = section(root, "Loss and perplexity").find("p")
   assert [text_of(key) for key in legend][:2] == ["honest", "leaking (future leakage)"]
-  assert "FUTURE LEAKAGE" not in render([make_run("honest")])
+  assert "FUTURE LEAKAGE" not in render_report([make_run("honest")])
 
 
 def test_a_dense_run_has_curves_and_a_word_about_routers():
@@ -126,7 +137,7 @@ def test_the_configs_of_several_runs_are_compared_field_by_field():
   first, second = make_run("first"), make_run("second", d_ff=64)
   (table,) = [t for t in section(parsed(first, second), "Runs").iter("table") if t.find("thead/tr/th").text == "field"]
   assert [[text_of(cell) for cell in row] for row in table.find("tbody")] == [["model.d_ff", "32", "64"]]
-  fields = fields_of(first.trained.config)
+  fields = flat_fields(first.trained.config)
   assert fields["model.encoder_router"] == "expert_choice (defaults)" and fields["train.steps"] == "12"
   glam = make_run(decoder_router={"name": "glam", "capacity_factor": 2.5}).trained.config.model.decoder_router
   assert router_text(glam) == "glam (capacity_factor = 2.5)"
@@ -151,12 +162,12 @@ def test_the_histogram_tips_are_the_observed_shares_and_the_binomial():
   assert "2 experts by chance: 37.5%" in tips  # C(4, 2) / 2^4
 
 
-def test_damaged_and_missing_checkpoints_are_named_beside_the_churn():
+def test_damaged_and_missing_checkpoints_are_named_next_to_the_churn():
   damaged = dataclasses.replace(make_run("damaged"), unreadable=[10])
   single = dataclasses.replace(make_run("single"), churn={"encoder/layer_0": []})
   part = section(parsed(damaged, single), "Churn between checkpoints")
   assert "damaged: checkpoints [10] are damaged and left out." in text_of(part)
-  assert "single: one checkpoint only; config.train.keep" in text_of(part)
+  assert "single: only one checkpoint; config.train.keep" in text_of(part)
   tips = [dot.get("data-tip") for dot in part.iter("circle")]
   assert tips == ["damaged, up to step 20: 50.0%", "damaged, up to step 30: 25.0%"]
 

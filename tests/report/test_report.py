@@ -36,10 +36,10 @@ def runs(corpus, tmp_path_factory, compiled_programs):
   return folder
 
 
-def save_untrained(config, place):
-  place.claim(config)
+def save_untrained(config, workdir):
+  workdir.claim(config)
   _, params, router_state = split(make_model(config.model, nnx.Rngs(0)))
-  checkpoints = Checkpoints(place.checkpoints)
+  checkpoints = Checkpoints(workdir.checkpoints)
   about = {"vocabulary": describe(open_vocabulary(config))}
   checkpoints.save(TrainState(jnp.int32(1), params, router_state, {"count": jnp.int32(0)}), {}, about)
   checkpoints.close()
@@ -68,7 +68,7 @@ def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(
     "causal, up to step 4",
     "causal, up to step 6",
   ]
-  assert "leaking: one checkpoint only; config.train.keep" in page
+  assert "leaking: only one checkpoint; config.train.keep" in page
   (causality,) = [part for part in root.iter("section") if part.find("h2").text == "Causality"]
   assert "sees later tokens" in "".join(causality.itertext())
   assert "FUTURE LEAKAGE" in page and page.count("<script>") == 1
@@ -83,8 +83,8 @@ def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(
   [
     (["--workdir=nowhere"], 2, "nowhere holds no run"),
     (["--workdir=young"], 1, "young has no checkpoint yet"),
-    (["--workdir=young", "--out=taken.html"], 2, "--out = 'taken.html': is there already"),
-    (["--workdir=young", "--out=no/page.html"], 2, "--out = 'no/page.html': there is no folder no"),
+    (["--workdir=young", "--out=taken.html"], 2, "--out = 'taken.html': expected a file that does not exist"),
+    (["--workdir=young", "--out=no/page.html"], 2, "--out = 'no/page.html': expected a file in an existing folder"),
     (["--workdir=young", "--batches=0"], 2, "--batches=0"),
   ],
 )

@@ -13,7 +13,7 @@ from moe.report import statistics
 
 @pytest.fixture
 def chosen():
-  """Unequal experts, of which the last takes nothing; some tokens go nowhere."""
+  """Unequal experts, the last of which takes nothing; some tokens have no expert."""
   draw = np.random.default_rng(0)
   return draw.random((200, 5)) < np.array([0.7, 0.5, 0.3, 0.1, 0.0])
 
@@ -24,7 +24,7 @@ def pairs(chosen):
 
 def test_experts_per_token_are_shares_of_all_tokens():
   chosen = np.array([[1, 1, 0], [0, 0, 0], [1, 1, 1], [0, 1, 1]], bool)
-  np.testing.assert_array_equal(statistics.experts_per_token(chosen), [0.25, 0, 0.5, 0.25])
+  np.testing.assert_array_equal(statistics.experts_per_token_shares(chosen), [0.25, 0, 0.5, 0.25])
 
 
 @pytest.mark.parametrize(("experts", "mean"), [(8, 2.0), (64, 1.3), (3, 0.0), (3, 3.0)])
@@ -37,7 +37,7 @@ def test_the_null_is_the_binomial_distribution_with_the_observed_mean(experts, m
 def test_experts_that_take_tokens_independently_give_the_null():
   chosen = np.random.default_rng(1).random((100_000, 8)) < 0.25
   np.testing.assert_allclose(
-    statistics.experts_per_token(chosen), statistics.binomial_null(8, chosen.sum(1).mean()), atol=0.005
+    statistics.experts_per_token_shares(chosen), statistics.binomial_null(8, chosen.sum(1).mean()), atol=0.005
   )
 
 
@@ -115,7 +115,7 @@ def test_positions_are_shares_of_each_experts_tokens():
 
 @pytest.mark.parametrize("length", [1, 7, 8, 13])
 def test_bins_begin_where_they_say(length):
-  """A token at a bin's first position is the bin's, one before it is not."""
+  """The first position of a bin belongs to it, and the one before does not."""
   positions = np.arange(length)
   where = statistics.by_position(positions, np.eye(length, dtype=bool), most_bins=8)
   bins = where.experts.argmax(1)

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from moe.routing import ROUTERS
-from scripts.benchmarks.layer import MOST_MASK_BYTES, SWEEPS, points
+from scripts.benchmarks.layer import MOST_MASK_BYTES, SWEEPS, sweep_points
 
 DEFAULTS = argparse.Namespace(
   tokens=4096,
@@ -22,7 +22,7 @@ DEFAULTS = argparse.Namespace(
 
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_all_its_layers_can_be_built_with_the_default_sizes(sweep):
-  for _, cases in points(sweep, DEFAULTS):
+  for _, cases in sweep_points(sweep, DEFAULTS):
     for case in cases.values():
       case.check()
 
@@ -37,13 +37,13 @@ def test_all_its_layers_can_be_built_with_the_default_sizes(sweep):
     ("routers", sorted(ROUTERS)),
   ],
 )
-def test_its_places_span_the_range(sweep, expected):
-  assert [at for at, _ in points(sweep, DEFAULTS)] == expected
+def test_its_points_span_the_range(sweep, expected):
+  assert [at for at, _ in sweep_points(sweep, DEFAULTS)] == expected
 
 
 def test_along_a_sweep_only_its_own_size_changes():
   def sizes(sweep):
-    cases = [case for _, layers in points(sweep, DEFAULTS) for case in layers.values()]
+    cases = [case for _, layers in sweep_points(sweep, DEFAULTS) for case in layers.values()]
     names = ("tokens", "sequence", "experts")
     return {name: len({getattr(case, name) for case in cases}) for name in names}
 
@@ -53,6 +53,6 @@ def test_along_a_sweep_only_its_own_size_changes():
 
 
 def test_masks_are_left_out_where_they_would_not_fit():
-  masked = {at: any(case.masks for case in cases.values()) for at, cases in points("groups", DEFAULTS)}
+  masked = {at: any(case.masks for case in cases.values()) for at, cases in sweep_points("groups", DEFAULTS)}
   assert masked == {256: True, 1024: True, 4096: False, 16_384: False, 65_536: False}
   assert 4 * 65_536 * 1024 * 2 <= MOST_MASK_BYTES < 4 * 65_536 * 4096 * 2

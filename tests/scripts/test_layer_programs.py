@@ -1,4 +1,4 @@
-"""The layers that are measured compute what a training step computes."""
+"""The measured layers compute what a training step computes."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import pytest
 
 from moe.config import ConfigError
 from moe.routing import RaggedRouting, RouterConfig, SlotRouting, SoftRouting
-from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, experts_per_token, one_hot_masks
+from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, measured_experts_per_token, one_hot_masks
 
 
 def case(masks: bool = False, **options) -> LayerCase:
@@ -22,7 +22,7 @@ def run(program):
   return function(*arguments)
 
 
-def test_masks_hold_each_token_of_a_slot_and_nothing_in_an_empty_one():
+def test_masks_have_the_token_of_each_slot_and_nothing_for_an_empty_one():
   slots = SlotRouting(jnp.array([[[2, 0], [3, 1]]]), jnp.array([[[0.5, 2.0], [0.0, 3.0]]]))
   masks = one_hot_masks(slots, n=3)
   expected = np.zeros((1, 3, 2, 2))
@@ -46,20 +46,20 @@ def test_by_masks_and_by_index_it_is_the_same_layer_with_the_same_gradients():
 
 
 def test_the_layer_says_how_many_experts_its_tokens_used():
-  assert experts_per_token(LayerPrograms(case(capacity_factor=1.5)).whole()) == 1.5
+  assert measured_experts_per_token(LayerPrograms(case(capacity_factor=1.5)).whole()) == 1.5
   dropless = LayerPrograms(case(name="token_choice", top_k=3, capacity_factor=None))
-  assert dropless.routing is RaggedRouting and experts_per_token(dropless.whole()) == 3
+  assert dropless.routing is RaggedRouting and measured_experts_per_token(dropless.whole()) == 3
 
 
-def test_the_decision_moves_the_router_and_nothing_else():
+def test_the_decision_has_gradients_for_the_router_only():
   _, (d_params, _), _ = run(LayerPrograms(case()).decision())
   flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(d_params)}
   moved = {path for path, leaf in flat.items() if jnp.abs(leaf).max() > 0}
   assert len(moved) == 1 and "router" in moved.pop()
 
 
-def test_a_batch_that_cannot_be_cut_is_refused():
-  with pytest.raises(ConfigError, match="tokens = 65: must be a multiple of 32"):
+def test_a_batch_that_cannot_be_divided_is_refused():
+  with pytest.raises(ConfigError, match="tokens = 65: expected a multiple of 32"):
     dataclasses.replace(case(), tokens=65).check()
   with pytest.raises(ConfigError, match="group_size"):
     case(group_size=48).check()

@@ -1,4 +1,4 @@
-"""Bytes that a train step sends: the closed form, and the count from a compiled program's text."""
+"""Bytes that a train step sends: the closed form, and the count from the text of a compiled program."""
 
 import types
 
@@ -56,7 +56,7 @@ def mesh(data, expert):
   return types.SimpleNamespace(shape={"data": data, "expert": expert, "model": 1})
 
 
-def test_what_a_device_keeps_is_not_sent_and_a_loop_counts_as_often_as_it_runs():
+def test_what_a_device_keeps_is_not_sent_and_a_loop_counts_once_per_trip():
   assert measured_bytes(PROGRAM, 8) == {
     "all-to-all": 3 * SIZE * 3 / 4,
     "all-reduce": 2 * SIZE * 7 / 8,
@@ -65,13 +65,13 @@ def test_what_a_device_keeps_is_not_sent_and_a_loop_counts_as_often_as_it_runs()
   }
 
 
-def test_a_loop_that_the_data_ends_is_not_guessed():
+def test_a_loop_without_a_known_trip_count_is_an_error():
   program = PROGRAM.replace("%end = s32[] constant(3)", "%end = s32[] get-tuple-element(%carried.1), index=0")
-  with pytest.raises(ValueError, match="nobody knows how often"):
+  with pytest.raises(ValueError, match="trip count depends on data"):
     measured_bytes(program, 8)
 
 
-def test_tokens_travel_four_times_a_layer_to_the_other_devices():
+def test_tokens_are_sent_to_the_other_devices_four_times_per_layer():
   slots_of_a_device = 2 * 16 * 32 / 8
   each_way = slots_of_a_device * 64 * 4
   moe_layers = 2
@@ -79,7 +79,7 @@ def test_tokens_travel_four_times_a_layer_to_the_other_devices():
   assert planned_bytes(config(), mesh(8, 1))["all-to-all"] == 0
 
 
-def test_gradients_of_experts_are_only_added_up_over_the_replicas_of_them():
+def test_gradients_of_experts_are_reduced_over_their_replicas_only():
   counts = count_parameters(config().model, 2)
   assert counts.experts == 2 * 8 * 2 * 64 * 48
   common = 4 * (counts.total - counts.experts)

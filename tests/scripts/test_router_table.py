@@ -1,24 +1,24 @@
-"""The README's table of routers says what the code says."""
+"""The table of routers agrees with the code."""
 
 from moe.routing import ROUTERS
-from scripts.benchmarks.router_table import rows, table
+from scripts.benchmarks.router_table import router_rows, router_table
 
 
-def test_every_router_has_one_row_and_families_stand_together():
-  names = [row["router"].strip("`") for row in rows()]
+def test_every_router_has_one_row_and_families_are_together():
+  names = [row["router"].strip("`") for row in router_rows()]
   assert sorted(names) == sorted(ROUTERS)
   modules = [ROUTERS[name].__module__ for name in names]
   assert modules == sorted(modules)
 
 
 def test_rows_read_flags_losses_parameters_and_state_from_the_code():
-  found = {row["router"].strip("`"): row for row in rows()}
+  found = {row["router"].strip("`"): row for row in router_rows()}
   assert found["expert_choice"]["causal"] == "no" and found["expert_choice"]["auxiliary losses"] == "-"
   assert found["switch"]["causal"] == "yes" and found["switch"]["auxiliary losses"] == "balance"
   assert found["switch"]["parameters"] == "kernel [d, E]" and found["switch"]["state"] == "-"
 
 
 def test_costs_are_the_last_column_and_blank_where_not_measured():
-  lines = table({"switch": 1.234})
+  lines = router_table({"switch": 1.234})
   assert next(line for line in lines if "`switch`" in line).endswith("| 1.23 |")
   assert next(line for line in lines if "`expert_choice`" in line).endswith("|  |")

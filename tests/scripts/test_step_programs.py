@@ -1,4 +1,4 @@
-"""The train steps that are measured."""
+"""The train steps that the benchmarks measure."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ def test_experts_and_their_dense_twin_compute_the_same_products():
   """Forward and twice backward: projections and scores of attention, both matrices of the networks, the logits."""
   attention, scores = 4 * 2 * TOKENS * D * D, 2 * 2 * TOKENS * LENGTH * D
   networks, logits = 2 * 2 * TOKENS * D * 2 * F, 2 * TOKENS * D * VOCABULARY
-  biases = 2 * 2 * LENGTH**2 * 32  # of one head, looked up in 32 buckets by a product and learnt by another
+  biases = 2 * 2 * LENGTH**2 * 32  # of one head, looked up in 32 buckets by a product and learned by another
   products = 3 * (BLOCKS * (attention + scores + networks) + logits) + biases
   assert running().flops == pytest.approx(products, rel=1e-3)
   routing = 3 * 2 * TOKENS * D * 4
@@ -26,7 +26,7 @@ def test_experts_and_their_dense_twin_compute_the_same_products():
   assert sparse.flops == pytest.approx(products + routing, rel=1e-2)
 
 
-def test_each_call_is_one_more_update():
+def test_each_call_is_the_next_step():
   step = running()
   before = jax.tree.map(np.asarray, step.state.params)
   assert [int(step().step) for _ in range(3)] == [1, 2, 3]
@@ -34,7 +34,7 @@ def test_each_call_is_one_more_update():
   assert all(jax.tree.leaves(moved))
 
 
-def test_the_update_by_itself_leaves_the_run_where_it_is():
+def test_the_update_alone_does_not_change_the_run():
   step = running()
   update, arguments = step.update()
   params, _ = update(*arguments)

@@ -1,30 +1,30 @@
-"""How much of the future a trained decoder's routers know: the mask-information meter on a checkpoint."""
-
-from collections.abc import Callable
+"""How much of the future the routers of a trained decoder know: the mask-information meter on a checkpoint."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe.evaluation.mask_information import Information, mask_information
+from moe.evaluation.mask_information import Information, Masks, mask_information
 from moe.evaluation.restore import Trained
-from moe.routing.weights import expert_weights
+from moe.report.types import Batch
+from moe.routing.weights import layer_weights
 from moe.training.state import merge
 
 _IDS, _BATCHES, _BLOCKS = 8, 4, 6
 
 
-def decoder_leaks(trained: Trained, batch: dict[str, np.ndarray], ids: np.ndarray) -> Information | None:
+def decoder_leaks(trained: Trained, batch: Batch, ids: np.ndarray) -> Information | None:
   """What the masks of every decoder layer tell about the next token, summed over experts; None for a dense decoder.
 
-  Tokens are drawn from the few ids that are most frequent, so that each is often seen with each next one.
+  Tokens are drawn from the most frequent ids, and only a few of them, so that each pair of ids is seen often.
 
   Args:
     trained: from `moe.evaluation.restore`.
-    batch: one that its model reads; its shape is that of the meter's batches, and its inputs are the encoder's.
+    batch: one that the model reads; it gives the shape of the meter's batches and what the encoder reads.
     ids: int `[n]`, token ids of a text.
   """
-  if trained.config.model.decoder_router is None:
+  decoder = trained.config.model.stacks.get("decoder")
+  if decoder is None or decoder.moe is None:
     return None
   values, counts = np.unique(ids[ids > 1], return_counts=True)
   alphabet = values[np.argsort(-counts, kind="stable")][:_IDS]
@@ -36,12 +36,11 @@ def decoder_leaks(trained: Trained, batch: dict[str, np.ndarray], ids: np.ndarra
   )
 
 
-def decoder_masks(trained: Trained, batch: dict[str, np.ndarray]) -> Callable[[jax.Array], np.ndarray]:
+def decoder_masks(trained: Trained, batch: Batch) -> Masks:
   """From int32 `[B, T - 1]`, the tokens that a decoder reads after its first 0, to bool `[L, B, T - 1, E]`.
 
-  A token is read one place after it was a target, so one more target is needed, of which nothing is read.
+  A token is read one position after it is a target, so there is one more target, which is never read.
   """
-  model = trained.config.model
   rows, length = batch["targets"].shape
   ones = jnp.ones((rows, length), jnp.int32)
   positions = jnp.broadcast_to(jnp.arange(length), ones.shape)
@@ -52,8 +51,9 @@ def decoder_masks(trained: Trained, batch: dict[str, np.ndarray]) -> Callable[[j
     network = merge(trained.graph, trained.params, trained.router_state)
     return network(given | {"targets": targets}, training=False).routing["decoder"]
 
-  def masks(ids: jax.Array) -> np.ndarray:
+  def masks(ids: jax.Array) -> jax.Array:
     found = jax.device_get(routing(jnp.pad(ids, ((0, 0), (0, 1)), constant_values=2)))
-    return expert_weights(found, model.decoder_router.groups(rows, length), rows, length)[:, :, 1:] > 0
+    groups = trained.config.model.stacks["decoder"].router.groups(rows, length)
+    return layer_weights(found, groups, rows, length)[:, :, 1:] > 0
 
   return masks

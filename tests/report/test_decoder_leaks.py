@@ -10,7 +10,7 @@ from flax import nnx
 from moe.evaluation.restore import Trained
 from moe.models import make_model
 from moe.parallel.mesh import make_mesh
-from moe.report.leaks import decoder_leaks
+from moe.report.decoder_leaks import decoder_leaks
 from moe.training.experiment import load_config
 from moe.training.state import split
 from tests.models.tiny import batch, config, router

@@ -1,0 +1,128 @@
+"""Curves recorded while the runs trained: loss, dropped tokens, the entropy of the gates."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from moe.report import statistics
+from moe.report.axes import Axis, linear_axis, logarithmic_axis
+from moe.report.chart import Chart
+from moe.report.section import Grid, Section, charts_section, layer_names, run_color, run_keys, step_axis
+from moe.report.types import Run
+from moe.training.figure import running_mean
+
+_LINES = ("solid: training, running mean", "dashed with dots: validation")
+_MOST_POINTS, _MOST_DOTS = 300, 60
+
+Curve = tuple[np.ndarray, np.ndarray]
+Level = tuple[float, str]
+
+
+def loss_section(runs: Sequence[Run]) -> Section | None:
+  """Loss, perplexity and bits per byte."""
+  charts = [
+    _metric_chart("Loss per token", runs, "loss", lambda v: linear_axis("cross-entropy (nats per token)", v)),
+    _metric_chart(
+      "Perplexity",
+      runs,
+      "loss",
+      lambda v: logarithmic_axis("perplexity per token (log scale)", v),
+      transform=lambda values: np.exp(np.minimum(values, 700.0)),
+    ),
+    _metric_chart("Loss per byte", runs, "bits_per_byte", lambda v: linear_axis("loss (bits per byte of text)", v)),
+  ]
+  about = (
+    "Cross-entropy without auxiliary losses; perplexity is its exponential. Compare runs with different vocabularies"
+    " only in bits per byte."
+  )
+  return charts_section("Loss and perplexity", about, run_keys(runs, *_LINES), _drawn(charts))
+
+
+def dropped_section(runs: Sequence[Run]) -> Section | None:
+  """The dropped share, per layer."""
+  about = (
+    "Token choice: the share of the requested assignments that found no slot. Expert choice and soft routing, where"
+    " tokens request nothing: the share of the tokens that no expert took."
+  )
+  charts = [
+    _metric_chart(f"Dropped · {name}", runs, f"{name}/dropped", lambda v: linear_axis("dropped share", v, low=0.0))
+    for name in layer_names(runs)
+  ]
+  return charts_section("Dropped tokens", about, run_keys(runs, *_LINES, routed=True), _drawn(charts))
+
+
+def gate_entropy_section(runs: Sequence[Run]) -> Section | None:
+  """The entropy of the router's probabilities, per layer."""
+  about = (
+    "The entropy of the router's probabilities over experts, averaged over tokens: ln E if it does not distinguish the"
+    " experts, 0 if it is certain of one."
+  )
+  charts = [
+    _metric_chart(
+      f"Gate entropy · {name}",
+      runs,
+      f"{name}/gate_entropy",
+      lambda v: linear_axis("entropy (nats)", v, low=0.0),
+      level=functools.partial(_undecided, layer=name),
+    )
+    for name in layer_names(runs)
+  ]
+  legend = run_keys(runs, *_LINES, "dotted: ln E, undecided", routed=True)
+  return charts_section("Entropy of the gates", about, legend, _drawn(charts))
+
+
+def _drawn(charts: Iterable[Chart | None]) -> Grid:
+  return Grid([chart for chart in charts if chart is not None])
+
+
+def _undecided(run: Run, layer: str) -> Level | None:
+  stack = run.trained.config.model.stacks.get(layer.split("/")[0])
+  experts = stack.moe.num_experts if stack and stack.moe else 0
+  return (math.log(experts), f"ln {experts}") if experts else None
+
+
+def _metric_chart(
+  title: str,
+  runs: Sequence[Run],
+  metric: str,
+  y_axis: Callable[[Iterable[float]], Axis],
+  *,
+  transform: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+  level: Callable[[Run], Level | None] = lambda run: None,
+) -> Chart | None:
+  """A metric over training, every run in its color: a running mean of training, dots of validation.
+
+  Args:
+    title: of the chart.
+    runs: of the page.
+    metric: its name in the records.
+    y_axis: makes the vertical axis for these values.
+    transform: applied to the running mean and to the values of validation.
+    level: a value to compare a run with, and its name.
+
+  Returns:
+    None where no run recorded the metric.
+  """
+  drawn: list[tuple[Run, Curve, Curve, Level | None]] = []
+  for run in runs:
+    steps, values = run.series("train", metric)
+    steps, means = statistics.thin(steps, running_mean(values), _MOST_POINTS)
+    checked, values = statistics.thin(*run.series("validation", metric), _MOST_DOTS)
+    if len(steps) or len(checked):
+      drawn.append((run, (steps, transform(means)), (checked, transform(values)), level(run)))
+  if not drawn:
+    return None
+  heights = [y for _, *curves, _ in drawn for _, values in curves for y in values]
+  heights += [reference[0] for *_, reference in drawn if reference is not None]
+  chart = Chart(title, step_axis(runs), y_axis(heights))
+  for run, training, validation, reference in drawn:
+    color = run_color(runs, run)
+    if reference is not None:
+      chart.level(reference[0], color, f"{run.name}: {reference[1]}")
+    chart.line(*training, color)
+    chart.line(*validation, color, dashed=True)
+    tips = [f"{run.label}, validation at step {step:,.0f}: {value:.4g}" for step, value in zip(*validation)]
+    chart.points(*validation, color, tips)
+  return chart
