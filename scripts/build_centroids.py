@@ -58,12 +58,8 @@ def build(options: argparse.Namespace) -> None:
   require(options.experts >= 1, "--experts", options.experts, "expected at least 1")
   trained = restore(options.workdir, options.step)
   stack = trained.config.model.stacks.get(options.stack)
-  require(
-    stack is not None and stack.moe is not None,
-    "--stack",
-    options.stack,
-    f"expected a stack with MoE layers in {options.workdir}",
-  )
+  sparse = stack is not None and stack.moe is not None
+  require(sparse, "--stack", options.stack, f"expected a stack with MoE layers in {options.workdir}")
   layers = layer_inputs(trained, options.stack, options.batches)
   centroids = []
   for number, points in enumerate(layers):

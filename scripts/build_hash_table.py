@@ -5,8 +5,8 @@ python scripts/build_hash_table.py --function predicted_future --experts 16 --da
   --data source.path=tokens --out next.npz
 python scripts/build_hash_table.py --function clustered --experts 16 --workdir runs/baseline --out clustered.npz
 
-Train with `--config.model.decoder.moe.router.function=balanced --config.model.decoder.moe.router.table=balanced.npz`. The
-corpus is the training split. Frequencies are of the ids that a decoder reads: a 0, then the document.
+Train with `--config.model.decoder.moe.router.function=balanced` and `...router.table=balanced.npz`. The corpus is the
+training split. Frequencies are of the ids that a decoder reads: a 0, then the document.
 """
 
 import argparse

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moe.models import make_model
 from moe.parallel.mesh import make_mesh, rows
 from moe.planning import hlo
 from moe.planning.costs import program_costs
@@ -104,7 +103,7 @@ def forward_flops(config: ExperimentConfig) -> tuple[int, bool]:
     The number, and whether it is all of them: a loop whose trips the data decides (dropless routing) counts once.
   """
   mesh = make_mesh(devices=jax.devices("cpu")[:1])
-  graph, params, router_state = abstract_model(lambda rngs: make_model(config.model, rngs), mesh)
+  graph, params, router_state = abstract_model(config.model.make, mesh)
 
   def forward(params, router_state, batch, key):
     return merge(graph, params, router_state)(batch, training=True, key=key).logits

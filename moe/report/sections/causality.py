@@ -23,7 +23,7 @@ def causality_section(runs: Sequence[Run]) -> Section | None:
 
 def _rows(run: Run) -> list[list[str]]:
   decoder = run.trained.config.model.stacks.get("decoder")
-  router = decoder and decoder.router
+  router = None if decoder is None else decoder.router
   if router is None or not run.batches:
     return []
   ids = next(layer.ids for name, layer in run.layers.items() if name.startswith("decoder"))

@@ -119,7 +119,7 @@ def flat_fields(config: Any, path: str = "") -> dict[str, str]:
   holds_sections = any(dataclasses.is_dataclass(getattr(config, field.name)) for field in dataclasses.fields(config))
   if isinstance(config, Choice) and not holds_sections:
     return {path: _choice_text(config)}
-  found = {f"{path}.name": config.name} if isinstance(config, Choice) else {}
+  found: dict[str, str] = {f"{path}.name": config.name} if isinstance(config, Choice) else {}
   for field in dataclasses.fields(config):
     found |= flat_fields(getattr(config, field.name), f"{path}.{field.name}" if path else field.name)
   return found
