@@ -1,13 +1,13 @@
-"""What the TPU's compiler says of the paper's models, and where they are cut and routed otherwise.
+"""Plans of the paper's models and of variations of them, made by the TPU compiler.
 
     python -m scripts.benchmarks.plans --study 8b --results results/plan_8b.json
 
-Needs the extra `tpu`, no TPU. Studies:
+Needs the extra `tpu`, but no TPU. Studies:
 
   8b     expert choice against GLaM's top-2 with 64 experts on 512 chips of TPU v4, at several capacities
-  sizes  what a 0.1B step costs on 64 chips of v5e over experts, routing groups, capacity and ways of dispatch
+  sizes  the cost of a 0.1B step on 64 chips of v5e by experts, routing groups, capacity and way of dispatch
 
-Every plan is written as soon as it is made, and the same command goes on where it was stopped.
+Every plan is written as soon as it is made; the same command resumes after an interruption.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import os
 import pathlib
 from typing import Any
 
-# Arrays live on the host; the TPU's devices are for compilation only. JAX reads it when it is imported.
+# Arrays live on the host; the TPU devices are for compilation only. JAX reads this when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from configs.pretrain.base import SLICES
 from moe.planning import plan_for
-from moe.planning.page import table
+from moe.planning.page import plan_table
 from moe.planning.topology import parse_slice
 from moe.routing import RouterInput, RouterOutput, register
 from moe.routing.methods.expert_choice import ExpertChoice
@@ -33,7 +33,7 @@ from scripts.benchmarks.layer_programs import one_hot_masks
 
 @register("expert_choice_by_masks")
 class ExpertChoiceByMasks(ExpertChoice):
-  """Expert choice whose tokens travel by one-hot masks `[G, n, E, C]` and products with them, as in GShard and GLaM."""
+  """Expert choice that moves tokens by products with one-hot masks `[G, n, E, C]`, as GShard and GLaM do."""
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     output = super().__call__(inputs, training=training)
@@ -50,7 +50,7 @@ def expert_choice(group: int = 4096, capacity: float = 2.0, masks: bool = False,
   return {"model": changes["model"] | model}
 
 
-# A pretraining config and what is changed in it, by name.
+# By study: the slice, and for each plan a pretraining config and the fields to replace in it.
 STUDIES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
   "8b": (
     SLICES["8b"],
@@ -82,9 +82,9 @@ STUDIES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
   parser.add_argument("--study", choices=STUDIES, required=True)
-  parser.add_argument("--results", type=pathlib.Path, required=True, help="JSON; plans that it holds are kept")
+  parser.add_argument("--results", type=pathlib.Path, required=True, help="JSON; plans already in it are kept")
   arguments = parser.parse_args()
   topology, cases = STUDIES[arguments.study]
   where = parse_slice(topology)
@@ -97,7 +97,7 @@ def main() -> None:
     found[name] = about | ({"why": plan} if isinstance(plan, str) else {"plan": dataclasses.asdict(plan)})
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     arguments.results.write_text(json.dumps(found, indent=1) + "\n")
-    print(plan if isinstance(plan, str) else "\n".join(table({name: plan}, None)[2:]), flush=True)
+    print(plan if isinstance(plan, str) else "\n".join(plan_table({name: plan}, None)[2:]), flush=True)
 
 
 def changed(config: str, changes: dict[str, Any]) -> dict[str, Any]:
