@@ -76,7 +76,7 @@ def _through_calls(scope: Scope, instruction: Instruction) -> tuple[Scope, Instr
 
 
 def _origin(scope: Scope, name: str, index: int | None = None) -> int | _Element | None:
-  """Where a value (or element `index` of a tuple) comes from: a constant, the carry of its loop, or elsewhere (None)."""
+  """Where a value (or element `index` of a tuple) comes from: a constant, the carry of its loop, or elsewhere: None."""
   instruction = scope.computation.instructions[name]
   match instruction.opcode:
     case "constant":

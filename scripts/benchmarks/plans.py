@@ -40,13 +40,13 @@ class ExpertChoiceByMasks(ExpertChoice):
     return dataclasses.replace(output, routing=one_hot_masks(output.routing, inputs.mask.shape[1]))
 
 
-def router(name: str, **options) -> dict[str, Any]:
+def router_changes(name: str, **options) -> dict[str, Any]:
   return {"model": {"decoder_router": {"name": name, **options}}}
 
 
-def expert_choice(group: int = 4096, capacity: float = 2.0, masks: bool = False, **model) -> dict[str, Any]:
+def expert_choice_changes(group: int = 4096, capacity: float = 2.0, masks: bool = False, **model) -> dict[str, Any]:
   name = "expert_choice_by_masks" if masks else "expert_choice"
-  changes = router(name, group_size=group, capacity_factor=capacity)
+  changes = router_changes(name, group_size=group, capacity_factor=capacity)
   return {"model": changes["model"] | model}
 
 
@@ -56,26 +56,26 @@ STUDIES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
     SLICES["8b"],
     {
       "expert choice, capacity 2": ("expert_choice_8b", {}),
-      "GLaM top-2, capacity 2": ("glam_8b", router("glam", capacity_factor=2.0)),
-      "GLaM top-2, capacity 2.5": ("glam_8b", router("glam", capacity_factor=2.5)),
-      "GLaM top-2, capacity 4": ("glam_8b", router("glam", capacity_factor=4.0)),
+      "GLaM top-2, capacity 2": ("glam_8b", router_changes("glam", capacity_factor=2.0)),
+      "GLaM top-2, capacity 2.5": ("glam_8b", router_changes("glam", capacity_factor=2.5)),
+      "GLaM top-2, capacity 4": ("glam_8b", router_changes("glam", capacity_factor=4.0)),
       "dense": ("dense_8b", {}),
     },
   ),
   "sizes": (
     SLICES["0.1b"],
     {
-      "64 experts, groups of 4,096, capacity 2": ("expert_choice_0_1b", expert_choice()),
-      "16 experts": ("expert_choice_0_1b", expert_choice(num_experts=16)),
-      "128 experts": ("expert_choice_0_1b", expert_choice(num_experts=128)),
-      "512 experts": ("expert_choice_0_1b", expert_choice(num_experts=512)),
-      "groups of 1,024": ("expert_choice_0_1b", expert_choice(group=1024)),
-      "groups of 16,384, all of a chip": ("expert_choice_0_1b", expert_choice(group=16_384)),
-      "groups of 65,536, on 4 chips": ("expert_choice_0_1b", expert_choice(group=65_536)),
-      "capacity 1": ("expert_choice_0_1b", expert_choice(capacity=1.0)),
-      "capacity 4": ("expert_choice_0_1b", expert_choice(capacity=4.0)),
-      "one-hot masks, groups of 1,024": ("expert_choice_0_1b", expert_choice(group=1024, masks=True)),
-      "one-hot masks, groups of 4,096": ("expert_choice_0_1b", expert_choice(masks=True)),
+      "64 experts, groups of 4,096, capacity 2": ("expert_choice_0_1b", expert_choice_changes()),
+      "16 experts": ("expert_choice_0_1b", expert_choice_changes(num_experts=16)),
+      "128 experts": ("expert_choice_0_1b", expert_choice_changes(num_experts=128)),
+      "512 experts": ("expert_choice_0_1b", expert_choice_changes(num_experts=512)),
+      "groups of 1,024": ("expert_choice_0_1b", expert_choice_changes(group=1024)),
+      "groups of 16,384, all of a chip": ("expert_choice_0_1b", expert_choice_changes(group=16_384)),
+      "groups of 65,536, on 4 chips": ("expert_choice_0_1b", expert_choice_changes(group=65_536)),
+      "capacity 1": ("expert_choice_0_1b", expert_choice_changes(capacity=1.0)),
+      "capacity 4": ("expert_choice_0_1b", expert_choice_changes(capacity=4.0)),
+      "one-hot masks, groups of 1,024": ("expert_choice_0_1b", expert_choice_changes(group=1024, masks=True)),
+      "one-hot masks, groups of 4,096": ("expert_choice_0_1b", expert_choice_changes(masks=True)),
     },
   ),
 }
