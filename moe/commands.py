@@ -1,4 +1,4 @@
-"""What all mains share: the config flag, errors as one line, several hosts."""
+"""What all entry points share: the config flag, errors as one line, runs over several hosts."""
 
 import contextlib
 import logging
@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn, cast
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -16,7 +16,7 @@ from moe.config import ConfigError, require
 
 
 def define_config(*, required: bool) -> flags.FlagHolder:
-  """The flag `--config`, whose fields can all be overridden, also those that the file leaves at their default."""
+  """The flag `--config`; every field can be overridden, also those that the file leaves at their default."""
   holder = _define_config(flags.FLAGS)
   if required:
     flags.mark_flag_as_required("config")
@@ -36,7 +36,7 @@ def _define_config(values: flags.FlagValues, argv: list[str] | None = None) -> f
 
 
 def split_configs(argv: list[str]) -> tuple[list[list[str]], list[str]]:
-  """Takes configs that are given one after the other out of a command line.
+  """Separates the configs of a command line, which may have several, from its other arguments.
 
   Returns:
     The arguments of each config, `--config=FILE` and the `--config.FIELD=VALUE` that follow it; and all others.
@@ -59,13 +59,13 @@ def parse_config(arguments: list[str]) -> dict[str, Any]:
   """The tree of one of the configs that `split_configs` found.
 
   Raises:
-    ConfigError: as `read_config`, and for an override of a field that there cannot be.
+    ConfigError: as `read_config`, and for an override of a field that cannot exist.
   """
   values = flags.FlagValues()
   holder = _define_config(values, ["", *arguments])
   try:
     values(["", *arguments])
-  except Exception as error:  # a config file is a program: anything can go wrong in it
+  except Exception as error:  # a config file is a program: it can raise anything
     raise ConfigError("--config", arguments[0].removeprefix("--config="), _config_error(error)) from None
   return read_config(holder, values)
 
@@ -74,21 +74,21 @@ def read_config(holder: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
   """The config's tree with its overrides.
 
   Raises:
-    ConfigError: there is no such file, or it gives no config.
+    ConfigError: there is no such file, or it returns no config.
   """
-  name = values["config"].config_filename
+  name = cast(Any, values["config"]).config_filename
   try:
     return holder.value.to_dict()
   except OSError:
     raise ConfigError("--config", name, "no such file") from None
   except AttributeError:
-    raise ConfigError("--config", name, "its get_config() must return an ml_collections.ConfigDict") from None
+    raise ConfigError("--config", name, "expected its get_config() to return an ml_collections.ConfigDict") from None
 
 
 def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
-  """Parses the command line (or `argv`) and calls `main`; what the user can put right is one line on stderr.
+  """Parses the command line (or `argv`) and calls `main`; an error that the user can fix is one line on stderr.
 
-  The exit code is then 2. A run that had to stop although all was right at its beginning ends with exit code 1.
+  The exit code is then 2. A run that started well and had to stop ends with exit code 1.
   """
 
   def call(argv: list[str]) -> None:
@@ -96,50 +96,54 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
       _silence_orbax()
     with _report_errors():
       if len(argv) > 1:
-        raise ConfigError("argument", argv[1], "not expected; every argument has the form --NAME=VALUE")
+        raise ConfigError("argument", argv[1], "expected the form --NAME=VALUE")
       main()
 
   app.run(call, argv, flags_parser=_parse)
 
 
 def define_hosts() -> Callable[[], None]:
-  """The flags of a run over several processes; gives the function that joins them. Call that before anything of JAX.
+  """The flags of a run over several processes; returns the function that joins them. Call it before anything in JAX.
 
-  It raises ConfigError where the flags do not go together, and JoinError.
+  It raises ConfigError if the flags contradict each other, and JoinError.
   """
-  cluster = flags.DEFINE_bool("distributed", False, "Join the processes that the cluster names (Slurm, Open MPI, GKE).")
-  place = [
-    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens for the others."),
-    flags.DEFINE_integer("processes", None, "How many processes there are."),
-    flags.DEFINE_integer("process", None, "Which of them this is, from 0."),
-  ]
-  within = flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes have to come.", lower_bound=1)
-  lost = flags.DEFINE_integer("lost_after", 60, "Seconds of silence after which a process is lost.", lower_bound=5)
+  cluster = flags.DEFINE_bool(
+    "distributed", False, "Join the processes that the cluster describes (Slurm, Open MPI, GKE)."
+  )
+  coordinator = flags.DEFINE_string("coordinator", None, "HOST:PORT that process 0 listens at.")
+  processes = flags.DEFINE_integer("processes", None, "Number of processes.")
+  process = flags.DEFINE_integer("process", None, "Index of this process, from 0.")
+  within = flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes have to join.", lower_bound=1)
+  lost = flags.DEFINE_integer(
+    "lost_after", 60, "Seconds without a heartbeat after which a process is lost.", lower_bound=5
+  )
 
   def join() -> None:
-    given = {f"--{flag.name}": flag.value for flag in place if flag.value is not None}
+    ours = (coordinator, processes, process)
+    given = {f"--{flag.name}": flag.value for flag in ours if flag.value is not None}
     on_slice = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     if not (given or cluster.value or on_slice):
       return
     from moe.parallel import hosts
 
     if given:
-      together = "give all of --coordinator, --processes and --process, and not --distributed"
-      require(len(given) == len(place) and not cluster.value, *next(iter(given.items())), together)
-    hosts.join(hosts.Place(*given.values()) if given else None, within=within.value, lost_after=lost.value)
+      together = "expected all of --coordinator, --processes and --process, and no --distributed"
+      require(len(given) == len(ours) and not cluster.value, *next(iter(given.items())), together)
+    member = hosts.Member(coordinator.value, processes.value, process.value) if given else None
+    hosts.join(member, within=within.value, lost_after=lost.value)
 
   return join
 
 
 def _silence_orbax() -> None:
-  """Orbax logs every step of its work, and over pages errors that are raised to us as well."""
+  """Orbax logs every step of its work, and prints pages about errors that it also raises."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
   warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
   report = sys.unraisablehook
 
-  def filtered(unraisable) -> None:
-    # After a first failed write the others come back to an event loop that has ended.
+  def filtered(unraisable: Any) -> None:
+    # After one failed write, the others return to an event loop that has ended.
     if str(unraisable.exc_value) != "Event loop is closed":
       report(unraisable)
 
@@ -149,14 +153,14 @@ def _silence_orbax() -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
-  except Exception as error:  # a config file is a program: anything can go wrong in it
+  except Exception as error:  # a config file is a program: it can raise anything
     _fail(2, str(error) if isinstance(error, flags.Error) else f"--config: {_config_error(error)}")
 
 
 def _config_error(error: Exception) -> str:
   if isinstance(error, (KeyError, AttributeError)) and not isinstance(error.args[0], BaseException):
     return f"unknown field {' '.join(str(error.args[0]).split())}"
-  # ml_collections wraps a config file's error with its whole traceback; the last line says what it was.
+  # ml_collections wraps a config file's error with its whole traceback; the last line is the error.
   lines = [line for line in str(error).splitlines() if line.strip()]
   return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
 
@@ -173,7 +177,7 @@ def _report_errors() -> Iterator[None]:
     yield
     hosts.leave()
   except SystemExit:
-    hosts.leave()  # all were asked to stop
+    hosts.leave()  # all processes were asked to stop
     raise
   except (ConfigError, DataError, WorkdirError, hosts.JoinError) as error:
     hosts.fail(error, str(error), 2)
@@ -186,6 +190,6 @@ def _report_errors() -> Iterator[None]:
     raise
 
 
-def _fail(code: int, message: str) -> None:
+def _fail(code: int, message: str) -> NoReturn:
   print(f"error: {message}", file=sys.stderr)
   sys.exit(code)

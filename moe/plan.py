@@ -1,8 +1,8 @@
-"""Plans a run on TPUs that are not here: `python -m moe.plan --config configs/pretrain/glam_8b.py --topology v4:8x8x8`.
+"""Plans a run on TPUs: `python -m moe.plan --config configs/pretrain/glam_8b.py --topology v4:8x8x8`.
 
-The TPU's own compiler (`pip install -e ".[tpu]"`, no TPU needed) compiles the real train step: does it fit, how long
-does a step take, where does the time go. `--config` may be given several times; overrides belong to the config before
-them: `--config A --config B --config.mesh.expert=16`. `--topology` is GENERATION:SHAPE, of v4, v5e, v5p and v6e.
+The TPU compiler (`pip install -e ".[tpu]"`, no TPU needed) compiles the real train step: does it fit, how long does a
+step take, where does the time go. `--config` may be given several times; overrides apply to the config before them:
+`--config A --config B --config.mesh.expert=16`. `--topology` is GENERATION:SHAPE, with v4, v5e, v5p or v6e.
 """
 
 import dataclasses
@@ -18,25 +18,25 @@ from moe import commands
 from moe.config import ConfigError
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice to plan for, such as v5p:8x8x8.", required=True)
-_TOKENS = flags.DEFINE_float("tokens", None, "Tokens to train on; by default what the config's steps read.")
-_OUT = flags.DEFINE_string("out", None, "New JSON file for the plans.")
-_FIGURE = flags.DEFINE_string("figure", None, "New PNG file: where the time goes.")
+_TOKENS = flags.DEFINE_float("tokens", None, "Tokens to train on; by default those of the config's steps.")
+_OUT = flags.DEFINE_string("out", None, "JSON file to create, with the plans.")
+_FIGURE = flags.DEFINE_string("figure", None, "PNG file to create: where the time goes.")
 
 
 def main(arguments: list[list[str]]) -> None:
-  """Plans for every config; `arguments` has each one's flags.
+  """Plans every config; `arguments` holds the flags of each.
 
   Raises:
-    ConfigError: what is wrong with a config, the slice or the files; at the end, which configs do not fit.
+    ConfigError: a config, the slice or a file is not valid; or, at the end, some configs do not fit.
   """
   from moe.config import as_mapping
   from moe.planning import plan_for
-  from moe.planning.page import draw, lines, table
+  from moe.planning.page import draw, plan_lines, plan_table
   from moe.planning.topology import parse_slice
   from moe.training.experiment import load_config
 
   if not arguments:
-    raise ConfigError("--config", None, "name at least one config file")
+    raise ConfigError("--config", None, "expected at least one config file")
   files = {flag: _new_file(flag, value) for flag, value in (("--out", _OUT.value), ("--figure", _FIGURE.value))}
   where = parse_slice(_TOPOLOGY.value)
   configs = {_name(one, arguments): load_config(commands.parse_config(one)) for one in arguments}
@@ -47,9 +47,9 @@ def main(arguments: list[list[str]]) -> None:
       refused[name] = plan
       continue
     plans[name] = plan
-    print("\n".join(lines(name, plan, _TOKENS.value)), flush=True)
+    print("\n".join(plan_lines(name, plan, _TOKENS.value)), flush=True)
   if len(plans) > 1:
-    print("\n".join(["", *table(plans, _TOKENS.value)]))
+    print("\n".join(["", *plan_table(plans, _TOKENS.value)]))
   if files["--out"]:
     found = {name: {"fits": True} | dataclasses.asdict(plan) for name, plan in plans.items()}
     found |= {name: {"fits": False, "why": why} for name, why in refused.items()}
@@ -62,7 +62,7 @@ def main(arguments: list[list[str]]) -> None:
 
 
 def _name(one: list[str], all_: list[list[str]]) -> str:
-  """A config as the output calls it: its file, and its overrides where it is not the only one of that name."""
+  """The name of a config in the output: its file, and its overrides if the file is given more than once."""
   path, *overrides = (argument.split("=", 1)[-1] if i == 0 else argument for i, argument in enumerate(one))
   stem = pathlib.Path(path).stem
   unique = sum(other[0] == one[0] for other in all_) == 1
@@ -74,14 +74,14 @@ def _new_file(flag: str, value: str | None) -> pathlib.Path | None:
     return None
   path = pathlib.Path(value)
   if path.exists():
-    raise ConfigError(flag, value, "is there already; name a new file")
+    raise ConfigError(flag, value, "expected a file that does not exist")
   if not path.parent.is_dir():
-    raise ConfigError(flag, value, f"there is no folder {path.parent}")
+    raise ConfigError(flag, value, f"expected an existing folder, but there is no {path.parent}")
   return path
 
 
 if __name__ == "__main__":
-  # Arrays live on the host; the TPU's devices are for compilation only. JAX reads it when it is imported.
+  # Arrays live on the host; the TPU devices are for compilation only. JAX reads this when it is imported.
   os.environ["JAX_PLATFORMS"] = "cpu"
   configs, rest = commands.split_configs(sys.argv)
   commands.run(functools.partial(main, configs), rest)

@@ -1,8 +1,8 @@
-"""Where parameters and optimizer statistics lie on the mesh: from the names of their axes.
+"""How parameters and optimizer statistics are sharded over the mesh: by the names of their axes.
 
-A layer names the axes of its parameters where it makes them: `nnx.Param(value, axes=("embed", "heads"))`. Here is the
-one table that says what a name means. Stacking layers puts the axis "layer" in front. Axes without a name are not
-divided, and neither is a parameter without names.
+A layer names the axes of a parameter when it creates it: `nnx.Param(value, axes=("embed", "heads"))`. The table below
+maps these names to axes of the mesh. Stacking layers puts the axis "layer" in front. Axes without a name are not
+sharded, and neither is a parameter without names.
 """
 
 import math
@@ -18,14 +18,14 @@ from moe.parallel.mesh import ROW_AXES, current_mesh
 
 Axes = tuple[str | None, ...]
 
-# "embed", the model's width, is not divided for its own sake.
+# "embed", the model's width, is sharded by FSDP only.
 _MESH_AXIS = {"expert": "expert", "heads": "model", "ff": "model", "vocab": "model", "embed": None}
 
 # Axes that enumerate matrices instead of belonging to one.
 _STACKED = ("layer", "expert")
 
-# Of fewer rows, which do not fill a tile of bfloat16, the TPU's compiler makes no all-gather: it adds up the whole
-# matrix from zeros and a part on every device.
+# Shards of fewer rows do not fill a bfloat16 tile, and the TPU compiler does not all-gather them: it sums matrices of
+# full size that are zero outside each device's shard.
 _FEWEST_ROWS = 16
 
 
@@ -50,7 +50,7 @@ def shard_parameters(params: nnx.State, mesh: Mesh, fsdp: bool) -> dict[str, Any
   """A `NamedSharding` for every parameter, in a nested dict like `nnx.to_pure_dict(params)`.
 
   Args:
-    params: the model's variables (arrays or only shapes), whose `axes` name their axes.
+    params: the model's variables (arrays or shapes), whose `axes` name their axes.
     mesh: with the axes of `moe.parallel.mesh`.
     fsdp: see `MeshConfig`.
   """
@@ -65,13 +65,13 @@ def shard_parameters(params: nnx.State, mesh: Mesh, fsdp: bool) -> dict[str, Any
 def shard_statistics(statistics: Any, params: Any, mesh: Mesh) -> Any:
   """A `NamedSharding` for every array of an optimizer's state.
 
-  What belongs to a parameter, an array of the same shape or one with an axis less (Adafactor's means over the rows or
-  columns of a matrix), lies as the parameter does; all else is on every device.
+  An array that belongs to a parameter and has its shape, or lacks one of its axes (Adafactor's means over the rows or
+  columns of a matrix), is sharded like the parameter; all others are replicated.
 
   Args:
     statistics: Optax's state (shapes), holding trees of dicts with the keys of `params`.
     params: nested dict of shapes with the shardings of `shard_parameters`.
-    mesh: the same.
+    mesh: the one they are sharded over.
   """
   found = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
@@ -90,9 +90,9 @@ def shard_statistics(statistics: Any, params: Any, mesh: Mesh) -> Any:
 
 
 def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
-  """A dense parameter as computation uses it: in `dtype`, and on a mesh with the parts that FSDP made put together.
+  """A dense parameter as computation uses it: in `dtype`, and on a mesh with its FSDP shards gathered.
 
-  Said here, because left to itself the compiler may rather move activations.
+  Stated explicitly, because the compiler might otherwise move activations instead.
   """
   value = param[...].astype(dtype)
   if current_mesh() is None:
@@ -102,7 +102,7 @@ def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
 
 
 def _spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
-  """FSDP divides the rows of a matrix: parts of few columns would fill no tile either."""
+  """FSDP shards the rows of a matrix: shards of few columns would not fill a tile either."""
   entries: list[Any] = [_MESH_AXIS.get(name) for name in axes]
   matrix = [index for index, name in enumerate(axes) if name is not None and name not in _STACKED]
   if fsdp and matrix:
@@ -114,7 +114,7 @@ def _spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> Partiti
 
 
 def _dividing(size: int, axes: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
-  """The axes together, else the larger one that cuts `size` evenly into parts that are not too small, else none."""
+  """All axes, else the largest one, that divide `size` evenly into shards that are not too small; else none."""
   alone = sorted(((axis,) for axis in axes), key=lambda one: -mesh.shape[one[0]])
   for choice in (axes, *alone):
     parts = math.prod(mesh.shape[axis] for axis in choice)
@@ -124,11 +124,11 @@ def _dividing(size: int, axes: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
 
 
 def _kept_axes(whole: tuple[int, ...], part: tuple[int, ...], by_column: bool) -> Iterator[tuple[int, ...]]:
-  """The axes of a parameter that a statistic of shape `part` has, likeliest first; none if it is of another kind."""
+  """The axes of a parameter that a statistic of shape `part` has, likeliest first; none if it is not one of them."""
   every = tuple(range(len(whole)))
   if part == whole:
     yield every
-  # Of a square matrix both are possible: Optax averages its row statistics over the last axis.
+  # For a square matrix both are possible: Optax averages row statistics over the last axis.
   last = len(whole) - 1
   for dropped in (last - 1, last) if by_column else (last, last - 1):
     kept = tuple(axis for axis in every if axis != dropped)

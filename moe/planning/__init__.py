@@ -1,4 +1,4 @@
-"""The train step compiled for TPUs that are not here: does it fit, what does it cost, where does the time go."""
+"""Compiles the train step for TPUs without having any: does it fit, what does it cost, where does the time go."""
 
 from moe.parallel.mesh import make_mesh
 from moe.planning import advice, compile, topology
@@ -9,10 +9,10 @@ __all__ = ["Plan", "plan_for"]
 
 
 def plan_for(config: ExperimentConfig, where: topology.Slice) -> Plan | str:
-  """The plan of a config on a slice; one line that says why where it does not fit.
+  """The plan of a config on a slice, or one line that says why it does not fit.
 
   Raises:
-    ConfigError: the mesh suits neither the slice nor the model, or the TPU's compiler is not installed.
+    ConfigError: the mesh does not fit the slice or the model, or the TPU compiler is not installed.
   """
   mesh = make_mesh(config.mesh, topology.devices(where))
   arguments = compile.argument_bytes(config, mesh)

@@ -1,9 +1,9 @@
-"""The plan of one config on one slice: what its compiled step needs, where the time goes, what that buys.
+"""The plan of one config on one slice: what its compiled step needs, where its time goes, what that buys.
 
-Time is the compiler's own estimate of every instruction (cycles, at the chip's clock). Where it has none, an
-instruction counts as the bytes it touches at the memory's bandwidth, or its products at the peak, and a collective as
-the model of `moe.planning.collectives`; both are reported apart. Instructions are added up as if nothing overlapped;
-copies between memories, which do, are left out of the sum.
+Time is the compiler's own estimate for every instruction, in cycles at the chip's clock. Where there is no estimate, an
+instruction counts as the bytes it touches at the memory's bandwidth, and a collective as the model of
+`moe.planning.collectives`; both are reported separately. Times are added up as if nothing overlapped. Copies between
+memories, which do overlap, are left out of the sum.
 """
 
 import collections
@@ -18,45 +18,32 @@ from moe.planning import hlo
 from moe.planning.collectives import axes, seconds
 from moe.planning.compile import Program
 from moe.planning.costs import KINDS, Cost, Costs, program_costs
+from moe.planning.parts import MOE_PARTS, part_of
 from moe.planning.topology import Slice
 from moe.training.experiment import ExperimentConfig
-
-# Which part of the model a source file belongs to; the first that any of an instruction's stack frames names.
-_PARTS = (
-  ("position bias", ("moe/nn/relative_position.py",)),
-  ("attention", ("moe/nn/attention.py",)),
-  ("feed-forward", ("moe/nn/feed_forward.py",)),
-  ("router", ("moe/routing/",)),
-  ("experts", ("moe/experts/network.py", "moe/nn/ragged", "moe/nn/grouped_")),
-  ("dispatch and combine", ("moe/experts/layer.py", "moe/parallel/")),
-  ("vocabulary", ("moe/models/embedding.py",)),
-  ("optimizer", ("moe/training/optimizer.py", "/optax/")),
-)
-# What a MoE layer is made of.
-MOE_PARTS = ("router", "experts", "dispatch and combine")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """All that is known about a step, in bytes, FLOPs and seconds; of each device unless said otherwise.
+  """All that is known about a step, in bytes, FLOPs and seconds, per device unless stated otherwise.
 
   Attributes:
-    slice: name of the topology; chips: how many devices; mesh: sizes of its axes.
-    memory: the fields of `Memory`; `hbm`: what there is.
-    flops: of matrix products in a step; bytes: to and from memory.
-    forward_flops_per_token: of the model, empty slots included, whatever is computed anew or on how many devices.
-    forward_is_exact: False if the data decides on some of these, which then count once.
-    utilization: share of the chips' peak that goes into three times the forward pass.
+    slice: name of the topology; chips: number of devices; mesh: sizes of its axes.
+    memory: the fields of `Memory`; hbm: the memory available.
+    flops: of the matrix products in a step; bytes: read from and written to memory.
+    forward_flops_per_token: of the model, empty slots included, without recomputation, on all devices together.
+    forward_is_exact: False if the data decides some of them; those are counted once.
+    utilization: three forward passes, as a share of the chips' peak.
     kinds: seconds of a step by kind of instruction; parts: by part of the model.
-    estimated: seconds that are the compiler's own.
-    not_estimated: by kind, the others: `instructions`, `bytes` touched, `seconds` stood in for them.
-    collectives: one entry for each kind and axes: `kind`, `axes`, `runs`, `bytes`, `seconds`, `hidden` of them that
-      are asynchronous.
-    prefetch: `bytes` and `seconds` of the copies that run beside the computation.
-    unknown_loops: how many have trips that depend on data; unknown: seconds of one trip of each.
+    estimated: seconds that the compiler estimated.
+    not_estimated: the rest by kind: `instructions`, `bytes` touched, and the `seconds` assumed for them.
+    collectives: one entry per kind and axes: `kind`, `axes`, `runs`, `bytes`, `seconds`, and `hidden`, the seconds of
+      asynchronous ones.
+    prefetch: `bytes` and `seconds` of the copies that overlap with computation.
+    unknown_loops: number of loops whose trip count depends on data; unknown: seconds of one trip of each.
     seconds: of a step if nothing overlaps; least: if all asynchronous collectives are hidden.
-    tokens: of a step, on all devices; run_tokens: of all the config's steps.
-    compile: seconds that tracing and compiling took here; jax: the version that did it.
+    tokens: per step, on all devices; run_tokens: in all of the config's steps.
+    compile: seconds that tracing and compiling took; jax: the version that did it.
   """
 
   slice: str
@@ -90,21 +77,21 @@ class Plan:
 
   @property
   def moe_share(self) -> float:
-    """Of the step that MoE layers take."""
+    """The share of a step that MoE layers take."""
     return sum(self.parts.get(part, 0.0) for part in MOE_PARTS) / self.seconds
 
   def days(self, tokens: float | None) -> float:
-    """To train on so many tokens, by default the run's."""
+    """Days to train on so many tokens, by default those of the run."""
     return (tokens or self.run_tokens) / self.tokens_per_second / 86_400
 
 
 def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Program, forward: tuple[int, bool]) -> Plan:
-  """Adds up a compiled step.
+  """Adds up the costs of a compiled step.
 
   Args:
     config: of the experiment.
-    where: the slice that `mesh` lies on.
-    mesh: that `program` was compiled for.
+    where: the slice that `mesh` is made of.
+    mesh: the one that `program` was compiled for.
     program: from `compile_step`.
     forward: FLOPs of a micro-batch and whether they are exact, from `compile.forward_flops`.
   """
@@ -126,7 +113,7 @@ def make_plan(config: ExperimentConfig, where: Slice, mesh: Mesh, program: Progr
     forward_is_exact=forward[1],
     utilization=3 * per_token * tokens / mesh.size / where.chip.flops / total,
     kinds={kind: 0.0 for kind in KINDS} | _sums((cost.kind, time) for cost, time in timed),
-    parts=_sums((part_of(cost), time) for cost, time in timed),
+    parts=_sums((part_of(cost.op_name), time) for cost, time in timed),
     estimated=sum(time for cost, time in timed if cost.cycles is not None),
     not_estimated=_not_estimated(timed),
     collectives=sent,
@@ -146,15 +133,6 @@ def tokens_per_step(config: ExperimentConfig) -> int:
   return config.data.batch_size * (config.data.inputs_length + config.data.targets_length)
 
 
-def part_of(cost: Cost) -> str:
-  """The part of the model that an instruction computes: one of `_PARTS`, or "other"."""
-  for part, places in _PARTS:
-    if any(place in file for file in cost.files for place in places):
-      return part
-  # The loss is the train step's own; norms, residuals and the loops themselves stand in the stack.
-  return "vocabulary" if cost.files and cost.files[0].endswith("moe/training/step.py") else "other"
-
-
 def _seconds(cost: Cost, mesh: Mesh, where: Slice) -> float:
   """Of all runs in a step."""
   if cost.collective is not None:
@@ -165,7 +143,7 @@ def _seconds(cost: Cost, mesh: Mesh, where: Slice) -> float:
 
 
 def _sums(entries: Iterable[tuple[str, float]]) -> dict[str, float]:
-  """Largest first."""
+  """Totals by name, largest first."""
   found: dict[str, float] = collections.defaultdict(float)
   for name, value in entries:
     found[name] += value

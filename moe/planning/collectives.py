@@ -1,8 +1,8 @@
-"""Traffic between devices: what an instruction moves, over which axes of the mesh, and how long the links need for it.
+"""Traffic between devices: what an instruction moves, over which axes of the mesh, and how long the links take.
 
-The compiler gives no estimate for collectives, so their time is modelled here: rings use all links of the group's
-chips, an all-to-all is held up by the links across the middle of the longest dimension (Jouppi et al. 2023, "TPU v4",
-section 2; Austin et al. 2025, "How to scale your model", section 3). No latency and no congestion: a lower bound.
+The compiler has no estimate for collectives, so their time is modelled here: rings use all links of the group's chips,
+an all-to-all is limited by the links across the middle of the longest dimension (Jouppi et al. 2023, "TPU v4",
+section 2; Austin et al. 2025, "How to scale your model", section 3). Without latency and congestion: a lower bound.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class Collective:
 
   Attributes:
     kind: one of `KINDS`.
-    bytes: on each device, of the larger side: gathered, or before it is scattered.
-    groups: int `[G, n]`, places in the mesh (as in `mesh.devices.flat`) that talk to each other; pairs of a permute.
+    bytes: per device, of the larger side: after gathering, or before scattering.
+    groups: int `[G, n]`, indices into `mesh.devices.flat` of the devices that communicate; of a permute, its pairs.
     hidden: whether it is asynchronous, so that computation may hide it.
   """
 
@@ -36,11 +36,11 @@ class Collective:
 
 
 def read_collective(instruction: Instruction, computation: Computation, devices: int) -> Collective | None:
-  """What an instruction moves between `devices` devices; None where it is no collective, or ends one."""
+  """What an instruction moves between `devices` devices; None if it is no collective, or only ends one."""
   kind = instruction.opcode.removesuffix("-start")
   if kind not in KINDS:
     return None
-  # The result of a start also holds its operands and what the hardware needs.
+  # Counted from the operands: the result of a start also holds these and what the hardware needs.
   operands = [computation.instructions[name].shapes for name in instruction.operands]
   before = sum(_bytes(shapes) for shapes in operands)
   after = before * _gathered(instruction, devices) if kind == "all-gather" else before
@@ -62,10 +62,10 @@ def _gathered(instruction: Instruction, devices: int) -> int:
 
 
 def read_groups(instruction: Instruction, devices: int) -> np.ndarray:
-  """Who talks to whom, int `[G, n]`. XLA has three ways to write it, and pairs for permutes.
+  """The groups that communicate, int `[G, n]`. XLA has three notations for them, and pairs for permutes.
 
   Raises:
-    ValueError: it is written in another.
+    ValueError: they are in another notation.
   """
   text = instruction.attributes
   if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)\}", text):
@@ -85,7 +85,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _order(text: str) -> np.ndarray:
-  """Devices in the order of `0,2,1,3`, or the same as `[2,2]T(1,0)`: counted, cut into axes, transposed."""
+  """Devices in the order `0,2,1,3`, or the same as `[2,2]T(1,0)`: numbered, reshaped, transposed."""
   if not text.startswith("["):
     return np.array(_numbers(text))
   dims, _, transposed = text.partition("T")
@@ -94,7 +94,7 @@ def _order(text: str) -> np.ndarray:
 
 
 def _named_groups(axes: str, chosen: str) -> np.ndarray:
-  """From `'a'=2,'b'=8` and `'a','b':(2)4`: all of a, and of b's 8 devices the 4 that stand 8 / (2 * 4) apart."""
+  """From `'a'=2,'b'=8` and `'a','b':(2)4`: all of a, and of b's 8 devices the 4 that are 8 / (2 * 4) apart."""
   sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
   parts: dict[str, tuple[int, int]] = {
     name: (int(before or 1), int(size or sizes[name]))
@@ -113,19 +113,18 @@ def _named_groups(axes: str, chosen: str) -> np.ndarray:
 
 def axes(groups: np.ndarray, mesh: Mesh) -> str:
   """The mesh axes along which the members of a group differ, such as "data+expert"; "none" for groups of one."""
-  places = np.unravel_index(groups, mesh.devices.shape)
-  moved = [name for name, at in zip(mesh.axis_names, places) if (at != at[:, :1]).any()]
-  return "+".join(moved) or "none"
+  indices = np.unravel_index(groups, mesh.devices.shape)
+  differ = [name for name, index in zip(mesh.axis_names, indices) if (index != index[:, :1]).any()]
+  return "+".join(differ) or "none"
 
 
 def seconds(collective: Collective, mesh: Mesh, where: Slice) -> float:
-  """The least time that the links between chips need for one run of it."""
-  positions = np.array([device.coords[: len(where.shape)] for device in mesh.devices.flat])[
-    collective.groups
-  ]  # [G, n, dimensions]
+  """A lower bound of the time that one run of it takes on the links between chips."""
+  chips = np.array([device.coords[: len(where.shape)] for device in mesh.devices.flat])  # [devices, dimensions]
+  coordinates = chips[collective.groups]  # [G, n, dimensions]
   if collective.kind == "collective-permute":
-    return collective.bytes * max(1, _hops(positions, where)) / where.chip.link
-  group = positions[0]
+    return collective.bytes * max(1, _hops(coordinates, where)) / where.chip.link
+  group = coordinates[0]
   extents = [len(set(group[:, axis])) for axis in range(group.shape[1])]
   used = [(extent, where.wraps(axis) and extent == where.shape[axis]) for axis, extent in enumerate(extents)]
   used = [(extent, wraps) for extent, wraps in used if extent > 1]
@@ -140,7 +139,7 @@ def seconds(collective: Collective, mesh: Mesh, where: Slice) -> float:
 
 
 def _hops(pairs: np.ndarray, where: Slice) -> int:
-  """The longest way of a permute, in links."""
+  """The longest path of a permute, in links."""
   steps = np.abs(pairs[:, 0] - pairs[:, 1])
   for axis, size in enumerate(where.shape):
     if where.wraps(axis):

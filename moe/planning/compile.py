@@ -1,10 +1,10 @@
-"""The real train step, compiled for devices that need not be here: from shapes alone, no data and no vocabulary."""
+"""Compiles the real train step for devices that need not exist here, from shapes alone: no data, no vocabulary."""
 
 import dataclasses
 import math
 import re
 import time
-from typing import cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -19,10 +19,10 @@ from moe.training.state import abstract_model, keys, merge
 
 
 class DoesNotFit(Exception):
-  """The compiler refused the program for want of memory.
+  """The compiler refused the program because it needs too much memory.
 
   Attributes:
-    needed: bytes that it asked for on each device, as far as it says.
+    needed: bytes per device that it asked for.
   """
 
   def __init__(self, needed: float):
@@ -32,12 +32,12 @@ class DoesNotFit(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes on each device.
+  """Bytes per device.
 
   Attributes:
-    arguments: state and batch; outputs: state and metrics, of which `aliased` take the arguments' place.
-    temporaries: everything else that lives during a step.
-    peak: the most of all that is in use at any time, as the compiler counts it: what has to fit.
+    arguments: state and batch; outputs: state and metrics, of which `aliased` reuse the arguments' memory.
+    temporaries: everything else that is allocated during a step.
+    peak: the most that is in use at any time, as the compiler counts it: this has to fit.
   """
 
   arguments: int
@@ -49,7 +49,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled train step: its HLO text, its memory, and how long tracing and compiling took, in seconds."""
+  """A compiled train step: its HLO text, its memory, and the seconds that tracing and compiling took."""
 
   text: str
   memory: Memory
@@ -61,7 +61,7 @@ def compile_step(config: ExperimentConfig, mesh: Mesh) -> Program:
 
   Raises:
     ConfigError: the mesh does not divide the model or the batch.
-    DoesNotFit: the devices' memory is too small.
+    DoesNotFit: it needs more memory than the devices have.
   """
   start = time.monotonic()
   setup = Setup(config, mesh)
@@ -82,30 +82,30 @@ def compile_step(config: ExperimentConfig, mesh: Mesh) -> Program:
 
 
 def argument_bytes(config: ExperimentConfig, mesh: Mesh) -> int:
-  """Bytes of state and batch on each device, known without compiling; layouts may add padding.
+  """Bytes of state and batch per device, without compiling; layouts may add padding.
 
   Raises:
     ConfigError: the mesh does not divide the model or the batch.
   """
 
-  def share(leaf) -> int:
+  def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
-  return sum(map(share, jax.tree.leaves((Setup(config, mesh).abstract, _batch(config, mesh)))))
+  return sum(map(shard_bytes, jax.tree.leaves((Setup(config, mesh).abstract, _batch(config, mesh)))))
 
 
 def forward_flops(config: ExperimentConfig) -> tuple[int, bool]:
-  """FLOPs of all matrix products of one forward pass over a micro-batch, on any number of devices together.
+  """FLOPs of all matrix products of one forward pass over a micro-batch, on all devices together.
 
-  With slots, empty ones count: they are computed.
+  Empty slots count: they are computed.
 
   Returns:
-    The number, and whether it is all of them: a loop whose trips the data decides (dropless routing) counts once.
+    The number, and whether it is exact: a loop whose trip count depends on data (dropless routing) counts as one trip.
   """
   mesh = make_mesh(devices=jax.devices("cpu")[:1])
   graph, params, router_state = abstract_model(config.model.make, mesh)
 
-  def forward(params, router_state, batch, key):
+  def forward(params: Any, router_state: Any, batch: Any, key: jax.Array) -> jax.Array:
     return merge(graph, params, router_state)(batch, training=True, key=key).logits
 
   batch = _batch(config, mesh, config.data.batch_size // config.train.accumulation)
@@ -124,7 +124,7 @@ def _batch(config: ExperimentConfig, mesh: Mesh, size: int | None = None) -> dic
 
 
 def _refusal(error: jax.errors.JaxRuntimeError) -> Exception:
-  """`DoesNotFit` if that is what the compiler's error says, else the error itself."""
+  """`DoesNotFit` if the compiler ran out of memory, else the error itself."""
   text = str(error)
   wanted = re.search(r"Used ([\d.]+)([KMGT])\w* of|\(([\d.]+)([KMGT])\) exceeds available HBM", text)
   if "RESOURCE_EXHAUSTED" not in text or wanted is None:

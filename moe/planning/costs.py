@@ -1,7 +1,7 @@
-"""What every instruction of a compiled program costs, and how often it runs: a flat list.
+"""What every instruction of a compiled program costs, and how often it runs, as a flat list.
 
-Only instructions that are launched count: those of the entry computation, of loops and of called computations, of all
-branches where there is a choice. What is fused into one belongs to it.
+Only instructions that are launched count: those of the entry computation, of loops and called computations, and of all
+branches of a conditional. An instruction inside a fusion belongs to the fusion.
 """
 
 import dataclasses
@@ -23,6 +23,8 @@ _FREE = (
   *("all-gather-done", "all-reduce-done", "collective-permute-done", "send-done", "recv-done"),
 )
 _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
+# How many instructions away a reader may be that gives its name to an instruction without one.
+_FARTHEST_READER = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +33,16 @@ class Cost:
 
   Attributes:
     name: of the instruction.
-    opcode: of it.
-    kind: one of `KINDS`, or "prefetch": a copy between memories that runs beside the computation.
-    flops: of matrix products, each run.
-    bytes: to and from main memory, each run.
-    touched: bytes of operands and results wherever they lie, each run.
-    cycles: the compiler's estimate of one run; None where it has none.
+    opcode: of the instruction.
+    kind: one of `KINDS`, or "prefetch": a copy between memories that overlaps with computation.
+    flops: of matrix products, per run.
+    bytes: from and to main memory, per run.
+    touched: bytes of operands and results in any memory, per run.
+    cycles: the compiler's estimate of one run; None if there is none.
     runs: how often it runs in one call of the program.
-    known: False inside a loop whose trips only the data knows: each such loop counts as one trip.
-    files: source files of the JAX call that it was made of (or the next to read it), innermost first.
-    op_name: the name of its own JAX call, "" where it has none.
+    known: False inside a loop whose trip count depends on data: such a loop counts as one trip.
+    op_name: the JAX operation it comes from. If the compiler made it without one: that of the nearest reader of its
+      result, else that of the loop or call it belongs to; "" if these have none either.
     collective: what it sends to other devices.
   """
 
@@ -53,14 +55,13 @@ class Cost:
   cycles: int | None
   runs: int
   known: bool
-  files: tuple[str, ...]
   op_name: str
   collective: Collective | None = None
 
 
 @dataclasses.dataclass
 class Costs:
-  """All costs of a program, and how many of its loops had trips that only the data knows (counted once)."""
+  """All costs of a program, and the number of its loops whose trip count depends on data (counted as one trip)."""
 
   costs: list[Cost]
   unknown_loops: int
@@ -72,22 +73,20 @@ class Costs:
 
 
 def program_costs(module: Module, devices: int) -> Costs:
-  """Goes through a program that runs on `devices` devices."""
+  """The costs of a program that runs on `devices` devices."""
   found = Costs([], 0)
   _visit(Scope(module, module.entry), 1, devices, found)
   return found
 
 
-def _visit(
-  scope: Scope, runs: int, devices: int, found: Costs, files: tuple[str, ...] = (), known: bool = True
-) -> None:
-  """Adds what a computation costs that runs `runs` times, which is a guess unless `known`.
+def _visit(scope: Scope, runs: int, devices: int, found: Costs, op_name: str = "", known: bool = True) -> None:
+  """Adds the costs of a computation that runs `runs` times, an estimate unless `known`.
 
-  `files` are those of the loop or call that it is part of, for what the compiler put into it.
+  `op_name` is that of the loop or call it belongs to.
   """
   module, computation = scope.module, scope.computation
   for instruction in computation.instructions.values():
-    origin = _origin(module, instruction, computation) or files
+    origin = _origin(instruction, computation) or op_name
     match instruction.opcode:
       case "while":
         trips = trip_count(instruction, scope)
@@ -100,34 +99,39 @@ def _visit(
       case opcode if opcode in _FREE or (instruction.attribute("custom_call_target") or "").strip('"') in _FREE_CALLS:
         continue
       case _:
-        common = {"runs": runs, "known": known, "files": origin, "op_name": instruction.op_name}
+        common = {"runs": runs, "known": known, "op_name": origin}
         found.costs += _costs(module, instruction, computation, devices, common)
 
 
-def _origin(module: Module, instruction: Instruction, computation: Computation, depth: int = 3) -> tuple[str, ...]:
-  """Source files of an instruction; of the nearest that reads its result where the compiler made it without a word."""
-  files = module.files(instruction)
-  if files or depth == 0:
-    return files
-  found = (_origin(module, user, computation, depth - 1) for user, _ in computation.users[instruction.name])
-  return next(filter(None, found), ())
+def _origin(instruction: Instruction, computation: Computation) -> str:
+  """The name of the JAX operation of an instruction or of the nearest reader of its result, "" if none is near.
+
+  A name without a path is no operation's: it is an argument's or the compiler's own.
+  """
+  nearest = [instruction]
+  for _ in range(1 + _FARTHEST_READER):
+    for one in nearest:
+      if "/" in one.op_name:
+        return one.op_name
+    nearest = [reader for one in nearest for reader, _ in computation.users[one.name]]
+  return ""
 
 
 def _costs(
   module: Module, instruction: Instruction, computation: Computation, devices: int, common: dict[str, Any]
 ) -> Iterator[Cost]:
-  """The instruction itself, unless it is nothing but a collective, and every collective in it that starts there."""
+  """The instruction itself, unless it is nothing but a collective, and every collective that starts in it."""
   parts = list(_parts(module, instruction, computation))
   cycles = _cycles(instruction)
-  sent = [(part, place, read_collective(part, place, devices)) for part, place in parts]
+  sent = [(part, around, read_collective(part, around, devices)) for part, around in parts]
   sent = [one for one in sent if one[2] is not None]
-  for part, place, collective in sent:
-    if not _goes_on(part, place):
-      size = traffic(module, part, place)
+  for part, around, collective in sent:
+    if not _continues(part, around):
+      size = traffic(module, part, around)
       yield Cost(part.name, part.opcode, "collective", 0, size, size, None, **common, collective=collective)
   if sent and cycles is None:
     return
-  flops = sum(product_flops(part, place) for part, place in parts)
+  flops = sum(product_flops(part, around) for part, around in parts)
   yield Cost(
     instruction.name,
     instruction.opcode,
@@ -140,8 +144,8 @@ def _costs(
   )
 
 
-def _goes_on(collective: Instruction, computation: Computation) -> bool:
-  """Whether it only continues one that started before: a chain is written again in every fusion that carries it on."""
+def _continues(collective: Instruction, computation: Computation) -> bool:
+  """Whether it continues a collective that started before: every fusion that carries a chain along repeats it."""
   starts = any('"AsyncCollectiveStart"' in other.attributes for other in computation.instructions.values())
   return "chain_id=" in collective.attributes and not starts
 
@@ -149,7 +153,7 @@ def _goes_on(collective: Instruction, computation: Computation) -> bool:
 def _parts(
   module: Module, instruction: Instruction, computation: Computation
 ) -> Iterator[tuple[Instruction, Computation]]:
-  """The instruction, or all that are fused into it, each with the computation that it stands in."""
+  """The instruction, or all that are fused into it, each with the computation around it."""
   if instruction.opcode != "fusion":
     yield instruction, computation
     return

@@ -1,7 +1,7 @@
-"""Reads the text of an XLA program (HLO) as far as counting its costs needs: computations, instructions, shapes.
+"""Parses the text of an XLA program (HLO) as far as counting its costs needs: computations, instructions, shapes.
 
-A program is named computations; an instruction calls others by name (`calls=`, `body=`, `to_apply=`). The text is what
-`jax.stages.Compiled.as_text()` and `Lowered.as_text("hlo")` give.
+A program is a set of named computations; an instruction calls others by name (`calls=`, `body=`, `to_apply=`). The text
+is what `jax.stages.Compiled.as_text()` and `Lowered.as_text("hlo")` return.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ class Shape:
   Attributes:
     dtype: XLA's name, such as "bf16".
     dims: sizes of its axes.
-    space: memory space that the layout names; 0 is the device's main memory (HBM on a TPU), others are on the chip.
+    space: memory space of the layout; 0 is the device's main memory (HBM on a TPU), others are on the chip.
   """
 
   dtype: str
@@ -32,7 +32,7 @@ class Shape:
 
   @property
   def bytes(self) -> int:
-    """Without the padding of its layout."""
+    """Without the layout's padding."""
     return (self.elements * _bits(self.dtype) + 7) // 8
 
 
@@ -47,7 +47,7 @@ class Instruction:
   """One line of a computation.
 
   Attributes:
-    shapes: of the result; the leaves of a tuple in order.
+    shapes: of the result; of a tuple, those of its leaves in order.
     operands: names of instructions of the same computation.
     literal: the text between the parentheses: a parameter's number, a constant's value.
     attributes: the text after them.
@@ -62,7 +62,7 @@ class Instruction:
   root: bool
 
   def attribute(self, name: str) -> str | None:
-    """The value of `name=...`: a word, or what stands between braces."""
+    """The value of `name=...`: a word, or the text between braces."""
     found = re.search(rf"(?:^|[\s,]){name}=(?:\{{([^{{}}]*)\}}|([^\s,{{}}]+))", self.attributes)
     return None if found is None else (found[1] if found[1] is not None else found[2])
 
@@ -79,7 +79,7 @@ class Instruction:
 
   @property
   def op_name(self) -> str:
-    """The JAX operation that it was made of, "" where the compiler made it."""
+    """The path of scopes and the primitive in JAX that it comes from, "" if the compiler made it without one."""
     found = re.search(r'op_name="([^"]*)"', self.attributes)
     return found[1] if found else ""
 
@@ -102,30 +102,20 @@ class Computation:
 
   @functools.cached_property
   def users(self) -> dict[str, list[tuple[Instruction, int]]]:
-    """Who reads each instruction, and as which operand."""
+    """The readers of each instruction, and which of their operands it is."""
     found: dict[str, list[tuple[Instruction, int]]] = {name: [] for name in self.instructions}
     for instruction in self.instructions.values():
-      for place, operand in enumerate(instruction.operands):
-        found[operand].append((instruction, place))
+      for index, operand in enumerate(instruction.operands):
+        found[operand].append((instruction, index))
     return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """A whole program.
-
-  Attributes:
-    frames: files that each stack frame of the metadata stands in, innermost first.
-  """
+  """A whole program: its computations by name, and the one that it starts with."""
 
   computations: dict[str, Computation]
   entry: Computation
-  frames: dict[int, tuple[str, ...]]
-
-  def files(self, instruction: Instruction) -> tuple[str, ...]:
-    """Source files of the JAX call that an instruction was made of, innermost first; () where it has none."""
-    found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
-    return self.frames.get(int(found[1]), ()) if found else ()
 
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
@@ -135,10 +125,10 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=\s]*)\](\{[^}]*\})?")
 
 
 def parse(text: str) -> Module:
-  """The program that a text describes.
+  """Parses a program.
 
   Raises:
-    ValueError: it has no entry computation.
+    ValueError: the text has no entry computation.
   """
   computations: dict[str, Computation] = {}
   entry = None
@@ -156,11 +146,11 @@ def parse(text: str) -> Module:
       last = _instruction(start[2], line[start.end() :], bool(start[1]))
       current[last.name] = last
     elif current:
-      # A kernel's settings may be written over several lines.
+      # A kernel's settings may span several lines.
       current[last.name] = last = dataclasses.replace(last, attributes=last.attributes + line)
   if entry is None:
     raise ValueError("the text holds no HLO program: it has no ENTRY computation")
-  return Module(computations, entry, _frames(text))
+  return Module(computations, entry)
 
 
 def _instruction(name: str, text: str, root: bool) -> Instruction:
@@ -175,7 +165,7 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
   inside = text[opcode.end() : close]
   operands = () if opcode[1] in ("constant", "parameter") else tuple(re.findall(r"%([\w.\-]+)", inside))
   if not operands and opcode[1] not in ("constant", "parameter"):
-    # Before optimisation names are written without a sign.
+    # Before optimization, names are written without a percent sign.
     operands = tuple(re.findall(r"[A-Za-z_][\w.\-]*", re.sub(_SHAPE, "", inside)))
   return Instruction(name, opcode[1], shapes, operands, inside, text[close + 1 :].lstrip(", "), root)
 
@@ -186,32 +176,10 @@ def _space(layout: str) -> int:
 
 
 def _closing(text: str, start: int) -> int:
-  """Where the parenthesis that opens at `start` is closed."""
+  """The index of the parenthesis that closes the one at `start`."""
   depth = 0
-  for place in range(start, len(text)):
-    depth += (text[place] == "(") - (text[place] == ")")
+  for index in range(start, len(text)):
+    depth += (text[index] == "(") - (text[index] == ")")
     if depth == 0:
-      return place
+      return index
   raise ValueError(f"a parenthesis is never closed: {text[start : start + 80]}")
-
-
-def _frames(text: str) -> dict[int, tuple[str, ...]]:
-  """The stack frames listed before the computations, with their parents resolved."""
-  files = {int(n): name for n, name in re.findall(r'^(\d+) "([^"\n]*)"$', _section(text, "FileNames"), re.M)}
-  locations = {
-    int(n): files.get(int(file), "")
-    for n, file in re.findall(r"^(\d+) \{file_name_id=(\d+)", _section(text, "FileLocations"), re.M)
-  }
-  listed = re.findall(
-    r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", _section(text, "StackFrames"), re.M
-  )
-  frames: dict[int, tuple[str, ...]] = {}
-  for number, location, parent in listed:
-    # A parent's number is written one too high, so that the outermost frames can say 1 for none.
-    frames[int(number)] = (locations.get(int(location), ""), *frames.get(int(parent or 1) - 1, ()))
-  return frames
-
-
-def _section(text: str, name: str) -> str:
-  found = re.search(rf"^{name}\n(.*?)\n\n", text, re.M | re.S)
-  return found[1] if found else ""

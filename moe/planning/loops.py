@@ -1,8 +1,8 @@
 """How often a loop of an XLA program runs.
 
-XLA's own cost analysis counts the body of a `while` once. Some backends write the number of trips beside the loop; the
-TPU's does not, so it is read off the loop itself: a counter that starts at a constant, grows by a constant and is
-compared with a constant. A constant may come from outside, through tuples, copies and loops that hand it on unchanged.
+XLA's own cost analysis counts the body of a `while` once. Some backends annotate the loop with its trip count; the
+TPU's does not, so it is derived from the loop itself: a counter that starts at a constant, grows by a constant and is
+compared with a constant. A constant may come from outside, through tuples, copies and loops that pass it on unchanged.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ class Scope:
   """A computation as one instruction runs it.
 
   Attributes:
-    caller: the `while` (the computation is its body or condition) or the fusion or call; None for the entry.
-    outer: where the caller stands.
+    caller: the `while` (the computation is its body or condition), fusion or call; None for the entry.
+    outer: the scope of the caller.
   """
 
   module: Module
@@ -35,14 +35,14 @@ class Scope:
 
 @dataclasses.dataclass(frozen=True)
 class _Element:
-  """Element `index` of what the loop `scope` carries round."""
+  """Element `index` of the carry of the loop with the body or condition `scope`."""
 
   scope: Scope
   index: int
 
 
 def trip_count(loop: Instruction, scope: Scope) -> int | None:
-  """Trips of a `while` that stands in `scope`; None where they depend on data."""
+  """Trips of a `while` in `scope`; None if they depend on data."""
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
   if known:
     return int(known[1])
@@ -64,7 +64,7 @@ def _body(loop: Instruction, scope: Scope) -> Scope:
 
 
 def _through_calls(scope: Scope, instruction: Instruction) -> tuple[Scope, Instruction]:
-  """The instruction that makes the value of a fusion, a call or a copy."""
+  """The instruction that computes the value of a fusion, a call or a copy."""
   while True:
     if instruction.opcode in ("fusion", "call"):
       scope = scope.inside(instruction, instruction.called[0])
@@ -76,7 +76,7 @@ def _through_calls(scope: Scope, instruction: Instruction) -> tuple[Scope, Instr
 
 
 def _origin(scope: Scope, name: str, index: int | None = None) -> int | _Element | None:
-  """Where a value (or element `index` of a tuple) comes from: a constant, the loop that it stands in, or elsewhere."""
+  """Where a value (or element `index` of a tuple) comes from: a constant, the carry of its loop, or elsewhere: None."""
   instruction = scope.computation.instructions[name]
   match instruction.opcode:
     case "constant":
@@ -95,20 +95,20 @@ def _origin(scope: Scope, name: str, index: int | None = None) -> int | _Element
 
 
 def _constant(scope: Scope, name: str, index: int | None = None) -> int | None:
-  """The value if it is the same in every trip of every loop around."""
+  """The value, if it is the same in every trip of all loops around it."""
   found = _origin(scope, name, index)
   if not isinstance(found, _Element):
     return found
   loop, outer = found.scope.caller, found.scope.outer
   body = _body(loop, outer)
-  handed_on = _origin(body, body.computation.root.name, found.index)
-  if not isinstance(handed_on, _Element) or handed_on.index != found.index:
+  passed_on = _origin(body, body.computation.root.name, found.index)
+  if not isinstance(passed_on, _Element) or passed_on.index != found.index:
     return None
   return _constant(outer, loop.operands[0], found.index)
 
 
 def _step(body: Scope, index: int) -> int | None:
-  """What a trip adds to an element of the loop."""
+  """What a trip adds to an element of the loop's carry."""
   root = body.computation.root
   if root.opcode != "tuple":
     return None

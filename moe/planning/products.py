@@ -1,4 +1,4 @@
-"""Floating-point operations of matrix products, from their shapes: a multiplication and an addition each count one."""
+"""Floating-point operations of matrix products, from their shapes; a multiplication and an addition count as two."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from moe.planning.hlo import Computation, Instruction
 
 
 def product_flops(instruction: Instruction, computation: Computation) -> int:
-  """FLOPs of a `dot` or a `convolution`, and those that a kernel (Pallas) says it has; 0 of anything else."""
+  """FLOPs of a `dot` or a `convolution`, and those that a Pallas kernel states; 0 for anything else."""
   if instruction.opcode == "custom-call":
     said = re.search(r'"cost_estimate":\s*\{[^}]*"flops":\s*"?(\d+)', instruction.attributes)
     return int(said[1]) if said else 0
@@ -22,8 +22,10 @@ def product_flops(instruction: Instruction, computation: Computation) -> int:
   return _convolution_flops(instruction, left, right, out)
 
 
-def _convolution_flops(instruction: Instruction, left, right, out) -> int:
-  """The TPU writes products as convolutions whose windows reach into padding; only what meets an input counts."""
+def _convolution_flops(
+  instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
+) -> int:
+  """The TPU compiler writes products as convolutions with windows over padding; only elements of the input count."""
   input_labels, kernel_labels, out_labels = re.split("_|->", instruction.attribute("dim_labels"))
   sizes = dict(zip(input_labels, left)), dict(zip(kernel_labels, right)), dict(zip(out_labels, out))
   windows = _windows(instruction)
@@ -36,7 +38,7 @@ def _convolution_flops(instruction: Instruction, left, right, out) -> int:
 
 
 def _windows(instruction: Instruction) -> list[dict[str, int]]:
-  """Stride, padding and dilations of each spatial axis."""
+  """Stride, padding and dilations of every spatial axis."""
   fields = dict(re.findall(r"(\w+)=(\S+)", instruction.attribute("window") or ""))
   count = len(fields["size"].split("x")) if fields else 0
 
@@ -51,6 +53,6 @@ def _windows(instruction: Instruction) -> list[dict[str, int]]:
 
 
 def _meetings(size: int, kernel: int, out: int, stride: int, pad: int, dilate_input: int, dilate_kernel: int) -> int:
-  """Pairs of an output place and a kernel place that fall on an input place, not on padding or between the inputs."""
-  places = np.arange(out)[:, None] * stride - pad + np.arange(kernel) * dilate_kernel
-  return int(((places % dilate_input == 0) & (places >= 0) & (places < size * dilate_input)).sum())
+  """Pairs of an output and a kernel index that meet an input, rather than padding or a gap between dilated inputs."""
+  met = np.arange(out)[:, None] * stride - pad + np.arange(kernel) * dilate_kernel  # index in the dilated input
+  return int(((met % dilate_input == 0) & (met >= 0) & (met < size * dilate_input)).sum())

@@ -1,10 +1,10 @@
-"""The TPU slices that can be planned for: names to devices, and what a chip of each generation can do.
+"""The TPU slices that can be planned for: their names, their devices, and what a chip of each generation can do.
 
-Peak FLOP/s, memory bandwidth and links are those of the Cloud TPU documentation (pages "TPU v4", "v5e", "v5p", "v6e";
+Peak FLOP/s, memory bandwidth and links are from the Cloud TPU documentation (pages "TPU v4", "v5e", "v5p", "v6e";
 Jouppi et al. 2023 for v4's links): the documented interconnect bandwidth of a chip, divided by its links and by the
-two directions. `hbm` is what the compiler of libtpu lets a program use, read off its refusals. `clock` is the one that
-turns the compiler's cycles into time: the peak divided by what the matrix units do in a cycle (v4 and v5p: two cores of
-four 128 x 128 units; v5e: four of them; v6e: the compiler's own cycles of a large product allow only four times
+two directions. `hbm` is what libtpu's compiler lets a program use, as its out-of-memory errors say. `clock` turns the
+compiler's cycles into time: the peak divided by what the matrix units do in a cycle (v4 and v5p: two cores of four
+128 x 128 units; v5e: four of them; v6e: the compiler's cycles for a large product are only consistent with four of
 256 x 256).
 """
 
@@ -21,16 +21,16 @@ GIB = 1024**3
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One generation. A device of JAX is one chip; the two cores of v4 and v5p work as one ("megacore").
+  """One generation. A JAX device is one chip; the two cores of v4 and v5p work as one ("megacore").
 
   Attributes:
     flops: peak of bfloat16 products, FLOP/s.
     hbm: bytes of memory that a program may use.
     bandwidth: of that memory, bytes/s.
     clock: cycles/s.
-    link: bytes/s of one link between chips, one way.
-    largest: chips of the largest slice.
-    standard: shapes that are offered, small to large.
+    link: bytes/s of one link between chips, per direction.
+    largest: chips in the largest slice.
+    standard: the shapes that Google offers, smallest first.
     options: of the compiler's topology.
   """
 
@@ -64,7 +64,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """Chips of one generation in a box.
+  """A box of chips of one generation.
 
   Attributes:
     generation: a key of `CHIPS`.
@@ -89,7 +89,7 @@ class Slice:
   def wraps(self, axis: int) -> bool:
     """Whether the last chip of a dimension is linked to the first.
 
-    Cubes of 4 x 4 x 4 are joined optically into a torus; in the flat generations only the pod's whole side of 16 is.
+    Cubes of 4 x 4 x 4 are joined optically into a torus; the 2D generations wrap only along a whole side (16) of a pod.
     """
     if self.chip.dimensions == 3:
       return all(size % 4 == 0 for size in self.shape)
@@ -97,12 +97,12 @@ class Slice:
 
   @property
   def standard(self) -> tuple["Slice", ...]:
-    """The slices of this generation that are offered, small to large."""
+    """The slices of this generation that Google offers, smallest first."""
     return tuple(Slice(self.generation, shape) for shape in self.chip.standard)
 
 
 def parse_slice(text: str, field: str = "--topology") -> Slice:
-  """From `GENERATION:AxB` or `GENERATION:AxBxC`.
+  """Parses `GENERATION:AxB` or `GENERATION:AxBxC`.
 
   Raises:
     ConfigError: there is no such slice.
@@ -115,19 +115,19 @@ def parse_slice(text: str, field: str = "--topology") -> Slice:
   offered = f"{found[1]} has {', '.join(one.name.split(':')[1] for one in asked.standard)}"
   dimensions = asked.chip.dimensions
   require(len(asked.shape) == dimensions, field, text, f"expected {dimensions} dimensions; {offered}")
-  require(0 < asked.chips <= asked.chip.largest, field, text, f"at most {asked.chip.largest} chips; {offered}")
+  require(0 < asked.chips <= asked.chip.largest, field, text, f"expected 1 to {asked.chip.largest} chips; {offered}")
   whole = asked.shape in asked.chip.standard or all(size % 2 == 0 for size in asked.shape[:2])
-  require(whole, field, text, f"a host has 2 x 2 chips, which must divide the slice; {offered}")
+  require(whole, field, text, f"expected whole hosts, of 2 x 2 chips; {offered}")
   return asked
 
 
 def devices(where: Slice) -> list[Any]:
-  """The slice's devices, for compilation only.
+  """The devices of a slice, for compilation only.
 
   Raises:
     ConfigError: the TPU compiler is not installed.
   """
-  # Settings of the compiler's library, read when it is loaded: there is no TPU here to ask about, nor to lock.
+  # libtpu reads these when it is loaded: there is no TPU here to query or to lock.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -142,5 +142,5 @@ def devices(where: Slice) -> list[Any]:
   except RuntimeError as error:
     if "not installed" not in str(error):
       raise
-    install = "needs the TPU compiler, which is not installed: pip install -e '.[tpu]'"
+    install = "expected the TPU compiler to be installed: pip install -e '.[tpu]'"
     raise ConfigError("--topology", where.name, install) from None

@@ -1,13 +1,13 @@
-"""What the TPU's compiler says of the paper's models, and where they are cut and routed otherwise.
+"""Plans of the paper's models and of variations of them, made by the TPU compiler.
 
     python -m scripts.benchmarks.plans --study 8b --results results/plan_8b.json
 
-Needs the extra `tpu`, no TPU. Studies:
+Needs the extra `tpu`, but no TPU. Studies:
 
   8b     expert choice against GLaM's top-2 with 64 experts on 512 chips of TPU v4, at several capacities
-  sizes  what a 0.1B step costs on 64 chips of v5e over experts, routing groups, capacity and ways of dispatch
+  sizes  the cost of a 0.1B step on 64 chips of v5e by experts, routing groups, capacity and way of dispatch
 
-Every plan is written as soon as it is made, and the same command goes on where it was stopped.
+Every plan is written as soon as it is made; the same command resumes after an interruption.
 """
 
 import argparse
@@ -18,73 +18,83 @@ import os
 import pathlib
 from typing import Any
 
-# Arrays live on the host; the TPU's devices are for compilation only. JAX reads it when it is imported.
+# Arrays live on the host; the TPU devices are for compilation only. JAX reads this when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from flax import nnx
+
 from configs.pretrain.base import SLICES
+from moe.config import override
 from moe.planning import plan_for
-from moe.planning.page import table
+from moe.planning.page import plan_table
 from moe.planning.topology import parse_slice
-from moe.routing import RouterInput, RouterOutput, register
-from moe.routing.methods.expert_choice import ExpertChoice
+from moe.routing import RouterInput, RouterOutput, Site
+from moe.routing.methods.expert_choice import ExpertChoice, ExpertChoiceConfig
 from moe.training.experiment import load_config
 from scripts.benchmarks.layer_programs import one_hot_masks
 
 
-@register("expert_choice_by_masks")
+@dataclasses.dataclass(frozen=True)
+class ExpertChoiceByMasksConfig(ExpertChoiceConfig, name="expert_choice_by_masks"):
+  """Expert choice that moves tokens by products with one-hot masks `[G, n, E, C]`, as GShard and GLaM do."""
+
+  def make(self, site: Site, rngs: nnx.Rngs) -> "ExpertChoiceByMasks":
+    return ExpertChoiceByMasks(self, site, rngs=rngs)
+
+
 class ExpertChoiceByMasks(ExpertChoice):
-  """Expert choice whose tokens travel by one-hot masks `[G, n, E, C]` and products with them, as in GShard and GLaM."""
+  """The same choice, written as masks."""
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     output = super().__call__(inputs, training=training)
     return dataclasses.replace(output, routing=one_hot_masks(output.routing, inputs.mask.shape[1]))
 
 
-def router(name: str, **options) -> dict[str, Any]:
-  return {"model": {"decoder_router": {"name": name, **options}}}
+def router_changes(name: str, **options) -> dict[str, Any]:
+  return {"model.decoder.moe.router": {"name": name, **options}}
 
 
-def expert_choice(group: int = 4096, capacity: float = 2.0, masks: bool = False, **model) -> dict[str, Any]:
+def expert_choice_changes(group: int = 4096, capacity: float = 2.0, masks: bool = False, **moe) -> dict[str, Any]:
   name = "expert_choice_by_masks" if masks else "expert_choice"
-  changes = router(name, group_size=group, capacity_factor=capacity)
-  return {"model": changes["model"] | model}
+  changes = router_changes(name, group_size=group, capacity_factor=capacity)
+  return changes | {f"model.decoder.moe.{field}": value for field, value in moe.items()}
 
 
-# A pretraining config and what is changed in it, by name.
+# By study: the slice, and for each plan a pretraining config and the fields to replace in it.
 STUDIES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
   "8b": (
     SLICES["8b"],
     {
       "expert choice, capacity 2": ("expert_choice_8b", {}),
-      "GLaM top-2, capacity 2": ("glam_8b", router("glam", capacity_factor=2.0)),
-      "GLaM top-2, capacity 2.5": ("glam_8b", router("glam", capacity_factor=2.5)),
-      "GLaM top-2, capacity 4": ("glam_8b", router("glam", capacity_factor=4.0)),
+      "GLaM top-2, capacity 2": ("glam_8b", router_changes("glam", capacity_factor=2.0)),
+      "GLaM top-2, capacity 2.5": ("glam_8b", router_changes("glam", capacity_factor=2.5)),
+      "GLaM top-2, capacity 4": ("glam_8b", router_changes("glam", capacity_factor=4.0)),
       "dense": ("dense_8b", {}),
     },
   ),
   "sizes": (
     SLICES["0.1b"],
     {
-      "64 experts, groups of 4,096, capacity 2": ("expert_choice_0_1b", expert_choice()),
-      "16 experts": ("expert_choice_0_1b", expert_choice(num_experts=16)),
-      "128 experts": ("expert_choice_0_1b", expert_choice(num_experts=128)),
-      "512 experts": ("expert_choice_0_1b", expert_choice(num_experts=512)),
-      "groups of 1,024": ("expert_choice_0_1b", expert_choice(group=1024)),
-      "groups of 16,384, all of a chip": ("expert_choice_0_1b", expert_choice(group=16_384)),
-      "groups of 65,536, on 4 chips": ("expert_choice_0_1b", expert_choice(group=65_536)),
-      "capacity 1": ("expert_choice_0_1b", expert_choice(capacity=1.0)),
-      "capacity 4": ("expert_choice_0_1b", expert_choice(capacity=4.0)),
-      "one-hot masks, groups of 1,024": ("expert_choice_0_1b", expert_choice(group=1024, masks=True)),
-      "one-hot masks, groups of 4,096": ("expert_choice_0_1b", expert_choice(masks=True)),
+      "64 experts, groups of 4,096, capacity 2": ("expert_choice_0_1b", expert_choice_changes()),
+      "16 experts": ("expert_choice_0_1b", expert_choice_changes(num_experts=16)),
+      "128 experts": ("expert_choice_0_1b", expert_choice_changes(num_experts=128)),
+      "512 experts": ("expert_choice_0_1b", expert_choice_changes(num_experts=512)),
+      "groups of 1,024": ("expert_choice_0_1b", expert_choice_changes(group=1024)),
+      "groups of 16,384, all of a chip": ("expert_choice_0_1b", expert_choice_changes(group=16_384)),
+      "groups of 65,536, on 4 chips": ("expert_choice_0_1b", expert_choice_changes(group=65_536)),
+      "capacity 1": ("expert_choice_0_1b", expert_choice_changes(capacity=1.0)),
+      "capacity 4": ("expert_choice_0_1b", expert_choice_changes(capacity=4.0)),
+      "one-hot masks, groups of 1,024": ("expert_choice_0_1b", expert_choice_changes(group=1024, masks=True)),
+      "one-hot masks, groups of 4,096": ("expert_choice_0_1b", expert_choice_changes(masks=True)),
     },
   ),
 }
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
   parser.add_argument("--study", choices=STUDIES, required=True)
-  parser.add_argument("--results", type=pathlib.Path, required=True, help="JSON; plans that it holds are kept")
+  parser.add_argument("--results", type=pathlib.Path, required=True, help="JSON; plans already in it are kept")
   arguments = parser.parse_args()
   topology, cases = STUDIES[arguments.study]
   where = parse_slice(topology)
@@ -97,13 +107,13 @@ def main() -> None:
     found[name] = about | ({"why": plan} if isinstance(plan, str) else {"plan": dataclasses.asdict(plan)})
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     arguments.results.write_text(json.dumps(found, indent=1) + "\n")
-    print(plan if isinstance(plan, str) else "\n".join(table({name: plan}, None)[2:]), flush=True)
+    print(plan if isinstance(plan, str) else "\n".join(plan_table({name: plan}, None)[2:]), flush=True)
 
 
 def changed(config: str, changes: dict[str, Any]) -> dict[str, Any]:
-  """The tree of a pretraining config with some fields of its sections replaced."""
+  """The tree of a pretraining config with some fields replaced, by their dotted names."""
   tree = importlib.import_module(f"configs.pretrain.{config}").get_config().to_dict()
-  return tree | {section: tree[section] | fields for section, fields in changes.items()}
+  return override(tree, changes.items())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plans of one study side by side, as a Markdown table."""
+"""The plans of one study as a Markdown table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 from moe.markdown import markdown_table
 from moe.planning.account import Plan
 from moe.planning.page import memory_of
+from moe.planning.parts import MOE_PARTS
 
 _HEAD = (
-  *("", "ms a step", "x the first", "MoE layers, ms", "of it experts", "router", "dispatch and combine"),
-  *("collectives, ms", "GiB a chip", "GFLOP a token"),
+  *("", "ms per step", "x the first", "MoE layers, ms", *(f"{part}, ms" for part in MOE_PARTS)),
+  *("collectives, ms", "GiB per chip", "GFLOP per token"),
 )
 
 
@@ -23,12 +24,11 @@ def study_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _cells(plan: Plan, first: Plan) -> list[str]:
-  parts = [1e3 * plan.parts.get(part, 0.0) for part in ("experts", "router", "dispatch and combine")]
   return [
     f"{1e3 * plan.seconds:.0f}",
     f"{plan.seconds / first.seconds:.2f}",
     f"{1e3 * plan.moe_share * plan.seconds:.0f}",
-    *(f"{part:.0f}" for part in parts),
+    *(f"{1e3 * plan.parts.get(part, 0.0):.0f}" for part in MOE_PARTS),
     f"{1e3 * plan.kinds['collective']:.0f}",
     memory_of(plan),
     f"{plan.forward_flops_per_token / 1e9:.2f}",

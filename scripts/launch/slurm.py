@@ -1,13 +1,13 @@
-r"""Trains on GPUs of several nodes of a Slurm cluster, from this checkout and this Python, which all nodes must see.
+r"""Trains on the GPUs of several Slurm nodes, with this checkout and this Python, which all nodes must be able to read.
 
-  python scripts/launch/slurm.py start NAME --nodes 2 --gpus-per-node 8 \
+  python -m scripts.launch.slurm start NAME --nodes 2 --gpus-per-node 8 \
     --config configs/quickstart.py --workdir runs/a
-  python scripts/launch/slurm.py log NAME --workdir runs/a
-  python scripts/launch/slurm.py delete NAME
+  python -m scripts.launch.slurm log NAME --workdir runs/a
+  python -m scripts.launch.slurm delete NAME
 
-The site's own settings are those of sbatch's environment: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT,
-SBATCH_CPUS_PER_GPU and so on. There is no resume: a job that its time limit, a preemption or a broken node stops goes
-back to the queue by itself. A second job of the same name waits until the first has ended.
+Settings of the site come from the environment of sbatch: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT,
+SBATCH_CPUS_PER_GPU and so on. There is no `resume`: a job stopped by its time limit, a preemption or a broken node is
+requeued automatically. A second job of the same name waits until the first has ended.
 """
 
 import argparse
@@ -16,34 +16,44 @@ import os
 import shlex
 import sys
 
-from launching import ROOT, Shell, add_dry_run, add_train_options, add_yes, confirm, main, parse, train_command
-
 from moe.config import require
+from scripts.launch.shared import (
+  ROOT,
+  Shell,
+  add_dry_run,
+  add_train_options,
+  add_yes,
+  confirm,
+  parse_options,
+  run_script,
+  train_command,
+)
 
-# The batch script, with {command} to fill in. Its options are sbatch's arguments: #SBATCH lines have a quoting of
-# their own.
+# The batch script, with {command} to fill in. Its options are arguments of sbatch, as #SBATCH lines have quoting rules
+# of their own.
 _SCRIPT = """#!/bin/bash
-# One process a GPU, as JAX wants it; JAX finds coordinator and ranks in Slurm's environment.
-# The others of a process that has ended have two minutes: to save too, or to see that it is gone.
+# One process per GPU, as JAX expects; it finds the coordinator and the ranks in Slurm's environment.
+# When a process has ended, the others have two minutes to save too, or to notice that it is lost.
 srun --wait=120 --label {command}
 code=$?
-# 143: asked to stop, and saved. A job that was cancelled is not running any more, and stays so.
+# 143: asked to stop, and saved. A cancelled job is not running any more, and must not be requeued.
 if [ "$code" -eq 143 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
 """
-_NOTICE_S = 300  # before the time limit, for the step at hand and a checkpoint
+_NOTICE_S = 300  # before the time limit, for the current step and a checkpoint
 
 
-def start(options: argparse.Namespace, shell: Shell) -> None:
-  """Queues the job.
+def _start(options: argparse.Namespace, shell: Shell) -> None:
+  """Submits the job.
 
   Raises:
-    ConfigError: no such config, or less than one node or GPU. LaunchError: sbatch refuses it.
+    ConfigError: there is no such config, or the job has no node or GPU.
+    LaunchError: sbatch refuses the job.
   """
   for name in ("nodes", "gpus_per_node"):
-    require(getattr(options, name) >= 1, f"--{name.replace('_', '-')}", getattr(options, name), "must be at least 1")
+    require(getattr(options, name) >= 1, f"--{name.replace('_', '-')}", getattr(options, name), "expected at least 1")
   command = train_command(options, sys.executable)
   log = _log(options.workdir)
   shell.run(["mkdir", "-p", os.path.dirname(log)])
@@ -63,22 +73,22 @@ def start(options: argparse.Namespace, shell: Shell) -> None:
 
 
 def _log(workdir: str) -> str:
-  """Beside the run's folder, which holds nothing but the run."""
+  """The log file: next to the run's folder, which contains only what the run writes."""
   return f"{workdir}.log"
 
 
-def launch(arguments: list[str] | None = None) -> None:
-  options = parse(_parser(), arguments)
+def main(arguments: list[str] | None = None) -> None:
+  options = parse_options(_parser(), arguments)
   shell = Shell(options.dry_run)
   if "workdir" in options:
     options.workdir = os.path.abspath(options.workdir)
   match options.verb:
     case "start":
-      start(options, shell)
+      _start(options, shell)
     case "log":
       shell.run(["tail", "-n", "100", "-F", _log(options.workdir)])
     case "delete":
-      confirm(f"Cancel the jobs named {options.name}? The workdir stays.", options.yes, shell)
+      confirm(f"Cancel the jobs named {options.name}? The workdir is kept.", options.yes, shell)
       shell.run(["scancel", f"--user={getpass.getuser()}", f"--name={options.name}"])
 
 
@@ -96,11 +106,11 @@ def _parser() -> argparse.ArgumentParser:
       its.add_argument("--gpus-per-node", type=int, required=True)
       add_train_options(its)
     if verb == "log":
-      its.add_argument("--workdir", required=True, help="that of start")
+      its.add_argument("--workdir", required=True, help="the one given to start")
     if verb == "delete":
       add_yes(its)
   return parser
 
 
 if __name__ == "__main__":
-  main(launch)
+  run_script(main)

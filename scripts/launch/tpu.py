@@ -1,14 +1,14 @@
-"""Trains on a Cloud TPU slice: asks for it by a queued resource, installs, starts, follows, goes on after preemption.
+"""Trains on a Cloud TPU slice: requests it as a queued resource, installs, starts, follows, resumes after preemption.
 
-  python scripts/launch/tpu.py create  NAME --zone ZONE --accelerator-type v5litepod-16 --spot
-  python scripts/launch/tpu.py install NAME --zone ZONE --nfs HOST:/EXPORT
-  python scripts/launch/tpu.py start   NAME --zone ZONE --config configs/quickstart.py --workdir /mnt/moe/run
-  python scripts/launch/tpu.py log     NAME --zone ZONE
-  python scripts/launch/tpu.py stop    NAME --zone ZONE
-  python scripts/launch/tpu.py delete  NAME --zone ZONE
+  python -m scripts.launch.tpu create  NAME --zone ZONE --accelerator-type v5litepod-16 --spot
+  python -m scripts.launch.tpu install NAME --zone ZONE --nfs HOST:/EXPORT
+  python -m scripts.launch.tpu start   NAME --zone ZONE --config configs/quickstart.py --workdir /mnt/moe/run
+  python -m scripts.launch.tpu log     NAME --zone ZONE
+  python -m scripts.launch.tpu stop    NAME --zone ZONE
+  python -m scripts.launch.tpu delete  NAME --zone ZONE
 
-`resume` takes the options of create, install and start, does whatever of these is missing, and does so again each time
-the slice is taken away, until the training has finished. --dry-run prints the commands of any of them.
+`resume` takes the options of create, install and start, does those of these steps that are missing, and repeats that
+whenever the slice is preempted, until the training has finished. --dry-run prints the commands of any verb.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import dataclasses
 import shlex
 import time
 
-from launching import (
+from moe.config import require
+from scripts.launch.shared import (
   ARCHIVE,
   LaunchError,
   Shell,
@@ -24,32 +25,30 @@ from launching import (
   add_train_options,
   add_yes,
   confirm,
-  main,
   pack,
-  parse,
+  parse_options,
   require_shared,
+  run_script,
   train_command,
 )
 
-from moe.config import require
-
-# The software that Google names for each generation: https://cloud.google.com/tpu/docs/runtimes
+# The software that Google specifies for each generation: https://cloud.google.com/tpu/docs/runtimes
 _RUNTIMES = {
   "v4": "tpu-ubuntu2204-base",
   "v5litepod": "v2-alpha-tpuv5-lite",
   "v5p": "v2-alpha-tpuv5",
   "v6e": "v2-alpha-tpuv6e",
 }
-_ON_HOST = ["bash", "moe/source/scripts/on_host.sh"]
-_STATE = "if [ -e moe/source ]; then bash moe/source/scripts/on_host.sh state; else echo state=not-installed; fi"
+_ON_HOST = "moe/source/scripts/launch/on_host.sh"
+_STATE = f"if [ -e moe/source ]; then bash {_ON_HOST} state; else echo state=not-installed; fi"
 _NOTHING_TO_DO = ("running", "waiting", "unreachable")
 _FAILURES = {"failed": "the request for the slice failed", "ended": "the training ended with an error"}
-_WRONG_COMMAND = "2"  # the exit code of our mains for what starting again does not mend
+_WRONG_COMMAND = "2"  # the exit code of our entry points for errors that a restart does not fix
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
-  """A queued resource and the slice of the same name that it stands for."""
+class QueuedSlice:
+  """A queued resource and the slice that it requests, both of the same name."""
 
   name: str
   zone: str
@@ -57,17 +56,17 @@ class Slice:
   shell: Shell
 
   def state(self, assumed: str) -> str:
-    """The queued resource's state, such as WAITING_FOR_RESOURCES, ACTIVE or SUSPENDED; empty where there is none."""
-    # `describe` fails alike for what does not exist and for what it cannot reach.
+    """The queued resource's state, such as WAITING_FOR_RESOURCES, ACTIVE or SUSPENDED; empty if there is none."""
+    # `describe` fails in the same way for what does not exist and for what it cannot reach.
     chosen = [f"--filter=name~/{self.name}$", "--format=value(state.state)"]
     return self.shell.read(self._gcloud("queued-resources", "list", *chosen), assumed).strip()
 
   def node_state(self) -> str:
-    """The slice's own state, such as READY or PREEMPTED."""
+    """The state of the slice itself, such as READY or PREEMPTED."""
     return self.shell.read(self._gcloud("tpu-vm", "describe", self.name, "--format=value(state)"), "READY").strip()
 
   def host_states(self, assumed: str) -> set[str]:
-    """What the hosts say of the run: not-installed, idle, running, lost, or the run's exit code."""
+    """The run's states on the hosts: not-installed, idle, running, lost, or the exit code."""
     lines = self.shell.read(self._ssh("all", _STATE), f"state={assumed}").splitlines()
     return {line.removeprefix("state=") for line in lines if line.startswith("state=")}
 
@@ -84,14 +83,16 @@ class Slice:
     pack(self.shell)
     self.shell.run(self._gcloud("tpu-vm", "scp", ARCHIVE, f"{self.name}:moe.tar.gz", "--worker=all"))
     unpack = "rm -rf moe/source && mkdir -p moe/source && tar -xzf moe.tar.gz -C moe/source"
-    self.shell.run(self._ssh("all", f"{unpack} && {shlex.join([*_ON_HOST, 'install', *([nfs] if nfs else [])])}"))
+    self.shell.run(
+      self._ssh("all", f"{unpack} && {shlex.join(['bash', _ON_HOST, 'install', *([nfs] if nfs else [])])}")
+    )
 
   def start(self, workdir: str, command: list[str]) -> None:
     self.ask("all", "start", workdir, *command)
 
   def ask(self, worker: str, *arguments: str) -> None:
-    """Runs a verb of on_host.sh on one host or all."""
-    self.shell.run(self._ssh(worker, shlex.join([*_ON_HOST, *arguments])))
+    """Runs a verb of on_host.sh on one host, or on all."""
+    self.shell.run(self._ssh(worker, shlex.join(["bash", _ON_HOST, *arguments])))
 
   def _ssh(self, worker: str, command: str) -> list[str]:
     return self._gcloud("tpu-vm", "ssh", self.name, f"--worker={worker}", f"--command={command}")
@@ -101,29 +102,29 @@ class Slice:
     return ["gcloud", "compute", "tpus", group, verb, *arguments, *where, "--quiet"]
 
 
-def wait_until_active(tpu: Slice, poll: float) -> None:
-  """Waits for as long as the request is in the queue, saying so.
+def wait_until_active(tpu: QueuedSlice, poll: float) -> None:
+  """Waits while the request is queued, and prints its state.
 
   Raises:
-    LaunchError: there is no such request, or it will not be met any more.
+    LaunchError: there is no such request, or it has failed or been suspended.
   """
   before = None
   while (state := tpu.state("ACTIVE")) != "ACTIVE":
     if state in ("", "FAILED", "SUSPENDED"):
-      raise LaunchError(f"{tpu.name} is {state or 'not there'}: create it (again), or let `resume` do so")
+      raise LaunchError(f"{tpu.name} is {state or 'missing'}: create it (again), or use `resume`")
     if state != before:
-      print(f"{tpu.name} is {state}; waiting. Ctrl-C only ends the waiting", flush=True)
+      print(f"{tpu.name} is {state}; waiting. Ctrl-C stops the waiting, not the request", flush=True)
     before = state
     time.sleep(poll)
 
 
-def require_no_run(tpu: Slice) -> None:
+def require_no_run(tpu: QueuedSlice) -> None:
   if "running" in tpu.host_states("idle"):
-    raise LaunchError(f"a run is going on on {tpu.name}; `log` follows it, `stop` saves and ends it")
+    raise LaunchError(f"{tpu.name} has a run in progress; `log` follows it, `stop` saves and ends it")
 
 
-def observe(tpu: Slice) -> str:
-  """Where things stand, in one word: that of the slice until it is there, then that of the run on it."""
+def observe(tpu: QueuedSlice) -> str:
+  """The state in one word: of the request until the slice is ready, then of the run on it."""
   try:
     state = tpu.state("ACTIVE")
     if state != "ACTIVE":
@@ -138,21 +139,21 @@ def observe(tpu: Slice) -> str:
 
 def _of_run(hosts: set[str]) -> str:
   if "running" in hosts:
-    return "running"  # if not everywhere: the rest will notice and stop
+    return "running"  # if not on all hosts, those will notice and stop
   if "not-installed" in hosts or not hosts:
     return "not-installed"
   if _WRONG_COMMAND in hosts:
-    return "refused"
+    return "rejected"
   return {frozenset({"0"}): "finished", frozenset({"idle"}): "idle"}.get(frozenset(hosts), "ended")
 
 
-def resume(tpu: Slice, options: argparse.Namespace) -> None:
-  """Does what is missing until the training has finished.
+def resume(tpu: QueuedSlice, options: argparse.Namespace) -> None:
+  """Does the missing steps until the training has finished.
 
-  A preemption may happen any number of times; what fails otherwise is tried again `options.restarts` times in all.
+  Preemptions do not count as failures; after `options.restarts` failures in total, the next one is final.
 
   Raises:
-    LaunchError: the training refuses its command, or too much has failed.
+    LaunchError: the training rejects its command, or there were too many failures.
   """
   command = train_command(options)
   if tpu.shell.dry_run:
@@ -163,23 +164,23 @@ def resume(tpu: Slice, options: argparse.Namespace) -> None:
     if seen != before or seen not in _NOTHING_TO_DO:
       print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {tpu.name}: {seen}", flush=True)
     before = seen
-    if seen == "refused":
-      raise LaunchError("the training refuses its command; its log says why")
+    if seen == "rejected":
+      raise LaunchError("the training rejects its command; its log says why")
     failure = _FAILURES.get(seen)
     if left or not failure:
       try:
-        _mend(seen, tpu, options, command)
+        _repair(seen, tpu, options, command)
       except LaunchError as error:
         failure = str(error)
         print(failure, flush=True)
     if failure and not left:
-      raise LaunchError(f"{failure}; that was failure {options.restarts + 1}, and --restarts is {options.restarts}")
+      raise LaunchError(f"{failure}; failure {options.restarts + 1}, with --restarts {options.restarts}")
     left -= bool(failure)
     time.sleep(options.poll)
-  print(f"{tpu.name}: the training has finished; `delete` ends the slice's costs")
+  print(f"{tpu.name}: the training has finished; the slice costs money until you `delete` it")
 
 
-def _mend(seen: str, tpu: Slice, options: argparse.Namespace, command: list[str]) -> None:
+def _repair(seen: str, tpu: QueuedSlice, options: argparse.Namespace, command: list[str]) -> None:
   if seen in ("preempted", "failed"):
     tpu.delete()
   if seen in ("absent", "preempted", "failed"):
@@ -190,22 +191,24 @@ def _mend(seen: str, tpu: Slice, options: argparse.Namespace, command: list[str]
     tpu.start(options.workdir, command)
 
 
-def _dry_resume(tpu: Slice, options: argparse.Namespace, command: list[str]) -> None:
-  """A whole round: from a slice that was taken away to the run going on."""
+def _dry_resume(tpu: QueuedSlice, options: argparse.Namespace, command: list[str]) -> None:
+  """A whole round: from a preempted slice to the resumed run."""
   tpu.state("SUSPENDED")
-  _mend("preempted", tpu, options, command)
+  _repair("preempted", tpu, options, command)
   tpu.state("ACTIVE")
   tpu.host_states("not-installed")
-  _mend("not-installed", tpu, options, command)
+  _repair("not-installed", tpu, options, command)
 
 
-def launch(arguments: list[str] | None = None) -> None:
-  options = parse(_parser(), arguments)
-  tpu = Slice(options.name, options.zone, options.project, Shell(options.dry_run))
+def main(arguments: list[str] | None = None) -> None:
+  options = parse_options(_parser(), arguments)
+  tpu = QueuedSlice(options.name, options.zone, options.project, Shell(options.dry_run))
   if "accelerator_type" in options:
     kind, _, size = options.accelerator_type.partition("-")
     known = kind in _RUNTIMES and size.isdecimal()
-    require(known, "--accelerator-type", options.accelerator_type, f"must be one of {', '.join(_RUNTIMES)}, and -SIZE")
+    require(
+      known, "--accelerator-type", options.accelerator_type, f"expected one of {', '.join(_RUNTIMES)}, then -SIZE"
+    )
   if "workdir" in options:
     require_shared(options.workdir)
   match options.verb:
@@ -226,7 +229,7 @@ def launch(arguments: list[str] | None = None) -> None:
     case "resume":
       resume(tpu, options)
     case "delete":
-      confirm(f"Delete the slice {tpu.name}, its disks and any run on it? The workdir stays.", options.yes, tpu.shell)
+      confirm(f"Delete the slice {tpu.name}, its disks and any run on it? The workdir is kept.", options.yes, tpu.shell)
       tpu.delete()
 
 
@@ -239,18 +242,18 @@ def _parser() -> argparse.ArgumentParser:
     its = verbs.add_parser(verb, allow_abbrev=False)
     its.add_argument("name", help="of the slice and of its queued resource")
     its.add_argument("--zone", required=True)
-    its.add_argument("--project", help="gcloud's own by default")
+    its.add_argument("--project", help="by default that of gcloud")
     add_dry_run(its)
     if verb in ("create", "resume"):
       its.add_argument("--accelerator-type", required=True, help="v4-16, v5litepod-16, v5p-16, v6e-16, ...")
-      its.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
+      its.add_argument("--spot", action="store_true", help="cheaper, but may be preempted at any time")
     if verb in ("install", "resume"):
       its.add_argument("--nfs", metavar="HOST:/EXPORT", help="a disk to mount at /mnt/moe on every host")
-      its.add_argument("--poll", type=float, default=60, help="seconds between two looks")
+      its.add_argument("--poll", type=float, default=60, help="seconds between two checks")
     if verb in ("start", "resume"):
       add_train_options(its)
     if verb == "resume":
-      its.add_argument("--restarts", type=int, default=10, help="failures to get over, preemptions not counted")
+      its.add_argument("--restarts", type=int, default=10, help="failures to recover from, not counting preemptions")
     if verb == "log":
       its.add_argument("--worker", default="0", help="the host to follow")
     if verb == "delete":
@@ -259,4 +262,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-  main(launch)
+  run_script(main)

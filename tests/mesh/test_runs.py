@@ -77,7 +77,7 @@ def test_evaluation_gives_the_same_on_any_mesh(corpus, alone):
 @pytest.mark.parametrize(
   ("mesh", "message"),
   [
-    ({"expert": 3}, "config.mesh = '-1 x 3 x 1': data x expert x model must be the number of devices, which is 8"),
+    ({"expert": 3}, "config.mesh = '-1 x 3 x 1': expected data x expert x model to be the number of devices, 8"),
     ({"model": 4, "data": 2}, "config.model.num_heads = 2: must be a multiple of the mesh's model = 4"),
   ],
 )
@@ -93,5 +93,5 @@ def test_experts_and_rows_must_be_multiples_of_their_axes(corpus, tmp_path):
   with pytest.raises(ConfigError, match=r"config.model.num_experts = 4: must be a multiple of the mesh's expert = 8"):
     train(load_config(tree), tmp_path / "run")
   tree["mesh"] = {"expert": 4}
-  with pytest.raises(ConfigError, match=r"rows at once must be a multiple of data x expert = 8"):
+  with pytest.raises(ConfigError, match=r"expected rows per micro-batch to be a multiple of data x expert = 8"):
     train(load_config(tree), tmp_path / "run")

@@ -25,8 +25,8 @@ def test_minus_one_fills_in_what_the_devices_leave(sizes, devices, shape):
 @pytest.mark.parametrize(
   ("sizes", "message"),
   [
-    ({"expert": 3}, "config.mesh = '-1 x 3 x 1': data x expert x model must be the number of devices, which is 8"),
-    ({"data": 4, "expert": 4}, "config.mesh = '4 x 4 x 1': data x expert x model must be the number of devices"),
+    ({"expert": 3}, "config.mesh = '-1 x 3 x 1': expected data x expert x model to be the number of devices, 8"),
+    ({"data": 4, "expert": 4}, "config.mesh = '4 x 4 x 1': expected data x expert x model to be the number of devices"),
     ({"expert": 16}, "config.mesh = '-1 x 16 x 1'"),
   ],
 )
@@ -75,5 +75,5 @@ def test_only_data_crosses_slices():
 
 
 def test_data_must_be_divided_over_the_slices():
-  with pytest.raises(ConfigError, match=r"config.mesh.data = 1: must be a multiple of the 2 slices"):
+  with pytest.raises(ConfigError, match=r"config.mesh.data = 1: expected a multiple of the 2 slices"):
     make_mesh(MeshConfig(expert=-1, data=1), slices(2))

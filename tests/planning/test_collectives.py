@@ -1,4 +1,4 @@
-"""Who talks to whom over which axis, and how long the links need."""
+"""Which devices communicate over which axis, and how long the links take."""
 
 import types
 
@@ -11,10 +11,10 @@ from moe.planning.topology import Slice
 
 
 def mesh(*sizes):
-  """A mesh (data, expert, model) of devices at the places of a TPU slice of that shape."""
+  """A mesh (data, expert, model) with the coordinates of a TPU slice of that shape."""
   devices = np.empty(sizes, object)
-  for place in np.ndindex(*sizes):
-    devices[place] = types.SimpleNamespace(coords=list(place))
+  for index in np.ndindex(*sizes):
+    devices[index] = types.SimpleNamespace(coords=list(index))
   return types.SimpleNamespace(devices=devices, axis_names=("data", "expert", "model"))
 
 
@@ -41,11 +41,11 @@ def groups(text, devices=8):
     ("collective-permute(%x), source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
   ],
 )
-def test_every_way_to_write_groups(text, expected):
+def test_every_notation_of_groups(text, expected):
   assert groups(text) == expected
 
 
-def test_another_way_is_an_error_not_a_guess():
+def test_another_notation_is_an_error_not_a_guess():
   with pytest.raises(ValueError, match="cannot read the groups"):
     groups("all-reduce(%x), replica_groups=everybody, to_apply=%f")
 
@@ -92,21 +92,21 @@ def test_without_the_last_link_a_line_has_one_direction():
   assert time("all-gather", np.arange(4)[None], line) == pytest.approx(0.75 / 2)
 
 
-def test_an_all_to_all_waits_for_the_links_across_the_middle():
+def test_an_all_to_all_is_limited_by_the_links_across_the_middle():
   """In a ring of 4, two chips send half of their bytes to the other two, over two links each way."""
   across = 2 * 0.5 / 2
   assert time("all-to-all", ALONG[1]) == pytest.approx(across)
   assert time("all-to-all", ALONG[3]) == pytest.approx(across)
   pod = Slice("v5e", (16, 16))
   devices = np.empty((16, 16, 1), object)
-  for place in np.ndindex(16, 16):
-    devices[(*place, 0)] = types.SimpleNamespace(coords=[*place, 0])
+  for index in np.ndindex(16, 16):
+    devices[(*index, 0)] = types.SimpleNamespace(coords=[*index, 0])
   flat = types.SimpleNamespace(devices=devices, axis_names=("data", "expert", "model"))
   found = seconds(Collective("all-to-all", 1_000_000, np.arange(256)[None], hidden=False), flat, pod)
   assert found * pod.chip.link / 1e6 == pytest.approx(8 * 0.5 / 2)
 
 
-def test_a_permute_pays_for_the_way_the_shorter_way_round():
+def test_a_permute_takes_the_shorter_way_round():
   assert time("collective-permute", np.array([[0, 1], [1, 0]])) == pytest.approx(1)
   assert time("collective-permute", np.array([[0, 2]])) == pytest.approx(2)
   assert time("collective-permute", np.array([[0, 3]])) == pytest.approx(1)

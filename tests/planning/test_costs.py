@@ -1,4 +1,4 @@
-"""Costs of programs whose FLOPs are known in closed form, and of texts as the TPU's compiler writes them."""
+"""Costs of programs whose FLOPs are known in closed form, and of texts as the TPU compiler writes them."""
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +35,14 @@ def test_a_scan_in_a_scan_multiplies():
   assert flops(f, X, X) == 5 * (3 + 1) * ONE
 
 
-def test_a_backward_pass_costs_two_products_and_recomputing_one_more():
+def test_a_backward_pass_costs_two_products_and_recomputation_one_more():
   def loss(f):
     return lambda w: f(X, w).sum()
 
   plain = flops(jax.grad(loss(layers(4))), X)
   body = jax.checkpoint(lambda x, w: jnp.tanh(x @ w), prevent_cse=False)
-  anew = flops(jax.grad(loss(lambda x, w: jax.lax.scan(lambda x, _: (body(x, w), None), x, length=4)[0])), X)
-  assert (plain, anew) == (4 * 3 * ONE, 4 * 4 * ONE)
+  recomputed = flops(jax.grad(loss(lambda x, w: jax.lax.scan(lambda x, _: (body(x, w), None), x, length=4)[0])), X)
+  assert (plain, recomputed) == (4 * 3 * ONE, 4 * 4 * ONE)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_convolutions_count_what_meets_an_input():
   assert strided == each * (3 * 3) ** 2
 
 
-def test_a_batched_product_as_the_tpu_writes_it_costs_what_the_product_costs():
+def test_a_batched_product_as_the_tpu_compiler_writes_it_costs_the_same():
   """Sixteen experts as a dilated window: 256 pairs of an expert and its weights, of which 16 meet."""
   text = """
 ENTRY %main (x: bf16[16,512,768], w: bf16[16,768,3072]) -> bf16[16,512,3072] {
@@ -98,7 +98,7 @@ TPU = """
   ROOT %start = bf16[32,8]{1,0} custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
 }
 
-%goes_on (p.1: bf16[4,8], q.1: f32[16,16]) -> f32[16,16] {
+%continues (p.1: bf16[4,8], q.1: f32[16,16]) -> f32[16,16] {
   %p.1 = bf16[4,8]{1,0} parameter(0)
   %q.1 = f32[16,16]{1,0} parameter(1)
   %all-gather.2 = bf16[32,8]{1,0} all-gather(%p.1), replica_groups=[1,8]<=[8], frontend_attributes={chain_id="0"}
@@ -127,7 +127,7 @@ ENTRY %main (x: bf16[4,8], y: f32[64], z: f32[16,16]) -> f32[16,16] {
   %y = f32[64]{0} parameter(1)
   %z = f32[16,16]{1,0} parameter(2)
   %started = bf16[32,8]{1,0} fusion(%x), kind=kCustom, calls=%starts
-  %meanwhile = f32[16,16]{1,0} fusion(%x, %z), calls=%goes_on, backend_config={"estimated_cycles":"700"}
+  %meanwhile = f32[16,16]{1,0} fusion(%x, %z), calls=%continues, backend_config={"estimated_cycles":"700"}
   %shared = f32[8]{0} fusion(%y), kind=kCustom, calls=%scattered
   %sorted = f32[64]{0:S(1)} sort(%y), dimensions={0}, to_apply=%add
   %kernel = bf16[4,8]{1,0} custom-call(%x), backend_config={"cost_estimate":{"flops":"4096"}}
@@ -148,7 +148,7 @@ def named(costs, name):
   return found
 
 
-def test_a_collective_that_goes_on_through_several_fusions_counts_once(tpu):
+def test_a_collective_carried_through_several_fusions_counts_once(tpu):
   gathers = [cost for cost in tpu.costs if cost.collective and cost.collective.kind == "all-gather"]
   (gather,) = gathers
   assert gather.collective.bytes == 32 * 8 * 2 and gather.collective.hidden
@@ -159,18 +159,18 @@ def test_the_product_beside_it_keeps_its_own_cycles(tpu):
   assert (product.kind, product.cycles, product.flops) == ("matmul", 700, 2 * 16**3)
 
 
-def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter(tpu):
+def test_an_all_reduce_of_which_only_a_shard_is_kept_is_a_reduce_scatter(tpu):
   scattered = named(tpu, "reduced")
   assert (scattered.collective.kind, scattered.collective.bytes) == ("reduce-scatter", 256)
   assert not scattered.collective.hidden
 
 
-def test_what_has_no_estimate_is_still_there(tpu):
+def test_an_instruction_without_estimate_still_counts(tpu):
   sort = named(tpu, "sorted")
   assert (sort.kind, sort.cycles, sort.touched, sort.bytes) == ("sort", None, 512, 256)
 
 
-def test_a_kernel_has_the_flops_that_it_says(tpu):
+def test_a_kernel_has_the_flops_that_it_states(tpu):
   kernel = named(tpu, "kernel")
   assert (kernel.kind, kernel.flops, kernel.cycles) == ("matmul", 4096, None)
 
@@ -180,8 +180,47 @@ def test_a_copy_to_memory_on_the_chip_reads_main_memory_once(tpu):
   assert (ahead.kind, ahead.bytes) == ("prefetch", 256)
 
 
-def test_a_loop_of_unknown_length_counts_once_and_says_so(tpu):
+def test_a_loop_of_unknown_length_counts_as_one_trip_and_says_so(tpu):
   square = named(tpu, "square")
   assert tpu.unknown_loops == 1
   assert (square.runs, square.known) == (1, False)
   assert all(cost.known for cost in tpu.costs if cost is not square)
+
+
+NAMES = """
+%body (state: f32[8]) -> f32[8] {
+  %state = f32[8]{0} parameter(0)
+  %unread = f32[8]{0} negate(%state)
+  ROOT %own = f32[8]{0} negate(%state), metadata={op_name="jit(f)/while/body/experts/neg"}
+}
+
+%condition (state.1: f32[8]) -> pred[] {
+  %state.1 = f32[8]{0} parameter(0)
+  ROOT %test = pred[] custom-call(%state.1), custom_call_target="Whatever"
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %alone = f32[8]{0} negate(%x)
+  %argument = f32[8]{0} copy(%x), metadata={op_name="state.params['router']"}
+  %view = f32[8]{0} bitcast(%argument)
+  %near = f32[8]{0} negate(%view), metadata={op_name="jit(f)/attention/neg"}
+  %far = f32[8]{0} add(%argument, %near), metadata={op_name="jit(f)/optimizer/add"}
+  %into = f32[8]{0} copy(%far)
+  ROOT %loop = f32[8]{0} while(%into), condition=%condition, body=%body, metadata={op_name="jit(f)/dispatch/while"}
+}
+"""
+
+
+@pytest.mark.parametrize(
+  ("instruction", "op_name"),
+  [
+    ("own", "jit(f)/while/body/experts/neg"),
+    ("unread", "jit(f)/dispatch/while"),
+    ("into", "jit(f)/dispatch/while"),
+    ("argument", "jit(f)/optimizer/add"),
+    ("alone", ""),
+  ],
+)
+def test_a_name_is_the_instructions_own_or_its_nearest_readers_or_its_loops(instruction, op_name):
+  assert named(program_costs(hlo.parse(NAMES), 1), instruction).op_name == op_name

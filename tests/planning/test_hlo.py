@@ -1,4 +1,4 @@
-"""What is read off the text of a program."""
+"""What is parsed from the text of a program."""
 
 import pytest
 
@@ -43,19 +43,19 @@ def module():
   return hlo.parse(TEXT)
 
 
-def test_every_instruction_stands_in_its_computation(module):
+def test_every_instruction_is_in_its_computation(module):
   assert list(module.computations) == ["fused", "main"]
   assert list(module.entry.instructions) == ["x", "five", "few", "made", "inner", "out"]
   assert module.entry.root.name == "out"
   assert module.computations["fused"].parameters[0].name == "p.0"
 
 
-def test_shapes_are_those_of_all_leaves_with_the_memory_they_lie_in(module):
+def test_shapes_are_those_of_all_leaves_with_their_memory_space(module):
   assert module.entry.instructions["made"].shapes == (hlo.Shape("bf16", (8, 128), space=1),)
   assert module.entry.root.shapes == (hlo.Shape("bf16", (8, 128)), hlo.Shape("u32", ()), hlo.Shape("s4", (3,)))
 
 
-def test_bytes_round_up_to_whole_ones(module):
+def test_bytes_are_rounded_up(module):
   assert [shape.bytes for shape in module.entry.root.shapes] == [2048, 4, 2]
   assert hlo.Shape("pred", (3,)).bytes == 3
   assert hlo.Shape("f8e4m3fn", (5,)).bytes == 5
@@ -73,7 +73,7 @@ def test_called_computations_attributes_and_users(module):
   assert module.entry.users["x"] == [(made, 0)]
 
 
-def test_settings_over_several_lines_belong_to_their_instruction():
+def test_settings_over_several_lines_belong_to_one_instruction():
   text = """
 ENTRY main {
   x = f32[8] parameter(0)
@@ -86,12 +86,6 @@ ENTRY main {
   entry = hlo.parse(text).entry
   assert list(entry.instructions) == ["x", "k", "y"] and entry.root.operands == ("k",)
   assert '"flops":12}, "more": 1' in entry.instructions["k"].attributes
-
-
-def test_source_files_are_innermost_first(module):
-  made, inner = (module.entry.instructions[name] for name in ("made", "inner"))
-  assert module.files(made) == ("/somewhere/inner.py", "/somewhere/outer.py")
-  assert module.files(inner) == ()
 
 
 def test_a_text_without_a_program_is_refused():

@@ -1,4 +1,4 @@
-"""How often loops run: read off their text, and off programs that XLA compiled."""
+"""How often loops run, from their text and from programs that XLA compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from moe.planning.loops import Scope, trip_count
 
 
 def one_loop(start="0", step="1", limit="7", direction="LT", attributes=""):
-  """A loop that counts, as the TPU's compiler writes it."""
+  """A counting loop as the TPU compiler writes it."""
   return f"""
 %body (state: (s32[], f32[4])) -> (s32[], f32[4]) {{
   %state = (s32[], f32[4]) parameter(0)
@@ -58,17 +58,17 @@ def test_a_counter_from_a_constant_to_a_constant(changes, expected):
   assert trips(one_loop(**changes)) == expected
 
 
-def test_a_limit_that_the_data_gives_is_unknown():
+def test_a_limit_that_depends_on_data_is_unknown():
   text = one_loop().replace("%limit = s32[] constant(7)", "%limit = s32[] get-tuple-element(%state.1), index=1")
   assert trips(text) is None
 
 
-def test_a_counter_that_starts_where_the_data_says_is_unknown():
+def test_a_counter_whose_start_depends_on_data_is_unknown():
   assert trips(one_loop().replace("%start = s32[] constant(0)", "%start = s32[] bitcast(%x.1)")) is None
 
 
-def test_a_limit_may_be_handed_down_through_an_outer_loop():
-  """The compiler moves constants out of loops, into what they carry round."""
+def test_a_limit_may_be_passed_down_through_an_outer_loop():
+  """The compiler moves constants out of loops, into their carry."""
   text = """
 %inner_body (s: (s32[], s32[])) -> (s32[], s32[]) {
   %s = (s32[], s32[]) parameter(0)
@@ -121,7 +121,7 @@ ENTRY %main () -> (s32[], s32[]) {
     return trip_count(body.computation.instructions["inner"], body)
 
   assert inner_trips("%bound") == 5
-  # A bound that changes from trip to trip is no constant.
+  # A bound that changes between trips is no constant.
   assert inner_trips("%j") is None
 
 

@@ -1,4 +1,4 @@
-"""The main as a user calls it, and the TPU's own compiler where it is installed."""
+"""`moe.plan` as a user runs it, with the TPU compiler if it is installed."""
 
 import importlib.util
 import json
@@ -56,7 +56,7 @@ def config_file(tmp_path_factory):
 
 
 def environment():
-  """Of this process, without a setting of the tests that would change what the TPU's compiler does."""
+  """That of this process, without a setting of the tests that would change what the TPU compiler does."""
   return {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
 
 
@@ -67,7 +67,7 @@ def run(*arguments):
   return done.returncode, done.stdout, done.stderr
 
 
-def test_overrides_belong_to_the_config_before_them(config_file):
+def test_overrides_apply_to_the_config_before_them(config_file):
   path = str(config_file)
   line = ["main", "--config", path, "--out=x", "--config.model.d_ff=64", "--config", path, "--config.mesh.expert=4"]
   configs, others = commands.split_configs(line)
@@ -92,12 +92,12 @@ def test_a_config_that_cannot_be_read(config_file, arguments, said):
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
-    (["--topology", "v5e:2x4"], "name at least one config file"),
+    (["--topology", "v5e:2x4"], "expected at least one config file"),
     (["--config", "CONFIG", "--topology", "v9:2x4"], "expected a generation of v4, v5e, v5p, v6e"),
-    (["--config", "CONFIG", "--topology", "v5e:2x4", "--out", "CONFIG"], "is there already"),
+    (["--config", "CONFIG", "--topology", "v5e:2x4", "--out", "CONFIG"], "expected a file that does not exist"),
   ],
 )
-def test_what_is_wrong_is_one_line(config_file, arguments, said):
+def test_an_error_is_one_line(config_file, arguments, said):
   code, out, error = run(*[str(config_file) if argument == "CONFIG" else argument for argument in arguments])
   assert (code, out) == (2, "")
   assert error.startswith("error: ") and error.count("\n") == 1 and said in error
@@ -113,12 +113,12 @@ def test_without_the_compiler_the_line_says_how_to_install_it(config_file):
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    (["--config.mesh.expert=3"], "data x expert x model must be the number of devices, which is 8"),
-    (["--config.data.batch_size=12"], "rows at once must be a multiple"),
+    (["--config.mesh.expert=3"], "expected data x expert x model to be the number of devices, 8"),
+    (["--config.data.batch_size=12"], "expected rows per micro-batch to be a multiple"),
     (["--config.model.d_model=131072", "--config.model.d_ff=131072"], "does not fit on v5e:2x4"),
   ],
 )
-def test_what_the_slice_cannot_do_is_one_line(config_file, changes, said):
+def test_what_does_not_fit_the_slice_is_one_line(config_file, changes, said):
   code, _, error = run("--config", config_file, *changes, "--topology", "v5e:2x4")
   assert code == 2 and error.count("\n") == 1 and said in error
 
@@ -132,13 +132,13 @@ def test_every_generation_compiles(config_file, tmp_path, topology):
   assert code == 0, error
   (plan,) = json.loads(out.read_text())
   assert plan["fits"] and plan["chips"] == 4 and plan["mesh"] == {"data": 2, "expert": 2, "model": 1}
-  # Forward and backward, nothing computed anew, on four chips; the optimizer has no products to speak of.
+  # Forward and backward without recomputation, on four chips; the optimizer has hardly any products.
   step = 3 * plan["forward_flops_per_token"] * plan["tokens"] / 4
   assert plan["flops"] == pytest.approx(step, rel=0.1)
   assert 0 < plan["estimated"] < plan["seconds"] < 1
   sent = {(entry["kind"], entry["axes"]) for entry in plan["collectives"]}
   assert ("all-to-all", "expert") in sent
-  assert "tokens a second" in text and figure.exists()
+  assert "tokens per second" in text and figure.exists()
 
 
 @needs_compiler
@@ -147,4 +147,4 @@ def test_a_step_too_large_for_the_memory_is_refused_by_the_compiler(config_file)
   changes = ["--config.data.batch_size=65536", "--config.data.targets_length=1024"]
   code, _, error = run("--config", config_file, *changes, "--topology", "v5e:2x2")
   assert code == 2 and error.count("\n") == 1
-  assert "a step asks for" in error and 'model.remat="full"' in error and "train.accumulation=2" in error
+  assert "a step needs" in error and 'model.remat="full"' in error and "train.accumulation=2" in error

@@ -1,4 +1,4 @@
-"""Every config of `configs/pretrain` fits the slice that it is laid out for, by the TPU's own compiler."""
+"""Every config of `configs/pretrain` fits the slice that it is meant for, according to the TPU compiler."""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Names of slices, what they mean, and what is refused."""
+"""Names of slices, their meaning, and which names are refused."""
 
 import pytest
 from jax.experimental import topologies
@@ -13,7 +13,7 @@ def test_every_standard_slice_can_be_named(generation):
     assert parse_slice(one.name) == one
 
 
-def test_the_issue_of_names():
+def test_a_name_gives_generation_and_shape():
   asked = parse_slice("v5p:8x8x8")
   assert (asked.generation, asked.shape, asked.chips) == ("v5p", (8, 8, 8), 512)
 
@@ -26,12 +26,12 @@ def test_the_issue_of_names():
     ("v5e", "expected a generation"),
     ("v4:8x8", "expected 3 dimensions; v4 has 2x2x1"),
     ("v5e:2x2x1", "expected 2 dimensions"),
-    ("v6e:32x32", "at most 256 chips"),
-    ("v5e:3x4", "a host has 2 x 2 chips"),
-    ("v4:0x2x2", "at most"),
+    ("v6e:32x32", "expected 1 to 256 chips"),
+    ("v5e:3x4", "expected whole hosts, of 2 x 2 chips"),
+    ("v4:0x2x2", "expected 1 to"),
   ],
 )
-def test_there_is_no_such_slice(name, said):
+def test_a_slice_that_does_not_exist_is_refused(name, said):
   with pytest.raises(ConfigError, match=said):
     parse_slice(name)
 
@@ -54,5 +54,5 @@ def test_a_missing_compiler_is_one_line(monkeypatch):
     raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
 
   monkeypatch.setattr(topologies, "get_topology_desc", missing)
-  with pytest.raises(ConfigError, match=r"needs the TPU compiler, which is not installed: pip install -e '.\[tpu\]'"):
+  with pytest.raises(ConfigError, match=r"expected the TPU compiler to be installed: pip install -e '.\[tpu\]'"):
     devices(parse_slice("v5e:2x4"))

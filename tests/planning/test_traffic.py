@@ -1,4 +1,4 @@
-"""Bytes to and from main memory."""
+"""Bytes from and to main memory."""
 
 import pytest
 
@@ -22,7 +22,7 @@ ROW = 64 * 4
 
 
 def bytes_of(line, *, fused="", measure=None):
-  """Of the last instruction of a program whose parameters are s (a stack), v (one in on-chip memory), x, i."""
+  """Of the last instruction of a program with the parameters s (a stack), v (a stack in memory on the chip), x, i."""
   text = f"""{fused}
 ENTRY %main (s: f32[6,64], v: f32[6,64], x: f32[64], i: s32[]) -> f32[64] {{
   %s = f32[6,64]{{1,0}} parameter(0)
@@ -54,12 +54,12 @@ def test_one_instruction(line, expected):
 
 
 def test_a_fusion_that_updates_one_row_of_a_stack_moves_rows():
-  """So it is in the body of a scan: the whole stack in every trip would be quadratic in the layers."""
+  """As in the body of a scan: counting the whole stack in every trip would be quadratic in the layers."""
   line = "%r = f32[6,64]{1,0} fusion(%s, %x, %i), kind=kLoop, calls=%fused"
   assert bytes_of(line, fused=FUSED) == 3 * ROW + 4
 
 
-def test_what_lies_on_the_chip_counts_only_as_touched():
+def test_memory_on_the_chip_counts_only_as_touched():
   line = "%r = f32[6,64]{1,0:S(1)} negate(%v)"
   assert bytes_of(line) == 0
   assert bytes_of(line, measure=anywhere) == 12 * ROW

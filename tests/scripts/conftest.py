@@ -1,4 +1,4 @@
-"""A checkout to launch from, and a PATH on which the clouds' tools are stand-ins."""
+"""A checkout to launch from, and a PATH with stand-ins for the clouds' tools."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Any tool: logs its arguments and its input, then does what the test wants.
+# Any tool: logs its arguments and its input, then answers as the test wants.
 _TOOL = """#!{python}
 import json, os, pathlib, sys
 fake = pathlib.Path(os.environ["FAKE"])
@@ -29,7 +29,7 @@ _UV = """#!/bin/bash
 [ "$1" = venv ] && mkdir -p "$4/bin" && cp "$FAKE/python" "$4/bin/python"
 exit 0
 """
-# A training: keeps its arguments, then does what the test wants of the n-th one on this host.
+# A training: keeps its arguments, then does what the test wants the n-th one on this host to do.
 _PYTHON = """#!/bin/bash
 number=$(($(ls "$FAKE/trained" | grep -c "^$(basename "$HOME")-") + 1))
 printf '%s\\0' "$@" > "$FAKE/trained/$(basename "$HOME")-$number"
@@ -48,7 +48,7 @@ def executable(path: pathlib.Path, text: str) -> None:
 
 
 class Cloud:
-  """A checkout in `checkout`, tools on PATH, and what they were asked to do."""
+  """A checkout in `checkout`, tools on PATH, and a log of their calls."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder, self.checkout, self.bin = folder, folder / "checkout", folder / "bin"
@@ -72,11 +72,11 @@ class Cloud:
     self.workdir = str(folder / "disk" / "it's a run")
 
   def states(self, *states: str) -> None:
-    """What the queued resource will be, look after look."""
+    """The states of the queued resource, one per query."""
     (self.folder / "states").write_text("\n".join(states))
 
   def training(self, script: str) -> None:
-    """What a training does; it knows its $number on its host."""
+    """What a training does; $number counts those on its host."""
     (self.folder / "training").write_text(script)
 
   def fail(self, verb: str, times: int = 1) -> None:
@@ -94,14 +94,14 @@ class Cloud:
     }
 
   def command(self, script: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(self.checkout / "scripts" / f"{script}.py"), *arguments]
+    return [sys.executable, "-m", f"scripts.launch.{script}", *arguments]
 
   def launch(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 60}
+    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 60, "cwd": self.checkout}
     return subprocess.run(self.command(script, *arguments), env=self.environment | environment, **options)
 
   def dry(self, script: str, *arguments: str) -> list[str]:
-    """The lines that a dry run prints; it finds none of the tools."""
+    """The lines that a dry run prints, with none of the tools on PATH."""
     done = self.launch(script, *arguments, "--dry-run", PATH="/nothing")
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
@@ -111,19 +111,19 @@ class Cloud:
     return subprocess.run(["bash", "-e"], input=script, **options)
 
   def calls(self) -> list[list[str]]:
-    """What was called since the last look."""
+    """The calls since the last time."""
     log = self.folder / "calls.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     log.unlink(missing_ok=True)
     return [json.loads(line) for line in lines]
 
   def trained(self) -> dict[str, list[str]]:
-    """The arguments of every training by host and number: "0-1" is host 0's first."""
+    """The arguments of every training by host and number: "0-1" is the first on host 0."""
     found = sorted((self.folder / "trained").iterdir())
     return {path.name: path.read_text().split("\0")[:-1] for path in found}
 
   def same_as_printed(self, script: str, *arguments: str) -> bool:
-    """Whether a shell that runs what a dry run prints calls the tools just as the script does."""
+    """Whether the tools get the same calls from a shell that runs what a dry run prints as from the script."""
     printed = "\n".join(self.dry(script, *arguments))
     assert self.launch(script, *arguments).returncode == 0
     called = self.calls()
@@ -132,7 +132,7 @@ class Cloud:
 
 
 def remote(line: str) -> list[str]:
-  """The command that a printed gcloud line runs on the hosts, as their shell takes it apart."""
+  """The command that a printed gcloud line runs on the hosts, as their shell splits it."""
   (command,) = [part for part in shlex.split(line, comments=True) if part.startswith("--command=")]
   return shlex.split(command.removeprefix("--command="))
 
@@ -142,4 +142,4 @@ def cloud(tmp_path):
   cloud = Cloud(tmp_path)
   yield cloud
   # Nothing that a test started outlives it.
-  cloud.launch("launch_tpu", "delete", "t", "--zone=z", "--yes")
+  cloud.launch("tpu", "delete", "t", "--zone=z", "--yes")

@@ -1,7 +1,7 @@
-"""Stands for gcloud: keeps a log of its calls, plays the states of a queued resource, runs here what goes to hosts.
+"""Stands in for gcloud: logs its calls, replays the states of a queued resource, runs the hosts' commands here.
 
 The folder $FAKE holds calls.jsonl, the hosts' home folders (hosts/0, hosts/1), and what a test wants to happen:
-states (an answer a line; the last one stays), node (the slice's state), fails/VERB (a byte for each failure to come).
+states (one answer per line; the last one repeats), node (the slice's state), fails/VERB (one byte per failure to come).
 """
 
 import json
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 def ssh(host: pathlib.Path, command: str) -> int:
   before = trainings(host)
   code = subprocess.run(["bash", "-c", command], cwd=host, env=os.environ | {"HOME": str(host)}).returncode
-  # What is started goes on apart from us; tests want to find it begun.
+  # The run is in the background; tests expect it to have begun.
   while "on_host.sh start" in command and code == 0 and trainings(host) == before:
     time.sleep(0.01)
   return code
@@ -58,7 +58,7 @@ def trainings(host: pathlib.Path) -> int:
 
 
 def lose(host: pathlib.Path) -> None:
-  """The host is gone, its processes and disk with it."""
+  """Takes the host away, with its processes and disk."""
   pid = host / "moe" / "run.pid"
   if pid.exists() and (host / "moe" / "run.end").read_text() == "lost\n":
     os.killpg(os.getpgid(int(pid.read_text())), signal.SIGKILL)

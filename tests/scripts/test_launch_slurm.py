@@ -1,4 +1,4 @@
-"""Launching on a Slurm cluster: what is queued, and what the batch script does when a training ends."""
+"""Launching on a Slurm cluster: the submitted job, and what its batch script does when a training ends."""
 
 import getpass
 import shlex
@@ -16,13 +16,13 @@ def start(cloud):
 
 
 def script_of(lines: list[str]) -> str:
-  """The batch script within what a dry run prints."""
+  """The batch script that a dry run prints."""
   begin = next(number for number, line in enumerate(lines) if line.endswith("<<'END'"))
   return "\n".join(lines[begin + 1 : lines.index("END")]) + "\n"
 
 
 def test_a_dry_run_prints_the_command_and_a_script_that_bash_can_read(cloud, start):
-  lines = cloud.dry("launch_slurm", *start, "--config.data.path=a 'b' \"c\"")
+  lines = cloud.dry("slurm", *start, "--config.data.path=a 'b' \"c\"")
   assert shlex.split(lines[0]) == ["mkdir", "-p", f"{cloud.folder}/disk"]
   assert shlex.split(lines[1].removesuffix(" <<'END'")) == [
     "sbatch",
@@ -46,8 +46,8 @@ def test_a_dry_run_prints_the_command_and_a_script_that_bash_can_read(cloud, sta
 
 
 def test_what_is_printed_is_what_is_run(cloud, start):
-  assert cloud.same_as_printed("launch_slurm", *start, "--config.data.path=$HOME 'b' \"c\" {command}")
-  assert cloud.same_as_printed("launch_slurm", "delete", "moe", "--yes")
+  assert cloud.same_as_printed("slurm", *start, "--config.data.path=$HOME 'b' \"c\" {command}")
+  assert cloud.same_as_printed("slurm", "delete", "moe", "--yes")
 
 
 @pytest.mark.parametrize(
@@ -55,35 +55,38 @@ def test_what_is_printed_is_what_is_run(cloud, start):
   [(0, "RUNNING", False), (143, "RUNNING", True), (143, "COMPLETING", False), (1, "RUNNING", False)],
   ids=["finished", "asked to stop", "cancelled", "failed"],
 )
-def test_only_a_training_that_was_asked_to_stop_goes_back_to_the_queue(cloud, start, code, state, requeued):
+def test_only_a_training_that_was_asked_to_stop_is_requeued(cloud, start, code, state, requeued):
   cloud.answer("srun", code)
   cloud.answer("squeue", text=state)
-  done = cloud.bash(script_of(cloud.dry("launch_slurm", *start)).replace("#!/bin/bash", "set +e"), SLURM_JOB_ID="7")
+  done = cloud.bash(script_of(cloud.dry("slurm", *start)).replace("#!/bin/bash", "set +e"), SLURM_JOB_ID="7")
   assert done.returncode == code
   called = cloud.calls()
   assert called[0][0] == "srun" and (["scontrol", "requeue", "7"] in called) == requeued
 
 
-def test_the_log_lies_beside_the_run(cloud):
-  assert cloud.dry("launch_slurm", "log", "moe", "--workdir=/a/run") == ["tail -n 100 -F /a/run.log"]
+def test_the_log_is_next_to_the_run(cloud):
+  assert cloud.dry("slurm", "log", "moe", "--workdir=/a/run") == ["tail -n 100 -F /a/run.log"]
 
 
-def test_deleting_asks_and_cancels_ones_own_jobs_of_that_name(cloud):
-  done = cloud.launch("launch_slurm", "delete", "moe")
+def test_delete_asks_and_cancels_the_users_jobs_of_that_name(cloud):
+  done = cloud.launch("slurm", "delete", "moe")
   assert done.returncode == 1 and cloud.calls() == []
-  assert "error: Cancel the jobs named moe? The workdir stays. Nobody is there to answer: give --yes" in done.stderr
-  assert cloud.launch("launch_slurm", "delete", "moe", "--yes").returncode == 0
+  assert (
+    "error: Cancel the jobs named moe? The workdir is kept. There is no terminal to answer at: give --yes"
+    in done.stderr
+  )
+  assert cloud.launch("slurm", "delete", "moe", "--yes").returncode == 0
   assert cloud.calls() == [["scancel", f"--user={getpass.getuser()}", "--name=moe"]]
 
 
 def test_bad_input_and_a_missing_tool_are_one_line(cloud, start):
   executable(cloud.bin / "mkdir", "#!/bin/bash\n")
   said = {
-    "--nodes=0": "error: --nodes = 0: must be at least 1\n",
+    "--nodes=0": "error: --nodes = 0: expected at least 1\n",
     "--config=no.py": "error: --config = 'no.py': no such file\n",
   }
   for argument, error in said.items():
-    assert cloud.launch("launch_slurm", *start, argument).stderr == error
+    assert cloud.launch("slurm", *start, argument).stderr == error
   (cloud.bin / "sbatch").unlink()
-  done = cloud.launch("launch_slurm", *start, PATH=str(cloud.bin))
-  assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: sbatch is not installed: run this")
+  done = cloud.launch("slurm", *start, PATH=str(cloud.bin))
+  assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: sbatch is not installed: run this on")

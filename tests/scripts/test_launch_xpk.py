@@ -11,7 +11,7 @@ WHERE = "--cluster=c --zone=z --project=p"
 
 
 def test_a_dry_run_of_create_makes_cluster_and_disk(cloud):
-  assert cloud.dry("launch_xpk", "create", *CLUSTER, "--tpu-type=v5litepod-16", "--spot") == [
+  assert cloud.dry("xpk", "create", *CLUSTER, "--tpu-type=v5litepod-16", "--spot") == [
     f"xpk cluster create --tpu-type=v5litepod-16 --enable-gcpfilestore-csi-driver --spot {WHERE}",
     "xpk storage create c-moe --type=gcpfilestore --vol=moe --size=1024 --tier=BASIC_HDD "
     f"--access-mode=ReadWriteMany --mount-point=/mnt/moe --readonly=false --auto-mount=true {WHERE}",
@@ -25,7 +25,7 @@ def start():
 
 
 def test_a_dry_run_of_start_packs_the_checkout_and_creates_the_workload(cloud, start):
-  *packed, clear, folder, unpack, workload = cloud.dry("launch_xpk", *start)
+  *packed, clear, folder, unpack, workload = cloud.dry("xpk", *start)
   assert packed[-1].startswith("env GIT_INDEX_FILE=build/launch/index bash -c 'git add --all && git archive ")
   assert [clear, folder] == ["rm -rf build/launch/source", "mkdir -p build/launch/source"]
   assert unpack == "tar -xzf build/launch/source.tar.gz -C build/launch/source"
@@ -53,7 +53,7 @@ def test_a_dry_run_of_start_packs_the_checkout_and_creates_the_workload(cloud, s
 
 def test_what_is_printed_is_what_is_run(cloud, start):
   for arguments in (start, ["stop", *CLUSTER, "--name=run1", "--yes"], ["delete", *CLUSTER, "--yes"]):
-    assert cloud.same_as_printed("launch_xpk", *arguments)
+    assert cloud.same_as_printed("xpk", *arguments)
   source = cloud.checkout / "build/launch/source"
   assert (source / "configs/new.py").exists() and not (source / "secret").exists()
 
@@ -62,14 +62,14 @@ def test_in_the_container_signals_go_to_the_training_itself(cloud, start):
   """XPK runs (COMMAND) & in a shell, and passes SIGTERM on to that child."""
   executable(cloud.bin / "pip", "#!/bin/bash\n")
   executable(cloud.bin / "python", "#!/bin/bash\necho $$\n")
-  (command,) = [part for part in shlex.split(cloud.dry("launch_xpk", *start)[-1]) if part.startswith("--command=")]
+  (command,) = [part for part in shlex.split(cloud.dry("xpk", *start)[-1]) if part.startswith("--command=")]
   done = cloud.bash(f"({command.removeprefix('--command=')}) & echo $!; wait")
   child, training = done.stdout.split()
   assert child == training
 
 
 def test_the_first_hosts_log_is_followed(cloud):
-  assert cloud.dry("launch_xpk", "log", *CLUSTER, "--name=run1") == [
+  assert cloud.dry("xpk", "log", *CLUSTER, "--name=run1") == [
     "kubectl logs --follow --tail=100 --container=jax-tpu "
     "--selector=xpk.google.com/workload=run1,batch.kubernetes.io/job-completion-index=0"
   ]
@@ -82,22 +82,22 @@ def test_the_first_hosts_log_is_followed(cloud):
     (["delete"], f"xpk cluster delete --force {WHERE}"),
   ],
 )
-def test_what_ends_something_asks(cloud, arguments, command):
+def test_verbs_that_end_something_ask_first(cloud, arguments, command):
   verb, *options = arguments
-  done = cloud.launch("launch_xpk", verb, *CLUSTER, *options)
+  done = cloud.launch("xpk", verb, *CLUSTER, *options)
   assert done.returncode == 1 and done.stderr.count("\n") == 1 and "give --yes" in done.stderr
   assert cloud.calls() == []
-  assert cloud.launch("launch_xpk", verb, *CLUSTER, *options, "--yes").returncode == 0
+  assert cloud.launch("xpk", verb, *CLUSTER, *options, "--yes").returncode == 0
   assert cloud.calls() == [command.split()]
 
 
 def test_bad_input_and_a_missing_tool_are_one_line(cloud, start):
   said = {
-    "--workdir=run": "error: --workdir = 'run': must be an absolute path, on a disk that all hosts share\n",
+    "--workdir=run": "error: --workdir = 'run': expected an absolute path, on a disk shared by all hosts\n",
     "--config=no.py": "error: --config = 'no.py': no such file\n",
   }
   for argument, error in said.items():
-    assert cloud.launch("launch_xpk", *start, argument).stderr == error
-  assert cloud.launch("launch_xpk", *start, "--config.a=b\nc").stderr.startswith("error: --config = ")
-  done = cloud.launch("launch_xpk", "delete", *CLUSTER, "--yes", PATH="/nothing")
-  assert done.stderr == "error: xpk is not installed: pip install xpk; --dry-run only prints the commands\n"
+    assert cloud.launch("xpk", *start, argument).stderr == error
+  assert cloud.launch("xpk", *start, "--config.a=b\nc").stderr.startswith("error: --config = ")
+  done = cloud.launch("xpk", "delete", *CLUSTER, "--yes", PATH="/nothing")
+  assert done.stderr == "error: xpk is not installed: pip install xpk; --dry-run prints the commands without it\n"

@@ -10,7 +10,7 @@ from moe.training.metrics import read_metrics
 from tests.parallel.processes import Hosts
 from tests.training.tiny import tiny_mapping, write_corpus
 
-AGAIN = "; start the same command on every host again: it goes on from the newest checkpoint"
+AGAIN = "; start the same command on every host again to resume from the newest checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_others_end_when_one_is_killed_and_the_same_command_goes_on(hosts, w
   second.process.kill()
   code, lines = first.finish()
   assert code == 1 and len(lines) == 1, lines
-  assert lines[0].startswith("error: process 1 of 2 on ") and lines[0].endswith(f"no sign of life for 10 s{AGAIN}")
+  assert lines[0].startswith("error: process 1 of 2 on ") and lines[0].endswith(f"sent no heartbeat for 10 s{AGAIN}")
   assert run(hosts, 2, tmp_path, data) == [(0, []), (0, [])]
   assert losses(tmp_path) == whole
 

@@ -1,4 +1,4 @@
-"""What the launch scripts share: commands run or only printed, the training command, this checkout as an archive."""
+"""What the launch scripts share: running or printing commands, the training command, an archive of this checkout."""
 
 import argparse
 import pathlib
@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from moe.config import ConfigError, require
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 ARCHIVE = "build/launch/source.tar.gz"  # git ignores build/
 
 _INSTALL = {
@@ -21,20 +22,20 @@ _INSTALL = {
 
 
 class LaunchError(RuntimeError):
-  """A command that failed or is missing, or a cluster that is not in the state that was asked for."""
+  """A command failed or is missing, or a cluster is not in the required state."""
 
 
 class Shell:
-  """Runs commands in the checkout's root, each printed to stderr first; a dry run prints them to stdout instead."""
+  """Runs commands in the root of the checkout and prints each to stderr; a dry run only prints them, to stdout."""
 
   def __init__(self, dry_run: bool):
     self.dry_run = dry_run
 
   def run(self, command: Sequence[str], text: str | None = None) -> None:
-    """Runs a command to its end, with `text` as its input if there is any.
+    """Runs a command to its end, with `text`, if given, as its input.
 
     Raises:
-      LaunchError: it is not installed, or it failed.
+      LaunchError: the command is not installed, or failed.
     """
     if self.dry_run:
       print(shlex.join(command) + (f" <<'END'\n{text}END" if text else ""))
@@ -42,60 +43,60 @@ class Shell:
       self._call(command, input=text)
 
   def read(self, command: Sequence[str], assumed: str) -> str:
-    """What a command writes to stdout; a dry run takes the answer `assumed` and says so.
+    """What a command prints to stdout; a dry run assumes the answer `assumed` and says so.
 
     Raises:
-      LaunchError: it is not installed, or it failed.
+      LaunchError: the command is not installed, or failed.
     """
     if self.dry_run:
-      print(f"{shlex.join(command)}  # taken for granted here: {assumed}")
+      print(f"{shlex.join(command)}  # assumed answer: {assumed}")
       return assumed
     return self._call(command, stdout=subprocess.PIPE)
 
-  def _call(self, command: Sequence[str], **options: str | int | None) -> str:
+  def _call(self, command: Sequence[str], **options: Any) -> str:
     if shutil.which(command[0]) is None:
-      how = _INSTALL.get(command[0], "run this where it is")
-      raise LaunchError(f"{command[0]} is not installed: {how}; --dry-run only prints the commands")
+      how = _INSTALL.get(command[0], "run this on a machine that has it")
+      raise LaunchError(f"{command[0]} is not installed: {how}; --dry-run prints the commands without it")
     print(f"+ {shlex.join(command)}", file=sys.stderr, flush=True)
     try:
       return subprocess.run(command, cwd=ROOT, text=True, check=True, **options).stdout
     except subprocess.CalledProcessError as error:
-      raise LaunchError(f"{shlex.join(command)} ended with exit code {error.returncode}") from None
+      raise LaunchError(f"{shlex.join(command)} failed with exit code {error.returncode}") from None
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
+  parser.add_argument("--dry-run", action="store_true", help="print the commands instead of running them")
 
 
 def add_yes(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--yes", action="store_true", help="do not ask")
+  parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-  """The options of `moe.train`; `parse` adds the config's overrides as `options.overrides`."""
+  """The options of `moe.train`; `parse_options` adds the config's overrides as `options.overrides`."""
   parser.add_argument("--config", required=True, help="config file in this checkout; --config.FIELD=VALUE overrides")
-  parser.add_argument("--workdir", required=True, help="folder of the run, on a disk that all hosts share")
+  parser.add_argument("--workdir", required=True, help="folder of the run, on a disk shared by all hosts")
   parser.set_defaults(overrides=[])
 
 
-def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-  """The command line's options, overrides of the config apart: argparse would take those with a space for positional.
+def parse_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+  """Parses the command line. Overrides of the config bypass argparse, which takes those with a space for positionals.
 
   Raises:
-    ConfigError: an override that is not --config.FIELD=VALUE, or one where nothing is trained.
+    ConfigError: an override is not --config.FIELD=VALUE, or the verb trains nothing.
   """
   arguments = sys.argv[1:] if arguments is None else arguments
   overrides = [argument for argument in arguments if argument.startswith("--config.")]
   options = parser.parse_args([argument for argument in arguments if argument not in overrides])
   for override in overrides:
-    require("=" in override, "argument", override, "must have the form --config.FIELD=VALUE")
-    require("overrides" in options, "argument", override, f"{options.verb} takes no config")
+    require("=" in override, "argument", override, "expected the form --config.FIELD=VALUE")
+    require("overrides" in options, "argument", override, f"expected no config for {options.verb}")
   options.overrides = overrides
   return options
 
 
 def train_command(options: argparse.Namespace, python: str = "python") -> list[str]:
-  """`moe.train` as every host runs it, from the checkout's root, waiting for the others.
+  """The command of `moe.train` for every host, to run in the root of the checkout.
 
   Raises:
     ConfigError: the config is not a file of this checkout, which is all that the hosts get.
@@ -103,7 +104,12 @@ def train_command(options: argparse.Namespace, python: str = "python") -> list[s
   config = pathlib.Path(options.config)
   given = ROOT / str(config).partition(":")[0]
   require(given.is_file(), "--config", options.config, "no such file")
-  require(given.resolve().is_relative_to(ROOT), "--config", options.config, f"must lie in {ROOT}, which the hosts get")
+  require(
+    given.resolve().is_relative_to(ROOT),
+    "--config",
+    options.config,
+    f"expected a file in {ROOT}, which is all that the hosts get",
+  )
   if config.is_absolute():
     config = config.relative_to(ROOT)
   trained = ["--config", str(config), "--workdir", options.workdir, *options.overrides]
@@ -111,18 +117,18 @@ def train_command(options: argparse.Namespace, python: str = "python") -> list[s
 
 
 def require_shared(workdir: str) -> None:
-  """Refuses what certainly is no folder on a disk that remote hosts share.
+  """Refuses a workdir that cannot be on a disk shared by remote hosts.
 
   Raises:
     ConfigError: the path is not absolute.
   """
-  require(workdir.startswith("/"), "--workdir", workdir, "must be an absolute path, on a disk that all hosts share")
+  require(workdir.startswith("/"), "--workdir", workdir, "expected an absolute path, on a disk shared by all hosts")
 
 
 def pack(shell: Shell) -> None:
-  """Makes the archive of this checkout: what git does not ignore, as it lies here, committed or not.
+  """Archives this checkout as it is: all files that git does not ignore, committed or not.
 
-  An index of its own lets git write that tree without touching the user's.
+  A separate index lets git write that tree without touching the user's.
   """
   folder = ARCHIVE.rpartition("/")[0]
   write = f'git add --all && git archive --format=tar.gz --output={ARCHIVE} "$(git write-tree)"'
@@ -131,23 +137,23 @@ def pack(shell: Shell) -> None:
 
 
 def confirm(question: str, yes: bool, shell: Shell) -> None:
-  """Goes on if the user answers yes, or said so before.
+  """Returns if the user answers yes, or did so in advance.
 
   Raises:
-    LaunchError: any other answer, or nobody to answer.
+    LaunchError: any other answer, or no terminal to answer at.
   """
   if yes or shell.dry_run:
     return
   if not sys.stdin.isatty():
-    raise LaunchError(f"{question} Nobody is there to answer: give --yes")
+    raise LaunchError(f"{question} There is no terminal to answer at: give --yes")
   if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
-    raise LaunchError("not confirmed, nothing was done")
+    raise LaunchError("not confirmed; nothing was done")
 
 
-def main(call: Callable[[], None]) -> None:
-  """Runs a launch script; what went wrong is one line, Ctrl-C is none."""
+def run_script(main: Callable[[], None]) -> None:
+  """Runs a launch script; an error is one line, Ctrl-C is silent."""
   try:
-    call()
+    main()
   except (ConfigError, LaunchError) as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
