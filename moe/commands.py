@@ -1,4 +1,4 @@
-"""What all mains share: the config flag, errors as one line, several hosts."""
+"""What all commands share: the config flag, one-line errors, several hosts."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ from moe.config import ConfigError, require
 
 
 def define_config(*, required: bool) -> flags.FlagHolder:
-  """The flag `--config`, whose fields can all be overridden, also those that the file leaves at their default."""
+  """The flag `--config`. All fields can be overridden, including those that the file leaves at their defaults."""
   holder = _define_config(flags.FLAGS)
   if required:
     flags.mark_flag_as_required("config")
@@ -36,7 +36,7 @@ def _define_config(values: flags.FlagValues, argv: list[str] | None = None) -> f
 
 
 def split_configs(argv: list[str]) -> tuple[list[list[str]], list[str]]:
-  """Takes configs that are given one after the other out of a command line.
+  """Separates the configs of a command line, which may give several, from its other arguments.
 
   Returns:
     The arguments of each config, `--config=FILE` and the `--config.FIELD=VALUE` that follow it; and all others.
@@ -56,10 +56,10 @@ def split_configs(argv: list[str]) -> tuple[list[list[str]], list[str]]:
 
 
 def parse_config(arguments: list[str]) -> dict[str, Any]:
-  """The tree of one of the configs that `split_configs` found.
+  """The tree of one config of `split_configs`.
 
   Raises:
-    ConfigError: as `read_config`, and for an override of a field that there cannot be.
+    ConfigError: as `read_config`, and for an override of a field that cannot exist.
   """
   values = flags.FlagValues()
   holder = _define_config(values, ["", *arguments])
@@ -74,7 +74,7 @@ def read_config(holder: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
   """The config's tree with its overrides.
 
   Raises:
-    ConfigError: there is no such file, or it gives no config.
+    ConfigError: there is no such file, or it returns no config.
   """
   name = values["config"].config_filename
   try:
@@ -82,13 +82,13 @@ def read_config(holder: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
   except OSError:
     raise ConfigError("--config", name, "no such file") from None
   except AttributeError:
-    raise ConfigError("--config", name, "its get_config() must return an ml_collections.ConfigDict") from None
+    raise ConfigError("--config", name, "expected a get_config() that returns an ml_collections.ConfigDict") from None
 
 
 def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
-  """Parses the command line (or `argv`) and calls `main`; what the user can put right is one line on stderr.
+  """Parses the command line (or `argv`) and calls `main`. Errors that the user can fix are one line on stderr.
 
-  The exit code is then 2. A run that had to stop although all was right at its beginning ends with exit code 1.
+  The exit code is 2 for an error in the input, and 1 for a run that failed later.
   """
 
   def call(argv: list[str]) -> None:
@@ -103,43 +103,43 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
 
 
 def define_hosts() -> Callable[[], None]:
-  """The flags of a run over several processes; gives the function that joins them. Call that before anything of JAX.
+  """Defines the flags of a run with several processes; returns the function that joins them, to call before using JAX.
 
-  It raises ConfigError where the flags do not go together, and JoinError.
+  It raises ConfigError if the flags contradict each other, and JoinError.
   """
   cluster = flags.DEFINE_bool("distributed", False, "Join the processes that the cluster names (Slurm, Open MPI, GKE).")
-  place = [
-    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens for the others."),
-    flags.DEFINE_integer("processes", None, "How many processes there are."),
-    flags.DEFINE_integer("process", None, "Which of them this is, from 0."),
+  process = [
+    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens for the others."),
+    flags.DEFINE_integer("processes", None, "Number of processes."),
+    flags.DEFINE_integer("process", None, "Number of this process, from 0."),
   ]
-  within = flags.DEFINE_integer("join_timeout", 300, "Seconds in which all processes have to come.", lower_bound=1)
+  within = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for all processes.", lower_bound=1)
   lost = flags.DEFINE_integer("lost_after", 60, "Seconds of silence after which a process is lost.", lower_bound=5)
 
   def join() -> None:
-    given = {f"--{flag.name}": flag.value for flag in place if flag.value is not None}
+    given = {f"--{flag.name}": flag.value for flag in process if flag.value is not None}
     on_slice = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     if not (given or cluster.value or on_slice):
       return
     from moe.parallel import hosts
 
     if given:
-      together = "give all of --coordinator, --processes and --process, and not --distributed"
-      require(len(given) == len(place) and not cluster.value, *next(iter(given.items())), together)
+      together = "expected all of --coordinator, --processes and --process, without --distributed"
+      require(len(given) == len(process) and not cluster.value, *next(iter(given.items())), together)
     hosts.join(hosts.Place(*given.values()) if given else None, within=within.value, lost_after=lost.value)
 
   return join
 
 
 def _silence_orbax() -> None:
-  """Orbax logs every step of its work, and over pages errors that are raised to us as well."""
+  """Orbax logs all it does, and pages of errors that it also raises."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
   warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
   report = sys.unraisablehook
 
   def filtered(unraisable) -> None:
-    # After a first failed write the others come back to an event loop that has ended.
+    # After the first failed write the others return to an event loop that has ended.
     if str(unraisable.exc_value) != "Event loop is closed":
       report(unraisable)
 
@@ -156,7 +156,7 @@ def _parse(argv: list[str]) -> list[str]:
 def _config_error(error: Exception) -> str:
   if isinstance(error, (KeyError, AttributeError)) and not isinstance(error.args[0], BaseException):
     return f"unknown field {' '.join(str(error.args[0]).split())}"
-  # ml_collections wraps a config file's error with its whole traceback; the last line says what it was.
+  # ml_collections wraps an error in the config file with its whole traceback; the last line says what it was.
   lines = [line for line in str(error).splitlines() if line.strip()]
   return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
 
@@ -166,14 +166,14 @@ def _report_errors() -> Iterator[None]:
   from moe.data.errors import DataError
   from moe.parallel import hosts
   from moe.training.checkpoint import CheckpointError
-  from moe.training.trainer import TrainingStopped
+  from moe.training.hooks import TrainingStopped
   from moe.training.workdir import WorkdirError
 
   try:
     yield
     hosts.leave()
   except SystemExit:
-    hosts.leave()  # all were asked to stop
+    hosts.leave()  # all processes were asked to stop
     raise
   except (ConfigError, DataError, WorkdirError, hosts.JoinError) as error:
     hosts.fail(error, str(error), 2)

@@ -1,7 +1,7 @@
 """Trains a model: `python -m moe.train --config configs/quickstart.py --workdir runs/quickstart`.
 
-Every field of the config can be overridden: `--config.train.steps=100`. The same command goes on with a run that was
-stopped. One that SIGTERM or Ctrl-C stopped ends with exit code 143, after it has saved.
+Every field of the config can be overridden: `--config.train.steps=100`. The same command resumes a run that was
+stopped. SIGTERM and Ctrl-C save a checkpoint and end the run with exit code 143.
 """
 
 import signal
@@ -31,7 +31,7 @@ def main() -> None:
   config = load_config(commands.read_config(_CONFIG))
   summary = train(config, _WORKDIR.value)
   if not summary.finished:
-    sys.exit(128 + signal.SIGTERM)  # 0 would tell a cluster that the work is done
+    sys.exit(128 + signal.SIGTERM)  # 0 would tell a cluster that the run is finished
   if jax.process_index() == 0:
     summarize(config, summary)
 

@@ -133,7 +133,7 @@ def test_refused_arguments_are_named(changes, field):
 
 
 def test_sampling_without_a_key_is_refused():
-  with pytest.raises(ValueError, match="needs a key"):
+  with pytest.raises(ValueError, match="expected a key"):
     generate(model(config("decoder")), {"prompt": jnp.array([[5]])}, 4, temperature=1.0)
 
 

@@ -34,7 +34,7 @@ PLACE = ("--processes=2", "--process=1")
 @pytest.mark.parametrize(
   ("flags", "said"),
   [
-    (PLACE, "give all of --coordinator, --processes and --process, and not --distributed"),
+    (PLACE, "expected all of --coordinator, --processes and --process, without --distributed"),
     (("--coordinator=h:1", *PLACE, "--distributed"), "and not --distributed"),
     (("--distributed",), "no cluster says which processes there are; give --coordinator, --processes and --process"),
   ],

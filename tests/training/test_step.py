@@ -12,8 +12,9 @@ from flax import nnx
 from moe.data import DataError
 from moe.models import ModelOutput
 from moe.parallel.mesh import make_mesh, put_batch
-from moe.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from moe.training.state import abstract_state, keys, make_state
+from moe.training.optimizer import Adafactor
+from moe.training.schedule import Constant
+from moe.training.state import abstract_model, abstract_state, keys, make_state
 from moe.training.step import bits_per_byte, make_eval_step, make_train_step, micro_batches, token_sums
 from moe.training.validation import evaluate_batches
 
@@ -53,8 +54,8 @@ def make(*, accumulation=1, auxiliary=0.0, z=0.0, length=5, learning_rate=0.1):
 
 
 def first_state(make, optimizer, mesh):
-  graph, abstract = abstract_state(make, optimizer, mesh)
-  return graph, make_state(make, optimizer, 0, abstract, {})
+  model = abstract_model(make, mesh)
+  return model.graph, make_state(make, optimizer, 0, abstract_state(model, optimizer, mesh), {})
 
 
 def _table(length, auxiliary, rngs):
@@ -62,7 +63,7 @@ def _table(length, auxiliary, rngs):
 
 
 def make_batch(rows=6, length=5, seed=0):
-  """Rows with ever fewer weighted tokens: a mean of means would differ from the mean."""
+  """Rows with unequal numbers of weighted tokens, so that a mean of means differs from the mean."""
   draw = np.random.default_rng(seed)
   weights = (np.arange(length)[None] < draw.integers(1, length + 1, rows)[:, None]).astype(np.float32)
   segments = (weights > 0).astype(np.int32)
@@ -189,11 +190,11 @@ def test_training_and_evaluating_compile_once_each():
 
 
 def test_training_learns_the_commonest_token_of_each_position():
-  optimizer_config = OptimizerConfig(learning_rate=0.3, schedule="constant", warmup_steps=1)
-  mesh, optimizer = make_mesh(), make_optimizer(optimizer_config, 60)
+  config = Adafactor(learning_rate=0.3, schedule=Constant(warmup_steps=1))
+  mesh, optimizer = make_mesh(), config.make(60, {"table": 0, "pull": 0})
   graph, state = first_state(functools.partial(_table, 5, 0.0), optimizer, mesh)
   options = {"accumulation": 1, "byte_lengths": BYTES, "logits_z_loss": 0.0}
-  step = make_train_step(graph, state, optimizer, make_schedule(optimizer_config, 60), keys(0)[1], **options)
+  step = make_train_step(graph, state, optimizer, config.make_schedule(60), keys(0)[1], **options)
   target = np.array([[2, 3, 4, 5, 6]], np.int32)
   batch = {"targets": target, "targets_segments": np.ones_like(target), "loss_weights": np.ones((1, 5), np.float32)}
   for _ in range(60):
