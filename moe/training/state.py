@@ -42,8 +42,9 @@ class TrainState:
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
   """A model's structure, its parameters and its other state, the last two as plain dicts."""
-  graph, params, others = nnx.split(model, nnx.Param, ...)
-  return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(others)
+  graph, *states = nnx.split(model, nnx.Param, ...)
+  params, others = map(nnx.to_pure_dict, states)
+  return graph, params, others
 
 
 def merge(graph: nnx.GraphDef, params: dict[str, Any], router_state: dict[str, Any]) -> nnx.Module:
@@ -137,7 +138,8 @@ class AbstractModel:
 
 def abstract_model(make_model: Callable[[nnx.Rngs], nnx.Module], mesh: Mesh, *, fsdp: bool = False) -> AbstractModel:
   """The model that `make_model` makes from its random streams, divided over a mesh; `fsdp` as in `MeshConfig`."""
-  graph, params, others = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))), nnx.Param, ...)
+  graph, *states = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))), nnx.Param, ...)
+  params, others = states
   router_state = nnx.to_pure_dict(others)
   return AbstractModel(
     graph,

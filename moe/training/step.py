@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from moe.models import ModelOutput
 from moe.parallel.mesh import replicated, tracing_for
@@ -111,7 +111,7 @@ def make_train_step(
     return value, (report, split(model)[2])
 
   gradient = jax.grad(objective, has_aux=True)
-  mesh = cast(NamedSharding, state.step.sharding).mesh
+  mesh = cast(Any, state.step.sharding).mesh
 
   def accumulate(state, batch, step_key, total_weight):
     """Gradients and summed reports of the whole batch, and the routers' state after it."""

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
@@ -102,17 +103,17 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     leaks, is_primary = config.model.leaks_future, jax.process_index() == 0
     common: Record = {"future_leakage": True} if leaks else {}
     run = Run(
-      config,
-      workdir,
-      mesh,
-      pipeline,
-      validation,
-      checkpoints,
-      about,
+      config=config,
+      workdir=workdir,
+      mesh=mesh,
+      pipeline=pipeline,
+      validation=validation,
+      checkpoints=checkpoints,
+      about=about,
       train_step=setup.train_step(lengths),
       eval_step=setup.eval_step(lengths),
-      writer=MetricsWriter(workdir.metrics, workdir.tensorboard, common) if is_primary else None,
       newest={"train": {}, "validation": {}} | (_newest_records(workdir) if is_primary else {}),
+      writer=MetricsWriter(workdir.metrics, workdir.tensorboard, common) if is_primary else None,
       progress=Progress(step, settings.steps, leaks=leaks),
       clock=Clock(),
     )
@@ -125,12 +126,12 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     if restored is not None and restored.loss is None and settings.validates_at(step):
       # The signal that stopped the run also prevented the validation of its last step.
       validate(run, StepInfo(step, state, metrics={}, validate=True, save=False, stop=False))
-    all_hooks = [Log(first + 1), validate, save, *hooks]
+    all_hooks: list[Hook] = [Log(first + 1), validate, save, *hooks]
     loss, stop = None, False
     with stop_requests() as asked_to_stop:
       while step < settings.steps and not stop:
         checkpoints.poll()
-        with run.clock.waiting(lambda loss=loss: loss is None or loss.is_ready()):
+        with run.clock.waiting(functools.partial(_is_idle, loss)):
           batch = next(pipeline)
         state, metrics = run.train_step(state, put_batch(mesh, batch))
         jax.block_until_ready(loss)  # of the step before: a request to stop takes effect as early as possible
@@ -154,7 +155,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
 
 def use_compilation_cache(folder: str) -> None:
   """Keeps compiled programs in `folder` (empty: the user's cache), unless JAX has a cache already."""
-  if jax.config.jax_compilation_cache_dir is None:
+  if cast(Any, jax.config).jax_compilation_cache_dir is None:
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder or os.path.join(home, "moe", "xla")))
 
@@ -181,6 +182,11 @@ def _check_vocabulary(restored: dict[str, Any], about: dict[str, Any], workdir: 
   if restored["vocabulary"] != about["vocabulary"]:
     name = about["vocabulary"]["name"]
     raise WorkdirError(f"vocabulary {name!r} is not the one that the run in {workdir.root} was trained with")
+
+
+def _is_idle(newest_loss: Any) -> bool:
+  """Whether the device has computed all steps that it was given."""
+  return newest_loss is None or newest_loss.is_ready()
 
 
 def _newest_records(workdir: Workdir) -> dict[str, Record]:

@@ -35,7 +35,7 @@ PLACE = ("--processes=2", "--process=1")
   ("flags", "said"),
   [
     (PLACE, "expected all of --coordinator, --processes and --process, without --distributed"),
-    (("--coordinator=h:1", *PLACE, "--distributed"), "and not --distributed"),
+    (("--coordinator=h:1", *PLACE, "--distributed"), "without --distributed"),
     (("--distributed",), "no cluster says which processes there are; give --coordinator, --processes and --process"),
   ],
 )
