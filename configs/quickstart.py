@@ -42,8 +42,7 @@ def get_config() -> ConfigDict:
   config.optimizer = ConfigDict()
   config.optimizer.name = "adafactor"
   config.optimizer.learning_rate = 0.1  # relative to the size of each parameter
-  config.optimizer.schedule = "cosine"
-  config.optimizer.warmup_steps = 40
+  config.optimizer.schedule = ConfigDict({"name": "cosine", "warmup_steps": 40})
 
   config.mesh = ConfigDict()  # one device, or the rows of a batch divided over all there are
 

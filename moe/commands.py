@@ -6,83 +6,39 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from moe.config import ConfigError, require
+from moe.config_file import read_config, split_configs
+
+_configs: list[list[str]] = []  # each config that was given, with its overrides
 
 
-def define_config(*, required: bool) -> flags.FlagHolder:
-  """The flag `--config`; every field can be overridden, also those that the file leaves at their default."""
-  holder = _define_config(flags.FLAGS)
-  if required:
-    flags.mark_flag_as_required("config")
-  return holder
-
-
-def _define_config(values: flags.FlagValues, argv: list[str] | None = None) -> flags.FlagHolder:
-  return config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Config file; --config.FIELD=VALUE overrides one of its fields.",
-    flag_values=values,
-    lock_config=False,
-    accept_new_attributes=True,
-    sys_argv=argv,
+def define_config(*, several: bool = False) -> None:
+  """The flag `--config`. Every field can be overridden, also those that the file leaves at their default."""
+  often = "; may be repeated, with overrides for each" if several else ""
+  flags.DEFINE_string(
+    "config", None, f"Config file (.py or .json); --config.FIELD=VALUE overrides one of its fields{often}."
   )
 
 
-def split_configs(argv: list[str]) -> tuple[list[list[str]], list[str]]:
-  """Separates the configs of a command line, which may have several, from its other arguments.
-
-  Returns:
-    The arguments of each config, `--config=FILE` and the `--config.FIELD=VALUE` that follow it; and all others.
-  """
-  configs: list[list[str]] = []
-  others, rest = [], iter(argv)
-  for argument in rest:
-    if argument == "--config":
-      argument = f"--config={next(rest, '')}"
-    if argument.startswith("--config="):
-      configs.append([argument])
-    elif argument.startswith("--config.") and configs:
-      configs[-1].append(argument)
-    else:
-      others.append(argument)
-  return configs, others
+def given_configs() -> list[list[str]]:
+  """For each config of the command line `--config=FILE` and its overrides, for `moe.config_file.read_config`."""
+  return _configs
 
 
-def parse_config(arguments: list[str]) -> dict[str, Any]:
-  """The tree of one of the configs that `split_configs` found.
+def given_config() -> dict[str, Any]:
+  """The tree of the one config of the command line.
 
   Raises:
-    ConfigError: as `read_config`, and for an override of a field that cannot exist.
+    ConfigError: there is none, or more than one; or what is wrong with it.
   """
-  values = flags.FlagValues()
-  holder = _define_config(values, ["", *arguments])
-  try:
-    values(["", *arguments])
-  except Exception as error:  # a config file is a program: it can raise anything
-    raise ConfigError("--config", arguments[0].removeprefix("--config="), _config_error(error)) from None
-  return read_config(holder, values)
-
-
-def read_config(holder: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
-  """The config's tree with its overrides.
-
-  Raises:
-    ConfigError: there is no such file, or it returns no config.
-  """
-  name = cast(Any, values["config"]).config_filename
-  try:
-    return holder.value.to_dict()
-  except OSError:
-    raise ConfigError("--config", name, "no such file") from None
-  except AttributeError:
-    raise ConfigError("--config", name, "expected its get_config() to return an ml_collections.ConfigDict") from None
+  files = [one[0].partition("=")[2] for one in _configs]
+  require(len(files) == 1, "--config", files, "expected one config file")
+  return read_config(_configs[0])
 
 
 def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
@@ -152,17 +108,10 @@ def _silence_orbax() -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
-  except Exception as error:  # a config file is a program: it can raise anything
-    _fail(2, str(error) if isinstance(error, flags.Error) else f"--config: {_config_error(error)}")
-
-
-def _config_error(error: Exception) -> str:
-  if isinstance(error, (KeyError, AttributeError)) and not isinstance(error.args[0], BaseException):
-    return f"unknown field {' '.join(str(error.args[0]).split())}"
-  # ml_collections wraps a config file's error with its whole traceback; the last line is the error.
-  lines = [line for line in str(error).splitlines() if line.strip()]
-  return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+    _configs[:], rest = split_configs(argv)
+    return flags.FLAGS(rest)
+  except (flags.Error, ConfigError) as error:
+    _fail(2, str(error))
 
 
 @contextlib.contextmanager
@@ -170,7 +119,7 @@ def _report_errors() -> Iterator[None]:
   from moe.data.errors import DataError
   from moe.parallel import hosts
   from moe.training.checkpoint import CheckpointError
-  from moe.training.trainer import TrainingStopped
+  from moe.training.hooks import TrainingStopped
   from moe.training.workdir import WorkdirError
 
   try:

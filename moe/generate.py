@@ -1,7 +1,7 @@
-"""Writes text with a checkpoint: `python -m moe.generate --workdir runs/quickstart --prompt "def main("`.
+"""Generates text from a checkpoint: `python -m moe.generate --workdir runs/quickstart --prompt "def main("`.
 
-Greedy by default; `--temperature` and `--top_p` sample. An encoder-decoder reads the prompt with its encoder, a decoder
-begins with it.
+Decoding is greedy unless `--temperature` is given. An encoder-decoder reads the prompt with its encoder; a decoder
+continues it.
 """
 
 import pathlib
@@ -13,11 +13,11 @@ from moe.config import ConfigError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: 'best', 'latest' or its step.")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be given several times.")
-_FILE = flags.DEFINE_string("file", "", "File whose text is a prompt.")
-_LENGTH = flags.DEFINE_integer("length", 128, "Tokens to write, at most.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; may be repeated.")
+_FILE = flags.DEFINE_string("file", "", "File with a prompt.")
+_LENGTH = flags.DEFINE_integer("length", 128, "Largest number of tokens to generate.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Divides the logits; 0 takes the likeliest token.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample only from the likeliest tokens of this total probability.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample only from the fewest tokens whose probability reaches it.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 
@@ -29,9 +29,8 @@ def main() -> None:
   prompts = [*_PROMPT.value, *_read(_FILE.value)]
   trained = restore(_WORKDIR.value, _STEP.value)
   if trained.config.model.evaluates_on_future:
-    raise ConfigError(
-      "model.decoder_router", trained.config.model.decoder_router.name, "is not causal: it cannot write token by token"
-    )
+    router = trained.config.model.decoder_router
+    raise ConfigError("model.decoder.moe.router", router.name, "expected a causal router, to generate token by token")
   vocabulary = open_vocabulary(trained.config)
   check_vocabulary(trained, vocabulary)
   texts = continue_texts(
@@ -44,7 +43,7 @@ def main() -> None:
     seed=_SEED.value,
   )
   for prompt, text in zip(prompts, texts):
-    print(f"--- prompt\n{prompt}\n--- step {trained.step} goes on\n{text}")
+    print(f"--- prompt\n{prompt}\n--- continued by step {trained.step}\n{text}")
 
 
 def _read(path: str) -> list[str]:
@@ -53,7 +52,7 @@ def _read(path: str) -> list[str]:
   try:
     return [pathlib.Path(path).read_text()]
   except (OSError, UnicodeDecodeError) as error:
-    raise ConfigError("file", path, f"cannot be read as text ({error})") from None
+    raise ConfigError("--file", path, f"expected a text file ({error})") from None
 
 
 if __name__ == "__main__":

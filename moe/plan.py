@@ -6,40 +6,41 @@ step take, where does the time go. `--config` may be given several times; overri
 """
 
 import dataclasses
-import functools
 import json
 import os
 import pathlib
-import sys
 
 from absl import flags
 
 from moe import commands
 from moe.config import ConfigError
 
+commands.define_config(several=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice to plan for, such as v5p:8x8x8.", required=True)
 _TOKENS = flags.DEFINE_float("tokens", None, "Tokens to train on; by default those of the config's steps.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to create, with the plans.")
 _FIGURE = flags.DEFINE_string("figure", None, "PNG file to create: where the time goes.")
 
 
-def main(arguments: list[list[str]]) -> None:
-  """Plans every config; `arguments` holds the flags of each.
+def main() -> None:
+  """Plans every config.
 
   Raises:
     ConfigError: a config, the slice or a file is not valid; or, at the end, some configs do not fit.
   """
   from moe.config import as_mapping
+  from moe.config_file import read_config
   from moe.planning import plan_for
   from moe.planning.page import draw, plan_lines, plan_table
   from moe.planning.topology import parse_slice
   from moe.training.experiment import load_config
 
+  arguments = commands.given_configs()
   if not arguments:
     raise ConfigError("--config", None, "expected at least one config file")
   files = {flag: _new_file(flag, value) for flag, value in (("--out", _OUT.value), ("--figure", _FIGURE.value))}
   where = parse_slice(_TOPOLOGY.value)
-  configs = {_name(one, arguments): load_config(commands.parse_config(one)) for one in arguments}
+  configs = {_name(one, arguments): load_config(read_config(one)) for one in arguments}
   plans, refused = {}, {}
   for name, config in configs.items():
     plan = plan_for(config, where)
@@ -83,5 +84,4 @@ def _new_file(flag: str, value: str | None) -> pathlib.Path | None:
 if __name__ == "__main__":
   # Arrays live on the host; the TPU devices are for compilation only. JAX reads this when it is imported.
   os.environ["JAX_PLATFORMS"] = "cpu"
-  configs, rest = commands.split_configs(sys.argv)
-  commands.run(functools.partial(main, configs), rest)
+  commands.run(main)

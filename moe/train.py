@@ -1,7 +1,7 @@
 """Trains a model: `python -m moe.train --config configs/quickstart.py --workdir runs/quickstart`.
 
-Every field of the config can be overridden: `--config.train.steps=100`. The same command goes on with a run that was
-stopped. One that SIGTERM or Ctrl-C stopped ends with exit code 143, after it has saved.
+Every field of the config can be overridden: `--config.train.steps=100`. The same command resumes a run that was
+stopped. SIGTERM and Ctrl-C save a checkpoint and end the run with exit code 143.
 """
 
 import signal
@@ -12,7 +12,7 @@ from absl import flags
 from moe import commands
 from moe.parallel.host_memory import keep_freed_memory
 
-_CONFIG = commands.define_config(required=True)
+commands.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, figure.", required=True)
 _JOIN = commands.define_hosts()
 
@@ -28,10 +28,10 @@ def main() -> None:
   from moe.training.experiment import load_config
   from moe.training.trainer import train
 
-  config = load_config(commands.read_config(_CONFIG))
+  config = load_config(commands.given_config())
   summary = train(config, _WORKDIR.value)
   if not summary.finished:
-    sys.exit(128 + signal.SIGTERM)  # 0 would tell a cluster that the work is done
+    sys.exit(128 + signal.SIGTERM)  # 0 would tell a cluster that the run is finished
   if jax.process_index() == 0:
     summarize(config, summary)
 

@@ -93,8 +93,7 @@ def _recipe() -> ConfigDict:
   config.optimizer = ConfigDict()
   config.optimizer.name = "adafactor"
   config.optimizer.learning_rate = 0.01
-  config.optimizer.schedule = "constant_rsqrt"
-  config.optimizer.decay_start = 10_000
+  config.optimizer.schedule = ConfigDict({"name": "constant_rsqrt", "decay_start": 10_000})
 
   config.train = ConfigDict()
   config.train.steps = 500_000

@@ -24,29 +24,29 @@ def generate(
   """Continues every row of a batch until token 1 ends it or it is `max_length` tokens long.
 
   Args:
-    model: from `moe.models.make_model`.
-    batch: an encoder-decoder's `inputs`, `inputs_positions`, `inputs_segments`, one example a row; and `prompt`, int32
-      `[B, P]`, tokens to begin with, then zeros. A decoder needs it (P may be 0), an encoder-decoder may have it.
-    max_length: tokens, the prompt among them.
+    model: from `ModelConfig.make`.
+    batch: of an encoder-decoder `inputs`, `inputs_positions`, `inputs_segments`, one example per row; and `prompt`,
+      int32 `[B, P]`, the first tokens, then zeros: required by a decoder (P may be 0), optional for an encoder-decoder.
+    max_length: tokens per row, including the prompt.
     temperature: divides the logits; 0 takes the likeliest token.
     top_p: sample only from the fewest tokens whose probability reaches it.
-    key: needed if `temperature` is not 0.
+    key: required if `temperature` is not 0.
 
   Returns:
-    int32 `[B, max_length]`: the prompt, what follows it, its end 1, then zeros. 0 is padding: no model gets to say it.
+    int32 `[B, max_length]`: the prompt, its continuation, the end token 1, then zeros. Padding, 0, is never generated.
 
   Raises:
     ConfigError: a negative temperature, `top_p` outside (0, 1], a prompt longer than `max_length`.
     ValueError: sampling without a key, or a decoder whose router is not causal.
   """
-  require(temperature >= 0, "temperature", temperature, "must not be negative")
-  require(0 < top_p <= 1, "top_p", top_p, "must be in (0, 1]")
+  require(temperature >= 0, "temperature", temperature, "expected at least 0")
+  require(0 < top_p <= 1, "top_p", top_p, "expected more than 0 and at most 1")
   rows = next(iter(batch.values())).shape[0]
   prompt = batch.get("prompt", jnp.zeros((rows, 0), jnp.int32))
   width = prompt.shape[1]
-  require(width <= max_length, "prompt", width, f"is longer than max_length = {max_length} tokens")
+  require(width <= max_length, "prompt", width, f"expected at most max_length = {max_length} tokens")
   if temperature > 0 and key is None:
-    raise ValueError(f"temperature = {temperature}: sampling needs a key")
+    raise ValueError(f"temperature = {temperature}: expected a key to sample with")
   prompt = jnp.pad(jnp.asarray(prompt, jnp.int32), ((0, 0), (0, max_length - width)))
   batch = {name: jnp.asarray(array) for name, array in batch.items()} | {"prompt": prompt}
   key = jax.random.key(0) if key is None else key
@@ -82,9 +82,9 @@ def _generate(graph, variables, batch, temperature, top_p, key, *, greedy):
 
 
 def sample(logits: jax.Array, top_p: jax.Array | float, key: jax.Array) -> jax.Array:
-  """One token of each row of `logits [B, V]`, drawn from the fewest likeliest tokens whose probability reaches `top_p`.
+  """One token per row of `logits [B, V]`, sampled from the fewest likeliest tokens whose probability reaches `top_p`.
 
-  The likeliest token always stays; equal tokens stay in the order of their ids.
+  The likeliest token is always among them; ties are broken by the lower id.
   """
   order = jnp.argsort(-logits, axis=-1, stable=True)
   descending = jnp.take_along_axis(logits, order, axis=-1)

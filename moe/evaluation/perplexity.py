@@ -11,19 +11,19 @@ from moe.training.validation import evaluate_batches
 
 
 def evaluate(trained: Trained, data: DataConfig, split: str, batches: int = 0) -> Record:
-  """Evaluates a checkpoint on a split of any data that its vocabulary can write.
+  """Evaluates a checkpoint on a split of any data that uses its vocabulary.
 
   Args:
     trained: from `moe.evaluation.restore`.
-    data: the data; its lengths and batch size are those of the evaluation.
+    data: the data, with the lengths and the batch size of the evaluation.
     split: of the data.
     batches: how many to read; 0 for one pass over the split.
 
   Returns:
-    What `evaluate_batches` does: sums over all tokens divided once, so padding and unequal batches change nothing.
+    As `evaluate_batches`: sums over all tokens are divided once, so padding and unequal batches change nothing.
 
   Raises:
-    ConfigError, DataError: what is wrong with the data; a vocabulary that is missing, or is not the checkpoint's.
+    ConfigError, DataError: something is wrong with the data, or its vocabulary is missing or not the checkpoint's.
   """
   config = dataclasses.replace(trained.config, data=data)
   vocabulary = open_vocabulary(config)

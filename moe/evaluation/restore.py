@@ -1,4 +1,4 @@
-"""A trained model from its workdir."""
+"""Trained models, read from the workdirs of their runs."""
 
 import dataclasses
 import pathlib
@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from moe.config import ConfigError, require
 from moe.data import Vocabulary
-from moe.models import make_model
 from moe.parallel.mesh import MeshConfig, make_mesh
 from moe.training.checkpoint import CheckpointError, Checkpoints
 from moe.training.experiment import ExperimentConfig
@@ -20,12 +19,14 @@ from moe.training.workdir import Workdir
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """One checkpoint of a run, parameters only.
+  """The model of one checkpoint.
 
   Attributes:
-    config: the run's; step: the checkpoint's; graph, params, router_state: the model (`moe.training.state`);
-    vocabulary: name, size and fingerprint of the one it was trained with;
-    mesh: where the arrays lie.
+    config: of the run.
+    step: of the checkpoint.
+    graph, params, router_state: the model, as `moe.training.state.split` returns it.
+    vocabulary: name, size and fingerprint of the one it was trained with.
+    mesh: of the devices that hold the arrays.
   """
 
   config: ExperimentConfig
@@ -42,43 +43,43 @@ class Trained:
     return merge(self.graph, self.params, self.router_state)
 
 
-def restore(workdir: str | pathlib.Path, step: str = "best", mesh: MeshConfig | None = None) -> Trained:
+def restore(folder: str | pathlib.Path, step: str = "best", mesh: MeshConfig | None = None) -> Trained:
   """Reads a checkpoint's parameters; nothing in the workdir is changed.
 
   Args:
-    workdir: of a run.
+    folder: workdir of the run.
     step: a number, `latest`, or `best`: the lowest validation loss, or the latest where none was validated.
-    mesh: of all devices here, which need not be the one of training; None takes one device.
+    mesh: of all devices of this process, not necessarily that of training; None takes one device.
 
   Raises:
     WorkdirError: there is no run.
     ConfigError: `step` is none of these, or the mesh does not fit the devices or the model.
     CheckpointError: there is no such checkpoint, or it is damaged.
   """
-  place = Workdir(workdir)
-  config = place.load_config()
-  if not place.checkpoints.exists():
-    raise CheckpointError(f"{place.root} has no checkpoint yet")
-  checkpoints = Checkpoints(place.checkpoints, read_only=True)
+  workdir = Workdir(folder)
+  config = workdir.load_config()
+  if not workdir.checkpoints.exists():
+    raise CheckpointError(f"{workdir.root} has no checkpoint yet")
+  checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
   chosen = None if mesh else jax.local_devices()[:1]
   mesh = mesh or MeshConfig()
   devices = make_mesh(mesh, chosen)
   config.model.check_mesh(devices)
   try:
     number = _number(checkpoints, step)
-    graph, *shapes = abstract_model(lambda rngs: make_model(config.model, rngs), devices, fsdp=mesh.fsdp)
-    params, router_state, about = checkpoints.restore_model(number, *shapes)
+    model = abstract_model(config.model.make, devices, fsdp=mesh.fsdp)
+    params, router_state, about = checkpoints.restore_model(number, model.params, model.router_state)
   finally:
     checkpoints.close()
-  return Trained(config, number, graph, params, router_state, about["vocabulary"], devices)
+  return Trained(config, number, model.graph, params, router_state, about["vocabulary"], devices)
 
 
-def kept_steps(workdir: str | pathlib.Path) -> list[int]:
-  """The steps of a run's checkpoints, oldest first; empty where it has none yet."""
-  place = Workdir(workdir)
-  if not place.checkpoints.exists():
+def kept_steps(folder: str | pathlib.Path) -> list[int]:
+  """The steps of a run's checkpoints, oldest first; empty if it has none yet."""
+  workdir = Workdir(folder)
+  if not workdir.checkpoints.exists():
     return []
-  checkpoints = Checkpoints(place.checkpoints, read_only=True)
+  checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
   try:
     return checkpoints.steps()
   finally:
@@ -88,10 +89,10 @@ def kept_steps(workdir: str | pathlib.Path) -> list[int]:
 def check_vocabulary(trained: Trained, vocabulary: Vocabulary) -> None:
   """Raises `ConfigError` unless `vocabulary` is the one that the checkpoint was trained with."""
   old = trained.vocabulary
-  smaller = f"has {vocabulary.size} tokens, the checkpoint's has {old['size']}"
-  require(vocabulary.size >= old["size"], "data.vocabulary", vocabulary.name, smaller)
-  same = vocabulary.fingerprint == old["fingerprint"]
-  require(same, "data.vocabulary", vocabulary.name, f"is not the one of the checkpoint ({old['name']})")
+  wanted = f"expected the checkpoint's vocabulary, {old['name']}"
+  sizes = f"{wanted}: it has {old['size']} tokens, this one {vocabulary.size}"
+  require(vocabulary.size >= old["size"], "data.vocabulary", vocabulary.name, sizes)
+  require(vocabulary.fingerprint == old["fingerprint"], "data.vocabulary", vocabulary.name, wanted)
 
 
 def _number(checkpoints: Checkpoints, step: str) -> int:

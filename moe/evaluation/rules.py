@@ -1,4 +1,4 @@
-"""Under which routing rule a decoder is judged: its own, and a causal one where its own sees later tokens."""
+"""The routing rules under which a decoder is evaluated: its own and, if that sees later tokens, a causal one."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from flax import nnx
 from moe.data import DataConfig
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import Trained
-from moe.models import ModelConfig, make_model
+from moe.models import ModelConfig
 from moe.training.metrics import Record
 from moe.training.state import split
 
@@ -26,10 +26,10 @@ def describe_rule(config: ModelConfig) -> dict[str, str | bool]:
 
 
 def evaluate_by_rules(trained: Trained, data: DataConfig, split_name: str, batches: int = 0) -> Record:
-  """`evaluate` under the run's own rule, with `rule`, what `describe_rule` says of it.
+  """`evaluate` under the run's own rule, with `rule`, its description by `describe_rule`.
 
-  Where that rule sees later tokens and has a causal twin, `causal_rule` holds the same of the twin, and `leak_nats` the
-  loss under the twin minus the loss under the own rule: what the loss owed to the future and to the change of rule.
+  If that rule sees later tokens and has a causal twin, `causal_rule` holds the same of the twin, and `leak_nats` the
+  loss under the twin minus the loss under the own rule: what the loss owes to the future and to the change of rule.
 
   Arguments and errors are those of `evaluate`.
   """
@@ -43,21 +43,23 @@ def evaluate_by_rules(trained: Trained, data: DataConfig, split_name: str, batch
 
 
 def under_causal_rule(trained: Trained) -> Trained | None:
-  """The same parameters with the causal twin of the decoder's router; None where there is no such rule, or no need.
+  """The same parameters with the causal twin of the decoder's router; None if there is no twin, or no need of one.
 
-  State that the twin has and the checkpoint has not begins as in training.
+  State that only the twin has is initialised as in training.
   """
   router = trained.config.model.decoder_router
   twin = router.causal_twin() if trained.config.model.evaluates_on_future else None
   if twin is None:
     return None
-  model = dataclasses.replace(trained.config.model, decoder_router=twin, allow_future_leakage=False)
-  graph, params, router_state = split(nnx.eval_shape(lambda: make_model(model, nnx.Rngs(0))))
+  decoder = trained.config.model.stacks["decoder"]
+  decoder = dataclasses.replace(decoder, moe=dataclasses.replace(decoder.moe, router=twin))
+  model = dataclasses.replace(trained.config.model, decoder=decoder, allow_future_leakage=False)
+  graph, params, router_state = split(nnx.eval_shape(lambda: model.make(nnx.Rngs(0))))
   shapes, wanted = ({k: v.shape for k, v in jax.tree.leaves_with_path(tree)} for tree in (trained.params, params))
   if shapes != wanted:
-    raise ValueError(f"{twin.name} is no twin of {router.name}: their parameters differ")
+    raise ValueError(f"{twin.name} is not a twin of {router.name}: their parameters differ")
   if jax.tree.leaves(router_state):
-    router_state = jax.jit(lambda: split(make_model(model, nnx.Rngs(0)))[2])()
+    router_state = jax.jit(lambda: split(model.make(nnx.Rngs(0)))[2])()
     router_state |= {side: state for side, state in trained.router_state.items() if side != "decoder"}
   config = dataclasses.replace(trained.config, model=model)
   return dataclasses.replace(trained, config=config, graph=graph, router_state=router_state)

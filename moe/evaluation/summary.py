@@ -1,4 +1,4 @@
-"""What a finished training prints: what was learnt, where everything lies, and a sample of generated text."""
+"""What a finished run prints: what it has learnt, where its files are, and a sample of generated text."""
 
 import gzip
 
@@ -16,10 +16,10 @@ from moe.training.trainer import Summary
 
 
 def summarize(config: ExperimentConfig, summary: Summary) -> None:
-  """Draws the loss figure and prints the end of a run."""
+  """Draws the loss figure and prints the end of the run."""
   gzip_bits = gzip_bits_per_byte(config.data)
   leak = ", with future leakage: not a language model's loss" if summary.future_leakage else ""
-  title = f"{config.model.architecture.replace('_', '-')}, {summary.step} steps{leak}"
+  title = f"{config.model.name.replace('_', '-')}, {summary.step} steps{leak}"
   figure = str(summary.workdir.figure)
   try:
     draw_loss(summary.workdir.metrics, summary.workdir.figure, title, gzip_bits)
@@ -28,9 +28,9 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
   lines = [
     "",
     *_validation(summary.validation, leak),
-    *([] if gzip_bits is None else [f"gzip -9:    {gzip_bits:.4f} bits per byte on the same documents"]),
-    *experts_per_token(summary.validation),
-    *sample(config, summary),
+    *([] if gzip_bits is None else [f"gzip -9:    {gzip_bits:.4f} bits per byte of the same documents"]),
+    *experts_per_token_lines(summary.validation),
+    *sample_lines(config, summary),
     f"checkpoint: {summary.checkpoint}",
     f"metrics:    {summary.workdir.metrics}",
     f"figure:     {figure}",
@@ -46,7 +46,7 @@ def _validation(record: Record, leak: str) -> list[str]:
 
 
 def gzip_bits_per_byte(data: DataConfig) -> float | None:
-  """What `gzip -9` makes of the validation text, in bits per byte; None where the source has no text."""
+  """The size of the validation text under `gzip -9`, in bits per byte; None if the source has no text."""
   try:
     text = validation_text(data)
   except DataError:
@@ -54,8 +54,8 @@ def gzip_bits_per_byte(data: DataConfig) -> float | None:
   return 8 * len(gzip.compress(text, 9)) / len(text) if text else None
 
 
-def experts_per_token(record: Record) -> list[str]:
-  """A line a MoE layer: the shares of tokens with 0, 1, 2, 3, 4 and more experts."""
+def experts_per_token_lines(record: Record) -> list[str]:
+  """One line per MoE layer: the shares of tokens with 0, 1, 2, 3, 4 and more experts."""
   name = "/experts_per_token"
   layers = {key.removesuffix(name): shares for key, shares in record.items() if key.endswith(name)}
   if not layers:
@@ -67,24 +67,24 @@ def experts_per_token(record: Record) -> list[str]:
   ]
 
 
-def sample(config: ExperimentConfig, summary: Summary) -> list[str]:
-  """The beginning of a validation text and how the model goes on, drawn at temperature 0.8."""
+def sample_lines(config: ExperimentConfig, summary: Summary) -> list[str]:
+  """The beginning of a validation text and its continuation by the model, sampled at temperature 0.8."""
   if summary.future_leakage:
-    return ["sample:     none, because a decoder that sees later tokens cannot write one by one"]
+    return ["sample:     none, because a decoder that sees later tokens cannot generate"]
   if jax.process_count() > 1:
-    return ["sample:     none on several hosts; python -m moe.generate writes one"]
+    return ["sample:     none with several hosts; use python -m moe.generate"]
   trained, vocabulary = restore(summary.workdir.root, "latest"), open_vocabulary(config)
   try:
-    given = vocabulary.decode(_first_tokens(config))
+    given = vocabulary.decode(_first_tokens(config).tolist())
     length = config.data.targets_length
     (written,) = continue_texts(trained, vocabulary, [given], length, temperature=0.8, top_p=0.95, seed=config.seed)
-  except DataError as error:  # a token directory whose vocabulary file is not there
+  except DataError as error:  # the data are a token directory without the vocabulary's file
     return [f"sample:     none ({error})"]
-  return ["sample, temperature 0.8; given", *_quoted(given), "the model goes on", *_quoted(written)]
+  return ["sample at temperature 0.8; given", *_quoted(given), "the model continues", *_quoted(written)]
 
 
 def _first_tokens(config: ExperimentConfig) -> np.ndarray:
-  """What the first validation example gives to an encoder, or the first half of a decoder's."""
+  """What an encoder reads of the first validation example, or the first half of a decoder's row."""
   with open_pipeline(config, "validation", training=False) as pipeline:
     batch = next(pipeline)
   name = "inputs" if "inputs" in batch else "targets"

@@ -1,15 +1,15 @@
-"""From a prompt's text to the text that a trained model continues it with."""
+"""Continues text: from prompts to what a trained model writes after them."""
 
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe.config import require
 from moe.data import Vocabulary
 from moe.evaluation.decoding import generate
 from moe.evaluation.restore import Trained
-from moe.models import Batch
 
 
 def continue_texts(
@@ -27,7 +27,7 @@ def continue_texts(
   Args:
     trained: from `moe.evaluation.restore`.
     vocabulary: the one it was trained with.
-    prompts: an encoder reads the last `inputs_length` tokens of each; a decoder begins with all of them.
+    prompts: an encoder reads the last `inputs_length` tokens of each, a decoder all of them.
     length: tokens to write, at most; an end-of-text token ends sooner.
     temperature: as in `generate`.
     top_p: as in `generate`.
@@ -35,25 +35,25 @@ def continue_texts(
 
   Raises:
     ConfigError: no prompt, no length, or a sampling option out of range.
-    ValueError: the decoder's router is not causal: it cannot write one token after the other.
+    ValueError: the decoder's router is not causal, so it cannot generate token by token.
   """
   require(len(prompts) > 0, "prompt", list(prompts), "expected at least one")
-  require(length >= 1, "length", length, "must be at least 1 token")
+  require(length >= 1, "length", length, "expected at least 1")
   config = trained.config
-  if config.model.architecture == "encoder_decoder":
+  if config.model.row_format == "inputs_and_targets":
     batch = _encoder_batch(vocabulary, prompts, config.data.inputs_length)
   else:
     batch = {"prompt": _rows([vocabulary.encode(prompt) for prompt in prompts])}
   given = batch["prompt"].shape[1] if "prompt" in batch else 0
-  tokens = generate(
-    trained.model, batch, given + length, temperature=temperature, top_p=top_p, key=jax.random.key(seed)
-  )
-  # A shorter prompt leaves its row more room than `length`.
+  arrays = jax.tree.map(jnp.asarray, batch)
+  key = jax.random.key(seed)
+  tokens = generate(trained.model, arrays, given + length, temperature=temperature, top_p=top_p, key=key)
+  # The row of a shorter prompt has room for more than `length`.
   starts = np.count_nonzero(batch["prompt"], axis=1) if given else np.zeros(len(prompts), int)
   return [vocabulary.decode(row[start : start + length]) for row, start in zip(np.asarray(tokens), starts)]
 
 
-def _encoder_batch(vocabulary: Vocabulary, prompts: Sequence[str], width: int) -> Batch:
+def _encoder_batch(vocabulary: Vocabulary, prompts: Sequence[str], width: int) -> dict[str, np.ndarray]:
   inputs = _rows([vocabulary.encode(prompt)[-width:] for prompt in prompts])
   segments = (inputs > 0).astype(np.int32)
   positions = np.arange(inputs.shape[1], dtype=np.int32) * segments

@@ -51,7 +51,7 @@ def start_decoding(
     ValueError: the decoder's router is not causal.
   """
   if config.evaluates_on_future:
-    name = config.stacks["decoder"].router.name
+    name = config.decoder_router.name
     raise ValueError(
       f"decoder.moe.router.name = {name!r}: cannot decode step by step, as this router is not causal and decides about"
       " a token by those after it; decoding needs a model trained with a causal router"

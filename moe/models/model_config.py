@@ -139,13 +139,13 @@ class ModelConfig(Choice):
   @property
   def leaks_future(self) -> bool:
     """Whether a target's logits may depend on later tokens, in training or evaluation: every result must say so."""
-    router = self._decoder_router
+    router = self.decoder_router
     return router is not None and not (router.is_causal(training=True) and router.is_causal(training=False))
 
   @property
   def evaluates_on_future(self) -> bool:
     """Whether they do so in evaluation: then the model cannot decode."""
-    return self._decoder_router is not None and not self._decoder_router.is_causal(training=False)
+    return self.decoder_router is not None and not self.decoder_router.is_causal(training=False)
 
   def check_batches(self, rows: int, inputs_length: int, targets_length: int) -> None:
     """Raises `ConfigError` where a router cannot divide (micro-)batches of this shape into its groups."""
@@ -173,7 +173,8 @@ class ModelConfig(Choice):
         divides("model", f"{name}.moe.d_ff", stack.moe.d_ff)
 
   @property
-  def _decoder_router(self) -> RouterConfig | None:
+  def decoder_router(self) -> RouterConfig | None:
+    """The router of the stack named "decoder"; None if that is dense, or there is none."""
     decoder = self.stacks.get("decoder")
     return None if decoder is None else decoder.router
 
@@ -189,5 +190,5 @@ class ModelConfig(Choice):
       " or set allow_future_leakage=True to train anyway with a loss that is not a language model's"
     )
     accepted = not self.leaks_future or self.allow_future_leakage
-    name = self._decoder_router.name if self._decoder_router else None
+    name = self.decoder_router.name if self.decoder_router else None
     require(accepted, "decoder.moe.router.name", name, advice)

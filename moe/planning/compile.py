@@ -103,13 +103,15 @@ def forward_flops(config: ExperimentConfig) -> tuple[int, bool]:
     The number, and whether it is exact: a loop whose trip count depends on data (dropless routing) counts as one trip.
   """
   mesh = make_mesh(devices=jax.devices("cpu")[:1])
-  graph, params, router_state = abstract_model(config.model.make, mesh)
+  model = abstract_model(config.model.make, mesh)
 
   def forward(params: Any, router_state: Any, batch: Any, key: jax.Array) -> jax.Array:
-    return merge(graph, params, router_state)(batch, training=True, key=key).logits
+    return merge(model.graph, params, router_state)(batch, training=True, key=key).logits
 
   batch = _batch(config, mesh, config.data.batch_size // config.train.accumulation)
-  lowered = jax.jit(forward).trace(params, router_state, batch, keys(0)[1]).lower(lowering_platforms=("tpu",))
+  lowered = (
+    jax.jit(forward).trace(model.params, model.router_state, batch, keys(0)[1]).lower(lowering_platforms=("tpu",))
+  )
   found = program_costs(hlo.parse(lowered.as_text("hlo")), devices=1)
   return found.flops, found.unknown_loops == 0
 

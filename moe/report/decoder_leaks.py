@@ -23,8 +23,7 @@ def decoder_leaks(trained: Trained, batch: Batch, ids: np.ndarray) -> Informatio
     batch: one that the model reads; it gives the shape of the meter's batches and what the encoder reads.
     ids: int `[n]`, token ids of a text.
   """
-  decoder = trained.config.model.stacks.get("decoder")
-  if decoder is None or decoder.moe is None:
+  if trained.config.model.decoder_router is None:
     return None
   values, counts = np.unique(ids[ids > 1], return_counts=True)
   alphabet = values[np.argsort(-counts, kind="stable")][:_IDS]
@@ -42,6 +41,7 @@ def decoder_masks(trained: Trained, batch: Batch) -> Masks:
   A token is read one position after it is a target, so there is one more target, which is never read.
   """
   rows, length = batch["targets"].shape
+  router = trained.config.model.decoder_router
   ones = jnp.ones((rows, length), jnp.int32)
   positions = jnp.broadcast_to(jnp.arange(length), ones.shape)
   given = batch | {"targets_segments": ones, "targets_positions": positions, "loss_weights": ones.astype(jnp.float32)}
@@ -53,7 +53,7 @@ def decoder_masks(trained: Trained, batch: Batch) -> Masks:
 
   def masks(ids: jax.Array) -> jax.Array:
     found = jax.device_get(routing(jnp.pad(ids, ((0, 0), (0, 1)), constant_values=2)))
-    groups = trained.config.model.stacks["decoder"].router.groups(rows, length)
+    groups = router.groups(rows, length)
     return layer_weights(found, groups, rows, length)[:, :, 1:] > 0
 
   return masks

@@ -1,9 +1,9 @@
-"""Checkpoints: what training needs to go on exactly where it was, written beside training by Orbax.
+"""Checkpoints: all that training needs to resume exactly, written by Orbax while training continues.
 
-A checkpoint is one folder, made under another name and renamed when complete, so a kill leaves none or a whole one. Its
-items: `model` (parameters and routers' state, all that evaluation reads), `optimizer` (its statistics, the step), and
-`run`, a JSON of the input position, what the run is, and a checksum of every array, because the array format does not
-notice a flipped bit.
+A checkpoint is a folder that is written under another name and renamed when complete, so a kill leaves a whole one or
+none. Its items are `model` (parameters and the routers' state, all that evaluation reads), `optimizer` (its statistics
+and the step), and `run`, a JSON file with the input position, a description of the run, and a checksum of every array,
+because the array format does not detect a flipped bit.
 """
 
 import contextlib
@@ -33,12 +33,12 @@ class CheckpointError(RuntimeError):
 
 
 class NonFiniteError(CheckpointError):
-  """The state to be saved holds an infinity or a NaN."""
+  """The state to save holds an infinity or a NaN."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """What a checkpoint held; see `Checkpoints.save`."""
+  """The content of a checkpoint; see `Checkpoints.save`."""
 
   state: TrainState
   position: Any
@@ -50,9 +50,9 @@ class Checkpoints:
   """The checkpoints of one run.
 
   Args:
-    folder: where they lie; made if need be.
+    folder: of the checkpoints; created if it does not exist.
     keep: newest ones to keep, besides the one with the lowest validation loss.
-    read_only: for readers: nothing is made, cleaned or saved.
+    read_only: for readers: nothing is created, cleaned up or saved.
   """
 
   def __init__(self, folder: pathlib.Path, keep: int = 1, *, read_only: bool = False):
@@ -63,22 +63,22 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,
       create=not read_only,
       read_only=read_only,
-      # It would fail on a damaged checkpoint before we could step over it.
+      # Otherwise it fails on a damaged checkpoint before we can skip it.
       lightweight_initialize=True,
     )
     self._manager = ocp.CheckpointManager(folder, options=options)
-    self._fingerprint = jax.jit(fingerprint)
+    self._checksums = jax.jit(checksums)
     self._writing: int | None = None
     self._good = self.latest()
 
   def save(self, state: TrainState, position: Any, about: dict[str, Any], loss: float | None = None) -> bool:
-    """Starts writing a checkpoint and comes back as soon as the arrays are copied; False if the step has one already.
+    """Starts writing a checkpoint and returns once the arrays are copied; False if the step already has one.
 
     Args:
       state: the training state.
-      position: the input position, as JSON can hold it.
-      about: what readers must know of the run (its config, its vocabulary), likewise.
-      loss: validation loss at this step, by which the best checkpoint is known.
+      position: the input position, as JSON values.
+      about: what readers need to know of the run (its config, its vocabulary), as JSON values.
+      loss: validation loss at this step, which ranks checkpoints.
 
     Raises:
       NonFiniteError: `state` has a non-finite number; nothing is written.
@@ -89,7 +89,7 @@ class Checkpoints:
       return False
     self.wait()
     items = {"model": _model(state), "optimizer": _optimizer(state)}
-    checks = {name: jax.device_get(self._fingerprint(item)) for name, item in items.items()}
+    checks = {name: jax.device_get(self._checksums(item)) for name, item in items.items()}
     if not all(finite for _, finite in checks.values()):
       raise NonFiniteError(f"the state at step {step} is not finite and was not saved")
     run = {"position": position, "about": about, "loss": loss}
@@ -105,12 +105,12 @@ class Checkpoints:
     return True
 
   def poll(self) -> None:
-    """Notices, without waiting, that what was being written is whole or has failed; raises as `wait`."""
+    """Checks, without waiting, whether the checkpoint being written is complete or has failed; raises as `wait`."""
     if self._writing is not None and not self._manager.is_saving_in_progress():
       self.wait()
 
   def wait(self) -> None:
-    """Waits until what is being written is whole.
+    """Waits until the checkpoint being written is complete.
 
     Raises:
       CheckpointError: it could not be written; the message names the last good checkpoint, which is untouched.
@@ -129,13 +129,13 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      # After a failure Orbax raises it once more.
+      # After a failure Orbax raises it again.
       with contextlib.suppress(Exception):
         self._manager.close()
 
   @property
   def last_good(self) -> pathlib.Path | None:
-    """Folder of the newest checkpoint known to be whole."""
+    """Folder of the newest checkpoint known to be complete."""
     return None if self._good is None else self.folder / str(self._good)
 
   def steps(self) -> list[int]:
@@ -151,21 +151,21 @@ class Checkpoints:
     return self._best_of(self._manager.all_steps())
 
   def about(self) -> dict[str, Any]:
-    """What `save` was told of the newest checkpoint's run, without its arrays; empty where there is none to read."""
+    """The newest checkpoint's `about`, read without its arrays; empty if there is none to read."""
     newest = self.latest()
     return {} if newest is None else self._run(newest).get("about", {})
 
   def restore(self, abstract: TrainState, notify: Callable[[str], None]) -> Restored | None:
-    """The newest whole checkpoint, or None where there is none at all.
+    """The newest checkpoint that can be read, or None if there are no checkpoints.
 
-    A damaged newer one is renamed to `damaged-STEP`, and `notify` is told in one line.
+    Newer, damaged ones are renamed to `damaged-STEP`.
 
     Args:
       abstract: the state's shapes, dtypes and shardings.
-      notify: takes the line.
+      notify: called with one line per damaged checkpoint.
 
     Raises:
-      CheckpointError: there are checkpoints and none can be read; all are left as they are.
+      CheckpointError: there are checkpoints and none can be read; all are left unchanged.
     """
     damaged = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -177,7 +177,7 @@ class Checkpoints:
         continue
       for bad, why in damaged.items():
         self._set_aside(bad)
-        notify(f"checkpoint {bad} is damaged ({why}): kept as damaged-{bad}; going on from step {step}")
+        notify(f"checkpoint {bad} is damaged ({why}): kept as damaged-{bad}; resuming from step {step}")
       self._good = step
       return restored
     if damaged:
@@ -186,7 +186,7 @@ class Checkpoints:
     return None
 
   def restore_model(self, step: int, params: Any, router_state: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Parameters, routers' state and `about` of one step, given shapes, dtypes and shardings of the first two.
+    """Parameters, routers' state and `about` of one step, given the shapes, dtypes and shardings of the arrays.
 
     Raises:
       CheckpointError: the step has no checkpoint, or a damaged one.
@@ -206,11 +206,11 @@ class Checkpoints:
     return Restored(TrainState(**items["model"], **items["optimizer"]), run["position"], run["about"], run["loss"])
 
   def _items(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The named items of a checkpoint, compared with their checksums, and its JSON."""
+    """The named items of a checkpoint, verified by their checksums, and its JSON."""
     args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
     items = self._manager.restore(step, args=ocp.args.Composite(**args, run=ocp.args.JsonRestore()))
     for name in abstract:
-      sums, _ = jax.device_get(self._fingerprint(items[name]))
+      sums, _ = jax.device_get(self._checksums(items[name]))
       if sums.tolist() != items["run"]["checksums"][name]:
         raise CheckpointError(f"the checksums of its {name} differ")
     return {name: items[name] for name in abstract}, items["run"]
@@ -222,12 +222,12 @@ class Checkpoints:
     return None if best is None or math.isinf(self._losses[best]) else best
 
   def _stored_loss(self, step: int) -> float:
-    """For ranking: a checkpoint that was not validated, or whose loss cannot be read, is never the best."""
+    """Infinite for a checkpoint that was not validated or whose loss cannot be read, so it is never the best."""
     loss = self._run(step).get("loss")
     return math.inf if loss is None else loss
 
   def _run(self, step: int) -> dict[str, Any]:
-    """A checkpoint's JSON; empty where it cannot be read."""
+    """A checkpoint's JSON; empty if it cannot be read."""
     try:
       return json.loads((self.folder / str(step) / "run" / "metadata").read_text())
     except (OSError, ValueError):
@@ -248,8 +248,8 @@ class Checkpoints:
     return CheckpointError(f"checkpoint {step} could not be written ({_line(error)}); {kept}")
 
 
-def fingerprint(tree: Any) -> tuple[jax.Array, jax.Array]:
-  """A checksum of every leaf, uint32 `[leaves]`, the same on any mesh; and whether all numbers are finite."""
+def checksums(tree: Any) -> tuple[jax.Array, jax.Array]:
+  """The checksum of each leaf, uint32 `[leaves]`, the same on any mesh; and whether all numbers are finite."""
   leaves = jax.tree.leaves(tree)
   finite = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
   sums = [jnp.sum(_bits(leaf), dtype=jnp.uint32) for leaf in leaves]
@@ -271,7 +271,7 @@ def _optimizer(state: TrainState) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-  """Orbax's policy of keeping the one step that `choose` picks."""
+  """A policy of Orbax that keeps the step chosen by `choose`."""
 
   choose: Callable[[Sequence[int]], int | None]
 
@@ -282,15 +282,16 @@ class _Steps:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Within, the reads that Orbax abandons after a first error do not print their own, over pages."""
+  """Silences the pages of errors from the reads that Orbax abandons after the first error."""
   hooks, logger = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
   level = logger.level
-  sys.excepthook = sys.unraisablehook = lambda *unused: None
+  sys.excepthook = lambda *unused: None
+  sys.unraisablehook = lambda unused: None
   logger.setLevel(logging.CRITICAL + 1)
   try:
     yield
   except Exception:
-    gc.collect()  # abandoned tasks speak when they are collected
+    gc.collect()  # abandoned tasks report when they are collected
     raise
   finally:
     sys.excepthook, sys.unraisablehook = hooks
@@ -298,7 +299,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-  """What went wrong in few words: array stores explain themselves over pages."""
+  """The gist of an error: array stores explain themselves over pages."""
   if code := re.search(r"os_error_code='(\d+)'", str(error)):
     return os.strerror(int(code[1]))
   text = str(error).strip() or type(error).__name__

@@ -1,4 +1,4 @@
-"""The training section of a config, the whole tree, and the checks across its sections."""
+"""An experiment: its training section, the whole tree of its config, and the checks across sections."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ from moe.config import ConfigError, build, require
 from moe.data.data_config import DataConfig
 from moe.models import ModelConfig
 from moe.parallel.mesh import MeshConfig, check_rows
-from moe.training.optimizer import OptimizerConfig
+from moe.training.optimizer import Adafactor, OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """How long to train, and when to look and save.
+  """How long to train, and when to log, validate and save.
 
   Attributes:
     steps: updates of the whole run.
-    accumulation: micro-batches that a batch is cut into, one after the other, to save memory.
+    accumulation: micro-batches per batch, computed one after the other to save memory.
     logits_z_loss: weight of the squared log normaliser of the logits (T5's is 1e-4).
-    log_every: steps between records of training metrics.
-    eval_every: steps between validations; there is one more at the last step.
-    eval_batches: batches of a validation, the split's first ones, which may be untypical; 0 takes the whole split.
-    checkpoint_every: steps between checkpoints; there is one more at the last step.
-    keep: newest checkpoints to keep; the one with the best validation loss stays besides.
-    compilation_cache: where compiled programs are kept between runs; empty means the user's cache folder.
+    log_every: steps between records of training metrics; the last step has one too.
+    eval_every: steps between validations; the last step has one too.
+    eval_batches: batches per validation, the first ones of the split, which may not be typical; 0 for the whole split.
+    checkpoint_every: steps between checkpoints; the last step has one too.
+    keep: newest checkpoints to keep, besides the one with the best validation loss.
+    compilation_cache: folder of compiled programs, kept between runs; empty for the user's cache folder.
   """
 
   steps: int
@@ -40,37 +40,50 @@ class TrainConfig:
   keep: int = 2
   compilation_cache: str = ""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in ("steps", "accumulation", "log_every", "eval_every", "checkpoint_every", "keep"):
-      require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+      require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
     for name in ("logits_z_loss", "eval_batches"):
-      require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+      require(getattr(self, name) >= 0, name, getattr(self, name), "expected at least 0")
+
+  def logs_at(self, step: int) -> bool:
+    """Whether the metrics of this step are recorded."""
+    return step % self.log_every == 0 or step == self.steps
+
+  def validates_at(self, step: int) -> bool:
+    """Whether validation follows this step."""
+    return step > 0 and (step % self.eval_every == 0 or step == self.steps)
+
+  def saves_at(self, step: int) -> bool:
+    """Whether a checkpoint follows this step."""
+    return step % self.checkpoint_every == 0 or step == self.steps
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-  """Everything that determines a run; `mesh` only where it is computed."""
+  """Everything that determines a run. `mesh` changes where it is computed, not what."""
 
   seed: int
   model: ModelConfig
   data: DataConfig
-  optimizer: OptimizerConfig
   train: TrainConfig
+  optimizer: OptimizerConfig = dataclasses.field(default_factory=Adafactor)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
-  def __post_init__(self):
-    require(self.seed >= 0, "seed", self.seed, "must not be negative")
-    warmup, steps = self.optimizer.warmup_steps, self.train.steps
-    require(warmup <= steps, "optimizer.warmup_steps", warmup, f"must not be more than train.steps = {steps}")
+  def __post_init__(self) -> None:
+    require(self.seed >= 0, "seed", self.seed, "expected at least 0")
+    warmup, steps = self.optimizer.schedule.warmup_steps, self.train.steps
+    wanted = f"expected at most train.steps = {steps}"
+    require(warmup <= steps, "optimizer.schedule.warmup_steps", warmup, wanted)
     batch, parts = self.data.batch_size, self.train.accumulation
-    require(batch % parts == 0, "train.accumulation", parts, f"must divide data.batch_size = {batch}")
+    require(batch % parts == 0, "train.accumulation", parts, f"expected a divisor of data.batch_size = {batch}")
     try:
       self.model.check_batches(batch // parts, self.data.inputs_length, self.data.targets_length)
     except ConfigError as error:
       raise error.under("model") from None
 
   def check_mesh(self, mesh: Mesh) -> None:
-    """Raises `ConfigError` unless the model and its batches can be divided over the mesh."""
+    """Raises `ConfigError` unless the mesh divides the model and its batches."""
     self.model.check_mesh(mesh)
     check_rows(
       mesh, self.data.batch_size // self.train.accumulation, "config.data.batch_size / config.train.accumulation"

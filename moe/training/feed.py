@@ -1,4 +1,4 @@
-"""What training asks of the data: this host's pipelines, and one input position for all hosts."""
+"""What training needs of the data: this host's pipelines, and one input position for all hosts."""
 
 import json
 from typing import Any
@@ -21,24 +21,24 @@ def open_vocabulary(config: ExperimentConfig) -> Vocabulary:
     ConfigError: it is missing, or has more tokens than the model.
   """
   vocabulary, allowed = make_vocabulary(config.data), config.model.vocab_size
-  wanted = f"the data's vocabulary has {vocabulary.size} tokens; give at least that many"
+  wanted = f"expected at least {vocabulary.size}, the tokens of the data's vocabulary"
   require(vocabulary.size <= allowed, "config.model.vocab_size", allowed, wanted)
   return vocabulary
 
 
 def describe(vocabulary: Vocabulary) -> dict[str, Any]:
-  """What a checkpoint remembers of the vocabulary it was trained with."""
+  """What a checkpoint stores of its vocabulary."""
   return {"name": vocabulary.name, "size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
 
 
 def byte_lengths(vocabulary: Vocabulary, vocab_size: int) -> np.ndarray:
-  """`[vocab_size]`, bytes of text for each of the model's tokens; those above the vocabulary stand for none."""
+  """`[vocab_size]`, bytes of text for each of the model's tokens; 0 for those beyond the vocabulary."""
   lengths = vocabulary.byte_lengths()
   return np.pad(lengths, (0, vocab_size - len(lengths)))
 
 
 def open_pipeline(config: ExperimentConfig, split: str, mesh: Mesh | None = None, *, training: bool) -> Pipeline:
-  """A split's batches: of each the rows that this host's devices of the mesh hold, or without one the whole.
+  """The batches of a split: the rows that this host's devices of the mesh hold, or all rows without a mesh.
 
   Raises:
     ConfigError, DataError: what is wrong with the config or the data.
@@ -64,5 +64,5 @@ def whole_position(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def join_positions(positions: list[dict[str, Any]]) -> dict[str, Any]:
-  """One position with the streams of all."""
+  """One position with the streams of all hosts."""
   return positions[0] | {"streams": {name: at for position in positions for name, at in position["streams"].items()}}

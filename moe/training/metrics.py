@@ -1,4 +1,4 @@
-"""Metrics on disk: `metrics.jsonl`, one JSON object a line, and TensorBoard's event files."""
+"""Metrics on disk: `metrics.jsonl`, one JSON object per line, and TensorBoard's event files."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ Record = dict[str, Any]
 
 
 def flatten_layers(layers: Mapping[str, Mapping[str, Any]]) -> Record:
-  """Routers' metrics by stack and name, one row a layer, as `STACK/layer_I/NAME`; vectors become lists."""
+  """Routers' metrics by stack and name, one row per layer, as `STACK/layer_I/NAME`; vectors become lists."""
   return {
     f"{stack}/layer_{index}/{name}": np.asarray(row).tolist()
     for stack, metrics in layers.items()
@@ -26,11 +26,11 @@ def flatten_layers(layers: Mapping[str, Mapping[str, Any]]) -> Record:
 
 
 def read_metrics(path: pathlib.Path) -> list[Record]:
-  """The records of a run in the order of their steps, the last one written for every step and kind.
+  """The records of a run in the order of their steps, the last one written for each step and kind.
 
-  A run that was killed and went on from its checkpoint writes some steps twice; a line cut short by a kill is left out.
+  A run that was killed and resumed writes some steps twice. A line cut short by a kill is ignored.
   """
-  records = {}
+  records: dict[tuple[int, str], Record] = {}
   for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
     try:
       record = json.loads(line)
@@ -41,12 +41,12 @@ def read_metrics(path: pathlib.Path) -> list[Record]:
 
 
 class MetricsWriter:
-  """Appends records to `metrics.jsonl` and, where TensorFlow is installed, to TensorBoard's files.
+  """Appends records to `metrics.jsonl` and, if TensorFlow is installed, to TensorBoard's files.
 
   Args:
-    path: the JSON lines.
+    path: of the JSON lines.
     tensorboard: folder of the event files; None for none.
-    common: what every record says besides, such as that the run's loss leaks the future.
+    common: fields of every record, such as a mark that the run's loss leaks the future.
   """
 
   def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path | None = None, common: Record | None = None):
@@ -58,7 +58,7 @@ class MetricsWriter:
     self._tensorboard = tensorboard and _tensorboard(tensorboard)
 
   def write(self, step: int, kind: str, values: Record) -> None:
-    """One record; non-finite numbers become strings, because JSON has none."""
+    """Appends one record; non-finite numbers become strings, because JSON has none."""
     record = {"step": step, "kind": kind} | self._common | values
     self._file.write(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n")
     self._file.flush()
@@ -71,7 +71,7 @@ class MetricsWriter:
     self._to_tensorboard(lambda writer: writer.close())
 
   def _to_tensorboard(self, action: Callable[[Any], None]) -> None:
-    """Does without it after an error: the same numbers are in `metrics.jsonl`."""
+    """Gives up TensorBoard after an error: the same numbers are in `metrics.jsonl`."""
     if not self._tensorboard:
       return
     try:
@@ -89,8 +89,8 @@ def _finite(value: Any) -> Any:
   return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _tensorboard(folder: pathlib.Path):
-  """A clu writer that does not delay training; None, and a line that says so, where its packages are missing."""
+def _tensorboard(folder: pathlib.Path) -> Any:
+  """A clu writer that does not delay training; if its packages are missing, None and a printed line."""
   missing = [name for name in ("clu", "tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
   if missing:
     print(f"not installed: {', '.join(missing)}; metrics go to metrics.jsonl only, not to TensorBoard", flush=True)
@@ -103,7 +103,7 @@ def _tensorboard(folder: pathlib.Path):
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-  """Within, nothing reaches stderr: TensorFlow's C++ greets there on import, whatever its log level."""
+  """Discards stderr: TensorFlow's C++ writes there on import, whatever its log level."""
   sys.stderr.flush()
   kept = os.dup(2)
   with open(os.devnull, "wb") as nothing:

@@ -1,36 +1,37 @@
-"""What a person sees of a running training: its speed, on a bar on a terminal, in plain lines anywhere else."""
+"""What a person sees of a run: a progress bar on a terminal, plain lines anywhere else."""
 
 import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from tqdm import tqdm
 
 
 class Progress:
-  """Loss, speed and time left.
+  """Loss, speed and remaining time.
 
   Args:
-    start: updates made before; total: updates of the whole run.
-    leaks: whether the loss may know the future, which every figure shown then says.
-    stream: where to write; a bar if it is a terminal.
+    start: updates made before.
+    total: updates of the whole run.
+    leaks: whether the loss may know the future; it is then never shown without these words.
+    stream: where to write, stderr by default; a terminal gets a bar.
   """
 
   def __init__(self, start: int, total: int, *, leaks: bool = False, stream: TextIO | None = None):
     self._first, self._total, self._began = start + 1, total, time.monotonic()
     self._label = "loss (future leakage)" if leaks else "loss"
     self._stream = stream or sys.stderr
-    self._bar = None
+    self._bar: tqdm | None = None
     if self._stream.isatty():
       self._bar = tqdm(initial=start, total=total, unit="step", file=self._stream, dynamic_ncols=True)
 
   def step(self, step: int, loss: float, tokens_per_second: float, *, log: bool) -> None:
-    """After every step; without a terminal only steps to `log` are shown."""
+    """Shows a step; without a terminal only if it is to `log`."""
     if step == self._first:
-      self._began = time.monotonic()  # this step was compiled as well; the others will not be
+      self._began = time.monotonic()  # leaves out the first step, which includes compilation
     text = f"{self._label} {loss:.4f}, {tokens_per_second:,.0f} tokens/s"
     if self._bar is not None:
       self._bar.set_postfix_str(text, refresh=False)
@@ -39,10 +40,11 @@ class Progress:
       self.line(f"step {step}/{self._total}: {text}, {self._left(step)} left")
 
   def validation(self, step: int, loss: float, bits_per_byte: float) -> None:
+    """Shows the result of a validation."""
     self.line(f"validation at step {step}: {self._label} {loss:.4f}, {bits_per_byte:.4f} bits per byte")
 
   def line(self, text: str) -> None:
-    """A line of its own, above the bar where there is one."""
+    """Prints a line, above the bar if there is one."""
     if self._bar is not None:
       self._bar.write(text, file=self._stream)
     else:
@@ -60,22 +62,25 @@ class Progress:
 
 
 class Clock:
-  """Speed since the last record, and the share of its time in which the device waited for input.
+  """The speed since the last record, and the share of the time in which the device waited for input.
 
-  The share is an upper bound: a wait counts whole when the device was found idle at its end.
+  The share is an upper bound: a wait counts in full if the device is idle at its end.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.restart()
 
   def restart(self) -> None:
+    """Begins a new measurement."""
     self._began, self._tokens, self._waited = time.monotonic(), 0, 0.0
 
   def count(self, tokens: int) -> None:
+    """Adds the tokens of a step."""
     self._tokens += tokens
 
   @contextlib.contextmanager
-  def waiting(self, idle: Callable[[], bool]):
+  def waiting(self, idle: Callable[[], bool]) -> Iterator[None]:
+    """Measures a wait for input, which counts if the device is `idle` at its end."""
     began = time.monotonic()
     yield
     if idle():

@@ -1,25 +1,23 @@
-"""What a config trains with: optimizer, state and step, made alike for a run, for its plan and for its benchmark."""
+"""What a config trains with: optimizer, state and step, the same for a run, its plan and its benchmark."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
 from moe.training.experiment import ExperimentConfig
-from moe.training.optimizer import make_optimizer, make_schedule
-from moe.training.state import Stored, TrainState, abstract_state, keys, make_state
+from moe.training.state import Stored, TrainState, abstract_model, abstract_state, keys, make_state
 from moe.training.step import make_eval_step, make_train_step
 
 
 class Setup:
-  """A config on a mesh. Nothing is computed or allocated until `first_state`; steps compile when first called.
+  """A config on a mesh. Nothing is computed or allocated before `first_state`; steps compile when first called.
 
   Attributes:
-    mesh: over which all arrays are divided.
-    optimizer: Optax's transformation.
+    mesh: of the devices that hold all arrays.
     graph: the model's structure.
+    optimizer: Optax's transformation.
     abstract: shapes, dtypes and shardings of the state.
 
   Raises:
@@ -29,23 +27,25 @@ class Setup:
   def __init__(self, config: ExperimentConfig, mesh: Mesh):
     config.check_mesh(mesh)
     self._config, self.mesh = config, mesh
-    self.optimizer = make_optimizer(config.optimizer, config.train.steps)
-    self.graph, self.abstract = abstract_state(self._make_model, self.optimizer, mesh, fsdp=config.mesh.fsdp)
+    model = abstract_model(config.model.make, mesh, fsdp=config.mesh.fsdp)
+    self.graph = model.graph
+    self.optimizer = config.optimizer.make(config.train.steps, model.stacked)
+    self.abstract = abstract_state(model, self.optimizer, mesh)
 
   def first_state(self, stored: Stored) -> TrainState:
     """The state at step 0; `stored` is from `stored_router_state`."""
-    return make_state(self._make_model, self.optimizer, self._config.seed, self.abstract, stored)
+    return make_state(self._config.model.make, self.optimizer, self._config.seed, self.abstract, stored)
 
   def train_step(
     self, byte_lengths: jax.typing.ArrayLike
   ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, Any]]]:
-    """`make_train_step` of the config; `byte_lengths` `[V]`, of the text of each token."""
+    """`make_train_step` of the config; `byte_lengths` `[V]` is the length of each token's text."""
     train = self._config.train
     return make_train_step(
       self.graph,
       self.abstract,
       self.optimizer,
-      make_schedule(self._config.optimizer, train.steps),
+      self._config.optimizer.make_schedule(train.steps),
       keys(self._config.seed)[1],
       accumulation=train.accumulation,
       logits_z_loss=train.logits_z_loss,
@@ -56,6 +56,3 @@ class Setup:
     """`make_eval_step` of the config."""
     accumulation = self._config.train.accumulation
     return make_eval_step(self.graph, byte_lengths, accumulation=accumulation, mesh=self.mesh)
-
-  def _make_model(self, rngs: nnx.Rngs) -> nnx.Module:
-    return self._config.model.make(rngs)

@@ -1,8 +1,8 @@
-"""What training moves: parameters, the routers' own state, the optimizer's statistics, the step."""
+"""The state of training: parameters, the routers' own state, the optimizer's statistics, the step."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from moe.config import ConfigError, require
 from moe.models import ModelConfig
 from moe.parallel.mesh import replicated
-from moe.parallel.sharding import shard_parameters, shard_statistics
+from moe.parallel.sharding import shard_parameters, shard_statistics, stacked_axes
 from moe.routing import RouterConfig, Site
+from moe.training.optimizer import StackedAxes
 
 # Arrays of routers' states, by stack ("encoder", "decoder") and name.
 Stored = dict[str, dict[str, np.ndarray]]
@@ -24,12 +25,12 @@ Stored = dict[str, dict[str, np.ndarray]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """A pytree of arrays only; the model's structure is kept apart as an `nnx.GraphDef`.
+  """A pytree of arrays only; the model's structure is kept separately as an `nnx.GraphDef`.
 
   Attributes:
     step: int32 scalar, updates made.
     params: nested dict, the model's `nnx.Param`s, float32.
-    router_state: nested dict, its other variables, which training moves without a gradient.
+    router_state: nested dict, its other variables, which training updates without a gradient.
     opt_state: Optax's.
   """
 
@@ -41,8 +42,9 @@ class TrainState:
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
   """A model's structure, its parameters and its other state, the last two as plain dicts."""
-  graph, params, others = nnx.split(model, nnx.Param, ...)
-  return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(others)
+  graph, *states = nnx.split(model, nnx.Param, ...)
+  params, others = map(nnx.to_pure_dict, states)
+  return graph, params, others
 
 
 def merge(graph: nnx.GraphDef, params: dict[str, Any], router_state: dict[str, Any]) -> nnx.Module:
@@ -61,9 +63,9 @@ def make_state(
 
   Args:
     make_model: from its random streams.
-    optimizer: whose statistics to begin.
+    optimizer: whose statistics are initialised.
     seed: of the parameters.
-    abstract: from `abstract_state`; says over what mesh arrays are divided, the same numbers on any.
+    abstract: from `abstract_state`; its shardings divide the arrays, and the numbers are the same on any mesh.
     stored: from `stored_router_state`.
   """
 
@@ -82,12 +84,12 @@ def stored_router_state(config: ModelConfig, vocabulary: str) -> Stored:
 
   Args:
     config: of the model.
-    vocabulary: fingerprint of the data's.
+    vocabulary: fingerprint of the data's vocabulary.
 
   Raises:
     ConfigError: a file is missing, or was made for another vocabulary or number of experts.
   """
-  stored = {}
+  stored: Stored = {}
   for name, stack in config.stacks.items():
     if stack.moe is None:
       continue
@@ -101,46 +103,51 @@ def stored_router_state(config: ModelConfig, vocabulary: str) -> Stored:
 
 
 def _check_shapes(arrays: dict[str, np.ndarray], router: RouterConfig, site: Site, layers: int) -> None:
-  """Whether every array is one layer's, or has a leading axis of all the `layers` of the stack that have experts."""
+  """Requires every array to be one layer's, or to have a leading axis of all the stack's `layers` with experts."""
   if not arrays:
     return
   state = split(nnx.eval_shape(lambda: router.make(site, nnx.Rngs(0))))[2]
   for name, array in arrays.items():
     one = state[name].shape
     fits = array.shape in (one, (layers, *one))
-    require(fits, name, array.shape, f"expected the shape {one}, or {(layers, *one)} with the MoE layers before")
+    require(fits, name, array.shape, f"expected the shape {one}, or {(layers, *one)} with an axis of MoE layers")
 
 
-def abstract_state(
-  make_model: Callable[[nnx.Rngs], nnx.Module],
-  optimizer: optax.GradientTransformation,
-  mesh: Mesh,
-  *,
-  fsdp: bool = False,
-) -> tuple[nnx.GraphDef, TrainState]:
-  """A model's structure, and shapes, dtypes and shardings of its state: nothing is computed or allocated.
+@dataclasses.dataclass(frozen=True)
+class AbstractModel:
+  """A model of which nothing has been computed or allocated.
 
-  Args:
-    make_model: from its random streams.
-    optimizer: whose statistics belong to the state.
-    mesh: over which arrays are divided.
-    fsdp: see `MeshConfig`.
+  Attributes:
+    graph: its structure.
+    params, router_state: shapes, dtypes and shardings of what `split` returns beside it.
+    stacked: how many leading axes of each parameter enumerate matrices (`stacked_axes`).
   """
-  graph, params, router_state = abstract_model(make_model, mesh, fsdp=fsdp)
-  opt_state = jax.eval_shape(optimizer.init, params)
-  opt_state = _placed(opt_state, shard_statistics(opt_state, params, mesh))
+
+  graph: nnx.GraphDef
+  params: dict[str, Any]
+  router_state: dict[str, Any]
+  stacked: StackedAxes
+
+
+def abstract_model(make_model: Callable[[nnx.Rngs], nnx.Module], mesh: Mesh, *, fsdp: bool = False) -> AbstractModel:
+  """The model that `make_model` makes from its random streams, divided over a mesh; `fsdp` as in `MeshConfig`."""
+  graph, *states = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))), nnx.Param, ...)
+  params, others = states
+  router_state = nnx.to_pure_dict(others)
+  return AbstractModel(
+    graph,
+    _with_shardings(nnx.to_pure_dict(params), shard_parameters(params, mesh, fsdp)),
+    _with_shardings(router_state, jax.tree.map(lambda _: replicated(mesh), router_state)),
+    stacked_axes(params),
+  )
+
+
+def abstract_state(model: AbstractModel, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+  """Shapes, dtypes and shardings of the state of training a model: nothing is computed or allocated."""
+  opt_state = jax.eval_shape(optimizer.init, model.params)
+  opt_state = _with_shardings(opt_state, shard_statistics(opt_state, model.params, mesh))
   step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-  return graph, TrainState(step, params, router_state, opt_state)
-
-
-def abstract_model(
-  make_model: Callable[[nnx.Rngs], nnx.Module], mesh: Mesh, *, fsdp: bool = False
-) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-  """A model's structure, and the shapes, dtypes and shardings of what `split` gives beside it."""
-  graph, params, others = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))), nnx.Param, ...)
-  placed = _placed(nnx.to_pure_dict(params), shard_parameters(params, mesh, fsdp))
-  others = nnx.to_pure_dict(others)
-  return graph, placed, _placed(others, jax.tree.map(lambda _: replicated(mesh), others))
+  return TrainState(cast(jax.Array, step), model.params, model.router_state, opt_state)
 
 
 def shardings_of(tree: Any) -> Any:
@@ -148,11 +155,11 @@ def shardings_of(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def _placed(shapes: Any, shardings: Any) -> Any:
-  def place(leaf, sharding):
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+  def with_sharding(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-  return jax.tree.map(place, shapes, shardings)
+  return jax.tree.map(with_sharding, shapes, shardings)
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,13 @@ Batch = dict[str, jax.Array]
 def token_sums(
   logits: jax.Array, targets: jax.Array, weights: jax.Array, byte_lengths: jax.typing.ArrayLike
 ) -> dict[str, jax.Array]:
-  """Weighted sums over a batch's target tokens, from which every mean is made.
+  """Weighted sums over the target tokens of a batch, from which all means are computed.
 
   Args:
-    logits: float `[B, T, V]`, taken to float32.
+    logits: float `[B, T, V]`, converted to float32.
     targets: int32 `[B, T]`.
-    weights: float32 `[B, T]`, 0 where a token carries no loss.
-    byte_lengths: `[V]`, bytes of text that each token stands for.
+    weights: float32 `[B, T]`, 0 for a token without loss.
+    byte_lengths: `[V]`, length of each token's text in bytes.
 
   Returns:
     float32 scalars, exact for counts below 2^24: `nll` in nats, `z`, the squared log normaliser (T5's logits z-loss),
@@ -47,16 +47,16 @@ def token_sums(
 
 @jax.named_scope("vocabulary")
 def token_losses(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """float32 `[B, T]`: the cross-entropy of every target in nats, and the log normaliser of its logits."""
+  """float32 `[B, T]`: the cross-entropy of each target in nats, and the log normaliser of its logits."""
   logits = logits.astype(jnp.float32)
   log_normaliser = jax.nn.logsumexp(logits, axis=-1)
   return log_normaliser - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], log_normaliser
 
 
 def policies_loss(output: ModelOutput, batch: Batch) -> jax.Array:
-  """The loss of all routers that learn by REINFORCE; 0 where there is none.
+  """The loss of all routers trained by REINFORCE; 0 if there is none.
 
-  A decoder's token costs the cross-entropy of its own target; an encoder's the mean over the targets of its row.
+  A decoder's token costs the cross-entropy of its target; an encoder's, the mean over the targets of its row.
   """
   total = jnp.zeros(())
   for side, policy in output.policy.items():
@@ -74,7 +74,7 @@ def policies_loss(output: ModelOutput, batch: Batch) -> jax.Array:
 
 
 def bits_per_byte(nll: jax.typing.ArrayLike, text_bytes: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-  """Nats over a text to bits for each of its bytes: comparable between vocabularies, and with compressors."""
+  """Converts nats over a text to bits per byte, which compares between vocabularies and with compressors."""
   return nll / (math.log(2) * text_bytes)
 
 
@@ -91,13 +91,13 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
   """The compiled step: `(state, batch) -> (state, metrics)`. It consumes the state it is given.
 
-  `state`, or its shapes, only says where arrays lie; batches come from `put_batch` on the same mesh.
+  Only the shardings of `state` are used, so its shapes will do; batches come from `put_batch` on the same mesh.
 
   The metrics are device arrays: `loss`, the cross-entropy alone in nats per weighted target token; `logits_z_loss` and
   `auxiliary_loss`, as weighted in the objective; `bits_per_byte`; `accuracy`; `gradient_norm`, before clipping;
   `learning_rate`; `target_tokens`, weighted; `tokens`, the encoder's and decoder's without padding; `layers`, the
-  routers' metrics by stack and name, one row a layer. With accumulation, auxiliary losses and router metrics are means
-  over the micro-batches.
+  routers' metrics by stack and name, one row per layer. With accumulation, auxiliary losses and router metrics are
+  means over the micro-batches.
   """
 
   def objective(params, router_state, micro, micro_key, total_weight):
@@ -111,7 +111,7 @@ def make_train_step(
     return value, (report, split(model)[2])
 
   gradient = jax.grad(objective, has_aux=True)
-  mesh = state.step.sharding.mesh
+  mesh = cast(Any, state.step.sharding).mesh
 
   def accumulate(state, batch, step_key, total_weight):
     """Gradients and summed reports of the whole batch, and the routers' state after it."""
@@ -137,7 +137,7 @@ def make_train_step(
     return jax.lax.scan(body, (router_state, total), rest)[0]
 
   def step(state: TrainState, batch: Batch):
-    # The whole batch's weight divides every micro-batch's sum: a mean of means would favour tokens of short ones.
+    # Each micro-batch's sum is divided by the weight of the whole batch: a mean of means would favour short ones.
     total_weight = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
     step_key = jax.random.fold_in(key, state.step)
     with tracing_for(mesh):
@@ -168,8 +168,8 @@ def make_eval_step(
 ) -> Callable[[dict, dict, Batch], dict[str, Any]]:
   """The compiled evaluation: `(params, router_state, batch) -> sums`.
 
-  The sums are those of `token_sums`, and `layers`, the routers' metrics, as means over the micro-batches. A batch is
-  read in the micro-batches of training, because a routing group may be a whole one.
+  The sums are those of `token_sums`, and `layers`, the routers' metrics as means over the micro-batches. A batch is
+  divided into the micro-batches of training, because a routing group may be a whole one.
   """
 
   def step(params, router_state, batch):
@@ -186,14 +186,14 @@ def make_eval_step(
 
 
 def micro_batches(batch: Batch, count: int) -> Batch:
-  """`[B, ...]` to `[count, B / count, ...]`, rows dealt in turn.
+  """`[B, ...]` to `[count, B / count, ...]`: row `i` goes to micro-batch `i % count`.
 
-  Dealing instead of cutting leaves every row on its device, and the same rows together on any number of devices.
+  Dealt in turn, rows stay on their devices, and the same rows share a micro-batch on any number of devices.
   """
   return {name: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
 
 
 def real_tokens(batch: Batch) -> jax.Array:
-  """Tokens that are not padding, of inputs and targets."""
-  segments = (value for name, value in batch.items() if name.endswith("_segments"))
-  return sum(jnp.sum(value > 0) for value in segments)
+  """The number of tokens of inputs and targets that are not padding."""
+  segments = [value for name, value in batch.items() if name.endswith("_segments")]
+  return sum((jnp.sum(value > 0) for value in segments), start=jnp.zeros((), jnp.int32))

@@ -1,8 +1,9 @@
-"""Asking a run to stop: SIGTERM, as clusters send it, and Ctrl-C."""
+"""Requests to stop a run: SIGTERM, which clusters send, and Ctrl-C."""
 
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -10,21 +11,22 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
-  """Gives a function of the step: whether to stop after it. A second signal ends the process at once.
+  """Yields a function of the step: whether to stop after it. A second signal ends the process at once.
 
-  On several hosts JAX's own preemption service listens, so that all stop after the same step.
+  On several hosts JAX's preemption service listens, so that all stop after the same step.
   """
   if jax.process_count() > 1:
     yield multihost_utils.reached_preemption_sync_point
     return
-  asked, before = [], {}
+  asked: list[int] = []
+  before: dict[signal.Signals, Any] = {}
 
-  def handle(number, frame):
+  def handle(number: int, frame: Any) -> None:
     asked.append(number)
     signal.signal(number, signal.SIG_DFL)
 
   for number in (signal.SIGTERM, signal.SIGINT):
-    # Only the main thread may listen; elsewhere (a notebook's worker) the run goes without.
+    # Only the main thread can install handlers; in another one (a notebook's worker) the run ignores signals.
     with contextlib.suppress(ValueError):
       before[number] = signal.signal(number, handle)
   try:

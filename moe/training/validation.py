@@ -1,4 +1,4 @@
-"""The means over a split that validation and evaluation report, exact whatever the batches' sizes."""
+"""Evaluation of a model on a split, exact for batches of any sizes."""
 
 import itertools
 import math
@@ -28,20 +28,20 @@ def evaluate_batches(
   mesh: Mesh,
   limit: int = 0,
 ) -> Record:
-  """Means over batches, of which each may have padding rows and unequal numbers of weighted tokens.
+  """Means over all tokens of some batches, which may have padding rows and unequal numbers of weighted tokens.
 
   Args:
     eval_step: from `make_eval_step`.
     params: of the model.
-    router_state: its routers' state.
-    batches: this host's rows of each; the pass may end sooner on one host than on another.
+    router_state: of its routers.
+    batches: this host's rows of each; one host may have fewer batches than another.
     empty: this host's rows of a batch of padding.
     mesh: of the devices.
-    limit: batches to read; 0 for all there are.
+    limit: batches to read; 0 for all.
 
   Returns:
     loss (nats per weighted target token, the cross-entropy alone), perplexity, bits_per_byte, accuracy, tokens (the
-    weighted ones), bytes (of their text); routers' metrics by `STACK/layer_I/NAME`, means over the batches.
+    weighted ones), bytes (of their text); the routers' metrics as `STACK/layer_I/NAME`, means over the batches.
 
   Raises:
     DataError: the batches hold no token with a loss.
@@ -67,7 +67,7 @@ def evaluate_batches(
 
 
 def _together(batches: Iterable[Batch], empty: Batch) -> Iterator[Batch]:
-  """The batches, and then padding until they have ended on every host: all must take part in every step."""
+  """The batches, then padding until they have ended on every host, because every host takes part in every step."""
   if jax.process_count() == 1:
     yield from batches
     return

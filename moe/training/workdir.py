@@ -1,4 +1,4 @@
-"""The folder of a run: where its files lie, and that it holds one run only."""
+"""The folder of a run: the paths of its files, and a check that it holds one run only."""
 
 import json
 import pathlib
@@ -6,22 +6,24 @@ import pathlib
 from moe.config import ConfigError, as_mapping, differences
 from moe.training.experiment import ExperimentConfig, load_config
 
-# Fields that change what is written and when, but no number of the run; as does the section mesh.
+# Fields of config.train that change what is written and when, but no number of the run. So does config.mesh.
 _FREE = ("log_every", "eval_every", "eval_batches", "checkpoint_every", "keep", "compilation_cache")
-# Schedules that do not look at the run's length: such a run may be made longer.
-_ENDLESS = ("constant", "constant_rsqrt")
 
 
 class WorkdirError(RuntimeError):
-  """What the run finds on disk does not let it go on."""
+  """The workdir holds something else than this run, or cannot be written to."""
 
 
 class Workdir:
   """Paths of a run.
 
   Attributes:
-    root: the folder itself; config: the run's config; metrics: one JSON object a line; checkpoints: Orbax's folder;
-    tensorboard: event files; figure: the loss curves.
+    root: the folder itself.
+    config: the run's config.
+    metrics: one JSON object per line.
+    checkpoints: Orbax's folder.
+    tensorboard: folder of event files.
+    figure: the loss curves.
   """
 
   def __init__(self, path: str | pathlib.Path):
@@ -33,11 +35,11 @@ class Workdir:
     self.figure = self.root / "loss.png"
 
   def check(self, config: ExperimentConfig) -> None:
-    """Whether this config may run here; writes nothing.
+    """Checks that this config may run here; writes nothing.
 
     Raises:
-      WorkdirError: the folder holds another config's run (the message lists the fields that differ), or a run whose
-        config is lost.
+      WorkdirError: the folder holds the run of another config (the message lists the fields that differ), or a run
+        without its config.
     """
     if self.config.exists():
       self._check_same(config)
@@ -45,7 +47,7 @@ class Workdir:
       raise WorkdirError(f"{self.root} holds a run without its config.json; choose another --workdir")
 
   def claim(self, config: ExperimentConfig) -> None:
-    """Makes the folder this config's, unless it is already; call `check` first.
+    """Creates the folder with this config, unless it is there already; call `check` first.
 
     Raises:
       WorkdirError: it cannot be written to.
@@ -59,10 +61,10 @@ class Workdir:
       raise WorkdirError(f"cannot write to --workdir {self.root}: {error.strerror}") from None
 
   def load_config(self) -> ExperimentConfig:
-    """The config of the run that lies here.
+    """The config of the run in this folder.
 
     Raises:
-      WorkdirError: there is none, or none that this version can read.
+      WorkdirError: there is none, or this version cannot read it.
     """
     if not self.config.exists():
       raise WorkdirError(f"{self.root} holds no run: there is no config.json")
@@ -73,17 +75,17 @@ class Workdir:
 
   def _check_same(self, config: ExperimentConfig) -> None:
     free = [f"config.train.{name}" for name in _FREE]
-    if config.optimizer.schedule in _ENDLESS:
+    if not config.optimizer.schedule.depends_on_length:
       free.append("config.train.steps")
     found = differences(as_mapping(self.load_config()), as_mapping(config))
     found = {f: values for f, values in found.items() if f not in free and not f.startswith("config.mesh.")}
     if found:
       listed = "; ".join(f"{field} was {old!r}, is {new!r}" for field, (old, new) in found.items())
-      raise WorkdirError(f"{self.root} holds another config's run: {listed}. Choose another --workdir")
+      raise WorkdirError(f"{self.root} holds the run of another config: {listed}; choose another --workdir")
 
 
 def write_new(path: pathlib.Path, text: str) -> None:
-  """Writes a file that must not exist yet; a kill leaves the whole file or none."""
+  """Writes a file that does not exist yet (else FileExistsError); a kill leaves the whole file or none."""
   part = path.with_name(path.name + ".part")
   part.write_text(text)
   try:

@@ -20,7 +20,7 @@ def prompted(example, prompt=None):
 
 
 def ending(network, after: int, end: int = 1):
-  """The same model, but saying `end` after the token `after` (which it must know by its embedding) is likeliest."""
+  """The same model, except that `end` is the likeliest token after the token `after`, recognised by its embedding."""
   graph, variables = nnx.split(network)
   table = variables["embedding"]["table"][...]
   variables["embedding"]["head"][...] = variables["embedding"]["head"][...].at[:, end].set(100 * table[after])
@@ -37,20 +37,20 @@ def test_samples_follow_the_softmax():
   assert scipy.stats.chisquare(draws(values), DRAWS * scipy.special.softmax(values)).pvalue > 1e-3
 
 
-def test_samples_of_a_nucleus_are_renormalised():
-  """Of 0.5, 0.3, 0.15, 0.05 the fewest that reach 0.7 are the first two."""
+def test_samples_from_a_nucleus_follow_the_renormalised_softmax():
+  """Among 0.5, 0.3, 0.15, 0.05, the fewest that reach 0.7 are the first two."""
   counts = draws(jnp.log(jnp.array([0.15, 0.5, 0.05, 0.3])), top_p=0.7)
   assert counts[0] == counts[2] == 0
   assert scipy.stats.chisquare(counts[[1, 3]], DRAWS * np.array([0.5, 0.3]) / 0.8).pvalue > 1e-3
 
 
-def test_nucleus_of_almost_nothing_is_the_likeliest_token():
+def test_the_smallest_nucleus_is_the_likeliest_token():
   values = jax.random.normal(jax.random.key(1), (50, 9))
   np.testing.assert_array_equal(sample(values, 1e-9, jax.random.key(0)), values.argmax(-1))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_takes_the_likeliest_token_of_teacher_forcing_other_than_padding(architecture):
+def test_greedy_decoding_takes_the_likeliest_token_of_teacher_forcing_except_padding(architecture):
   network, example = model(config(architecture, DROPLESS)), batch(targets=7)
   found = generate(network, prompted(example), 7)
   forced = logits(network, example | {"targets": found})
@@ -63,7 +63,7 @@ def test_greedy_takes_the_likeliest_token_of_teacher_forcing_other_than_padding(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_little_temperature_or_nucleus_is_greedy(architecture):
+def test_a_low_temperature_or_a_small_nucleus_is_greedy(architecture):
   network, example = model(config(architecture)), prompted(batch())
   greedy = generate(network, example, 7)
   key = jax.random.key(0)
@@ -109,7 +109,7 @@ def test_end_stops_a_row_and_zeros_follow(architecture):
   np.testing.assert_array_equal(found, [[6, 1, 0, 0, 0, 0]] * 2)
 
 
-def test_end_within_a_prompt_does_not_stop_it():
+def test_an_end_token_within_a_prompt_does_not_stop_it():
   network = model(config("decoder"))
   found = generate(network, {"prompt": jnp.array([[4, 1, 9, 9]])}, 6)
   np.testing.assert_array_equal(found[0, :4], [4, 1, 9, 9])
@@ -133,7 +133,7 @@ def test_refused_arguments_are_named(changes, field):
 
 
 def test_sampling_without_a_key_is_refused():
-  with pytest.raises(ValueError, match="needs a key"):
+  with pytest.raises(ValueError, match="expected a key"):
     generate(model(config("decoder")), {"prompt": jnp.array([[5]])}, 4, temperature=1.0)
 
 

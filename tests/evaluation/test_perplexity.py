@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint: exact over a split, and only with the checkpoint's own vocabulary."""
+"""Evaluation of a checkpoint is exact over a split, and refuses any other vocabulary than the checkpoint's."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from moe.config import ConfigError
 from moe.data import make_pipeline, make_vocabulary
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import Trained
-from moe.evaluation.summary import experts_per_token, gzip_bits_per_byte
+from moe.evaluation.summary import experts_per_token_lines, gzip_bits_per_byte
 from moe.models import make_model
 from moe.parallel.mesh import make_mesh
 from moe.training.feed import describe
@@ -27,7 +27,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(corpus):
-  """A dense model with its initial parameters, as if they had been trained: no token depends on its batch-mates."""
+  """A dense model with its initial parameters, as if trained: no token depends on the rest of its batch."""
   config = tiny_config(corpus)
   model = dataclasses.replace(config.model, num_experts=0, encoder_router=None)
   config = dataclasses.replace(config, model=model)
@@ -35,7 +35,7 @@ def trained(corpus):
   return Trained(config, 0, graph, params, router_state, describe(make_vocabulary(config.data)), make_mesh())
 
 
-def test_the_result_is_that_of_summing_over_single_tokens_in_float64(trained):
+def test_the_result_equals_a_float64_sum_over_single_tokens(trained):
   data, model = trained.config.data, trained.model
   nll, correct, count, text = 0.0, 0, 0, 0
   lengths = make_vocabulary(data).byte_lengths()
@@ -58,7 +58,7 @@ def test_the_result_is_that_of_summing_over_single_tokens_in_float64(trained):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_neither_padding_nor_unequal_batches_change_the_result(trained, batch_size):
-  """Other batch sizes fill the last batch with other amounts of padding."""
+  """Each batch size leaves another amount of padding in the last batch."""
   expected = evaluate(trained, trained.config.data, "validation")
   found = evaluate(trained, dataclasses.replace(trained.config.data, batch_size=batch_size), "validation")
   assert (found["tokens"], found["bytes"]) == (expected["tokens"], expected["bytes"])
@@ -67,17 +67,17 @@ def test_neither_padding_nor_unequal_batches_change_the_result(trained, batch_si
 
 def test_a_vocabulary_smaller_than_the_checkpoints_is_refused(trained):
   larger = dataclasses.replace(trained, vocabulary=trained.vocabulary | {"size": 300, "fingerprint": "x"})
-  with pytest.raises(ConfigError, match="has 259 tokens, the checkpoint's has 300"):
+  with pytest.raises(ConfigError, match="it has 300 tokens, this one 259"):
     evaluate(larger, trained.config.data, "validation")
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(trained):
   other = dataclasses.replace(trained, vocabulary=trained.vocabulary | {"fingerprint": "x"})
-  with pytest.raises(ConfigError, match="is not the one of the checkpoint"):
+  with pytest.raises(ConfigError, match=r"expected the checkpoint's vocabulary, bytes$"):
     evaluate(other, trained.config.data, "validation")
 
 
-def test_gzip_of_ever_the_same_letter_takes_next_to_nothing(tmp_path, corpus):
+def test_gzip_needs_next_to_nothing_for_one_repeated_letter(tmp_path, corpus):
   data = tiny_config(corpus).data
   (tmp_path / "same.txt").write_text("a" * 100_000)
   source = dataclasses.replace(data.source, validation_path=str(tmp_path / "same.txt"))
@@ -86,8 +86,8 @@ def test_gzip_of_ever_the_same_letter_takes_next_to_nothing(tmp_path, corpus):
   assert 1 < gzip_bits_per_byte(data) < 8
 
 
-def test_experts_per_token_are_a_line_for_every_layer():
+def test_experts_per_token_are_one_line_per_layer():
   shares = [0.5, 0.25, 0.25, 0.0, 0.0, 0.0]
-  lines = experts_per_token({"encoder/layer_1/experts_per_token": shares, "encoder/layer_1/dropped": 0.5})
+  lines = experts_per_token_lines({"encoder/layer_1/experts_per_token": shares, "encoder/layer_1/dropped": 0.5})
   assert len(lines) == 2 and "encoder/layer_1" in lines[1] and lines[1].count("%") == 6 and "50.0%" in lines[1]
-  assert experts_per_token({"loss": 1.0}) == []
+  assert experts_per_token_lines({"loss": 1.0}) == []

@@ -1,4 +1,4 @@
-"""A decoder is judged under its own rule and, where that sees later tokens, under a causal one beside it."""
+"""A decoder is evaluated under its own rule and, if that sees later tokens, also under a causal one."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def trained(corpus, decoder_router, **changes):
   return Trained(config, 0, graph, params, router_state, describe(make_vocabulary(config.data)), make_mesh())
 
 
-def test_a_leaky_router_is_judged_by_its_causal_twin_too(corpus):
+def test_a_leaky_router_is_also_evaluated_by_its_causal_twin(corpus):
   leaky = trained(corpus, router("batch_priority", capacity_factor=1.0))
   found = rules.evaluate_by_rules(leaky, leaky.config.data, "validation")
   assert found["rule"] == {"router": "batch_priority", "causal": False, "trained_causally": False}

@@ -1,4 +1,4 @@
-"""Text continued by a model: what of a prompt is read, how much is written, and that rows do not meet."""
+"""Text continued by a model: what it reads of a prompt, how much it writes, and that rows are independent."""
 
 import pytest
 from flax import nnx
@@ -42,21 +42,21 @@ def test_an_encoder_reads_the_end_of_a_long_prompt(encoder_decoder):
   assert whole == end != start
 
 
-def test_prompts_of_unequal_lengths_are_continued_as_alone(decoder):
+def test_prompts_of_unequal_lengths_are_continued_independently(decoder):
   vocabulary, prompts = make_vocabulary(decoder.config.data), ["a", "an old oak", "owls watched from an"]
   together = continue_texts(decoder, vocabulary, prompts, 8)
   assert together == [continue_texts(decoder, vocabulary, [prompt], 8)[0] for prompt in prompts]
   assert len(set(together)) > 1
 
 
-def test_no_more_than_length_tokens_are_written(decoder):
+def test_at_most_length_tokens_are_written(decoder):
   vocabulary = make_vocabulary(decoder.config.data)
   short, long = (continue_texts(decoder, vocabulary, ["grey ", "g"], length) for length in (3, 9))
   for a, b in zip(short, long):
     assert len(vocabulary.encode(a)) <= 9 and b.startswith(a.rstrip("\ufffd"))  # a cut character decodes to U+FFFD
 
 
-def test_sampling_depends_on_its_seed_only(decoder):
+def test_sampling_depends_only_on_its_seed(decoder):
   vocabulary = make_vocabulary(decoder.config.data)
   first, again, other = (
     continue_texts(decoder, vocabulary, ["owls"], 16, temperature=1.0, seed=seed) for seed in (1, 1, 2)
@@ -74,8 +74,8 @@ def test_another_vocabulary_than_the_checkpoints_is_refused(decoder):
   class Other:
     name, size, fingerprint = "other.model", 100, "x"
 
-  with pytest.raises(ConfigError, match="100 tokens, the checkpoint's has 259"):
+  with pytest.raises(ConfigError, match="it has 259 tokens, this one 100"):
     check_vocabulary(decoder, Other())
   Other.size = 259
-  with pytest.raises(ConfigError, match="is not the one of the checkpoint"):
+  with pytest.raises(ConfigError, match=r"expected the checkpoint's vocabulary, bytes$"):
     check_vocabulary(decoder, Other())

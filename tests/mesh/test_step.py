@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec
 
 from moe.models import make_model
 from moe.parallel.mesh import MeshConfig, make_mesh, put_batch
-from moe.training.optimizer import OptimizerConfig, make_optimizer
-from moe.training.state import abstract_state, keys, make_state
+from moe.training.optimizer import Adafactor, AdamW
+from moe.training.schedule import Constant
+from moe.training.state import abstract_model, abstract_state, keys, make_state
 from moe.training.step import make_train_step
 from tests.mesh.hlo import shapes
 from tests.models import tiny
@@ -31,16 +32,16 @@ MESHES = [(1, 2, 1, False), (1, 4, 1, True), (2, 2, 2, True)]
 
 
 def start(mesh, *, fsdp=False, accumulation=1, optimizer=None, **model):
-  """The compiled step of a model, and its first state."""
+  """The compiled step of a model, and its first state; SGD unless an `OptimizerConfig` is given."""
   architecture = "encoder_decoder" if model.get("encoder_router") else "decoder"
   sizes = {"num_experts": EXPERTS, "num_heads": 4, "d_model": WIDTH, "expert_d_ff": HIDDEN}
   config = tiny.config(architecture, **sizes | model)
-  optimizer = optimizer or optax.sgd(0.1)
   make = functools.partial(make_model, config)
-  graph, abstract = abstract_state(make, optimizer, mesh, fsdp=fsdp)
-  state = make_state(make, optimizer, 0, abstract, {})
+  abstract = abstract_model(make, mesh, fsdp=fsdp)
+  optimizer = optimizer.make(10, abstract.stacked) if optimizer else optax.sgd(0.1)
+  state = make_state(make, optimizer, 0, abstract_state(abstract, optimizer, mesh), {})
   options = {"accumulation": accumulation, "logits_z_loss": 1e-3, "byte_lengths": np.ones(tiny.VOCABULARY)}
-  return make_train_step(graph, state, optimizer, optax.constant_schedule(0.1), keys(0)[1], **options), state
+  return make_train_step(abstract.graph, state, optimizer, optax.constant_schedule(0.1), keys(0)[1], **options), state
 
 
 def batch(seed):
@@ -78,7 +79,7 @@ def test_an_encoder_decoder_trains_the_same_with_accumulation_and_adafactor(shap
     "encoder_router": tiny.router("expert_choice"),
     "decoder_router": tiny.router("glam"),
     "accumulation": 2,
-    "optimizer": make_optimizer(OptimizerConfig(schedule="constant"), 10),
+    "optimizer": Adafactor(schedule=Constant()),
     "shared_experts": 1,
   }
   assert_same(two_steps(shape, **settings), two_steps((1, 1, 1, False), **settings))
@@ -125,8 +126,8 @@ def test_parameters_and_statistics_are_divided_by_the_names_of_their_axes(fsdp):
   }
   # Of more than 128 columns and rows, so that Adafactor factors them.
   wide = DECODERS["slots"] | {"d_model": 128, "d_head": 32, "d_ff": 192, "expert_d_ff": 192}
-  _, factored = start(mesh, fsdp=fsdp, optimizer=make_optimizer(OptimizerConfig(), 10), **wide)
-  _, adam = start(mesh, fsdp=fsdp, optimizer=make_optimizer(OptimizerConfig(name="adamw"), 10), **wide)
+  _, factored = start(mesh, fsdp=fsdp, optimizer=Adafactor(), **wide)
+  _, adam = start(mesh, fsdp=fsdp, optimizer=AdamW(), **wide)
   _, mu, *_ = adam.opt_state[1]
   for tree, wanted in ((adam.params, parameters), (mu, parameters), (factored.opt_state, statistics)):
     for name, spec in wanted.items():

@@ -9,20 +9,21 @@ import optax
 import pytest
 
 from moe.parallel.mesh import make_mesh, replicated
-from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, fingerprint
-from moe.training.optimizer import OptimizerConfig, make_optimizer
+from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, checksums
+from moe.training.optimizer import Adafactor
 from moe.training.state import TrainState
 
 ABOUT = {"config": {"seed": 1}, "vocabulary": {"size": 7}}
 
 
 def make_state(step, value=1.0):
-  """A state with all that a real one has: nested dicts with integer keys, stacked layers, integers, an optimizer."""
+  """A state with everything that a real one has: dicts with integer keys, stacked layers, integers, an optimizer."""
   params = {
     "table": jax.random.normal(jax.random.key(0), (300, 300)) * value,
     "decoder": {"units": {"blocks": {0: {"norm": jnp.full((2, 4), value)}, 1: {"bias": jnp.zeros((2, 3))}}}},
   }
-  optimizer = make_optimizer(OptimizerConfig(weight_decay=0.1), 10)
+  stacked = {"table": 0, "decoder": jax.tree.map(lambda _: 1, params["decoder"])}
+  optimizer = Adafactor(weight_decay=0.1).make(10, stacked)
   opt_state = optimizer.init(params)
   _, opt_state = optimizer.update(jax.tree.map(lambda x: x + step, params), opt_state, params)
   state = TrainState(jnp.asarray(step, jnp.int32), params, {"threshold": jnp.full(4, value)}, opt_state)
@@ -43,7 +44,7 @@ def save(folder, *steps, keep=2):
 
 
 def restore(folder, **options):
-  """The step and the lines that the user is told; the state must be the one that was saved, bit for bit."""
+  """The step and the lines that the user sees; checks that the state is the saved one, bit for bit."""
   checkpoints, lines = Checkpoints(folder, 2, **options), []
   restored = checkpoints.restore(abstract(make_state(0)), lines.append)
   checkpoints.close()
@@ -74,7 +75,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
   assert Checkpoints(tmp_path / "c", read_only=True).best() == 2
 
 
-def test_the_best_stays_the_best_after_going_on(tmp_path):
+def test_the_best_stays_the_best_after_resuming(tmp_path):
   save(tmp_path / "c", (1, 1.0), (2, 3.0))
   save(tmp_path / "c", (3, 2.0), (4, 2.5), (5, 2.5))
   assert steps_in(tmp_path / "c") == [1, 4, 5]
@@ -107,19 +108,19 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("damage", [remove, truncate, flip_a_bit])
-def test_a_damaged_newest_checkpoint_is_kept_aside_and_the_one_before_is_used(tmp_path, damage):
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_is_used(tmp_path, damage):
   folder = tmp_path / "c"
   save(folder, 1, 2)
   damage(files_of(folder / "2")[-1])
   step, (line,) = restore(folder)
   assert step == 1
-  assert line.startswith("checkpoint 2 is damaged (") and "going on from step 1" in line and "\n" not in line
+  assert line.startswith("checkpoint 2 is damaged (") and "resuming from step 1" in line and "\n" not in line
   assert files_of(folder / "damaged-2") and steps_in(folder) == [1]
 
 
 @pytest.mark.parametrize("damage", [remove, truncate])
-def test_damage_to_any_file_is_survived(tmp_path, damage):
-  """Each file in turn: either nothing that matters was in it, or the checkpoint before is used."""
+def test_damage_to_any_one_file_is_survived(tmp_path, damage):
+  """Each file in turn: either it held nothing that matters, or the previous checkpoint is used."""
   save(tmp_path / "whole", 1, 2)
   names = [path.relative_to(tmp_path / "whole") for path in files_of(tmp_path / "whole" / "2")]
   for number, name in enumerate(names):
@@ -131,13 +132,13 @@ def test_damage_to_any_file_is_survived(tmp_path, damage):
 def copy(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
   for path in source.rglob("*"):
     if path.is_file():
-      place = target / path.relative_to(source)
-      place.parent.mkdir(parents=True, exist_ok=True)
-      place.write_bytes(path.read_bytes())
+      copied = target / path.relative_to(source)
+      copied.parent.mkdir(parents=True, exist_ok=True)
+      copied.write_bytes(path.read_bytes())
   return target
 
 
-def test_where_no_checkpoint_can_be_read_all_stay_where_they_are(tmp_path):
+def test_if_no_checkpoint_can_be_read_all_are_left_unchanged(tmp_path):
   save(tmp_path, 1, 2)
   for step in (1, 2):
     remove(files_of(tmp_path / str(step))[-1])
@@ -146,7 +147,7 @@ def test_where_no_checkpoint_can_be_read_all_stay_where_they_are(tmp_path):
   assert steps_in(tmp_path) == [1, 2]
 
 
-def test_saving_goes_on_after_damage_at_the_damaged_step_too(tmp_path):
+def test_a_damaged_step_can_be_saved_again(tmp_path):
   save(tmp_path, 1, 2)
   remove(files_of(tmp_path / "2")[-1])
   checkpoints = Checkpoints(tmp_path, 2)
@@ -167,7 +168,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, bad):
 
 @contextlib.contextmanager
 def full_disk(room):
-  """No file can grow beyond `room` bytes."""
+  """Within, no file can grow beyond `room` bytes."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
   try:
@@ -191,7 +192,7 @@ def test_a_full_disk_is_reported_and_the_last_good_checkpoint_stays(tmp_path, ro
   assert restore(tmp_path, read_only=True) == (1, [])
 
 
-def test_evaluation_reads_parameters_alone(tmp_path):
+def test_evaluation_reads_only_the_model(tmp_path):
   save(tmp_path, 3)
   checkpoints = Checkpoints(tmp_path, read_only=True)
   state = make_state(3, 3.0)
@@ -202,11 +203,11 @@ def test_evaluation_reads_parameters_alone(tmp_path):
     checkpoints.restore_model(4, abstract(state.params), abstract(state.router_state))
 
 
-def test_the_checksum_sees_any_single_bit_and_the_order_of_leaves():
+def test_checksums_detect_any_single_bit_and_the_order_of_leaves():
   tree = {"a": jnp.arange(4.0), "b": jnp.arange(4)}
-  sums, finite = fingerprint(tree)
+  sums, finite = checksums(tree)
   assert finite
-  other, _ = fingerprint(tree | {"a": tree["a"].at[2].set(np.nextafter(np.float32(2), np.float32(3)))})
+  other, _ = checksums(tree | {"a": tree["a"].at[2].set(np.nextafter(np.float32(2), np.float32(3)))})
   assert sums.tolist() != other.tolist()
-  assert fingerprint({"a": tree["b"], "b": tree["a"]})[0].tolist() == sums[::-1].tolist()
-  assert not fingerprint(optax.tree.scale(jnp.inf, tree))[1]
+  assert checksums({"a": tree["b"], "b": tree["a"]})[0].tolist() == sums[::-1].tolist()
+  assert not checksums(optax.tree.scale(jnp.inf, tree))[1]

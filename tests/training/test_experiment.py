@@ -6,6 +6,8 @@ from ml_collections import ConfigDict
 
 from moe.config import ConfigError, as_mapping, differences
 from moe.training.experiment import load_config
+from moe.training.optimizer import Adafactor
+from moe.training.schedule import ConstantRsqrt
 from moe.training.workdir import Workdir, WorkdirError, write_new
 from tests.training.tiny import tiny_config, tiny_mapping
 
@@ -30,13 +32,16 @@ def test_a_config_dict_and_the_mapping_it_is_saved_as_mean_the_same(corpus):
 @pytest.mark.parametrize(
   ("path", "value", "said"),
   [
-    ("train.accumulation", 3, "must divide data.batch_size = 4"),
-    ("train.steps", 0, "at least 1"),
+    ("train.accumulation", 3, "expected a divisor of data.batch_size = 4"),
+    ("train.steps", 0, "expected at least 1"),
     ("train.kep", 1, "unknown field"),
-    ("train.logits_z_loss", -1.0, "not be negative"),
-    ("optimizer.warmup_steps", 13, "not be more than train.steps = 12"),
-    ("optimizer.name", "sgd", "expected one of 'adafactor', 'adamw'"),
-    ("seed", -1, "not be negative"),
+    ("train.logits_z_loss", -1.0, "expected at least 0"),
+    ("optimizer.schedule.warmup_steps", 13, "expected at most train.steps = 12"),
+    ("optimizer.name", "sgd", "expected one of adafactor, adamw"),
+    ("optimizer.b1", 0.9, "unknown field; Adafactor has"),
+    ("optimizer.schedule", {"name": "step"}, "expected one of constant, constant_rsqrt, cosine, linear"),
+    ("optimizer.schedule.final_fraction", 0.1, "unknown field; Constant has"),
+    ("seed", -1, "expected at least 0"),
     ("model.decoder_router", {"name": "expert_choice"}, "not causal"),
   ],
 )
@@ -45,6 +50,14 @@ def test_a_wrong_field_is_one_line_with_its_full_name(corpus, path, value, said)
     load_config(changed(corpus, path, value))
   assert str(error.value).startswith(f"config.{path}") and said in str(error.value)
   assert "\n" not in str(error.value)
+
+
+def test_an_empty_optimizer_section_means_adafactor_with_its_published_schedule(corpus):
+  mapping = tiny_mapping(corpus)
+  for section in ({"optimizer": {}}, {"optimizer": "adafactor"}):
+    assert load_config(mapping | section).optimizer == Adafactor(schedule=ConstantRsqrt())
+  del mapping["optimizer"]
+  assert load_config(mapping).optimizer == Adafactor()
 
 
 def test_the_routing_group_must_divide_a_micro_batch_not_the_batch(corpus):
@@ -72,43 +85,43 @@ def test_differences_name_every_field_with_both_values():
   assert differences(old, new) == {"config.a.c": (2, 5), "config.d": (3, None), "config.e": (None, 4)}
 
 
-def test_a_workdir_takes_the_same_config_again(tmp_path, corpus):
+def test_a_workdir_accepts_the_same_config_again(tmp_path, corpus):
   for _ in range(2):
-    place = Workdir(tmp_path / "run")
-    place.check(tiny_config(corpus))
-    place.claim(tiny_config(corpus))
-  assert place.load_config() == tiny_config(corpus)
+    workdir = Workdir(tmp_path / "run")
+    workdir.check(tiny_config(corpus))
+    workdir.claim(tiny_config(corpus))
+  assert workdir.load_config() == tiny_config(corpus)
 
 
-def test_a_workdir_of_another_config_is_refused_with_all_fields_that_differ(tmp_path, corpus):
-  place = Workdir(tmp_path)
-  place.claim(tiny_config(corpus))
+def test_the_workdir_of_another_config_is_refused_with_all_fields_that_differ(tmp_path, corpus):
+  workdir = Workdir(tmp_path)
+  workdir.claim(tiny_config(corpus))
   mapping = changed(corpus, "model.d_ff", 64) | {"seed": 9}
   with pytest.raises(WorkdirError) as error:
-    place.check(load_config(mapping))
+    workdir.check(load_config(mapping))
   assert "config.model.d_ff was 32, is 64" in str(error.value) and "config.seed was 3, is 9" in str(error.value)
-  assert place.load_config() == tiny_config(corpus)
+  assert workdir.load_config() == tiny_config(corpus)
 
 
-def test_what_changes_no_number_may_differ(tmp_path, corpus):
-  place = Workdir(tmp_path)
-  place.claim(tiny_config(corpus))
-  place.check(tiny_config(corpus, log_every=7, eval_every=5, eval_batches=1, checkpoint_every=3, keep=1))
+def test_fields_that_change_no_number_may_differ(tmp_path, corpus):
+  workdir = Workdir(tmp_path)
+  workdir.claim(tiny_config(corpus))
+  workdir.check(tiny_config(corpus, log_every=7, eval_every=5, eval_batches=1, checkpoint_every=3, keep=1))
 
 
-def test_a_run_may_be_made_longer_unless_its_schedule_knows_its_length(tmp_path, corpus):
-  place = Workdir(tmp_path / "constant")
-  place.claim(tiny_config(corpus))
-  place.check(tiny_config(corpus, steps=20))
-  config = load_config(changed(corpus, "optimizer.schedule", "cosine"))
-  place = Workdir(tmp_path / "cosine")
-  place.claim(config)
+def test_a_run_can_be_extended_unless_its_schedule_depends_on_its_length(tmp_path, corpus):
+  workdir = Workdir(tmp_path / "constant")
+  workdir.claim(tiny_config(corpus))
+  workdir.check(tiny_config(corpus, steps=20))
+  config = load_config(changed(corpus, "optimizer.schedule", {"name": "cosine", "warmup_steps": 2}))
+  workdir = Workdir(tmp_path / "cosine")
+  workdir.claim(config)
   longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=20))
   with pytest.raises(WorkdirError, match=r"config\.train\.steps was 12, is 20"):
-    place.check(longer)
+    workdir.check(longer)
 
 
-def test_a_run_without_its_config_is_not_touched(tmp_path, corpus):
+def test_a_run_without_its_config_is_refused(tmp_path, corpus):
   (tmp_path / "metrics.jsonl").write_text("")
   with pytest.raises(WorkdirError, match=r"without its config\.json"):
     Workdir(tmp_path).check(tiny_config(corpus))

@@ -13,7 +13,7 @@ from tests.parallel.processes import free_port
 
 
 def losses(corpus, compiled, workdir, steps=6, hosts=1, devices=1, **mesh):
-  """The curve of a run over processes on this machine that act as hosts; its routing groups are whole batches."""
+  """The losses of a run over processes on this machine that act as hosts; its routing groups are whole batches."""
   port = free_port()
   settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
   environment = os.environ | settings | {"JAX_COMPILATION_CACHE_DIR": compiled}
@@ -38,12 +38,12 @@ def one(corpus, compiled_programs, tmp_path_factory):
 
 
 def test_two_hosts_of_four_devices_train_as_one_device(corpus, compiled_programs, tmp_path, one):
-  """Each expert's tokens come from both hosts, and the hosts share the one stream of data."""
+  """Each expert's tokens come from both hosts, and both hosts read the same stream of data."""
   assert_same(losses(corpus, compiled_programs, tmp_path, hosts=2, devices=4, expert=8, fsdp=True), one)
 
 
 @pytest.mark.slow
-def test_hosts_go_on_with_each_others_checkpoints_on_other_meshes(corpus, compiled_programs, tmp_path, one):
+def test_hosts_resume_each_others_checkpoints_on_other_meshes(corpus, compiled_programs, tmp_path, one):
   losses(corpus, compiled_programs, tmp_path, steps=4, hosts=2, devices=4, expert=8)
   losses(corpus, compiled_programs, tmp_path, steps=5, hosts=1, devices=2, expert=2)
   found = losses(corpus, compiled_programs, tmp_path, steps=6, hosts=2, devices=2, data=2, model=2, fsdp=True)

@@ -1,4 +1,4 @@
-"""A run over several processes of which one ends before the others: killed, stopped, or by an error of its own."""
+"""A run over several processes, one of which ends before the others: killed, stopped, or by an error."""
 
 import signal
 import time
@@ -15,7 +15,7 @@ AGAIN = "; start the same command on every host again to resume from the newest 
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
-  """Of a run whose data lies in the working directory of each process."""
+  """The config of a run that reads its data from the working directory of each process."""
   mapping = tiny_mapping("train.jsonl", streams=2, steps=60, eval_every=60, checkpoint_every=20)
   mapping["data"]["source"] |= {"validation_path": "validation.jsonl"}
   path = tmp_path_factory.mktemp("configs") / "tiny.py"
@@ -36,7 +36,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, config_file, compiled_programs, data):
-  """The losses of a run over two processes that nothing disturbed."""
+  """The losses of an undisturbed run over two processes."""
   workdir = tmp_path_factory.mktemp("whole")
   with Hosts(config_file, compiled_programs) as hosts:
     assert run(hosts, 2, workdir, data) == [(0, []), (0, [])]
@@ -69,7 +69,7 @@ def losses(workdir):
   return {(record["kind"], record["step"]): record["loss"] for record in read_metrics(workdir / "metrics.jsonl")}
 
 
-def test_the_others_end_when_one_is_killed_and_the_same_command_goes_on(hosts, whole, tmp_path, data):
+def test_the_others_end_when_one_is_killed_and_the_same_command_resumes(hosts, whole, tmp_path, data):
   first, second = start(hosts, 2, tmp_path, data)
   wait_for_step(25, tmp_path, [first, second])
   second.process.kill()
@@ -81,7 +81,7 @@ def test_the_others_end_when_one_is_killed_and_the_same_command_goes_on(hosts, w
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_goes_on_with_fewer_hosts_and_with_more(hosts, whole, tmp_path, data):
+def test_a_run_killed_repeatedly_resumes_with_fewer_hosts_and_with_more(hosts, whole, tmp_path, data):
   first, second = start(hosts, 2, tmp_path, data)
   wait_for_step(25, tmp_path, [first, second])
   first.process.kill()
@@ -97,8 +97,8 @@ def test_killed_again_and_again_it_goes_on_with_fewer_hosts_and_with_more(hosts,
   np.testing.assert_allclose(list(found.values()), list(whole.values()), rtol=1e-4)
 
 
-def test_an_error_on_one_host_is_told_to_all(hosts, tmp_path, data):
-  """One whose file is damaged, which it learns when all others are in the first step."""
+def test_an_error_on_one_host_is_reported_on_all(hosts, tmp_path, data):
+  """The file of one host is damaged, which shows when the others are already in the first step."""
   damaged = tmp_path / "damaged"
   damaged.mkdir()
   path = make_data(damaged) / "train.jsonl"

@@ -1,4 +1,4 @@
-"""The mains as a user calls them: processes, exit codes, what is printed; and a run that is killed at any moment."""
+"""The commands as a user runs them: processes, exit codes, output; and runs that are killed at any moment."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def losses(workdir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, config_file, compiled_programs):
-  """The workdir and the output of a run that nothing disturbed."""
+  """The workdir and the output of an undisturbed run."""
   workdir = tmp_path_factory.mktemp("whole") / "run"
   environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled_programs, "JAX_PLATFORMS": "cpu"}
   command = [sys.executable, "-m", "moe.train", f"--config={config_file}", f"--workdir={workdir}"]
@@ -70,12 +70,12 @@ def whole(tmp_path_factory, config_file, compiled_programs):
   return workdir, done.stdout, done.stderr
 
 
-def test_the_end_says_what_was_learnt_and_where_it_lies(whole):
+def test_the_end_says_what_was_learnt_and_where_the_files_are(whole):
   workdir, out, _ = whole
-  for word in ("bits per byte", "gzip -9", "tokens by number of experts", "encoder/layer_0", "the model goes on"):
+  for word in ("bits per byte", "gzip -9", "tokens by number of experts", "encoder/layer_0", "the model continues"):
     assert word in out
-  for place in (f"checkpoint: {workdir}/checkpoints/{STEPS}", f"metrics:    {workdir}/metrics.jsonl"):
-    assert place in out
+  for line in (f"checkpoint: {workdir}/checkpoints/{STEPS}", f"metrics:    {workdir}/metrics.jsonl"):
+    assert line in out
   assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
   assert list(workdir.glob("*.part")) == []
 
@@ -86,7 +86,7 @@ def test_without_a_terminal_there_are_plain_lines_and_nothing_of_the_libraries(w
   assert all(line.startswith(("step ", "validation at step ")) for line in lines), lines
 
 
-def test_killed_at_any_moment_the_losses_are_those_of_a_run_that_was_not(whole, start, config_file, tmp_path):
+def test_a_run_killed_at_any_moment_has_the_losses_of_an_undisturbed_one(whole, start, config_file, tmp_path):
   """Once between two checkpoints, once while one is being written."""
   command = ("train", f"--config={config_file}", f"--workdir={tmp_path}")
   metrics, checkpoints = tmp_path / "metrics.jsonl", tmp_path / "checkpoints"
@@ -100,25 +100,25 @@ def test_killed_at_any_moment_the_losses_are_those_of_a_run_that_was_not(whole, 
   wait_for(lambda: any(step > 40 for step in being_written(checkpoints)), process)
   process.kill()
   assert finish(process)[0] == -signal.SIGKILL
-  assert being_written(checkpoints), "the kill came too late to hit a checkpoint in the making"
+  assert being_written(checkpoints), "the kill came too late to interrupt a checkpoint"
 
   code, out, _ = finish(start(*command))
-  assert code == 0 and "going on from" in out and "damaged" not in out
+  assert code == 0 and "resuming from" in out and "damaged" not in out
   assert losses(tmp_path) == losses(whole[0])
 
 
 def being_written(checkpoints):
-  """Steps whose checkpoints are under way."""
+  """Steps whose checkpoints are being written."""
   return [int(path.name.split(".")[0]) for path in checkpoints.glob("*.orbax-checkpoint-tmp*")]
 
 
-def test_sigterm_saves_and_does_not_pretend_to_have_finished(whole, start, config_file, tmp_path):
+def test_sigterm_saves_and_is_not_reported_as_success(whole, start, config_file, tmp_path):
   command = ("train", f"--config={config_file}", f"--workdir={tmp_path}")
   process = start(*command)
   wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and (tmp_path / "metrics.jsonl").stat().st_size, process)
   process.terminate()
   code, _, error = finish(process)
-  assert code == 143 and "and saved; the same command goes on from there" in error.splitlines()[-1]
+  assert code == 143 and "and saved; run the same command to resume" in error.splitlines()[-1]
   assert finish(start(*command))[0] == 0
   assert losses(tmp_path) == losses(whole[0])
 
@@ -150,14 +150,14 @@ def test_a_full_disk_is_one_line_and_exit_code_1(start, config_file, tmp_path):
 
 
 def test_fields_that_the_file_leaves_out_can_be_overridden(whole, start, config_file):
-  """Refused because the run was another: so the value was read, and as a number."""
+  """Refused because the run had another value: so it was read, and as a number."""
   code, _, error = finish(
     start("train", f"--config={config_file}", f"--workdir={whole[0]}", "--config.train.logits_z_loss=0.5")
   )
   assert code == 2 and "config.train.logits_z_loss was 0.0, is 0.5" in error
 
 
-def test_an_evaluation_is_printed_and_kept_and_a_second_one_does_not_replace_it(whole, start):
+def test_an_evaluation_is_printed_and_saved_and_a_second_one_does_not_replace_it(whole, start):
   for number in (1, 2):
     code, out, error = finish(start("evaluate", f"--workdir={whole[0]}", "--step=latest"))
     assert code == 0, error

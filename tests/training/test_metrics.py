@@ -18,7 +18,7 @@ def write(path, *records, common=None):
   writer.close()
 
 
-def test_records_come_back_in_order_with_what_they_were_written_with(tmp_path):
+def test_records_are_read_in_order_as_they_were_written(tmp_path):
   path = tmp_path / "metrics.jsonl"
   write(path, (2, "train", {"loss": 0.1}), (1, "train", {"loss": 0.2}), (2, "validation", {"loss": 0.3}))
   assert read_metrics(path) == [
@@ -28,7 +28,7 @@ def test_records_come_back_in_order_with_what_they_were_written_with(tmp_path):
   ]
 
 
-def test_a_line_torn_by_a_kill_is_left_out_and_the_next_run_starts_a_line_of_its_own(tmp_path):
+def test_a_line_torn_by_a_kill_is_ignored_and_the_resumed_run_starts_a_new_line(tmp_path):
   path = tmp_path / "metrics.jsonl"
   write(path, (1, "train", {"loss": 1.0}), (2, "train", {"loss": 2.0}))
   path.write_bytes(path.read_bytes()[:-9])
@@ -36,14 +36,14 @@ def test_a_line_torn_by_a_kill_is_left_out_and_the_next_run_starts_a_line_of_its
   assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [(1, 1.0), (2, 3.0)]
 
 
-def test_of_a_step_that_was_made_twice_the_later_record_counts(tmp_path):
+def test_the_later_record_of_a_repeated_step_counts(tmp_path):
   path = tmp_path / "metrics.jsonl"
   write(path, (1, "train", {"loss": 1.0}), (2, "train", {"loss": 2.0}))
   write(path, (2, "train", {"loss": 5.0}))
   assert [r["loss"] for r in read_metrics(path)] == [1.0, 5.0]
 
 
-def test_every_line_is_strict_json_even_where_a_number_is_not_finite(tmp_path):
+def test_every_line_is_strict_json_even_if_a_number_is_not_finite(tmp_path):
   path = tmp_path / "metrics.jsonl"
   write(path, (1, "train", {"loss": float("nan"), "load": [float("inf"), 1.0]}))
 
@@ -82,7 +82,7 @@ def test_without_tensorboard_a_line_says_so_and_the_metrics_are_kept(tmp_path, m
   assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] == 1.5
 
 
-def test_training_goes_on_where_tensorboards_files_cannot_be_written(tmp_path, monkeypatch, capsys):
+def test_training_continues_if_tensorboards_files_cannot_be_written(tmp_path, monkeypatch, capsys):
   class Failing:
     def write_scalars(self, step, scalars):
       raise RuntimeError("disk full")
@@ -153,7 +153,7 @@ def test_only_waits_that_leave_the_device_idle_count():
   assert 0 < clock.input_wait <= 1
 
 
-def test_the_figure_is_a_picture_also_of_a_run_with_a_number_that_is_not_finite(tmp_path):
+def test_a_figure_is_drawn_even_if_a_number_is_not_finite(tmp_path):
   path, figure = tmp_path / "metrics.jsonl", tmp_path / "loss.png"
   curve = [(step, "train", {"bits_per_byte": 8.0 / step}) for step in range(1, 9)]
   write(path, *curve, (9, "train", {"bits_per_byte": float("nan")}), (8, "validation", {"bits_per_byte": 1.5}))

@@ -8,38 +8,45 @@ from flax import nnx
 from moe.config import ConfigError
 from moe.models import ModelConfig, make_model
 from moe.routing import RouterConfig
-from moe.training.optimizer import OptimizerConfig, make_optimizer, make_schedule, stacked_axes
-from moe.training.state import split
+from moe.training.optimizer import Adafactor, AdamW, OptimizerConfig, stacked_axes
+from moe.training.schedule import Constant, ConstantRsqrt, Cosine, Linear, ScheduleConfig
 
 
-def rate(step, *, total=1000, **fields):
-  """The learning rate of the update number `step`, counted from 1."""
-  return float(make_schedule(OptimizerConfig(learning_rate=2.0, **fields), total)(step - 1))
+def rate(step, schedule, total=1000):
+  """The learning rate of the update number `step`, counted from 1, with a peak of 2."""
+  return float(schedule.make(2.0, total)(step - 1))
 
 
 def test_warm_up_rises_linearly_to_the_peak_at_its_last_step():
-  rates = [rate(step, schedule="constant", warmup_steps=4) for step in (1, 2, 3, 4, 5)]
+  rates = [rate(step, Constant(warmup_steps=4)) for step in (1, 2, 3, 4, 5)]
   np.testing.assert_allclose(rates, [0.5, 1.0, 1.5, 2.0, 2.0])
 
 
 def test_constant_rsqrt_is_constant_and_then_falls_as_the_inverse_square_root():
-  rates = [rate(step, schedule="constant_rsqrt", decay_start=100) for step in (1, 100, 400, 900)]
+  rates = [rate(step, ConstantRsqrt(decay_start=100)) for step in (1, 100, 400, 900)]
   np.testing.assert_allclose(rates, [2.0, 2.0, 1.0, 2.0 / 3.0], rtol=1e-6)
 
 
-def test_cosine_passes_half_way_at_half_time_and_ends_at_the_final_fraction():
-  fields = {"schedule": "cosine", "warmup_steps": 200, "final_fraction": 0.1}
-  np.testing.assert_allclose([rate(s, **fields) for s in (200, 600, 1000)], [2.0, 1.1, 0.2], rtol=1e-6)
+def test_cosine_is_halfway_at_half_time_and_ends_at_the_final_fraction():
+  schedule = Cosine(warmup_steps=200, final_fraction=0.1)
+  np.testing.assert_allclose([rate(s, schedule) for s in (200, 600, 1000)], [2.0, 1.1, 0.2], rtol=1e-6)
 
 
 def test_linear_falls_in_a_straight_line_to_the_final_fraction():
-  fields = {"schedule": "linear", "warmup_steps": 200, "final_fraction": 0.5}
-  np.testing.assert_allclose([rate(s, **fields) for s in (200, 400, 600, 1000)], [2.0, 1.75, 1.5, 1.0], rtol=1e-6)
+  schedule = Linear(warmup_steps=200, final_fraction=0.5)
+  np.testing.assert_allclose([rate(s, schedule) for s in (200, 400, 600, 1000)], [2.0, 1.75, 1.5, 1.0], rtol=1e-6)
 
 
-def updates_of(config, params, gradients):
-  """The updates of every step."""
-  optimizer = make_optimizer(config, 100)
+def test_schedules_that_depend_on_the_length_of_the_run_say_so():
+  for name, schedule in ScheduleConfig.choices.items():
+    differs = rate(400, schedule(), total=1000) != rate(400, schedule(), total=2000)
+    assert schedule.depends_on_length == differs, name
+
+
+def updates_of(config, params, gradients, stacked=None):
+  """The updates of every step; no axes of the parameters are stacked unless given."""
+  stacked = jax.tree.map(lambda _: 0, params) if stacked is None else stacked
+  optimizer = config.make(100, stacked)
   state, found = optimizer.init(params), []
   for gradient in gradients:
     update, state = optimizer.update(gradient, state, params)
@@ -48,8 +55,8 @@ def updates_of(config, params, gradients):
   return found
 
 
-def plain(**fields):
-  return OptimizerConfig(schedule="constant", clip_norm=0.0, **fields)
+def plain(choice=Adafactor, **fields):
+  return choice(schedule=Constant(), clip_norm=0.0, **fields)
 
 
 def test_adafactor_of_one_vector_follows_its_equations():
@@ -76,8 +83,8 @@ def test_adafactor_of_a_large_matrix_is_factored_into_rows_and_columns():
   np.testing.assert_allclose(found, -expected, rtol=1e-4, atol=1e-6)
 
 
-def test_adafactor_forgets_no_slower_than_its_upper_bound():
-  """After many steps of gradient 1 and one of 10, v = 0.99 + 0.01 * 100, were 1 - t^-0.8 above 0.99 already."""
+def test_adafactors_second_moment_decays_by_at_most_its_upper_bound():
+  """After many steps of gradient 1 and one of 10, v = 0.99 + 0.01 * 100, although 1 - t^-0.8 exceeds 0.99."""
   steps = 400
   assert 1 - steps**-0.8 > 0.99
   gradients = [jnp.ones(1)] * (steps - 1) + [jnp.full(1, 10.0)]
@@ -93,7 +100,7 @@ def test_parameter_scale_makes_the_step_relative_to_the_matrix():
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
-def test_stacked_layers_and_experts_move_as_if_each_matrix_were_alone(name):
+def test_stacked_layers_and_experts_are_updated_as_if_each_matrix_were_alone(name):
   """The scales differ by layer and expert, so a pooled statistic, clip or parameter scale would show."""
   layers, experts, shape = 3, 2, (128, 130)
   keys = jax.random.split(jax.random.key(1), 4)
@@ -109,16 +116,16 @@ def test_stacked_layers_and_experts_move_as_if_each_matrix_were_alone(name):
     matrices = {f"{i}.{j}": up[i, j] for i in range(layers) for j in range(experts)}
     return matrices | {f"norm{i}": norm[i] for i in range(layers)}
 
-  config = plain(name=name, learning_rate=0.1, weight_decay=0.01)
-  together = updates_of(config, stacked, gradients)
+  config = plain(OptimizerConfig.choices[name], learning_rate=0.1, weight_decay=0.01)
+  together = updates_of(config, stacked, gradients, {"units": {"experts": {"up": 2}, "norm": 1}})
   alone = updates_of(config, apart(stacked), [apart(g) for g in gradients])
   for one, other in zip(together, alone):
     for key, value in apart(one).items():
       np.testing.assert_allclose(value, other[key], rtol=2e-5, err_msg=key)
 
 
-def test_the_models_stacked_axes_are_those_of_units_and_experts():
-  """Every axis of the model whose size is that of nothing else in it is counted, and no other."""
+def test_the_models_stacked_axes_are_those_of_layers_and_experts():
+  """Sizes tell: every axis of layers or experts is counted, and no other."""
   units, experts = 3, 5
   router = RouterConfig.from_mapping({"name": "expert_choice"}, "router")
   config = ModelConfig(
@@ -133,47 +140,51 @@ def test_the_models_stacked_axes_are_those_of_units_and_experts():
     num_experts=experts,
     encoder_router=router,
   )
-  _, params, _ = split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  for path, leaf in leaves:
+  _, params, _ = nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))), nnx.Param, ...)
+  leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(params))
+  counts = jax.tree_util.tree_leaves_with_path(stacked_axes(params))
+  for (path, leaf), (same_path, count) in zip(leaves, counts, strict=True):
     expected = (leaf.shape[0] == units) + (leaf.shape[0] == units and leaf.ndim == 4)
-    assert stacked_axes(path) == expected, jax.tree_util.keystr(path)
-  assert sum(stacked_axes(path) == 2 for path, _ in leaves) == 2
+    assert (path, count) == (same_path, expected), jax.tree_util.keystr(path)
+  assert sum(count == 2 for _, count in counts) == 2
 
 
-def test_weight_decay_is_on_matrices_only():
+def test_weight_decay_applies_to_matrices_only():
   params = {"units": {"kernel": jnp.full((2, 3, 3), 2.0), "norm": jnp.full((2, 3), 2.0)}, "bias": jnp.full(3, 2.0)}
   zero = jax.tree.map(jnp.zeros_like, params)
-  (found,) = updates_of(plain(name="adamw", learning_rate=0.1, weight_decay=0.5), params, [zero])
+  stacked = {"units": {"kernel": 1, "norm": 1}, "bias": 0}
+  (found,) = updates_of(plain(AdamW, learning_rate=0.1, weight_decay=0.5), params, [zero], stacked)
   np.testing.assert_allclose(found["units"]["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
   np.testing.assert_array_equal(found["units"]["norm"], 0.0)
   np.testing.assert_array_equal(found["bias"], 0.0)
 
 
 def test_adamw_of_one_step_moves_every_weight_by_the_learning_rate():
-  (found,) = updates_of(plain(name="adamw", learning_rate=0.1), jnp.ones(3), [jnp.array([0.5, -20.0, 3.0])])
+  (found,) = updates_of(plain(AdamW, learning_rate=0.1), jnp.ones(3), [jnp.array([0.5, -20.0, 3.0])])
   np.testing.assert_allclose(found, [-0.1, 0.1, -0.1], rtol=1e-5)
 
 
 def test_clipping_is_by_the_norm_of_all_gradients_together():
-  """Under AdamW a smaller gradient changes only v against epsilon, so epsilon is made large to see it."""
-  config = OptimizerConfig(name="adamw", schedule="constant", learning_rate=1.0, clip_norm=1.0, epsilon=1e6)
+  """AdamW hides the size of a gradient unless epsilon dominates, so epsilon is large."""
+  config = AdamW(schedule=Constant(), learning_rate=1.0, clip_norm=1.0, epsilon=1e6)
   params = {"a": jnp.ones(1), "b": jnp.ones(1)}
   (found,) = updates_of(config, params, [{"a": jnp.array([3.0]), "b": jnp.array([4.0])}])
   np.testing.assert_allclose([found["a"][0], found["b"][0]], [-0.6e-6, -0.8e-6], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-  "fields",
+  ("choice", "fields"),
   [
-    {"learning_rate": 0.0},
-    {"warmup_steps": -1},
-    {"clip_norm": -1.0},
-    {"adafactor_b2": 1.0},
-    {"final_fraction": 2.0},
+    (Adafactor, {"learning_rate": 0.0}),
+    (Constant, {"warmup_steps": -1}),
+    (Adafactor, {"clip_norm": -1.0}),
+    (Adafactor, {"b2": 1.0}),
+    (AdamW, {"b1": 1.0}),
+    (ConstantRsqrt, {"decay_start": 0}),
+    (Cosine, {"final_fraction": 2.0}),
   ],
 )
-def test_impossible_settings_are_refused_by_name(fields):
+def test_impossible_settings_are_refused_by_name(choice, fields):
   (name,) = fields
-  with pytest.raises(ConfigError, match=f"^{name} = "):
-    OptimizerConfig(**fields)
+  with pytest.raises(ConfigError, match=f"^{name} = .*: expected "):
+    choice(**fields)

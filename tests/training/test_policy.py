@@ -1,4 +1,4 @@
-"""What a router's choice cost: in a decoder the cross-entropy of the token's target, in an encoder its row's mean."""
+"""The cost of a router's choice: in a decoder the cross-entropy of the token's target, in an encoder its row's mean."""
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def test_an_encoders_token_costs_the_mean_over_the_weighted_targets_of_its_row(b
   assert float(loss) == pytest.approx(expected(policy, cost, batch["inputs_segments"]), rel=1e-5)
 
 
-def test_both_sides_add_up_and_routers_without_a_policy_add_nothing(batch):
+def test_both_stacks_add_up_and_routers_without_a_policy_add_nothing(batch):
   encoder, decoder = policy_of(INPUTS), policy_of(TARGETS)
   apart = policies_loss(output_of(encoder=encoder), batch) + policies_loss(output_of(decoder=decoder), batch)
   assert float(policies_loss(output_of(encoder=encoder, decoder=decoder), batch)) == pytest.approx(float(apart))
@@ -78,7 +78,7 @@ def test_both_sides_add_up_and_routers_without_a_policy_add_nothing(batch):
   assert float(policies_loss(output_of(), batch)) == 0
 
 
-def test_the_cost_is_no_way_to_lower_the_cross_entropy(batch):
+def test_no_gradient_flows_through_the_cost(batch):
   def loss(logits, policy):
     return policies_loss(ModelOutput(logits, jnp.zeros(()), {}, {}, {"decoder": policy}), batch)
 
@@ -91,7 +91,7 @@ def test_the_cost_is_no_way_to_lower_the_cross_entropy(batch):
   np.testing.assert_allclose(to_policy.baseline, -share * advantage, rtol=1e-4, atol=1e-6)
 
 
-def test_in_a_model_the_router_learns_from_the_policy_what_the_cross_entropy_cannot_tell_it():
+def test_in_a_model_the_router_gets_its_gradient_from_the_policy_loss_only():
   settings = config("decoder", router("rl_r", balance_loss=0.0, negative_entropy_loss=0.0))
   graph, params = nnx.split(make_model(settings, nnx.Rngs(0)))
   example = packed([[5, 3], [6]], [[1], [1]])

@@ -1,4 +1,4 @@
-"""From a corpus and a trained baseline to tables and centroids, and from those to a run and its checkpoint."""
+"""Tables and centroids are made from a corpus and a trained baseline, and used by a run and its checkpoint."""
 
 import functools
 import importlib.util
@@ -21,7 +21,7 @@ from moe.routing.solvers.hashing import hash_buckets
 from moe.training.checkpoint import Checkpoints
 from moe.training.experiment import load_config
 from moe.training.feed import describe
-from moe.training.state import abstract_state, make_state, stored_router_state
+from moe.training.state import abstract_model, abstract_state, make_state, stored_router_state
 from moe.training.trainer import train
 from moe.training.workdir import Workdir
 from tests.training.tiny import tiny_mapping
@@ -44,16 +44,17 @@ def table(function: str, out, *arguments) -> HashTable:
 
 def config(corpus, steps=1, **model):
   mapping = tiny_mapping(corpus, steps=steps, eval_batches=1, checkpoint_every=1)
-  mapping["optimizer"]["warmup_steps"] = 1
+  mapping["optimizer"]["schedule"]["warmup_steps"] = 1
   mapping["model"] |= model
   return load_config(mapping)
 
 
 def first_state(settings):
-  """What a run begins with."""
+  """The state of a run at step 0."""
   stored = stored_router_state(settings.model, "")
   make = functools.partial(make_model, settings.model)
-  _, abstract = abstract_state(make, optax.identity(), make_mesh())
+  mesh = make_mesh()
+  abstract = abstract_state(abstract_model(make, mesh), optax.identity(), mesh)
   return make_state(make, optax.identity(), 0, abstract, stored)
 
 
@@ -67,13 +68,13 @@ def of_text(corpus):
 def baseline(tmp_path_factory, corpus):
   """The workdir of a run with MoE layers in both stacks, two of them in the decoder; not trained, which saves time."""
   settings = config(corpus, decoder_layers=4, decoder_router={"name": "hash"})
-  place = Workdir(tmp_path_factory.mktemp("baseline") / "run")
-  place.claim(settings)
-  checkpoints = Checkpoints(place.checkpoints)
+  workdir = Workdir(tmp_path_factory.mktemp("baseline") / "run")
+  workdir.claim(settings)
+  checkpoints = Checkpoints(workdir.checkpoints)
   about = {"config": as_mapping(settings), "vocabulary": describe(make_vocabulary(settings.data))}
   checkpoints.save(first_state(settings), {}, about, 1.0)
   checkpoints.close()
-  return place.root
+  return workdir.root
 
 
 def documents(corpus) -> list[list[int]]:
@@ -105,7 +106,7 @@ def test_the_predicted_future_is_the_byte_that_follows_most_often(tmp_path, corp
   np.testing.assert_array_equal(made.buckets[:, [byte + 3 for byte in b"mad"]], expected)
 
 
-def test_tokens_and_the_text_they_are_of_give_the_same_table(tmp_path, of_text):
+def test_a_text_and_its_tokens_give_the_same_table(tmp_path, of_text):
   script("tokenize_corpus", *of_text, "--out", tmp_path / "tokens")
   of_tokens = ["--data", "source=tokens", "--data", f"source.path={tmp_path / 'tokens'}"]
   one, other = (table("balanced", tmp_path / f"{len(s)}.npz", *s) for s in (of_text, of_tokens))
@@ -113,7 +114,7 @@ def test_tokens_and_the_text_they_are_of_give_the_same_table(tmp_path, of_text):
   assert one.vocabulary == other.vocabulary
 
 
-def test_a_run_begins_with_its_files_and_its_checkpoint_needs_them_no_more(tmp_path, corpus, baseline):
+def test_a_run_starts_from_its_files_and_its_checkpoint_no_longer_needs_them(tmp_path, corpus, baseline):
   dispersed = table("dispersed", tmp_path / "dispersed.npz", "--workdir", baseline)
   clustered = table("clustered", tmp_path / "clustered.npz", "--workdir", baseline)
   for cluster in range(EXPERTS):
@@ -132,7 +133,9 @@ def test_a_run_begins_with_its_files_and_its_checkpoint_needs_them_no_more(tmp_p
   assert not (tmp_path / "another").exists()
 
 
-def test_every_layer_may_have_centroids_of_its_own_but_not_more_than_there_are(tmp_path, corpus, baseline, capsys):
+def test_each_layer_can_have_centroids_of_its_own_but_not_more_than_there_are_layers(
+  tmp_path, corpus, baseline, capsys
+):
   path = tmp_path / "centroids.npz"
   script("build_centroids", "--workdir", baseline, "--stack", "decoder", "--experts", EXPERTS, "--out", path)
   assert re.search(r"layer 1: \d+ tokens; \d+\.\d% of their variance is within clusters", capsys.readouterr().out)
@@ -148,7 +151,7 @@ def test_every_layer_may_have_centroids_of_its_own_but_not_more_than_there_are(t
     stored_router_state(config(corpus, decoder_layers=6, decoder_router=router).model, "")
 
 
-def test_scripts_say_in_one_line_what_is_wrong_and_overwrite_nothing(tmp_path, of_text, baseline):
+def test_errors_of_the_scripts_are_one_line_and_nothing_is_overwritten(tmp_path, of_text, baseline):
   out = tmp_path / "t.npz"
   with pytest.raises(SystemExit, match="error: --hashes = 3: expected a divisor of --experts = 4"):
     table("balanced", out, *of_text, "--hashes", 3)
@@ -170,7 +173,7 @@ def test_scripts_say_in_one_line_what_is_wrong_and_overwrite_nothing(tmp_path, o
 @pytest.mark.parametrize(
   "arguments", [["--function", "clustered", "--data", "source=text"], ["--function", "balanced"]]
 )
-def test_a_function_comes_with_what_it_is_made_of(tmp_path, arguments, capsys):
+def test_the_options_of_a_function_belong_to_it(tmp_path, arguments, capsys):
   with pytest.raises(SystemExit):
     script("build_hash_table", *arguments, "--experts", 4, "--out", tmp_path / "t.npz")
   assert re.search(

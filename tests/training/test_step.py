@@ -12,8 +12,9 @@ from flax import nnx
 from moe.data import DataError
 from moe.models import ModelOutput
 from moe.parallel.mesh import make_mesh, put_batch
-from moe.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from moe.training.state import abstract_state, keys, make_state
+from moe.training.optimizer import Adafactor
+from moe.training.schedule import Constant
+from moe.training.state import abstract_model, abstract_state, keys, make_state
 from moe.training.step import bits_per_byte, make_eval_step, make_train_step, micro_batches, token_sums
 from moe.training.validation import evaluate_batches
 
@@ -22,7 +23,7 @@ BYTES = np.array([0, 0, 1, 1, 1, 2, 3])
 
 
 class Seen(nnx.Variable):
-  """State that training moves without a gradient."""
+  """State that training updates without a gradient."""
 
 
 class Table(nnx.Module):
@@ -53,8 +54,8 @@ def make(*, accumulation=1, auxiliary=0.0, z=0.0, length=5, learning_rate=0.1):
 
 
 def first_state(make, optimizer, mesh):
-  graph, abstract = abstract_state(make, optimizer, mesh)
-  return graph, make_state(make, optimizer, 0, abstract, {})
+  model = abstract_model(make, mesh)
+  return model.graph, make_state(make, optimizer, 0, abstract_state(model, optimizer, mesh), {})
 
 
 def _table(length, auxiliary, rngs):
@@ -62,7 +63,7 @@ def _table(length, auxiliary, rngs):
 
 
 def make_batch(rows=6, length=5, seed=0):
-  """Rows with ever fewer weighted tokens: a mean of means would differ from the mean."""
+  """Rows with unequal numbers of weighted tokens, so that a mean of means differs from the mean."""
   draw = np.random.default_rng(seed)
   weights = (np.arange(length)[None] < draw.integers(1, length + 1, rows)[:, None]).astype(np.float32)
   segments = (weights > 0).astype(np.int32)
@@ -96,7 +97,7 @@ def test_a_coin_flip_for_every_bit_is_eight_bits_per_byte():
   assert bits_per_byte(100 * math.log(256), 100) == pytest.approx(8.0)
 
 
-def test_the_loss_is_the_cross_entropy_alone_and_the_other_terms_stand_beside_it():
+def test_the_loss_is_the_cross_entropy_alone_and_the_other_terms_are_reported_separately():
   batch = make_batch()
   step, state, *_ = make(auxiliary=3.0, z=0.01)
   bare_step, bare_state, *_ = make()
@@ -131,21 +132,21 @@ def test_accumulated_gradients_are_those_of_the_whole_batch_whatever_its_token_c
     np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
 
 
-def test_router_state_moves_through_every_micro_batch():
+def test_every_micro_batch_updates_the_routers_state():
   step, state, *_ = make(accumulation=3)
   state, _ = step(state, make_batch())
   state, _ = step(state, make_batch())
   assert state.router_state["calls"] == 6
 
 
-def test_micro_batches_deal_every_row_exactly_once():
+def test_micro_batches_hold_every_row_exactly_once():
   dealt = micro_batches({"x": jnp.arange(12)}, 3)["x"]
   assert dealt.shape == (3, 4)
   assert sorted(dealt.ravel().tolist()) == list(range(12))
   assert dealt[1].tolist() == [1, 4, 7, 10]
 
 
-def test_randomness_depends_on_seed_and_step_alone():
+def test_randomness_depends_only_on_seed_and_step():
   batch = make_batch()
   step, state, *_ = make()
   state, first = step(state, batch)
@@ -170,7 +171,7 @@ def test_the_gradient_norm_is_reported_before_clipping():
   assert metrics["gradient_norm"] > 0.01
 
 
-def test_a_batch_without_any_weight_moves_nothing():
+def test_a_batch_without_weight_changes_no_parameter():
   step, state, *_ = make()
   before = np.asarray(state.params["table"])
   batch = make_batch()
@@ -188,12 +189,12 @@ def test_training_and_evaluating_compile_once_each():
   assert evaluate._cache_size() == 1
 
 
-def test_training_learns_the_commonest_token_of_each_position():
-  optimizer_config = OptimizerConfig(learning_rate=0.3, schedule="constant", warmup_steps=1)
-  mesh, optimizer = make_mesh(), make_optimizer(optimizer_config, 60)
+def test_training_learns_the_most_frequent_token_of_each_position():
+  config = Adafactor(learning_rate=0.3, schedule=Constant(warmup_steps=1))
+  mesh, optimizer = make_mesh(), config.make(60, {"table": 0, "pull": 0})
   graph, state = first_state(functools.partial(_table, 5, 0.0), optimizer, mesh)
   options = {"accumulation": 1, "byte_lengths": BYTES, "logits_z_loss": 0.0}
-  step = make_train_step(graph, state, optimizer, make_schedule(optimizer_config, 60), keys(0)[1], **options)
+  step = make_train_step(graph, state, optimizer, config.make_schedule(60), keys(0)[1], **options)
   target = np.array([[2, 3, 4, 5, 6]], np.int32)
   batch = {"targets": target, "targets_segments": np.ones_like(target), "loss_weights": np.ones((1, 5), np.float32)}
   for _ in range(60):
@@ -220,14 +221,14 @@ def test_validation_is_the_mean_over_tokens_not_over_batches():
   assert found["bits_per_byte"] == pytest.approx(nll / math.log(2) / text, rel=1e-6)
 
 
-def test_validation_reads_no_more_batches_than_asked():
+def test_validation_reads_at_most_limit_batches():
   _, state, evaluate, mesh = make()
   batches = [make_batch(seed=seed) for seed in range(3)]
   found = evaluate_batches(evaluate, state.params, state.router_state, batches, batches[0], mesh, limit=1)
   assert found["tokens"] == batches[0]["loss_weights"].sum()
 
 
-def test_validation_of_nothing_says_so():
+def test_validation_of_nothing_is_an_error():
   _, state, evaluate, mesh = make()
   with pytest.raises(DataError, match="no token"):
     evaluate_batches(evaluate, state.params, state.router_state, [], make_batch(), mesh)

@@ -1,3 +1,5 @@
+"""Whole runs on one host: what they write, and that nothing is lost when they end early. Tests act through hooks."""
+
 import contextlib
 import dataclasses
 import os
@@ -13,13 +15,13 @@ from moe.config import ConfigError
 from moe.data import DataError
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import restore
-from moe.training import setup
-from moe.training import trainer as loop
+from moe.training import setup, trainer
 from moe.training.checkpoint import CheckpointError, Checkpoints
 from moe.training.experiment import load_config
 from moe.training.feed import join_positions
-from moe.training.metrics import read_metrics
-from moe.training.trainer import TrainingStopped, train
+from moe.training.hooks import TrainingStopped
+from moe.training.metrics import MetricsWriter, read_metrics
+from moe.training.trainer import train
 from moe.training.workdir import WorkdirError
 from tests.training.test_checkpoint import full_disk
 from tests.training.tiny import tiny_config, tiny_mapping
@@ -60,23 +62,20 @@ class Interrupt(Exception):
   pass
 
 
-def interrupt_after(monkeypatch, step):
-  """Ends the run as abruptly as an exception can, once `step` is reported."""
-  report = loop._Run._report
+def interrupt_after(step):
+  """A hook that ends the run as abruptly as an exception can."""
 
-  def interrupted(run):
-    report(run)
-    if run.step >= step:
+  def interrupt(run, info):
+    if info.step == step:
       raise Interrupt
 
-  monkeypatch.setattr(loop._Run, "_report", interrupted)
+  return interrupt
 
 
 @pytest.mark.parametrize("step", [3, 5, 10])
-def test_a_run_that_was_cut_off_goes_on_with_the_losses_of_one_that_was_not(whole, corpus, tmp_path, monkeypatch, step):
-  with monkeypatch.context() as patch, pytest.raises(Interrupt):
-    interrupt_after(patch, step)
-    train(tiny_config(corpus), tmp_path)
+def test_a_run_that_was_cut_off_resumes_with_the_losses_of_one_that_was_not(whole, corpus, tmp_path, step):
+  with pytest.raises(Interrupt):
+    train(tiny_config(corpus), tmp_path, [interrupt_after(step)])
   train(tiny_config(corpus), tmp_path)
   assert losses(tmp_path) == losses(whole.workdir.root)
   assert losses(tmp_path, "validation") == losses(whole.workdir.root, "validation")
@@ -89,52 +88,75 @@ def test_a_finished_run_does_nothing_more(whole, corpus):
   assert whole.workdir.metrics.read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_returns_and_the_run_can_go_on(whole, corpus, tmp_path, monkeypatch, capsys, number):
-  report = loop._Run._report
+def signal_after(step, number=signal.SIGTERM):
+  """A hook that sends this process a signal, which the run notices after its next step."""
 
-  def send_at_step_5(run):
-    report(run)
-    if run.step == 5:
+  def send(run, info):
+    if info.step == step:
       os.kill(os.getpid(), number)
 
-  with monkeypatch.context() as patch:
-    patch.setattr(loop._Run, "_report", send_at_step_5)
-    stopped = train(tiny_config(corpus), tmp_path)
+  return send
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_returns_and_the_run_can_be_resumed(whole, corpus, tmp_path, capsys, number):
+  stopped = train(tiny_config(corpus), tmp_path, [signal_after(5, number)])
   assert not stopped.finished and stopped.checkpoint == tmp_path / "checkpoints" / str(stopped.step)
-  assert "the same command goes on from there" in capsys.readouterr().err
+  assert stopped.step == 6
+  assert "run the same command to resume" in capsys.readouterr().err
   assert train(tiny_config(corpus), tmp_path).finished
   assert losses(tmp_path) == losses(whole.workdir.root)
 
 
-def test_a_validation_that_a_signal_prevented_is_made_up_for(whole, corpus, tmp_path, monkeypatch):
-  advance = loop._Run._advance
-
-  def send_in_step_6(run, batches):
-    advance(run, batches)
-    if run.step == 6:
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(loop._Run, "_advance", send_in_step_6)
-    assert train(tiny_config(corpus), tmp_path).step == 6
+def test_a_validation_that_a_signal_prevented_is_made_up_for(whole, corpus, tmp_path):
+  assert train(tiny_config(corpus), tmp_path, [signal_after(5)]).step == 6
   assert losses(tmp_path, "validation") == {}
   train(tiny_config(corpus), tmp_path)
   assert losses(tmp_path, "validation") == losses(whole.workdir.root, "validation")
 
 
-def test_steps_and_validation_are_compiled_once_in_a_run(corpus, tmp_path, monkeypatch):
+def test_steps_and_validation_are_compiled_once_in_a_run(corpus, tmp_path):
   runs = []
-  close = loop._Run.close
-  monkeypatch.setattr(loop._Run, "close", lambda run: (runs.append(run), close(run)))
-  train(tiny_config(corpus), tmp_path)
-  (run,) = runs
-  assert run.train_step._cache_size() == 1 and run.eval_step._cache_size() == 1
+  train(tiny_config(corpus), tmp_path, [lambda run, info: runs.append(run)])
+  assert len(runs) == 12 and len({id(run) for run in runs}) == 1
+  assert runs[0].train_step._cache_size() == 1 and runs[0].eval_step._cache_size() == 1
+
+
+def test_hooks_are_called_after_every_step_and_are_told_what_is_due(corpus, tmp_path):
+  """Validation every 6 steps, checkpoints every 4; the metrics of a step are logged when the next one has started."""
+  seen, logged = [], []
+
+  def watch(run, info):
+    seen.append((info.step, info.validate, info.save, info.stop))
+    logged.append(run.newest["train"].get("step", 0))
+
+  train(tiny_config(corpus), tmp_path, [watch])
+  assert seen == [(step, step in (6, 12), step in (4, 8, 12), False) for step in range(1, 13)]
+  assert logged == [step if step in (4, 6, 8, 12) else step - 1 for step in range(1, 13)]
+
+
+def test_a_hook_can_record_metrics_of_its_own(corpus, tmp_path):
+  train(tiny_config(corpus, steps=3), tmp_path, [lambda run, info: run.record(info.step, "mine", {"loss": 0.5})])
+  assert losses(tmp_path, "mine") == {1: 0.5, 2: 0.5, 3: 0.5}
+
+
+def test_old_parameters_are_not_kept_in_memory(corpus, tmp_path):
+  """Each step consumes the arrays that it is given, also those of a restored checkpoint."""
+  train(tiny_config(corpus, steps=4), tmp_path)
+  seen = []
+
+  def consumed(run, info):
+    seen.append(info.state.params)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(seen[:-1]))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(seen[-1]))
+
+  train(tiny_config(corpus, steps=7), tmp_path, [consumed])
+  assert len(seen) == 3
 
 
 def poison(monkeypatch, at):
   """From step `at` on, the loss weights are infinite, and with them the loss."""
-  put = loop.put_batch
+  put = trainer.put_batch
   seen = []
 
   def poisoned(mesh, batch):
@@ -143,10 +165,10 @@ def poison(monkeypatch, at):
       batch = batch | {"loss_weights": np.full_like(batch["loss_weights"], np.inf)}
     return put(mesh, batch)
 
-  monkeypatch.setattr(loop, "put_batch", poisoned)
+  monkeypatch.setattr(trainer, "put_batch", poisoned)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_all_that_is_needed_to_look_into_it(corpus, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_report(corpus, tmp_path, monkeypatch):
   poison(monkeypatch, at=6)
   with pytest.raises(TrainingStopped) as error:
     train(tiny_config(corpus), tmp_path)
@@ -177,27 +199,26 @@ def test_after_a_loss_that_is_not_finite_no_checkpoint_is_bad(corpus, tmp_path, 
   assert checkpoints.latest() is None
 
 
-def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(corpus, tmp_path, monkeypatch):
-  save = loop._Run._save
-
+def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(corpus, tmp_path):
+  """It is full between two records, so that the checkpoint is what fails."""
   with contextlib.ExitStack() as until_the_end:
 
-    def filling(run, loss):
-      if run.step > 4:
-        until_the_end.enter_context(full_disk(1000))
-      save(run, loss)
+    def fill(run, info):
       run.checkpoints.wait()
+      if info.step == 7:
+        until_the_end.enter_context(full_disk(1000))
 
-    monkeypatch.setattr(loop._Run, "_save", filling)
     with pytest.raises(CheckpointError, match=r"checkpoint 8 .*/checkpoints/4$"):
-      train(tiny_config(corpus), tmp_path)
+      train(tiny_config(corpus, log_every=12), tmp_path, [fill])
   assert restore(tmp_path, "latest").step == 4
 
 
-def test_what_is_wrong_shows_before_anything_is_written(corpus, tmp_path):
+def test_errors_show_before_anything_is_written(corpus, tmp_path):
   mapping = tiny_mapping(corpus)
   mapping["model"]["vocab_size"] = 200
-  with pytest.raises(ConfigError, match=r"vocab_size = 200: the data's vocabulary has 259 tokens"):
+  with pytest.raises(
+    ConfigError, match=r"vocab_size = 200: expected at least 259, the tokens of the data's vocabulary"
+  ):
     train(load_config(mapping), tmp_path / "a")
   empty = tmp_path / "empty.jsonl"
   empty.write_text("")
@@ -211,21 +232,21 @@ def test_what_is_wrong_shows_before_anything_is_written(corpus, tmp_path):
 
 
 def test_metrics_that_cannot_be_written_stop_the_run_with_the_last_good_checkpoint(corpus, tmp_path, monkeypatch):
-  write = loop.MetricsWriter.write
+  write = MetricsWriter.write
 
   def failing(writer, step, kind, values):
     if step == 6:
       raise OSError(28, "No space left on device")
     write(writer, step, kind, values)
 
-  monkeypatch.setattr(loop.MetricsWriter, "write", failing)
+  monkeypatch.setattr(MetricsWriter, "write", failing)
   with pytest.raises(TrainingStopped, match=r"metrics\.jsonl could not be written: No space .*/checkpoints/4$"):
     train(tiny_config(corpus), tmp_path)
 
 
-def test_a_run_of_another_vocabulary_is_not_gone_on_with(whole, corpus, monkeypatch):
-  describe = loop.describe
-  monkeypatch.setattr(loop, "describe", lambda vocabulary: describe(vocabulary) | {"fingerprint": "other"})
+def test_a_run_with_another_vocabulary_is_not_resumed(whole, corpus, monkeypatch):
+  describe = trainer.describe
+  monkeypatch.setattr(trainer, "describe", lambda vocabulary: describe(vocabulary) | {"fingerprint": "other"})
   with pytest.raises(WorkdirError, match="vocabulary 'bytes' is not the one"):
     train(tiny_config(corpus), whole.workdir.root)
 
@@ -241,12 +262,12 @@ def test_a_leaking_run_says_so_everywhere(corpus, tmp_path, capsys):
   assert shown.count("loss") == shown.count("loss (future leakage)") > 0
 
 
-def test_the_positions_of_several_hosts_join_into_one():
+def test_the_positions_of_several_hosts_are_joined_into_one():
   positions = [{"source": "x", "streams": {"0": [1, 2]}}, {"source": "x", "streams": {"1": [3, 4]}}]
   assert join_positions(positions) == {"source": "x", "streams": {"0": [1, 2], "1": [3, 4]}}
 
 
-def test_checkpoints_of_another_model_are_named_and_left_alone(corpus, tmp_path):
+def test_checkpoints_of_another_model_are_refused_and_left_unchanged(corpus, tmp_path):
   other = tiny_mapping(corpus, steps=2, checkpoint_every=2)
   other["model"]["d_model"] = 24
   for name, tree in (("mine", tiny_mapping(corpus, steps=2, checkpoint_every=2)), ("other", other)):

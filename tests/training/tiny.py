@@ -9,7 +9,7 @@ _TEXT = "the cat sat on a mat while seven grey owls watched from an old oak near
 
 
 def write_corpus(path: pathlib.Path, documents: int = 60, seed: int = 0) -> pathlib.Path:
-  """Sentences of few words, one document a line, as JSON lines."""
+  """Sentences of few words as JSON lines, one document per line."""
   draw = random.Random(seed)
   lines = (" ".join(draw.choices(_TEXT.split(" "), k=draw.randint(5, 30))) for _ in range(documents))
   path.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
@@ -17,7 +17,7 @@ def write_corpus(path: pathlib.Path, documents: int = 60, seed: int = 0) -> path
 
 
 def tiny_mapping(corpus: pathlib.Path, *, streams: int = 1, **train) -> dict:
-  """The config tree of a run of 12 steps; `train` overrides fields of its training section."""
+  """The config tree of a run of 12 steps; `train` replaces fields of its training section."""
   return {
     "seed": 3,
     "model": {
@@ -41,7 +41,7 @@ def tiny_mapping(corpus: pathlib.Path, *, streams: int = 1, **train) -> dict:
       "batch_size": 4,
       "streams": streams,
     },
-    "optimizer": {"learning_rate": 0.03, "schedule": "constant", "warmup_steps": 2},
+    "optimizer": {"learning_rate": 0.03, "schedule": {"name": "constant", "warmup_steps": 2}},
     "train": {"steps": 12, "log_every": 1, "eval_every": 6, "eval_batches": 2, "checkpoint_every": 4} | train,
   }
 

@@ -22,8 +22,7 @@ def causality_section(runs: Sequence[Run]) -> Section | None:
 
 
 def _rows(run: Run) -> list[list[str]]:
-  decoder = run.trained.config.model.stacks.get("decoder")
-  router = None if decoder is None else decoder.router
+  router = run.trained.config.model.decoder_router
   if router is None or not run.batches:
     return []
   ids = next(layer.ids for name, layer in run.layers.items() if name.startswith("decoder"))

@@ -48,8 +48,7 @@ def _facts(run: Run) -> dict[str, str | Key]:
 def _causality(run: Run) -> str | Key:
   if run.leaks:
     return Key(f"{LEAKS}: not a language model's loss", leaks=True)
-  decoder = run.trained.config.model.stacks.get("decoder")
-  return f"no {LEAKS}" if decoder and decoder.moe else f"no {LEAKS}: the decoder is dense"
+  return f"no {LEAKS}" if run.trained.config.model.decoder_router else f"no {LEAKS}: the decoder is dense"
 
 
 def _steps(run: Run) -> str:
