@@ -51,9 +51,7 @@ def under_causal_rule(trained: Trained) -> Trained | None:
   twin = router.causal_twin() if trained.config.model.evaluates_on_future else None
   if twin is None:
     return None
-  decoder = trained.config.model.stacks["decoder"]
-  decoder = dataclasses.replace(decoder, moe=dataclasses.replace(decoder.moe, router=twin))
-  model = dataclasses.replace(trained.config.model, decoder=decoder, allow_future_leakage=False)
+  model = trained.config.model.with_decoder_router(twin)
   graph, params, router_state = split(nnx.eval_shape(lambda: model.make(nnx.Rngs(0))))
   shapes, wanted = ({k: v.shape for k, v in jax.tree.leaves_with_path(tree)} for tree in (trained.params, params))
   if shapes != wanted:

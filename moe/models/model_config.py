@@ -147,6 +147,12 @@ class ModelConfig(Choice):
     """Whether they do so in evaluation: then the model cannot decode."""
     return self.decoder_router is not None and not self.decoder_router.is_causal(training=False)
 
+  def with_decoder_router(self, router: RouterConfig) -> "ModelConfig":
+    """The same model with another router in its decoder, which no longer accepts one that is not causal."""
+    decoder = self.stacks["decoder"]
+    changes = {"decoder": dataclasses.replace(decoder, moe=dataclasses.replace(decoder.moe, router=router))}
+    return dataclasses.replace(self, allow_future_leakage=False, **changes)
+
   def check_batches(self, rows: int, inputs_length: int, targets_length: int) -> None:
     """Raises `ConfigError` where a router cannot divide (micro-)batches of this shape into its groups."""
     lengths = self.stack_lengths(inputs_length, targets_length)
