@@ -1,7 +1,7 @@
 """The model section of a config: sizes that all architectures share, their stacks, and the checks across fields."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -150,7 +150,7 @@ class ModelConfig(Choice):
   def with_decoder_router(self, router: RouterConfig) -> "ModelConfig":
     """The same model with another router in its decoder, which no longer accepts one that is not causal."""
     decoder = self.stacks["decoder"]
-    changes = {"decoder": dataclasses.replace(decoder, moe=dataclasses.replace(decoder.moe, router=router))}
+    changes: Any = {"decoder": dataclasses.replace(decoder, moe=dataclasses.replace(decoder.moe, router=router))}
     return dataclasses.replace(self, allow_future_leakage=False, **changes)
 
   def check_batches(self, rows: int, inputs_length: int, targets_length: int) -> None:
