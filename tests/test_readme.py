@@ -1,5 +1,6 @@
 """What the README shows is what the repository does."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -8,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moe import routing
-from moe.routing.capacity import expert_choice_capacity
-from moe.routing.methods.expert_choice import ExpertChoice, expert_choice
-from moe.routing.metrics import routing_metrics
+from moe.config import build
+from moe.routing import RouterConfig, RouterInput, Site
+from moe.routing.methods.expert_choice import ExpertChoice, ExpertChoiceConfig
 from scripts.update_readme import measured_blocks, read_documents, updated_documents
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 def test_its_figures_are_those_of_the_results_files():
@@ -22,26 +23,31 @@ def test_its_figures_are_those_of_the_results_files():
   assert updated_documents(documents, measured_blocks()) == documents, "run python -m scripts.update_readme"
 
 
-def test_its_router_can_be_chosen_by_name_and_fills_every_expert(monkeypatch):
-  (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+def test_its_layer_alone_runs(capsys):
+  example, _ = EXAMPLES
+  names = {}
+  exec(example, names)
+  assert names["y"].shape == names["x"].shape == (4, 128, 64)
+  assert names["weights"].shape == (4, 128, 8)
+  assert (np.asarray(names["weights"] > 0).sum(1) == 32).all()  # capacity factor 2: 2 * 128 / 8 tokens per expert
+  assert len(example.splitlines()) <= 14 and capsys.readouterr().out
+
+
+def test_its_router_can_be_chosen_by_name_and_fills_every_expert():
+  _, example = EXAMPLES
   names = {
     "ExpertChoice": ExpertChoice,
-    "RouterInput": routing.RouterInput,
-    "RouterOutput": routing.RouterOutput,
-    "expert_choice": expert_choice,
-    "expert_choice_capacity": expert_choice_capacity,
+    "ExpertChoiceConfig": ExpertChoiceConfig,
+    "dataclasses": dataclasses,
     "jax": jax,
-    "jnp": jnp,
-    "register": routing.register,
-    "routing_metrics": routing_metrics,
   }
-  # Registering is undone, for other tests go through all routers there are.
-  monkeypatch.setitem(routing.ROUTERS, "random_choice", None)
-  del routing.ROUTERS["random_choice"]
-  exec(example, names)
-  config = routing.RouterConfig.from_mapping({"name": "random_choice", "capacity_factor": 1.0}, "router")
-  router = config.make(routing.Site(8, 4), rngs=nnx.Rngs(0))
-  inputs = routing.RouterInput(jnp.ones((2, 12, 8)), jnp.ones((2, 12), bool))
-  found = nnx.jit(lambda router: router(inputs, training=False).routing)(router)
-  assert found.token.shape == (2, 4, 3)
-  assert all(len(set(expert)) == 3 for expert in np.asarray(found.token).reshape(-1, 3).tolist())
+  try:
+    exec(example, names)
+    config = build(RouterConfig, {"name": "random_choice", "capacity_factor": 1.0}, "router")
+    router = config.make(Site(8, 4), rngs=nnx.Rngs(0))
+    inputs = RouterInput(jnp.ones((2, 12, 8)), jnp.ones((2, 12), bool))
+    found = nnx.jit(lambda router: router(inputs, training=False).routing)(router)
+    assert found.token.shape == (2, 4, 3)
+    assert all(len(set(expert)) == 3 for expert in np.asarray(found.token).reshape(-1, 3).tolist())
+  finally:
+    del RouterConfig.choices["random_choice"]  # other tests go through all routers

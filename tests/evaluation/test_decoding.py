@@ -8,7 +8,6 @@ from flax import nnx
 
 from moe.config import ConfigError
 from moe.evaluation.decoding import generate, sample
-from moe.models import make_model
 from tests.models.tiny import ARCHITECTURES, DROPLESS, EXPERT_CHOICE, VOCABULARY, batch, config, logits, model
 
 DRAWS = 20_000
@@ -104,7 +103,7 @@ def test_prompts_of_different_lengths_are_kept_and_continued():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_end_stops_a_row_and_zeros_follow(architecture):
-  network = ending(make_model(config(architecture, tie_embeddings=False), nnx.Rngs(0)), after=6)
+  network = ending(config(architecture, tie_embeddings=False).make(nnx.Rngs(0)), after=6)
   found = generate(network, prompted(batch(), [[6], [6]]), 6)
   np.testing.assert_array_equal(found, [[6, 1, 0, 0, 0, 0]] * 2)
 

@@ -13,7 +13,7 @@ from moe.data import make_pipeline, make_vocabulary
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import Trained
 from moe.evaluation.summary import experts_per_token_lines, gzip_bits_per_byte
-from moe.models import make_model
+from moe.models import StackConfig
 from moe.parallel.mesh import make_mesh
 from moe.training.feed import describe
 from moe.training.state import split
@@ -29,9 +29,9 @@ def corpus(tmp_path_factory):
 def trained(corpus):
   """A dense model with its initial parameters, as if trained: no token depends on the rest of its batch."""
   config = tiny_config(corpus)
-  model = dataclasses.replace(config.model, num_experts=0, encoder_router=None)
+  model = dataclasses.replace(config.model, encoder=StackConfig(layers=2))
   config = dataclasses.replace(config, model=model)
-  graph, params, router_state = split(make_model(model, nnx.Rngs(1)))
+  graph, params, router_state = split(model.make(nnx.Rngs(1)))
   return Trained(config, 0, graph, params, router_state, describe(make_vocabulary(config.data)), make_mesh())
 
 

@@ -11,11 +11,10 @@ from moe.data import make_vocabulary
 from moe.evaluation import rules
 from moe.evaluation.leak_meters import future_leak
 from moe.evaluation.restore import Trained
-from moe.models import make_model
 from moe.parallel.mesh import make_mesh
 from moe.training.feed import describe
 from moe.training.state import split
-from tests.models.tiny import router
+from tests.models.tiny import router, stack
 from tests.training.tiny import tiny_config, write_corpus
 
 
@@ -27,9 +26,9 @@ def corpus(tmp_path_factory):
 def trained(corpus, decoder_router, **changes):
   """A model with its initial parameters and this router in the decoder, large enough in its kernels to choose."""
   config = tiny_config(corpus)
-  changes |= {"decoder_router": decoder_router, "allow_future_leakage": True}
+  changes |= {"decoder": stack(decoder_router), "allow_future_leakage": True}
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
-  graph, params, router_state = split(make_model(config.model, nnx.Rngs(1)))
+  graph, params, router_state = split(config.model.make(nnx.Rngs(1)))
   path = lambda keys: "/".join(str(key.key) for key in keys)  # noqa: E731
   params = jax.tree.map_with_path(lambda keys, x: 50 * x if "router" in path(keys) else x, params)
   return Trained(config, 0, graph, params, router_state, describe(make_vocabulary(config.data)), make_mesh())

@@ -7,22 +7,22 @@ from moe.config import ConfigError
 from moe.data import make_vocabulary
 from moe.evaluation.restore import Trained, check_vocabulary
 from moe.evaluation.text import continue_texts
-from moe.models import make_model
 from moe.parallel.mesh import make_mesh
 from moe.training.experiment import load_config
 from moe.training.state import split
-from tests.training.tiny import tiny_mapping, write_corpus
+from tests.training.tiny import tiny_decoder, tiny_mapping, write_corpus
 
 
 def untrained(tmp_path, **model) -> Trained:
   mapping = tiny_mapping(write_corpus(tmp_path / "corpus.jsonl"))
-  mapping["model"] |= model
-  if mapping["model"]["architecture"] == "decoder":
+  if model.get("name") == "decoder":
+    model = tiny_decoder(mapping)
     mapping["data"] |= {"objective": "causal_lm", "inputs_length": 0}
+  mapping["model"] = model or mapping["model"]
   config = load_config(mapping)
   vocabulary = make_vocabulary(config.data)
   about = {"name": vocabulary.name, "size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
-  return Trained(config, 0, *split(make_model(config.model, nnx.Rngs(1))), about, make_mesh())
+  return Trained(config, 0, *split(config.model.make(nnx.Rngs(1))), about, make_mesh())
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def encoder_decoder(tmp_path):
 
 @pytest.fixture
 def decoder(tmp_path):
-  return untrained(tmp_path, architecture="decoder", encoder_layers=0, num_experts=0, encoder_router=None)
+  return untrained(tmp_path, name="decoder")
 
 
 def test_an_encoder_reads_the_end_of_a_long_prompt(encoder_decoder):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from moe.experts.layer import MoE
-from moe.routing import ROUTERS, RouterConfig
+from moe.routing import RouterConfig
 
 BATCH, LENGTH, WIDTH, EXPERTS, VOCABULARY = 4, 12, 6, 4, 50
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -19,8 +19,7 @@ IDS = jax.random.randint(KEYS[2], (BATCH, LENGTH), 2, VOCABULARY)
 
 def layer(name: str):
   """Structure, parameters and state of a layer whose router makes unequal choices."""
-  config = RouterConfig(name, ROUTERS[name].Options())
-  moe = MoE(EXPERTS, WIDTH, 8, "gelu", config, jnp.float32, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
+  moe = MoE(WIDTH, EXPERTS, 8, name, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
   if hasattr(moe.router, "kernel"):
     moe.router.kernel[...] = jax.random.normal(jax.random.key(9), moe.router.kernel.shape)
   return nnx.split(moe, nnx.Param, ...)
@@ -37,7 +36,7 @@ def apply(graph, params, state, x, *, training: bool):
   return y, extra, report.routing, nnx.state(moe, nnx.Not(nnx.Param))
 
 
-@pytest.mark.parametrize("name", sorted(ROUTERS))
+@pytest.mark.parametrize("name", sorted(RouterConfig.choices))
 def test_a_recomputed_layer_decides_the_same_and_moves_its_state_once(name):
   graph, params, state = layer(name)
 
@@ -56,7 +55,7 @@ def test_a_recomputed_layer_decides_the_same_and_moves_its_state_once(name):
   assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(plain[0]))
 
 
-@pytest.mark.parametrize("name", sorted(ROUTERS))
+@pytest.mark.parametrize("name", sorted(RouterConfig.choices))
 def test_evaluation_moves_no_state_and_padding_comes_back_as_zero(name):
   graph, params, state = layer(name)
   y, _, _, after = jax.jit(lambda x: apply(graph, params, state, x, training=False))(X)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moe.config import build
 from moe.experts import dispatch as local
 from moe.experts.layer import MoE
 from moe.experts.network import Experts
 from moe.nn.activations import ACTIVATIONS
 from moe.routing import (
-  ROUTERS,
   Groups,
   RaggedRouting,
   Router,
@@ -27,35 +27,13 @@ from moe.routing import (
 
 BATCH, LENGTH, WIDTH, HIDDEN, EXPERTS = 3, 8, 6, 10, 4
 
-CONFIGS = [
-  RouterConfig.from_mapping({"name": "expert_choice", "group_size": 12}, "router"),
-  RouterConfig.from_mapping({"name": "expert_choice", "capacity_factor": 1.0, "renormalize": True}, "router"),
-  RouterConfig.from_mapping({"name": "switch", "eval_capacity_factor": 1.0}, "router"),
-  RouterConfig.from_mapping({"name": "glam", "capacity_factor": 1.5}, "router"),
-  RouterConfig.from_mapping({"name": "token_choice", "order": "batch_priority", "group_size": 12}, "router"),
-  RouterConfig.from_mapping({"name": "token_choice", "top_k": 3, "capacity_factor": None}, "router"),
-  RouterConfig.from_mapping({"name": "token_choice", "capacity_factor": None, "group_size": 6}, "router"),
-  RouterConfig("tests_mixture", None),
-]
-
 
 class Mixture(Router):
   """Random soft routing with two slots an expert, for the dispatch of that kind."""
 
-  def __init__(self, options, site, *, rngs):
+  def __init__(self, config, site, *, rngs):
+    self.config, self.num_experts = config, site.num_experts
     self.dispatch = nnx.Param(rngs.params.normal((site.d_model, site.num_experts, 2)))
-
-  @classmethod
-  def is_causal(cls, options, *, training):
-    return False
-
-  @classmethod
-  def is_batch_independent(cls, options, length, *, training):
-    return True
-
-  @classmethod
-  def groups(cls, options, batch, length):
-    return Groups(length)
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     logits = jnp.einsum("gnd,dep->gnep", inputs.tokens, self.dispatch[...])
@@ -63,8 +41,39 @@ class Mixture(Router):
     return RouterOutput(routing, {}, jnp.zeros(()), {})
 
 
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig(RouterConfig):
+  """Without a place among the choices, as other tests go through all of these."""
+
+  name = "tests_mixture"
+
+  def make(self, site, rngs):
+    return Mixture(self, site, rngs=rngs)
+
+  def is_causal(self, *, training):
+    return False
+
+  def is_batch_independent(self, length, *, training):
+    return True
+
+  def groups(self, batch, length):
+    return Groups(length)
+
+
+OPTIONS = [
+  {"name": "expert_choice", "group_size": 12},
+  {"name": "expert_choice", "capacity_factor": 1.0, "renormalize": True},
+  {"name": "switch", "eval_capacity_factor": 1.0},
+  {"name": "glam", "capacity_factor": 1.5},
+  {"name": "token_choice", "order": "batch_priority", "group_size": 12},
+  {"name": "token_choice", "top_k": 3, "capacity_factor": None},
+  {"name": "token_choice", "capacity_factor": None, "group_size": 6},
+]
+CONFIGS = [*(build(RouterConfig, options, "router") for options in OPTIONS), MixtureConfig()]
+
+
 def make_layer(router: RouterConfig, form: str = "geglu") -> MoE:
-  return MoE(EXPERTS, WIDTH, HIDDEN, form, router, jnp.float32, rngs=nnx.Rngs(0))
+  return MoE(WIDTH, EXPERTS, HIDDEN, router, form=form, rngs=nnx.Rngs(0))
 
 
 def assignments(routing: SlotRouting | RaggedRouting, group: int) -> list[tuple[int, int, int, tuple]]:
@@ -112,12 +121,6 @@ def naive(layer: MoE, x: jax.Array, segments: jax.Array, table: np.ndarray | Non
     return jnp.einsum("gnep,gepd->gnd", routing.combine, outputs).reshape(x.shape)
   weight = jnp.tensordot(routing.weight, table, routing.weight.ndim)
   return jnp.einsum("gne,gned->gnd", weight, all_experts(tokens)).reshape(x.shape)
-
-
-@pytest.fixture(autouse=True)
-def mixture_is_registered(monkeypatch):
-  """For these tests only: others go through all routers there are."""
-  monkeypatch.setitem(ROUTERS, "tests_mixture", Mixture)
 
 
 @pytest.fixture
@@ -197,9 +200,9 @@ def test_ragged_groups_are_merged_into_one_run_per_expert():
 
 def test_bfloat16_layer_computes_in_bfloat16_with_float32_parameters(batch):
   x, segments = batch
-  layer = MoE(EXPERTS, WIDTH, HIDDEN, "gelu", CONFIGS[0], jnp.bfloat16, rngs=nnx.Rngs(0))
+  layer = MoE(WIDTH, EXPERTS, HIDDEN, CONFIGS[0], dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
   assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(layer, nnx.Param))} == {jnp.dtype("float32")}
-  exact = MoE(EXPERTS, WIDTH, HIDDEN, "gelu", CONFIGS[0], jnp.float32, rngs=nnx.Rngs(0))
+  exact = MoE(WIDTH, EXPERTS, HIDDEN, CONFIGS[0], rngs=nnx.Rngs(0))
   x = x.astype(jnp.bfloat16)
   y = nnx.jit(lambda layer: layer(x, segments=segments, training=False)[0])(layer)
   assert y.dtype == jnp.bfloat16
@@ -211,14 +214,14 @@ def test_the_report_carries_losses_and_metrics_of_the_router(batch):
   x, segments = batch
   report = nnx.jit(lambda layer: layer(x, segments=segments, training=True)[1])(make_layer(CONFIGS[3]))
   assert {"loss/balance", "loss/z", "load", "dropped", "experts_per_token"} <= set(report.metrics)
-  options = dataclasses.asdict(CONFIGS[3].options)
-  expected = options["balance_loss"] * report.metrics["loss/balance"] + options["z_loss"] * report.metrics["loss/z"]
+  router = CONFIGS[3]
+  expected = router.balance_loss * report.metrics["loss/balance"] + router.z_loss * report.metrics["loss/z"]
   np.testing.assert_allclose(report.auxiliary_loss, expected, rtol=1e-6)
 
 
 def test_shared_experts_are_added_with_weight_one_whatever_the_router_says(batch):
   x, segments = batch
-  with_shared = MoE(EXPERTS, WIDTH, HIDDEN, "geglu", CONFIGS[0], jnp.float32, shared_experts=2, rngs=nnx.Rngs(0))
+  with_shared = MoE(WIDTH, EXPERTS, HIDDEN, CONFIGS[0], form="geglu", shared_experts=2, rngs=nnx.Rngs(0))
   assert with_shared.shared.up[...].shape == (WIDTH, 2 * HIDDEN)
   call = nnx.jit(lambda layer, x: layer(x, segments=segments, training=False)[0])
   shared, both = with_shared.shared, call(with_shared, x)

@@ -11,7 +11,7 @@ from flax import nnx
 from moe.experts.layer import MoE
 from moe.parallel.mesh import MeshConfig, make_mesh, replicated, rows, tracing_for
 from moe.parallel.sharding import shard_parameters
-from moe.routing import ROUTERS, RouterConfig
+from moe.routing import RouterConfig
 from tests.mesh.hlo import collectives, shapes
 
 # Sizes that no two axes share, so that a shape in a compiled program tells what it is.
@@ -42,8 +42,8 @@ def run(name: str, options: dict, shape: tuple[int, int, int]):
 
   The numbers: a scalar of output, auxiliary loss and policy; output, router's state afterwards, metrics; gradients.
   """
-  config = RouterConfig(name, ROUTERS[name].Options(**options))
-  layer = MoE(EXPERTS, WIDTH, HIDDEN, "gelu", config, jnp.float32, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
+  config = RouterConfig.choices[name](**options)
+  layer = MoE(WIDTH, EXPERTS, HIDDEN, config, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
   if hasattr(layer.router, "kernel"):
     layer.router.kernel[...] = jax.random.normal(jax.random.key(9), layer.router.kernel.shape) / WIDTH**0.5
   graph, params, state = nnx.split(layer, nnx.Param, ...)
@@ -81,7 +81,7 @@ def assert_same(found, expected):
   jax.tree_util.tree_map_with_path(compare, found, expected)
 
 
-@pytest.mark.parametrize("name", sorted(ROUTERS))
+@pytest.mark.parametrize("name", sorted(RouterConfig.choices))
 def test_every_router_is_the_same_on_a_mesh_and_gathers_neither_tokens_nor_weights(name):
   found, compiled = run(name, {}, (2, 4, 1))
   assert_same(found, alone(name, ()))

@@ -25,7 +25,8 @@ def config(corpus, steps, **mesh):
   """Of a run whose routing group is the whole batch, which lies on all devices."""
   tree = tiny_mapping(corpus, streams=2, steps=steps, eval_batches=2)
   tree["data"]["batch_size"], tree["mesh"] = 8, mesh
-  tree["model"] |= {"num_experts": 8, "vocab_size": 260}
+  tree["model"]["vocab_size"] = 260
+  tree["model"]["encoder"]["moe"]["num_experts"] = 8
   return load_config(tree)
 
 
@@ -60,7 +61,7 @@ def test_every_experts_weights_are_the_same_on_any_other_mesh(alone, mesh):
   reference, other = restore(alone, "latest"), restore(alone, "latest", MeshConfig(**mesh))
   assert other.mesh.size == 8
   jax.tree.map(np.testing.assert_array_equal, other.params, reference.params)
-  experts = other.params["encoder"]["units"]["blocks"][1]["moe"]["experts"]["up"]
+  experts = other.params["encoder"]["units"][0]["blocks"][1]["moe"]["experts"]["up"]
   assert experts.shape[1] == 8 and len({experts[0, index].tobytes() for index in range(8)}) == 8
 
 
@@ -78,7 +79,7 @@ def test_evaluation_gives_the_same_on_any_mesh(corpus, alone):
   ("mesh", "message"),
   [
     ({"expert": 3}, "config.mesh = '-1 x 3 x 1': expected data x expert x model to be the number of devices, 8"),
-    ({"model": 4, "data": 2}, "config.model.num_heads = 2: must be a multiple of the mesh's model = 4"),
+    ({"model": 4, "data": 2}, "config.model.num_heads = 2: expected a multiple of the mesh's model = 4"),
   ],
 )
 def test_what_the_mesh_cannot_hold_is_refused_before_anything_is_written(corpus, tmp_path, mesh, message):
@@ -90,7 +91,9 @@ def test_what_the_mesh_cannot_hold_is_refused_before_anything_is_written(corpus,
 
 def test_experts_and_rows_must_be_multiples_of_their_axes(corpus, tmp_path):
   tree = tiny_mapping(corpus) | {"mesh": {"expert": 8}}
-  with pytest.raises(ConfigError, match=r"config.model.num_experts = 4: must be a multiple of the mesh's expert = 8"):
+  with pytest.raises(
+    ConfigError, match=r"config.model.encoder.moe.num_experts = 4: expected a multiple of the mesh's expert = 8"
+  ):
     train(load_config(tree), tmp_path / "run")
   tree["mesh"] = {"expert": 4}
   with pytest.raises(ConfigError, match=r"expected rows per micro-batch to be a multiple of data x expert = 8"):

@@ -8,7 +8,6 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from moe.models import make_model
 from moe.parallel.mesh import MeshConfig, make_mesh, put_batch
 from moe.training.optimizer import Adafactor, AdamW
 from moe.training.schedule import Constant
@@ -22,24 +21,27 @@ EXPERTS, WIDTH, HIDDEN = 8, 48, 56
 LENGTHS = [[5, 3], [8], [6], [2, 2, 4]] * 4, [[4, 2], [6], [5], [1, 1, 4]] * 4
 
 DECODERS = {
-  "slots": {"decoder_router": tiny.router("glam")},
-  "slots of a batch": {"decoder_router": tiny.router("expert_choice"), "allow_future_leakage": True},
-  "ragged": {"decoder_router": tiny.router("dropless", top_k=2)},
-  "soft": {"decoder_router": tiny.router("soft_moe"), "allow_future_leakage": True},
+  "slots": {"decoder": tiny.router("glam")},
+  "slots of a batch": {"decoder": tiny.router("expert_choice"), "allow_future_leakage": True},
+  "ragged": {"decoder": tiny.router("dropless", top_k=2)},
+  "soft": {"decoder": tiny.router("soft_moe"), "allow_future_leakage": True},
 }
 # Sizes of data, expert and model, and FSDP: 2, 4 and 8 devices.
 MESHES = [(1, 2, 1, False), (1, 4, 1, True), (2, 2, 2, True)]
 
 
-def start(mesh, *, fsdp=False, accumulation=1, optimizer=None, **model):
-  """The compiled step of a model, and its first state; SGD unless an `OptimizerConfig` is given."""
-  architecture = "encoder_decoder" if model.get("encoder_router") else "decoder"
-  sizes = {"num_experts": EXPERTS, "num_heads": 4, "d_model": WIDTH, "expert_d_ff": HIDDEN}
-  config = tiny.config(architecture, **sizes | model)
-  make = functools.partial(make_model, config)
-  abstract = abstract_model(make, mesh, fsdp=fsdp)
+def start(mesh, *, decoder, encoder=None, moe=(), fsdp=False, accumulation=1, optimizer=None, **model):
+  """The compiled step of a model, and its first state; `moe` are fields of both stacks' MoE layers.
+
+  SGD unless an `OptimizerConfig` is given.
+  """
+  moe = {"num_experts": EXPERTS, "d_ff": HIDDEN, **dict(moe)}
+  stacks = tiny.stack(decoder, **moe), tiny.stack(encoder, **moe)
+  architecture = "encoder_decoder" if encoder else "decoder"
+  config = tiny.config(architecture, *stacks, **{"num_heads": 4, "d_model": WIDTH} | model)
+  abstract = abstract_model(config.make, mesh, fsdp=fsdp)
   optimizer = optimizer.make(10, abstract.stacked) if optimizer else optax.sgd(0.1)
-  state = make_state(make, optimizer, 0, abstract_state(abstract, optimizer, mesh), {})
+  state = make_state(config.make, optimizer, 0, abstract_state(abstract, optimizer, mesh), {})
   options = {"accumulation": accumulation, "logits_z_loss": 1e-3, "byte_lengths": np.ones(tiny.VOCABULARY)}
   return make_train_step(abstract.graph, state, optimizer, optax.constant_schedule(0.1), keys(0)[1], **options), state
 
@@ -76,11 +78,11 @@ def test_a_decoder_trains_the_same_on_every_mesh(kind, shape):
 @pytest.mark.parametrize("shape", [(2, 2, 2, True), (1, 8, 1, False)], ids=str)
 def test_an_encoder_decoder_trains_the_same_with_accumulation_and_adafactor(shape):
   settings = {
-    "encoder_router": tiny.router("expert_choice"),
-    "decoder_router": tiny.router("glam"),
+    "encoder": tiny.router("expert_choice"),
+    "decoder": tiny.router("glam"),
     "accumulation": 2,
     "optimizer": Adafactor(schedule=Constant()),
-    "shared_experts": 1,
+    "moe": {"shared_experts": 1},
   }
   assert_same(two_steps(shape, **settings), two_steps((1, 1, 1, False), **settings))
 
@@ -125,7 +127,7 @@ def test_parameters_and_statistics_are_divided_by_the_names_of_their_axes(fsdp):
     "feed_forward.up.v_col": (None, "model"),
   }
   # Of more than 128 columns and rows, so that Adafactor factors them.
-  wide = DECODERS["slots"] | {"d_model": 128, "d_head": 32, "d_ff": 192, "expert_d_ff": 192}
+  wide = DECODERS["slots"] | {"d_model": 128, "d_head": 32, "d_ff": 192, "moe": {"d_ff": 192}}
   _, factored = start(mesh, fsdp=fsdp, optimizer=Adafactor(), **wide)
   _, adam = start(mesh, fsdp=fsdp, optimizer=AdamW(), **wide)
   _, mu, *_ = adam.opt_state[1]

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moe.models import Batch, ModelConfig, make_model
+from moe.models import Batch, StackConfig
+from moe.models.encoder_decoder import EncoderDecoderConfig
 
 _ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
 _FEED_FORWARD = {
@@ -32,27 +33,26 @@ class Reference:
   def scaled(self) -> bool:
     return self.settings["feed_forward_proj"] == "relu"
 
-  def config(self, **changes) -> ModelConfig:
+  def config(self, **changes) -> EncoderDecoderConfig:
     s = self.settings
     fields = {
-      "architecture": "encoder_decoder",
       "vocab_size": s["vocab_size"],
       "d_model": s["d_model"],
       "d_ff": s["d_ff"],
       "num_heads": s["num_heads"],
       "d_head": s["d_kv"],
-      "encoder_layers": s["num_layers"],
-      "decoder_layers": s["num_layers"],
+      "encoder": StackConfig(layers=s["num_layers"]),
+      "decoder": StackConfig(layers=s["num_layers"]),
       "feed_forward": {"gated-gelu": "geglu", "relu": "relu"}[s["feed_forward_proj"]],
       "relative_buckets": s["relative_attention_num_buckets"],
       "relative_max_distance": s["relative_attention_max_distance"],
       "tie_embeddings": self.scaled,
     }
-    return ModelConfig(**(fields | changes))
+    return EncoderDecoderConfig(**(fields | changes))
 
   def model(self) -> nnx.Module:
     """Our model with the reference's weights."""
-    model = make_model(self.config(), nnx.Rngs(0))
+    model = self.config().make(nnx.Rngs(0))
     state = nnx.state(model, nnx.Param)
     expected = {path: leaf.shape for path, leaf in nnx.to_flat_state(state)}
     given = {path: jnp.asarray(array) for path, array in self.ours("w_").items()}
@@ -80,7 +80,7 @@ class Reference:
     for (side, *place), arrays in layers.items():
       some = next(iter(arrays.values()))
       stack = [arrays.get(layer, np.full_like(some, np.nan)) for layer in range(self.settings["num_layers"])]
-      ours[side, "units", "blocks", 0, *place] = np.stack([each.T for each in stack])
+      ours[side, "units", 0, "blocks", 0, *place] = np.stack([each.T for each in stack])
     return ours
 
   def _place(self, side: str, part: int, rest: list[str]) -> tuple[str, str]:

@@ -6,8 +6,7 @@ import pytest
 from flax import nnx
 
 from moe.evaluation.leak_meters import company_leak, future_leak
-from moe.models import make_model
-from moe.routing import ROUTERS
+from moe.routing import RouterConfig
 from tests.models.tiny import ARCHITECTURES, batch, config, router
 from tests.routing.naive import TIGHT
 
@@ -23,10 +22,10 @@ def enlarged(variables):
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", sorted(ROUTERS))
+@pytest.mark.parametrize("name", sorted(RouterConfig.choices))
 def test_logits_leak_what_the_router_declares(name, architecture, training):
   chosen = router(name, **TIGHT.get(name, {}))
-  network = make_model(config(architecture, chosen, allow_future_leakage=True), nnx.Rngs(0))
+  network = config(architecture, chosen, allow_future_leakage=True).make(nnx.Rngs(0))
   graph, variables = nnx.split(network)
   variables, example = enlarged(variables), batch(rows=ROWS, targets=LENGTH)
 

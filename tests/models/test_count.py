@@ -8,14 +8,14 @@ from flax import nnx
 
 from moe.models import ModelConfig, count_parameters
 from moe.training.experiment import load_config
-from tests.models.tiny import EXPERT_CHOICE, TIGHT_SWITCH, config, model
+from tests.models.tiny import EXPERT_CHOICE, TIGHT_SWITCH, config, model, stack
 
 
 def published(name: str, num_experts: int = 0) -> ModelConfig:
   """The model of `configs/pretrain/NAME.py`, with another number of experts if one is given."""
   tree = importlib.import_module(f"configs.pretrain.{name}").get_config()
   if num_experts:
-    tree.model.num_experts = num_experts
+    tree.model.decoder.moe.num_experts = num_experts
   return load_config(tree).model
 
 
@@ -78,7 +78,7 @@ def test_activated_145m_is_152m_here(num_experts):
 
 
 def test_counts_are_those_of_a_real_model():
-  settings = config("encoder_decoder", TIGHT_SWITCH, EXPERT_CHOICE, expert_d_ff=20)
+  settings = config("encoder_decoder", stack(TIGHT_SWITCH, d_ff=20), stack(EXPERT_CHOICE, d_ff=20))
   params = nnx.state(model(settings), nnx.Param)
   counts = count_parameters(settings, experts_per_token=1.5)
   assert counts.total == sum(leaf.size for leaf in jax.tree.leaves(params))

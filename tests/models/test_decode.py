@@ -7,7 +7,19 @@ import pytest
 from flax import nnx
 
 from moe.models import shift_right
-from tests.models.tiny import ARCHITECTURES, CAUSAL, EXPERT_CHOICE, batch, config, model, output, packed
+from moe.models.placement import Last, Listed
+from tests.models.tiny import (
+  ARCHITECTURES,
+  CAUSAL,
+  EXPERT_CHOICE,
+  TIGHT_SWITCH,
+  batch,
+  config,
+  model,
+  output,
+  packed,
+  stack,
+)
 
 
 def stepwise(network, example):
@@ -32,11 +44,21 @@ def stepwise(network, example):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_steps_equal_teacher_forcing_at_every_position(architecture, router):
   encoder = EXPERT_CHOICE if architecture == "encoder_decoder" and router != "dense" else None
-  network = model(config(architecture, CAUSAL[router], encoder, decoder_layers=4))
+  network = model(config(architecture, stack(CAUSAL[router], layers=4), encoder))
   example = batch(rows=3, targets=16)
   whole = output(network, example)
   if router == "tight_switch":
     assert (whole.metrics["decoder"]["dropped"] > 0.1).all()
+  np.testing.assert_allclose(stepwise(network, example), whole.logits, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("placement", [Last(2), Listed((0, 1, 3, 4))], ids=lambda placement: placement.name)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_steps_equal_teacher_forcing_wherever_the_moe_layers_are(architecture, placement):
+  network = model(config(architecture, stack(TIGHT_SWITCH, layers=6, placement=placement)))
+  example = batch(rows=3, targets=16)
+  whole = output(network, example)
+  assert (whole.metrics["decoder"]["dropped"] > 0.1).all()
   np.testing.assert_allclose(stepwise(network, example), whole.logits, rtol=1e-4, atol=2e-5)
 
 
@@ -57,5 +79,5 @@ def test_bfloat16_steps_have_float32_logits_near_teacher_forcing(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_decoding_with_a_router_that_is_not_causal_is_refused(architecture):
   network = model(config(architecture, EXPERT_CHOICE, allow_future_leakage=True))
-  with pytest.raises(ValueError, match=r"decoder_router\.name = 'expert_choice'.*not causal"):
+  with pytest.raises(ValueError, match=r"decoder\.moe\.router\.name = 'expert_choice'.*not causal"):
     network.start(batch() | {"prompt": jnp.zeros((2, 0), jnp.int32)}, 8)

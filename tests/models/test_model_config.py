@@ -1,27 +1,23 @@
+"""The model section of a config: what is refused, under which name, and what a model declares about itself."""
+
 import pytest
 
-from moe.config import ConfigError, build
-from moe.models import ModelConfig
-from tests.models.tiny import EXPERT_CHOICE, TIGHT_SWITCH, config, router
+from moe.config import ConfigError, as_mapping, build
+from moe.models import ModelConfig, MoEConfig, StackConfig
+from moe.models.placement import EveryNth, Last
+from tests.models.tiny import ARCHITECTURES, DROPLESS, EXPERT_CHOICE, TIGHT_SWITCH, config, router, stack
 
-SIZES = {"architecture": "decoder", "vocab_size": 8, "d_model": 4, "d_ff": 4, "num_heads": 1, "d_head": 4}
+SIZES = {"name": "decoder", "vocab_size": 8, "d_model": 4, "d_ff": 4, "num_heads": 1, "d_head": 4}
+TIGHT = {"name": "switch", "capacity_factor": 0.5, "eval_capacity_factor": 0.5}
 
 
 @pytest.mark.parametrize(
   ("changes", "field"),
   [
     ({"d_model": 0}, "d_model"),
-    ({"moe_every": 0}, "moe_every"),
-    ({"num_experts": -1}, "num_experts"),
     ({"dropout": 1.0}, "dropout"),
-    ({"encoder_layers": 0}, "encoder_layers"),
     ({"relative_buckets": 6}, "relative_buckets"),
     ({"relative_max_distance": 16}, "relative_max_distance"),
-    ({"num_experts": 4}, "num_experts"),
-    ({"shared_experts": 1}, "shared_experts"),
-    ({"decoder_router": TIGHT_SWITCH, "num_experts": 0}, "num_experts"),
-    ({"decoder_router": TIGHT_SWITCH, "decoder_layers": 3}, "decoder_layers"),
-    ({"encoder_router": EXPERT_CHOICE, "encoder_layers": 5, "moe_every": 3}, "encoder_layers"),
   ],
 )
 def test_refused_fields_are_named(changes, field):
@@ -32,19 +28,70 @@ def test_refused_fields_are_named(changes, field):
 
 @pytest.mark.parametrize(
   ("changes", "field"),
-  [({"encoder_layers": 2}, "encoder_layers"), ({"encoder_router": EXPERT_CHOICE}, "encoder_router")],
+  [
+    ({"layers": 0}, "layers"),
+    ({"layers": 3, "router": TIGHT_SWITCH}, "moe.placement.n"),
+    ({"layers": 5, "router": EXPERT_CHOICE, "placement": EveryNth(3)}, "moe.placement.n"),
+    ({"layers": 2, "router": EXPERT_CHOICE, "placement": Last(3)}, "moe.placement.n"),
+    ({"router": TIGHT_SWITCH, "num_experts": 0}, "num_experts"),
+    ({"router": TIGHT_SWITCH, "num_experts": -1}, "num_experts"),
+    ({"router": TIGHT_SWITCH, "d_ff": -1}, "d_ff"),
+    ({"router": TIGHT_SWITCH, "shared_experts": -1}, "shared_experts"),
+  ],
 )
-def test_decoder_has_no_encoder(changes, field):
+def test_refused_fields_of_a_stack_are_named(changes, field):
   with pytest.raises(ConfigError) as caught:
-    config("decoder", **changes)
+    stack(**changes)
   assert caught.value.field == field
 
 
-@pytest.mark.parametrize("architecture", ["encoder_decoder", "decoder"])
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"decoder": {"layers": 0}}, "config.model.decoder.layers = 0: expected at least 1"),
+    (
+      {"decoder": {"layers": 2, "moe": {"num_experts": 4}}},
+      "config.model.decoder.moe.router = None: is missing and has no default",
+    ),
+    ({"decoder": {"layers": 2, "moe": {"router": TIGHT}}}, "config.model.decoder.moe.num_experts = None: is missing"),
+    (
+      {"decoder": {"layers": 2, "moe": {"num_experts": 4, "router": {"name": "swich"}}}},
+      "config.model.decoder.moe.router.name = 'swich': expected one of adaptive_mixture, ",
+    ),
+    (
+      {"decoder": {"layers": 2, "moe": {"num_experts": 4, "router": {"name": "switch", "top_k": 0}}}},
+      "config.model.decoder.moe.router.top_k = 0: expected at least 1",
+    ),
+    (
+      {"decoder": {"layers": 3, "moe": {"num_experts": 4, "router": TIGHT}}},
+      "config.model.decoder.moe.placement.n = 2: expected a divisor of the 3 layers",
+    ),
+    (
+      {"decoder": {"layers": 3, "moe": {"num_experts": 4, "router": TIGHT, "placement": {"name": "last", "n": 4}}}},
+      "config.model.decoder.moe.placement.n = 4: expected at most the 3 layers",
+    ),
+    ({"name": "decoders"}, "config.model.name = 'decoders': expected one of "),
+  ],
+)
+def test_errors_in_a_mapping_carry_the_whole_path(changes, message):
+  with pytest.raises(ConfigError) as caught:
+    build(ModelConfig, SIZES | {"decoder": {"layers": 2}} | changes, "config.model")
+  assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("encoder", [{"layers": 2}, {"layers": 2, "moe": {"num_experts": 4, "router": "switch"}}])
+def test_decoder_has_no_encoder(encoder):
+  with pytest.raises(ConfigError) as caught:
+    build(ModelConfig, SIZES | {"decoder": {"layers": 2}, "encoder": encoder}, "config.model")
+  assert caught.value.field == "config.model.encoder"
+  assert caught.value.expected.startswith("unknown field; DecoderConfig has ")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_non_causal_decoder_router_is_refused_with_both_ways_out(architecture):
   with pytest.raises(ConfigError, match=r"causal router.*allow_future_leakage=True") as caught:
     config(architecture, EXPERT_CHOICE)
-  assert caught.value.field == "decoder_router.name"
+  assert caught.value.field == "decoder.moe.router.name"
   assert caught.value.value == "expert_choice"
 
 
@@ -60,15 +107,31 @@ def test_options_decide_whether_a_router_is_causal():
 
 
 def test_mapping_becomes_a_config_with_routers():
-  mapping = SIZES | {
-    "decoder_layers": 2,
-    "num_experts": 4,
-    "decoder_router": {"name": "switch", "capacity_factor": 0.5, "eval_capacity_factor": 0.5},
-  }
-  assert build(ModelConfig, mapping, "config.model").decoder_router == TIGHT_SWITCH
+  mapping = SIZES | {"decoder": {"layers": 2, "moe": {"num_experts": 4, "router": TIGHT}}}
+  decoder = build(ModelConfig, mapping, "config.model").decoder
+  assert decoder == StackConfig(layers=2, moe=MoEConfig(num_experts=4, router=TIGHT_SWITCH, placement=EveryNth(2)))
+  assert decoder.has_experts == (False, True)
 
 
-def test_error_in_a_mapping_carries_the_whole_path():
-  mapping = SIZES | {"decoder_layers": 2, "num_experts": 4, "decoder_router": {"name": "expert_choice"}}
-  with pytest.raises(ConfigError, match=r"^config\.model\.decoder_router\.name = 'expert_choice': is not causal"):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_config_is_built_again_from_its_mapping(architecture):
+  settings = config(architecture, stack(DROPLESS, 3, placement=Last(1)), dropout=0.1)
+  mapping = as_mapping(settings)
+  assert mapping["name"] == architecture
+  assert mapping["decoder"]["moe"]["placement"] == {"name": "last", "n": 1}
+  assert build(ModelConfig, mapping, "config.model") == settings
+
+
+def test_error_in_a_mapping_about_causality_carries_the_whole_path():
+  mapping = SIZES | {"decoder": {"layers": 2, "moe": {"num_experts": 4, "router": "expert_choice"}}}
+  path = r"^config\.model\.decoder\.moe\.router\.name = 'expert_choice': is not causal"
+  with pytest.raises(ConfigError, match=path):
     build(ModelConfig, mapping, "config.model")
+
+
+def test_batches_that_a_router_cannot_divide_are_refused_with_its_path():
+  encoder = stack(router("expert_choice", group_size=24))
+  settings = config("encoder_decoder", stack(TIGHT_SWITCH), encoder)
+  settings.check_batches(4, inputs_length=6, targets_length=5)
+  with pytest.raises(ConfigError, match=r"^encoder\.moe\.router\.group_size = 24: does not divide 4 x 8 = 32 tokens"):
+    settings.check_batches(4, inputs_length=8, targets_length=6)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from moe.evaluation.leak_meters import future_leak
-from moe.models import make_model, shift_right
+from moe.models import shift_right
 from tests.models.tiny import (
   ARCHITECTURES,
   CAUSAL,
@@ -22,6 +22,7 @@ from tests.models.tiny import (
   model,
   output,
   packed,
+  stack,
 )
 
 
@@ -69,7 +70,7 @@ def test_expert_choice_in_the_decoder_does_leak_when_allowed(architecture):
   "router", [None, EXPERT_CHOICE, TIGHT_SWITCH, DROPLESS], ids=lambda r: r.name if r else "dense"
 )
 def test_what_stands_in_padding_changes_no_bit(router):
-  network = model(config(encoder_router=router))
+  network = model(config(encoder=router))
   example = packed([[5], [7]], [[3], [8]])
   padding = example["inputs_segments"] == 0
   changed = example | {"inputs": jnp.where(padding, 7, example["inputs"])}
@@ -79,7 +80,7 @@ def test_what_stands_in_padding_changes_no_bit(router):
 
 @pytest.mark.parametrize("router", [None, DROPLESS], ids=["dense", "dropless"])
 def test_amount_of_padding_does_not_matter(router):
-  network, short = model(config(encoder_router=router)), batch(inputs=5)
+  network, short = model(config(encoder=router)), batch(inputs=5)
   long = short | {
     name: jnp.pad(short[name], ((0, 0), (0, 4))) for name in ("inputs", "inputs_segments", "inputs_positions")
   }
@@ -98,7 +99,7 @@ def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits(archi
 
 
 def test_dropout_is_random_in_training_only():
-  network = model(config("decoder", dropout=0.2, decoder_layers=1))
+  network = model(config("decoder", stack(layers=1), dropout=0.2))
   graph, variables = nnx.split(network)
   jitted = jax.jit(lambda key: nnx.merge(graph, variables)(batch(), training=True, key=key).logits)
 
@@ -111,7 +112,7 @@ def test_dropout_is_random_in_training_only():
 
 
 def test_shared_output_matrix_is_scaled_and_a_head_of_its_own_is_not():
-  tied, untied = make_model(config(), nnx.Rngs(0)), make_model(config(tie_embeddings=False), nnx.Rngs(0))
+  tied, untied = config().make(nnx.Rngs(0)), config(tie_embeddings=False).make(nnx.Rngs(0))
   assert tied.embedding.head is None
   graph, _ = nnx.split(untied)
   variables = nnx.state(tied)
@@ -124,14 +125,14 @@ def test_shared_output_matrix_is_scaled_and_a_head_of_its_own_is_not():
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_untrained_logits_are_of_order_one(tie):
-  spread = logits(model(config(decoder_router=DROPLESS, d_model=64, tie_embeddings=tie)), batch(targets=16)).std()
+  spread = logits(model(config(decoder=DROPLESS, d_model=64, tie_embeddings=tie)), batch(targets=16)).std()
   assert 0.3 < spread < 3
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_parameter_receives_a_gradient(architecture):
   encoder = EXPERT_CHOICE if architecture == "encoder_decoder" else None
-  graph, params = nnx.split(make_model(config(architecture, DROPLESS, encoder), nnx.Rngs(0)))
+  graph, params = nnx.split(config(architecture, DROPLESS, encoder).make(nnx.Rngs(0)))
 
   def loss(params):
     result = nnx.merge(graph, params)(batch(rows=4), training=True)

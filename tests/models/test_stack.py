@@ -1,5 +1,6 @@
-"""Scanning over stacked units changes nothing but the time to compile."""
+"""Scanning over units of blocks changes nothing but the time to compile."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,16 +9,29 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe.models import make_model
 from moe.models.block import Context
+from moe.models.placement import EveryNth, Last, Listed
 from moe.models.stack import Stack
 from moe.nn.attention import segment_mask
-from moe.routing import ROUTERS
-from moe.routing.methods.token_choice import TokenChoice
-from tests.models.tiny import DROPLESS, EXPERT_CHOICE, TIGHT_SWITCH, batch, config, output, router
+from moe.routing import RouterState
+from moe.routing.methods.token_choice import TokenChoice, TokenChoiceConfig
+from tests.models.tiny import DROPLESS, EXPERT_CHOICE, TIGHT_SWITCH, batch, config, output, router, stack
 
-# Two units of two blocks in each stack.
-SETTINGS = config(decoder_router=DROPLESS, encoder_router=EXPERT_CHOICE, encoder_layers=4, decoder_layers=4)
+# One unit of two blocks, twice, in each stack.
+SETTINGS = config(decoder=stack(DROPLESS, layers=4), encoder=stack(EXPERT_CHOICE, layers=4))
+
+# Layers, and which of them are MoE layers: units of one and of two MoE blocks, before, between and after dense ones.
+PLACEMENTS = {
+  "every_2": (4, EveryNth(2)),
+  "every": (3, EveryNth(1)),
+  "last": (5, Last(2)),
+  "listed": (7, Listed((1, 2, 4, 5))),
+  "first": (4, Listed((0,))),
+}
+
+
+def encoder(settings, seed=0) -> Stack:
+  return Stack(settings, settings.encoder, causal=False, rngs=nnx.Rngs(seed))
 
 
 def context(stack, length=5, rows=2):
@@ -31,27 +45,61 @@ def context(stack, length=5, rows=2):
   )
 
 
-@pytest.mark.parametrize("relative_bias", ["shared", "per_layer"])
-def test_scan_equals_a_loop_over_units(relative_bias):
-  settings = config(encoder_router=EXPERT_CHOICE, encoder_layers=4, relative_bias=relative_bias)
-  stack = Stack(settings, "encoder", rngs=nnx.Rngs(0))
+def blocks_of(stack):
+  """The blocks one after the other, each with its own slice of the variables."""
+  for unit, repeats in zip(stack.units, stack.repeats, strict=True):
+    graph, variables = nnx.split(unit)
+    for i in range(repeats):
+      yield from nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], variables)).blocks
+
+
+def looped(stack, x):
+  """Output and reports of the MoE layers of a stack without dropout, by a loop over its blocks."""
+  given, reports = context(stack), []
+  for block in blocks_of(stack):
+    x, report = block(x, given, training=True, key=None)
+    reports += [] if report is None else [report]
+  return stack.norm(x), reports
+
+
+@pytest.mark.parametrize(
+  ("name", "relative_bias"),
+  [*((name, "shared") for name in PLACEMENTS), ("every_2", "per_layer"), ("last", "per_layer")],
+)
+def test_scan_equals_a_loop_over_blocks(name, relative_bias):
+  layers, placement = PLACEMENTS[name]
+  switch = router("switch", jitter=0.0, balance_loss=0.3)
+  settings = config(encoder=stack(switch, layers, placement=placement), relative_bias=relative_bias)
+  graph, params = nnx.split(encoder(settings))
   x = jax.random.normal(jax.random.key(1), (2, 5, 16))
-  scanned = jax.jit(lambda x: stack(x, context(stack), training=True, key=None))(x)
-  graph, variables = nnx.split(stack.units)
-  apply = jax.jit(lambda variables, x: nnx.merge(graph, variables)(x, context(stack), training=True, key=None))
-  losses = []
-  for i in range(2):
-    result = apply(jax.tree.map(lambda leaf, i=i: leaf[i], variables), x)
-    x = result.x
-    losses.append(result.auxiliary_loss)
-    for name, value in result.metrics.items():
-      np.testing.assert_allclose(scanned.metrics[name][i], value, rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(scanned.x, stack.norm(x), rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(scanned.auxiliary_loss, sum(losses), rtol=1e-5)
+  cotangent = jax.random.normal(jax.random.key(2), x.shape)
+
+  def scan(params, x):
+    module = nnx.merge(graph, params)
+    result = module(x, context(module), training=True, key=None)
+    return jnp.vdot(result.x, cotangent) + result.auxiliary_loss, result
+
+  def loop(params, x):
+    y, reports = looped(nnx.merge(graph, params), x)
+    return jnp.vdot(y, cotangent) + sum(report.auxiliary_loss for report in reports), (y, reports)
+
+  (_, result), gradients = jax.jit(jax.value_and_grad(scan, (0, 1), has_aux=True))(params, x)
+  (_, (y, reports)), expected = jax.jit(jax.value_and_grad(loop, (0, 1), has_aux=True))(params, x)
+  np.testing.assert_allclose(result.x, y, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(result.auxiliary_loss, sum(report.auxiliary_loss for report in reports), rtol=1e-5)
+  assert len(reports) == sum(placement.has_experts(layers))
+  assert len({float(report.auxiliary_loss) for report in reports}) == len(reports)  # an exchange would show
+  for layer, report in enumerate(reports):
+    for name, value in report.metrics.items():
+      np.testing.assert_allclose(result.metrics[name][layer], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(result.routing.token[layer], report.routing.token)
+    np.testing.assert_allclose(result.routing.weight[layer], report.routing.weight, rtol=1e-5, atol=1e-6)
+  assert {len(value) for value in result.metrics.values()} == {len(reports)}
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients, expected)
 
 
 def test_units_start_with_different_parameters():
-  stack = Stack(SETTINGS, "encoder", rngs=nnx.Rngs(0))
+  stack = encoder(SETTINGS)
   for path, leaf in nnx.to_flat_state(nnx.state(stack.units)):
     assert leaf.shape[0] == 2
     if path[-1] != "scale":
@@ -60,8 +108,8 @@ def test_units_start_with_different_parameters():
 
 @functools.cache
 def gradients(remat: str):
-  settings = config("decoder", router("gshard"), remat=remat, dropout=0.1, moe_every=1)
-  graph, params = nnx.split(make_model(settings, nnx.Rngs(0)))
+  settings = config("decoder", stack(router("gshard"), placement=EveryNth(1)), remat=remat, dropout=0.1)
+  graph, params = nnx.split(settings.make(nnx.Rngs(0)))
 
   def loss(params):
     result = nnx.merge(graph, params)(batch(), training=True, key=jax.random.key(3))
@@ -72,7 +120,7 @@ def gradients(remat: str):
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_rematerialisation_keeps_gradients_with_randomness(remat):
-  """Dropout and GShard's chance must fall alike when the backward pass computes a unit again."""
+  """Dropout and GShard's chance must fall alike when the backward pass recomputes a unit."""
   kept, again = gradients("none"), gradients(remat)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, again)
 
@@ -83,11 +131,10 @@ def equations(jaxpr) -> int:
   return len(jaxpr.eqns) + sum(equations(leaf) for leaf in inner if hasattr(leaf, "eqns"))
 
 
-def gradient_equations(layers: int) -> int:
-  settings = config(
-    decoder_router=DROPLESS, encoder_router=EXPERT_CHOICE, encoder_layers=layers, decoder_layers=layers, remat="full"
-  )
-  graph, params = nnx.split(nnx.eval_shape(lambda: make_model(settings, nnx.Rngs(0))))
+def gradient_equations(layers: int, placement) -> int:
+  decoder, encoder = (stack(router, layers, placement=placement) for router in (DROPLESS, EXPERT_CHOICE))
+  settings = config(decoder=decoder, encoder=encoder, remat="full")
+  graph, params = nnx.split(nnx.eval_shape(lambda: settings.make(nnx.Rngs(0))))
 
   def loss(params, batch):
     return nnx.merge(graph, params)(batch, training=True, key=jax.random.key(0)).logits.sum()
@@ -95,26 +142,43 @@ def gradient_equations(layers: int) -> int:
   return equations(jax.make_jaxpr(jax.grad(loss))(params, batch()).jaxpr)
 
 
-def test_program_of_32_layers_is_as_long_as_of_4():
-  short = gradient_equations(4)
-  assert short > 100
-  assert gradient_equations(32) == short
+@pytest.mark.parametrize(("short", "long"), [(EveryNth(2), EveryNth(2)), (Last(2), Last(16))], ids=["every_2", "last"])
+def test_program_of_32_layers_is_as_long_as_of_4(short, long):
+  shorter = gradient_equations(4, short)
+  assert shorter > 100
+  assert gradient_equations(32, long) == shorter
 
 
 def test_metrics_lead_with_moe_layers_and_losses_add_up():
-  settings = config(
-    decoder_router=TIGHT_SWITCH, encoder_router=EXPERT_CHOICE, encoder_layers=6, decoder_layers=4, num_experts=4
-  )
-  result = output(make_model(settings, nnx.Rngs(0)), batch())
+  settings = config(decoder=stack(TIGHT_SWITCH, layers=4), encoder=stack(EXPERT_CHOICE, layers=6))
+  result = output(settings.make(nnx.Rngs(0)), batch())
   assert result.metrics["encoder"]["load"].shape == (3, 4)
   assert result.metrics["decoder"]["load"].shape == (2, 4)
   assert result.metrics["decoder"]["loss/balance"].shape == (2,)
-  expected = TIGHT_SWITCH.options.balance_loss * result.metrics["decoder"]["loss/balance"].sum()
+  expected = TIGHT_SWITCH.balance_loss * result.metrics["decoder"]["loss/balance"].sum()
   np.testing.assert_allclose(result.auxiliary_loss, expected, rtol=1e-5)
 
 
+def test_encoder_and_decoder_have_experts_routers_and_placements_of_their_own():
+  settings = config(
+    decoder=stack(DROPLESS, layers=3, num_experts=2, placement=Last(1), d_ff=12, feed_forward="relu"),
+    encoder=stack(EXPERT_CHOICE, layers=4, num_experts=6, placement=Listed((1, 2)), shared_experts=1),
+  )
+  network = settings.make(nnx.Rngs(0))
+  moe = {side: [b.moe for b in blocks_of(getattr(network, side)) if b.moe] for side in ("encoder", "decoder")}
+  assert [layer.experts.up.shape for layer in moe["encoder"]] == [(6, 16, 24)] * 2
+  assert [layer.experts.up.shape for layer in moe["decoder"]] == [(2, 16, 12)]
+  assert {layer.config.name for layer in moe["encoder"]} == {"expert_choice"}
+  assert moe["decoder"][0].config == DROPLESS
+  assert moe["encoder"][0].shared is not None and moe["decoder"][0].shared is None
+  result = output(network, batch())
+  assert result.metrics["encoder"]["load"].shape == (2, 6)
+  assert result.metrics["decoder"]["load"].shape == (1, 2)
+  assert jnp.isfinite(result.logits).all()
+
+
 def test_dense_stack_has_no_metrics_and_no_auxiliary_loss():
-  result = output(make_model(config(), nnx.Rngs(0)), batch())
+  result = output(config().make(nnx.Rngs(0)), batch())
   assert result.metrics == {"encoder": {}, "decoder": {}}
   assert result.auxiliary_loss == 0
 
@@ -123,11 +187,17 @@ class _Calls(nnx.Variable):
   pass
 
 
+@dataclasses.dataclass(frozen=True)
+class _CountingConfig(TokenChoiceConfig):
+  def make(self, site, rngs):
+    return _Counting(self, site, rngs=rngs)
+
+
 class _Counting(TokenChoice):
   """Token choice that counts, in a variable which is no parameter, what it has routed."""
 
-  def __init__(self, options, site, *, rngs):
-    super().__init__(options, site, rngs=rngs)
+  def __init__(self, config, site, *, rngs):
+    super().__init__(config, site, rngs=rngs)
     self.seen = _Calls(jnp.zeros(site.num_experts))
 
   def __call__(self, inputs, *, training):
@@ -136,11 +206,12 @@ class _Counting(TokenChoice):
     return routed
 
 
+@pytest.mark.parametrize("placement", [EveryNth(2), Listed((0, 1, 3, 4))], ids=lambda placement: placement.name)
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_state_that_routers_change_is_written_back_layer_by_layer(monkeypatch, remat):
-  monkeypatch.setitem(ROUTERS, "counting", _Counting)
-  settings = config("decoder", router("counting"), decoder_layers=4, remat=remat)
-  graph, variables = nnx.split(make_model(settings, nnx.Rngs(0)))
+def test_state_that_routers_change_is_written_back_layer_by_layer(remat, placement):
+  decoder = stack(_CountingConfig(), layers=6 if placement.name == "listed" else 4, placement=placement)
+  network = config("decoder", decoder, remat=remat).make(nnx.Rngs(0))
+  graph, variables = nnx.split(network)
 
   @jax.jit
   def step(variables):
@@ -149,6 +220,21 @@ def test_state_that_routers_change_is_written_back_layer_by_layer(monkeypatch, r
 
   first, variables = step(variables)
   second, variables = step(variables)
-  (seen,) = (leaf[...] for path, leaf in nnx.to_flat_state(variables) if path[-1] == "seen")
+  nnx.update(network, variables)
+  seen = jnp.stack([block.moe.router.seen[...] for block in blocks_of(network.decoder) if block.moe])
   assert (seen[0] != seen[1]).any()
   np.testing.assert_allclose(seen, first + second, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_router_states_are_loaded_into_the_layers_that_they_are_of(name):
+  layers, placement = PLACEMENTS[name]
+  bias = lambda block: block.moe.router.bias  # noqa: E731
+  network = encoder(config(encoder=stack(router("loss_free"), layers, placement=placement)))
+  count = sum(placement.has_experts(layers))
+  assert all(isinstance(bias(block), RouterState) for block in blocks_of(network) if block.moe)
+  each = np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32)
+  network.load_router_state({"bias": each})
+  np.testing.assert_array_equal([bias(block)[...] for block in blocks_of(network) if block.moe], each)
+  network.load_router_state({"bias": each[0]})
+  np.testing.assert_array_equal([bias(block)[...] for block in blocks_of(network) if block.moe], [each[0]] * count)

@@ -8,15 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moe.models import Batch, ModelConfig, make_model
-from moe.routing import ROUTERS, RouterConfig
+from moe.models import Batch, ModelConfig, MoEConfig, StackConfig
+from moe.routing import RouterConfig
 
 ARCHITECTURES = ("encoder_decoder", "decoder")
 VOCABULARY = 24
 
 
 def router(name: str, **options) -> RouterConfig:
-  return RouterConfig(name, ROUTERS[name].Options(**options))
+  return RouterConfig.choices[name](**options)
+
+
+def stack(router: RouterConfig | None = None, layers: int = 2, **moe) -> StackConfig:
+  """Every second layer is a MoE layer of four experts where there is a router; dense without one."""
+  return StackConfig(layers=layers, moe=MoEConfig(router=router, **({"num_experts": 4} | moe)) if router else None)
 
 
 # Of one slot an expert, so that many choices find none.
@@ -28,33 +33,30 @@ CAUSAL = {"dense": None, "tight_switch": TIGHT_SWITCH, "dropless_top2": DROPLESS
 
 def config(
   architecture: str = "encoder_decoder",
-  decoder_router: RouterConfig | None = None,
-  encoder_router: RouterConfig | None = None,
+  decoder: StackConfig | RouterConfig | None = None,
+  encoder: StackConfig | RouterConfig | None = None,
   **changes,
 ) -> ModelConfig:
-  """Two blocks a stack; the second is MoE where there is a router."""
+  """A small model; a router stands for `stack(router)`."""
+  as_stack = lambda given: given if isinstance(given, StackConfig) else stack(given)  # noqa: E731
   per_architecture = {
-    "encoder_decoder": {"encoder_layers": 2},
+    "encoder_decoder": {"encoder": as_stack(encoder)},
     "decoder": {"relative_bias": "per_layer"},
   }
   fields = {
-    "architecture": architecture,
     "vocab_size": VOCABULARY,
     "d_model": 16,
     "d_ff": 24,
     "num_heads": 2,
     "d_head": 8,
-    "decoder_layers": 2,
-    "num_experts": 4 if decoder_router or encoder_router else 0,
-    "encoder_router": encoder_router,
-    "decoder_router": decoder_router,
+    "decoder": as_stack(decoder),
   }
-  return ModelConfig(**(fields | per_architecture[architecture] | changes))
+  return ModelConfig.choices[architecture](**(fields | per_architecture[architecture] | changes))
 
 
 @functools.cache
 def model(settings: ModelConfig, seed: int = 0) -> nnx.Module:
-  return make_model(settings, nnx.Rngs(seed))
+  return settings.make(nnx.Rngs(seed))
 
 
 def logits(network: nnx.Module, batch: Batch) -> jax.Array:

@@ -148,8 +148,8 @@ def test_forward_flops_of_a_dense_decoder_in_closed_form():
     {
       "seed": 0,
       "model": {
-        **{"architecture": "decoder", "vocab_size": vocab, "d_model": d, "d_ff": f, "num_heads": heads},
-        **{"d_head": width, "decoder_layers": layers, "feed_forward": "geglu", "remat": "full"},
+        **{"name": "decoder", "vocab_size": vocab, "d_model": d, "d_ff": f, "num_heads": heads},
+        **{"d_head": width, "decoder": {"layers": layers}, "feed_forward": "geglu", "remat": "full"},
       },
       "data": {
         **{"source": "standard_library", "vocabulary": "bytes", "objective": "causal_lm", "inputs_length": 0},

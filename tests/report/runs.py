@@ -26,6 +26,8 @@ def make_layer(experts: int = 4, per_token: int = 2, tokens: int = TOKENS, seed:
 def make_run(name: str = "run", layers: dict[str, Layer] | None = None, texts: dict[int, str] | None = None, **model):
   """A run with records of 30 training steps and 3 validations; `model` overrides fields of its model section."""
   mapping = tiny_mapping(pathlib.Path("sentences.jsonl"))
+  if model.get("name") == "decoder":
+    del mapping["model"]["encoder"]
   mapping["model"] |= model
   layers = {"encoder/layer_0": make_layer()} if layers is None else layers
   vocabulary = {"name": "bytes", "size": 259, "fingerprint": ""}

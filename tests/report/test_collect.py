@@ -10,6 +10,7 @@ from moe.report.collect import run_names, stack_layers
 from moe.report.token_texts import printable, token_texts, visible
 from moe.routing import SlotRouting, SoftRouting
 from tests.report.runs import make_run
+from tests.training.tiny import tiny_stack
 
 
 def test_names_are_the_shortest_that_differ():
@@ -33,9 +34,8 @@ def batch():
 
 
 EXPERT_CHOICE = {"name": "expert_choice", "capacity_factor": 1.0}
-MODEL = make_run(
-  num_experts=2, encoder_router=EXPERT_CHOICE, decoder_router=EXPERT_CHOICE, allow_future_leakage=True
-).trained.config.model
+STACK = tiny_stack(EXPERT_CHOICE, num_experts=2)
+MODEL = make_run(encoder=STACK, decoder=STACK, allow_future_leakage=True).trained.config.model
 
 
 def test_a_layer_knows_its_real_tokens_in_the_order_of_the_text(batch):

@@ -8,19 +8,18 @@ import pytest
 from flax import nnx
 
 from moe.evaluation.restore import Trained
-from moe.models import make_model
 from moe.parallel.mesh import make_mesh
 from moe.report.decoder_leaks import decoder_leaks
 from moe.training.experiment import load_config
 from moe.training.state import split
-from tests.models.tiny import batch, config, router
+from tests.models.tiny import batch, config, router, stack
 from tests.training.tiny import tiny_mapping
 
 
 def trained(tmp_path, decoder_router) -> Trained:
   """A decoder of two MoE layers whose routers' kernels are large enough to choose."""
-  model = config("decoder", decoder_router, decoder_layers=4, allow_future_leakage=True)
-  graph, params, router_state = split(make_model(model, nnx.Rngs(0)))
+  model = config("decoder", stack(decoder_router, layers=4), allow_future_leakage=True)
+  graph, params, router_state = split(model.make(nnx.Rngs(0)))
   params = jax.tree.map_with_path(lambda path, x: 50 * x if "router" in jax.tree_util.keystr(path) else x, params)
   whole = dataclasses.replace(load_config(tiny_mapping(tmp_path)), model=model)
   return Trained(whole, 0, graph, params, router_state, {}, make_mesh())

@@ -13,11 +13,12 @@ from moe.report.sections import SECTIONS
 from moe.report.sections.overview import flat_fields, router_text
 from moe.report.types import Run
 from tests.report.runs import TOKENS, make_layer, make_run
+from tests.training.tiny import tiny_stack
 
 ATTACK = "</script><script>alert('&')</script><img src=x onerror=\"alert(1)\">"
-DECODER = {"architecture": "decoder", "encoder_layers": 0, "encoder_router": None}
-LEAKING = DECODER | {"decoder_router": {"name": "expert_choice"}, "allow_future_leakage": True}
-DENSE = {"num_experts": 0, "encoder_router": None}
+DECODER = {"name": "decoder"}
+LEAKING = DECODER | {"decoder": tiny_stack({"name": "expert_choice"}), "allow_future_leakage": True}
+DENSE = {"encoder": tiny_stack()}
 
 
 def parsed(*runs: Run) -> ElementTree.Element:
@@ -39,7 +40,9 @@ def section(root, title):
 @pytest.fixture(scope="module")
 def two():
   many = {"encoder/layer_0": make_layer(experts=16, per_token=3, seed=1), "decoder/layer_0": make_layer(experts=16)}
-  second = make_run("second", many, num_experts=16, decoder_router={"name": "glam"})
+  second = make_run(
+    "second", many, **{side: tiny_stack({"name": "glam"}, num_experts=16) for side in ("encoder", "decoder")}
+  )
   return parsed(make_run("first"), second)
 
 
@@ -138,8 +141,8 @@ def test_the_configs_of_several_runs_are_compared_field_by_field():
   (table,) = [t for t in section(parsed(first, second), "Runs").iter("table") if t.find("thead/tr/th").text == "field"]
   assert [[text_of(cell) for cell in row] for row in table.find("tbody")] == [["model.d_ff", "32", "64"]]
   fields = flat_fields(first.trained.config)
-  assert fields["model.encoder_router"] == "expert_choice (defaults)" and fields["train.steps"] == "12"
-  glam = make_run(decoder_router={"name": "glam", "capacity_factor": 2.5}).trained.config.model.decoder_router
+  assert fields["model.encoder.moe.router"] == "expert_choice (defaults)" and fields["train.steps"] == "12"
+  glam = make_run(decoder=tiny_stack({"name": "glam", "capacity_factor": 2.5})).trained.config.model.decoder_router
   assert router_text(glam) == "glam (capacity_factor = 2.5)"
 
 

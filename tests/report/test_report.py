@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from moe.models import make_model
 from moe.training import metrics
 from moe.training.checkpoint import Checkpoints
 from moe.training.experiment import load_config
@@ -18,7 +17,7 @@ from moe.training.feed import describe, open_vocabulary
 from moe.training.state import TrainState, split
 from moe.training.trainer import train
 from moe.training.workdir import Workdir
-from tests.training.tiny import tiny_mapping
+from tests.training.tiny import tiny_decoder, tiny_mapping
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -30,15 +29,14 @@ def runs(corpus, tmp_path_factory, compiled_programs):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(metrics, "_tensorboard", lambda folder: None)  # TensorFlow takes seconds to be imported
     train(load_config(mapping), folder / "causal")
-  model = {name: value for name, value in mapping["model"].items() if not name.startswith("encoder")}
-  model |= {"architecture": "decoder", "decoder_router": {"name": "expert_choice"}, "allow_future_leakage": True}
+  model = tiny_decoder(mapping, {"name": "expert_choice"}, allow_future_leakage=True)
   save_untrained(load_config(mapping | {"model": model}), Workdir(folder / "leaking"))
   return folder
 
 
 def save_untrained(config, workdir):
   workdir.claim(config)
-  _, params, router_state = split(make_model(config.model, nnx.Rngs(0)))
+  _, params, router_state = split(config.model.make(nnx.Rngs(0)))
   checkpoints = Checkpoints(workdir.checkpoints)
   about = {"vocabulary": describe(open_vocabulary(config))}
   checkpoints.save(TrainState(jnp.int32(1), params, router_state, {"count": jnp.int32(0)}), {}, about)

@@ -16,7 +16,7 @@ def assert_gradient_is_the_difference_quotient(router, tokens, *, step: float = 
   The function weighs experts and tokens, not slots, for which token is in which slot of an expert is no matter.
   """
   batch, length, _ = tokens.shape
-  groups = router.groups(router.options, batch, length)
+  groups = router.config.groups(batch, length)
   inputs = inputs_of(tokens, groups, key=jax.random.key(0))
   graph, params, state = nnx.split(router, nnx.Param, ...)
   rng = np.random.default_rng(0)

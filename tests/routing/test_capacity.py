@@ -7,11 +7,11 @@ import pytest
 from moe.config import ConfigError
 from moe.routing.capacity import (
   actual_capacity_factor,
-  capacity_with_slack,
   expert_choice_capacity,
   share_of_real_tokens,
   token_choice_capacity,
 )
+from moe.routing.methods.prefix_rank import capacity_with_slack
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 from moe.config import build
 from moe.evaluation.leak_meters import company_leak, future_leak
 from moe.experts import dispatch as local
-from moe.routing import ROUTERS, RouterConfig, SoftRouting
+from moe.routing import RouterConfig, SoftRouting
 from tests.routing.naive import NUM_EXPERTS, TIGHT, make, of_sequences, random_tokens, routing_of
 
 BATCH, LENGTH, POSITION = 4, 16, 9
 VARIANTS = [
-  *[(name, TIGHT.get(name, {})) for name in sorted(ROUTERS)],
+  *[(name, TIGHT.get(name, {})) for name in sorted(RouterConfig.choices)],
   ("expert_choice", {"group_size": 8}),
   ("expert_choice", {"group_size": 32, "renormalize": True}),
   ("switch", {"capacity_factor": 0.5, "eval_capacity_factor": 0.5}),
@@ -50,7 +50,7 @@ def weights_of(router, training: bool):
 
   Of soft routing, to what experts that give back their input would make of a token, `[B, T, d]`.
   """
-  groups = router.groups(router.options, BATCH, LENGTH)
+  groups = router.config.groups(BATCH, LENGTH)
 
   def function(tokens):
     routing = routing_of(router, tokens, training=training, key=jax.random.key(3))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.routing import ROUTERS, RouterInput
+from moe.routing import RouterConfig, RouterInput
 from tests.routing.naive import ids_of, make, of_sequences, random_tokens, route, routing_of, token_weights
 
 BATCH, LENGTH, EXPERTS = 3, 20, 4
@@ -21,7 +21,7 @@ DROPPING = [
   ("k_means", {"capacity_factor": 1.0}),
 ]
 CAUSAL = DROPPING + [
-  (name, {}) for name, router in sorted(ROUTERS.items()) if router.is_causal(router.Options(), training=False)
+  (name, {}) for name, choice in sorted(RouterConfig.choices.items()) if choice().is_causal(training=False)
 ]
 
 
@@ -45,7 +45,7 @@ def decoded(router, tokens, mask) -> np.ndarray:
 def test_decoding_equals_routing_the_whole_sequence(name, options):
   router, tokens = make(name, **options), random_tokens(BATCH, LENGTH)
   mask = jax.random.bernoulli(jax.random.key(5), 0.85, (BATCH, LENGTH))
-  by_position = router.groups(router.options, BATCH, LENGTH).by_position
+  by_position = router.config.groups(BATCH, LENGTH).by_position
   whole = of_sequences(routing_of(router, tokens, mask=mask), BATCH, LENGTH, by_position=by_position)
   steps = decoded(router, tokens, mask)
   np.testing.assert_array_equal(np.isnan(steps), np.isnan(whole))

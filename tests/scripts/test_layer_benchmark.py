@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from moe.routing import ROUTERS
+from moe.routing import RouterConfig
 from scripts.benchmarks.layer import MOST_MASK_BYTES, SWEEPS, sweep_points
 
 DEFAULTS = argparse.Namespace(
@@ -16,7 +16,7 @@ DEFAULTS = argparse.Namespace(
   d_ff=1024,
   top_k=2,
   dtype="float32",
-  only=sorted(ROUTERS),
+  only=sorted(RouterConfig.choices),
 )
 
 
@@ -34,7 +34,7 @@ def test_all_its_layers_can_be_built_with_the_default_sizes(sweep):
     ("groups", [256, 1024, 4096, 16_384, 65_536]),
     ("experts", [8, 32, 128, 512]),
     ("tokens", [1024, 4096, 16_384, 65_536]),
-    ("routers", sorted(ROUTERS)),
+    ("routers", sorted(RouterConfig.choices)),
   ],
 )
 def test_its_points_span_the_range(sweep, expected):

@@ -1,13 +1,13 @@
 """The table of routers agrees with the code."""
 
-from moe.routing import ROUTERS
+from moe.routing import RouterConfig
 from scripts.benchmarks.router_table import router_rows, router_table
 
 
 def test_every_router_has_one_row_and_families_are_together():
   names = [row["router"].strip("`") for row in router_rows()]
-  assert sorted(names) == sorted(ROUTERS)
-  modules = [ROUTERS[name].__module__ for name in names]
+  assert sorted(names) == sorted(RouterConfig.choices)
+  modules = [RouterConfig.choices[name].__module__ for name in names]
   assert modules == sorted(modules)
 
 

@@ -15,7 +15,8 @@ def main(corpus: str, workdir: str, steps: str, mesh: str, host: str, hosts: str
   if int(hosts) > 1:
     jax.distributed.initialize(f"localhost:{port}", int(hosts), int(host))
   config = tiny_mapping(pathlib.Path(corpus), steps=int(steps), eval_batches=0)
-  config["model"] |= {"num_experts": 8, "vocab_size": 260}
+  config["model"]["vocab_size"] = 260
+  config["model"]["encoder"]["moe"]["num_experts"] = 8
   config["data"]["batch_size"], config["mesh"] = 8, json.loads(mesh)
   train(load_config(config), workdir)
 

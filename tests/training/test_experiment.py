@@ -9,7 +9,7 @@ from moe.training.experiment import load_config
 from moe.training.optimizer import Adafactor
 from moe.training.schedule import ConstantRsqrt
 from moe.training.workdir import Workdir, WorkdirError, write_new
-from tests.training.tiny import tiny_config, tiny_mapping
+from tests.training.tiny import tiny_config, tiny_decoder, tiny_mapping
 
 
 def changed(corpus, path, value):
@@ -42,7 +42,7 @@ def test_a_config_dict_and_the_mapping_it_is_saved_as_mean_the_same(corpus):
     ("optimizer.schedule", {"name": "step"}, "expected one of constant, constant_rsqrt, cosine, linear"),
     ("optimizer.schedule.final_fraction", 0.1, "unknown field; Constant has"),
     ("seed", -1, "expected at least 0"),
-    ("model.decoder_router", {"name": "expert_choice"}, "not causal"),
+    ("model.decoder.moe", {"num_experts": 4, "router": "expert_choice"}, "not causal"),
   ],
 )
 def test_a_wrong_field_is_one_line_with_its_full_name(corpus, path, value, said):
@@ -62,21 +62,20 @@ def test_an_empty_optimizer_section_means_adafactor_with_its_published_schedule(
 
 def test_the_routing_group_must_divide_a_micro_batch_not_the_batch(corpus):
   """Batch 4 of 16 inputs: a group of 64 fits, until two micro-batches make it 32 tokens each."""
-  mapping = changed(corpus, "model.encoder_router", {"name": "expert_choice", "group_size": 64})
+  mapping = changed(corpus, "model.encoder.moe.router", {"name": "expert_choice", "group_size": 64})
   load_config(mapping)
   mapping["train"]["accumulation"] = 2
-  with pytest.raises(ConfigError, match=r"^config.model.encoder_router.group_size = 64: .* 2 x 16 = 32"):
+  with pytest.raises(ConfigError, match=r"^config.model.encoder.moe.router.group_size = 64: .* 2 x 16 = 32"):
     load_config(mapping)
 
 
 def test_a_decoders_group_is_of_inputs_and_targets_together(corpus):
   mapping = tiny_mapping(corpus)
-  mapping["model"] |= {"architecture": "decoder", "encoder_layers": 0, "decoder_layers": 2, "encoder_router": None}
-  mapping["model"]["decoder_router"] = {"name": "expert_choice", "group_size": 128}
-  mapping["model"]["allow_future_leakage"] = True
+  router = {"name": "expert_choice", "group_size": 128}
+  mapping["model"] = tiny_decoder(mapping, router, allow_future_leakage=True)
   load_config(mapping)
-  mapping["model"]["decoder_router"]["group_size"] = 256
-  with pytest.raises(ConfigError, match=r"decoder_router.group_size = 256: .* 4 x 32 = 128"):
+  router["group_size"] = 256
+  with pytest.raises(ConfigError, match=r"decoder.moe.router.group_size = 256: .* 4 x 32 = 128"):
     load_config(mapping)
 
 

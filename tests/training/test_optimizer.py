@@ -6,8 +6,6 @@ import pytest
 from flax import nnx
 
 from moe.config import ConfigError
-from moe.models import ModelConfig, make_model
-from moe.routing import RouterConfig
 from moe.training.optimizer import Adafactor, AdamW, OptimizerConfig, stacked_axes
 from moe.training.schedule import Constant, ConstantRsqrt, Cosine, Linear, ScheduleConfig
 
@@ -127,20 +125,11 @@ def test_stacked_layers_and_experts_are_updated_as_if_each_matrix_were_alone(nam
 def test_the_models_stacked_axes_are_those_of_layers_and_experts():
   """Sizes tell: every axis of layers or experts is counted, and no other."""
   units, experts = 3, 5
-  router = RouterConfig.from_mapping({"name": "expert_choice"}, "router")
-  config = ModelConfig(
-    architecture="encoder_decoder",
-    vocab_size=64,
-    d_model=8,
-    d_ff=16,
-    num_heads=2,
-    d_head=4,
-    encoder_layers=2 * units,
-    decoder_layers=units,
-    num_experts=experts,
-    encoder_router=router,
-  )
-  _, params, _ = nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))), nnx.Param, ...)
+  sizes = {"vocab_size": 64, "d_model": 8, "d_ff": 16, "num_heads": 2, "d_head": 4}
+  moe = {"num_experts": experts, "router": "expert_choice"}
+  stacks = {"encoder": {"layers": 2 * units, "moe": moe}, "decoder": {"layers": units}}
+  config = build(ModelConfig, {"name": "encoder_decoder"} | sizes | stacks)
+  _, params, _ = nnx.split(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))), nnx.Param, ...)
   leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(params))
   counts = jax.tree_util.tree_leaves_with_path(stacked_axes(params))
   for (path, leaf), (same_path, count) in zip(leaves, counts, strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe.models import ModelOutput, make_model
+from moe.models import ModelOutput
 from moe.routing import Policy
 from moe.training.step import policies_loss
 from tests.models.tiny import config, packed, router
@@ -93,7 +93,7 @@ def test_no_gradient_flows_through_the_cost(batch):
 
 def test_in_a_model_the_router_gets_its_gradient_from_the_policy_loss_only():
   settings = config("decoder", router("rl_r", balance_loss=0.0, negative_entropy_loss=0.0))
-  graph, params = nnx.split(make_model(settings, nnx.Rngs(0)))
+  graph, params = nnx.split(settings.make(nnx.Rngs(0)))
   example = packed([[5, 3], [6]], [[1], [1]])
 
   def run(params):
@@ -105,7 +105,7 @@ def test_in_a_model_the_router_gets_its_gradient_from_the_policy_loss_only():
     _, pull = jax.vjp(run, params)
     return [pull(of)[0] for of in ((1.0, 0.0), (0.0, 1.0))]
 
-  of_policy, of_logits = (each["decoder"]["units"]["blocks"][1]["moe"]["router"] for each in gradients(params))
+  of_policy, of_logits = (each["decoder"]["units"][0]["blocks"][1]["moe"]["router"] for each in gradients(params))
   assert sorted(of_policy) == ["baseline", "baseline_kernel", "kernel"]
   for name in of_policy:
     assert (np.asarray(of_policy[name][...]) != 0).any(), name

@@ -1,6 +1,5 @@
 """Tables and centroids are made from a corpus and a trained baseline, and used by a run and its checkpoint."""
 
-import functools
 import importlib.util
 import itertools
 import pathlib
@@ -14,7 +13,6 @@ import pytest
 from moe.config import ConfigError, as_mapping
 from moe.data import make_source, make_vocabulary
 from moe.evaluation.restore import restore
-from moe.models import make_model
 from moe.parallel.mesh import make_mesh
 from moe.routing.solvers.hash_tables import HashTable
 from moe.routing.solvers.hashing import hash_buckets
@@ -24,7 +22,7 @@ from moe.training.feed import describe
 from moe.training.state import abstract_model, abstract_state, make_state, stored_router_state
 from moe.training.trainer import train
 from moe.training.workdir import Workdir
-from tests.training.tiny import tiny_mapping
+from tests.training.tiny import tiny_mapping, tiny_stack
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 EXPERTS, BYTES = 4, 259
@@ -46,13 +44,15 @@ def config(corpus, steps=1, **model):
   mapping = tiny_mapping(corpus, steps=steps, eval_batches=1, checkpoint_every=1)
   mapping["optimizer"]["schedule"]["warmup_steps"] = 1
   mapping["model"] |= model
+  if mapping["model"]["name"] == "decoder":
+    del mapping["model"]["encoder"]
   return load_config(mapping)
 
 
 def first_state(settings):
   """The state of a run at step 0."""
   stored = stored_router_state(settings.model, "")
-  make = functools.partial(make_model, settings.model)
+  make = settings.model.make
   mesh = make_mesh()
   abstract = abstract_state(abstract_model(make, mesh), optax.identity(), mesh)
   return make_state(make, optax.identity(), 0, abstract, stored)
@@ -67,7 +67,7 @@ def of_text(corpus):
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory, corpus):
   """The workdir of a run with MoE layers in both stacks, two of them in the decoder; not trained, which saves time."""
-  settings = config(corpus, decoder_layers=4, decoder_router={"name": "hash"})
+  settings = config(corpus, decoder=tiny_stack({"name": "hash"}, layers=4))
   workdir = Workdir(tmp_path_factory.mktemp("baseline") / "run")
   workdir.claim(settings)
   checkpoints = Checkpoints(workdir.checkpoints)
@@ -121,14 +121,14 @@ def test_a_run_starts_from_its_files_and_its_checkpoint_no_longer_needs_them(tmp
     counts = np.bincount(dispersed.buckets[0, clustered.buckets[0] == cluster], minlength=EXPERTS)
     assert np.ptp(counts) <= 1
   router = {"name": "hash", "function": "dispersed", "table": str(tmp_path / "dispersed.npz")}
-  model = {"architecture": "decoder", "encoder_layers": 0, "encoder_router": None, "decoder_router": router}
+  model = {"name": "decoder", "decoder": tiny_stack(router)}
   train(config(corpus, **model), tmp_path / "run")
   for file in tmp_path.glob("*.npz"):
     file.unlink()
   train(config(corpus, steps=2, **model), tmp_path / "run")
   (state,) = jax.tree.leaves(restore(tmp_path / "run", "2").router_state)
   np.testing.assert_array_equal(state, [dispersed.buckets])
-  with pytest.raises(ConfigError, match=r"model\.decoder_router\.table = .*: no such file"):
+  with pytest.raises(ConfigError, match=r"model\.decoder\.moe\.router\.table = .*: no such file"):
     train(config(corpus, **model), tmp_path / "another")
   assert not (tmp_path / "another").exists()
 
@@ -142,13 +142,13 @@ def test_each_layer_can_have_centroids_of_its_own_but_not_more_than_there_are_la
   centroids = np.load(path)["centroids"]
   assert centroids.shape == (2, EXPERTS, 16) and (centroids[0] != centroids[1]).any()
   router = {"name": "k_means", "centroids": str(path)}
-  state = first_state(config(corpus, decoder_layers=4, decoder_router=router)).router_state
+  state = first_state(config(corpus, decoder=tiny_stack(router, layers=4))).router_state
   leaves = {path[-1].key: leaf for path, leaf in jax.tree.leaves_with_path(state)}
   np.testing.assert_array_equal(leaves["centroids"], centroids)
   np.testing.assert_array_equal(leaves["begun"], 1)
-  message = r"model\.decoder_router\.centroids = \(2, 4, 16\): expected the shape \(4, 16\), or \(3, 4, 16\) with"
+  message = r"model\.decoder\.moe\.router\.centroids = \(2, 4, 16\): expected the shape \(4, 16\), or \(3, 4, 16\) with"
   with pytest.raises(ConfigError, match=message):
-    stored_router_state(config(corpus, decoder_layers=6, decoder_router=router).model, "")
+    stored_router_state(config(corpus, decoder=tiny_stack(router, layers=6)).model, "")
 
 
 def test_errors_of_the_scripts_are_one_line_and_nothing_is_overwritten(tmp_path, of_text, baseline):

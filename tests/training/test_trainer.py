@@ -24,7 +24,7 @@ from moe.training.metrics import MetricsWriter, read_metrics
 from moe.training.trainer import train
 from moe.training.workdir import WorkdirError
 from tests.training.test_checkpoint import full_disk
-from tests.training.tiny import tiny_config, tiny_mapping
+from tests.training.tiny import tiny_config, tiny_mapping, tiny_stack
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_a_run_with_another_vocabulary_is_not_resumed(whole, corpus, monkeypatch
 def test_a_leaking_run_says_so_everywhere(corpus, tmp_path, capsys):
   mapping = tiny_mapping(corpus, steps=2, eval_every=2)
   mapping["model"]["allow_future_leakage"] = True
-  mapping["model"]["decoder_router"] = {"name": "expert_choice"}
+  mapping["model"]["decoder"] = tiny_stack({"name": "expert_choice"})
   summary = train(load_config(mapping), tmp_path)
   assert summary.future_leakage
   assert all(record["future_leakage"] for record in read_metrics(summary.workdir.metrics))

@@ -16,21 +16,30 @@ def write_corpus(path: pathlib.Path, documents: int = 60, seed: int = 0) -> path
   return path
 
 
+def tiny_stack(router: dict | None = None, layers: int = 2, num_experts: int = 4) -> dict:
+  """The section of a stack with experts in every second layer; dense without a router."""
+  return {"layers": layers, "moe": router and {"num_experts": num_experts, "router": router}}
+
+
+def tiny_decoder(mapping: dict, router: dict | None = None, **fields) -> dict:
+  """The model section of a tiny mapping as that of a decoder with this router."""
+  model = {name: value for name, value in mapping["model"].items() if name != "encoder"}
+  return model | {"name": "decoder", "decoder": tiny_stack(router)} | fields
+
+
 def tiny_mapping(corpus: pathlib.Path, *, streams: int = 1, **train) -> dict:
   """The config tree of a run of 12 steps; `train` replaces fields of its training section."""
   return {
     "seed": 3,
     "model": {
-      "architecture": "encoder_decoder",
+      "name": "encoder_decoder",
       "vocab_size": 259,
       "d_model": 16,
       "d_ff": 32,
       "num_heads": 2,
       "d_head": 8,
-      "encoder_layers": 2,
-      "decoder_layers": 2,
-      "num_experts": 4,
-      "encoder_router": {"name": "expert_choice", "capacity_factor": 2.0},
+      "encoder": tiny_stack({"name": "expert_choice", "capacity_factor": 2.0}),
+      "decoder": tiny_stack(),
     },
     "data": {
       "source": {"name": "text", "path": str(corpus), "validation_fraction": 0.2},

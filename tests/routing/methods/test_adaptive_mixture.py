@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe.config import ConfigError
 from moe.experts.layer import MoE
-from moe.routing import ROUTERS, RouterConfig, Site
+from moe.routing import RouterConfig, Site
 from moe.routing.methods.adaptive_mixture import competitive_loss, cooperative_loss, likelihood_loss, posterior
 from tests.routing.naive import make, of_sequences, random_tokens, route
 
@@ -141,8 +141,7 @@ def test_every_token_goes_to_every_expert_with_its_probability(options):
 
 
 def test_the_layer_is_the_mixture_of_its_experts():
-  config = RouterConfig.from_mapping({"name": "adaptive_mixture"}, "router")
-  layer = MoE(3, 6, 10, "relu", config, jnp.float32, rngs=nnx.Rngs(0))
+  layer = MoE(6, 3, 10, "adaptive_mixture", form="relu", rngs=nnx.Rngs(0))
   x = random_tokens(2, 5, d_model=6)
   y = nnx.jit(lambda layer: layer(x, segments=jnp.ones((2, 5), jnp.int32), training=True)[0])(layer)
   gates, experts = jax.nn.softmax(x @ layer.router.kernel[...]), layer.experts
@@ -152,7 +151,7 @@ def test_the_layer_is_the_mixture_of_its_experts():
 
 
 def test_slots_for_fewer_than_all_tokens_are_refused():
-  router = ROUTERS["adaptive_mixture"]
+  choice = RouterConfig.choices["adaptive_mixture"]
   for options in ({"capacity_factor": 3.0}, {"capacity_factor": 4.0, "eval_capacity_factor": 3.0}):
     with pytest.raises(ConfigError, match=r"capacity_factor = 3\.0: every token goes to all 4 experts"):
-      router.check(router.Options(**options), Site(8, 4), batch=2, length=8)
+      choice(**options).check(Site(8, 4), batch=2, length=8)

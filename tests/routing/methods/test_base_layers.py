@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from moe.config import ConfigError
-from moe.routing import ROUTERS, RaggedRouting, Site, SlotRouting
+from moe.routing import RaggedRouting, RouterConfig, Site, SlotRouting
 from moe.routing.scores import router_logits
 from moe.routing.solvers.balanced_assignment import balanced_assignment
 from tests.routing.naive import make, of_sequences, random_tokens, route
@@ -94,11 +94,11 @@ def test_shuffling_without_a_key_and_groups_smaller_than_the_experts_are_refused
   with pytest.raises(ValueError, match=r"RouterInput\.key is None"):
     route(make("base"), random_tokens(BATCH, LENGTH), training=True)
   for name in ("base", "sinkhorn_base"):
-    router = ROUTERS[name]
+    choice = RouterConfig.choices[name]
     with pytest.raises(ConfigError, match=r"group_size = 2: expected at least one token for each of the 4 experts"):
-      router.check(router.Options(group_size=2), Site(8, EXPERTS), batch=BATCH, length=LENGTH)
+      choice(group_size=2).check(Site(8, EXPERTS), batch=BATCH, length=LENGTH)
     with pytest.raises(ConfigError, match=r"group_size = 24: does not divide"):
-      router.check(router.Options(group_size=24), Site(8, EXPERTS), batch=BATCH, length=LENGTH)
+      choice(group_size=24).check(Site(8, EXPERTS), batch=BATCH, length=LENGTH)
 
 
 def test_sinkhorn_spreads_the_load_in_training_and_takes_the_largest_logit_in_evaluation():

@@ -8,12 +8,12 @@ from flax import nnx
 
 from moe.config import ConfigError
 from moe.experts.layer import MoE
-from moe.routing import ROUTERS, RouterConfig, Site
+from moe.routing import RouterConfig, Site
 from moe.routing.methods import dselect_k as equations
 from tests.routing.naive import make, random_tokens, route
 from tests.routing.smooth import assert_gradient
 
-DSELECT = ROUTERS["dselect_k"]
+DSELECT = RouterConfig.choices["dselect_k"]
 smooth_step = jax.jit(equations.smooth_step, static_argnums=1)
 single_selectors = jax.jit(equations.single_selectors, static_argnums=(1, 2))
 mixture, selector_entropy, unreachable_penalty = map(
@@ -157,8 +157,7 @@ def test_of_an_example_at_most_k_experts_are_run_once_its_selectors_are_binary()
 
 
 def test_the_layer_is_the_dense_mixture_outputs_and_gradients():
-  config = RouterConfig.from_mapping({"name": "dselect_k", "entropy_loss": 0.0}, "router")
-  layer = MoE(6, 8, 5, "gelu", config, jnp.float32, rngs=nnx.Rngs(0))
+  layer = MoE(8, 6, 5, {"name": "dselect_k", "entropy_loss": 0.0}, rngs=nnx.Rngs(0))
   graph, _ = nnx.split(layer)
   x, cotangent = random_tokens(2, 16), random_tokens(2, 16, seed=2)
   segments = jnp.ones((2, 16), jnp.int32)
@@ -241,9 +240,9 @@ def test_a_single_expert_takes_all():
 )
 def test_wrong_options_are_refused(options, message):
   with pytest.raises(ConfigError, match=message):
-    DSELECT.Options(**options)
+    DSELECT(**options)
 
 
 def test_more_selectors_than_experts_are_refused():
   with pytest.raises(ConfigError, match="k = 5: expected at most the 4 experts there are"):
-    DSELECT.check(DSELECT.Options(k=5), Site(8, 4), batch=2, length=16)
+    DSELECT(k=5).check(Site(8, 4), batch=2, length=16)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe.config import ConfigError
-from moe.routing import ROUTERS, Site, SlotRouting
+from moe.routing import RouterConfig, Site, SlotRouting
 from moe.routing.methods.expert_choice import expert_choice, renormalized
 from tests.routing.naive import make, random_tokens, route, routing_of, token_weights
 
@@ -138,16 +138,15 @@ def test_no_auxiliary_loss_unless_the_z_loss_is_asked_for():
 
 
 def test_a_capacity_that_does_not_fit_is_refused_before_anything_is_computed():
-  expert_choice_router = ROUTERS["expert_choice"]
-  options = expert_choice_router.Options(capacity_factor=2.0, eval_capacity_factor=9.0)
+  config = RouterConfig.choices["expert_choice"](capacity_factor=2.0, eval_capacity_factor=9.0)
   with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: .* capacity factor from 0\.5 to 8"):
-    expert_choice_router.check(options, Site(8, 8), batch=2, length=8)
+    config.check(Site(8, 8), batch=2, length=8)
 
 
 def test_a_group_that_does_not_divide_the_batch_is_refused():
-  router = ROUTERS["expert_choice"]
+  choice = RouterConfig.choices["expert_choice"]
   with pytest.raises(ConfigError, match=r"group_size = 24: does not divide 2 x 16 = 32 tokens"):
-    router.groups(router.Options(group_size=24), batch=2, length=16)
+    choice(group_size=24).groups(batch=2, length=16)
 
 
 def test_scores_may_sum_to_one_over_the_real_tokens_of_an_expert_instead():
@@ -156,7 +155,7 @@ def test_scores_may_sum_to_one_over_the_real_tokens_of_an_expert_instead():
   weights = np.nan_to_num(token_weights(routing_of(router, tokens, mask=mask), 16, 4))[0]
   np.testing.assert_allclose(weights.sum(0), 1, rtol=1e-5)  # every expert takes every real token
   np.testing.assert_array_equal(weights[11:], 0)
-  assert router.causal_twin(router.options) is None
+  assert router.config.causal_twin() is None
 
 
 def test_it_cannot_decode_step_by_step():

@@ -12,11 +12,12 @@ from flax import nnx
 from moe.config import ConfigError, build
 from moe.evaluation.leak_meters import company_leak, future_leak
 from moe.experts.layer import MoE
-from moe.models import make_model
+from moe.models.placement import EveryNth
 from moe.routing import Groups, RouterConfig, RouterInput, Site
-from moe.routing.methods.hash_layers import HashLayers, HashOptions, next_ids, previous_ids, sections_chosen
+from moe.routing.methods.hash_layers import HashConfig, HashLayers, next_ids, previous_ids, sections_chosen
 from moe.routing.solvers.hashing import hash_buckets
 from tests.models.tiny import config as tiny_config
+from tests.models.tiny import stack
 from tests.routing.naive import token_weights
 
 EXPERTS, VOCABULARY, BATCH, LENGTH = 8, 61, 3, 18
@@ -131,8 +132,7 @@ def test_sections_follow_each_other():
 
 def test_a_multihash_layer_is_one_network_of_the_segments_that_the_hashes_choose():
   """Wide-network form: the chosen experts' hidden units side by side."""
-  config = build(RouterConfig, {"name": "hash", "hashes": 2})
-  layer = MoE(4, 6, 5, "relu", config, jnp.float32, vocab_size=VOCABULARY, rngs=nnx.Rngs(1))
+  layer = MoE(6, 4, 5, {"name": "hash", "hashes": 2}, form="relu", vocab_size=VOCABULARY, rngs=nnx.Rngs(1))
   x, ids = jax.random.normal(jax.random.key(1), (1, 9, 6)), IDS[:1, :9]
   positions = jnp.arange(9)[None]
   segments = jnp.ones((1, 9), jnp.int32)
@@ -160,11 +160,11 @@ def test_it_has_no_parameters_no_loss_and_weight_one():
 def test_only_the_oracle_sees_the_future_and_none_sees_other_sequences(function, training):
   router = make(function=function)
   weights = lambda ids: jnp.asarray(np.nan_to_num(route(router, ids, training=training)))  # noqa: E731
-  assert HashLayers.is_causal(router.options, training=training) == (function != "future")
+  assert router.config.is_causal(training=training) == (function != "future")
   # Changing everything after position 9 is seen at 9 itself by the oracle, and at no other position.
   leak = future_leak(weights, IDS, 9, jax.random.key(1))
   assert (leak > 0) == (function == "future")
-  assert HashLayers.is_batch_independent(router.options, LENGTH, training=training)
+  assert router.config.is_batch_independent(LENGTH, training=training)
   assert company_leak(weights, IDS, jax.random.key(2)) == 0
 
 
@@ -188,9 +188,9 @@ def test_the_oracle_does_not_decode():
 
 def final_loss(function: str) -> float:
   """Mean loss of the last steps on tokens drawn at random, of which no causal model can know anything."""
-  router = RouterConfig("hash", HashOptions(function=function, seed=7))
-  config = tiny_config("decoder", router, num_experts=8, moe_every=1, decoder_layers=1, allow_future_leakage=True)
-  graph, params = nnx.split(make_model(config, nnx.Rngs(0)))
+  router = HashConfig(function=function, seed=7)
+  config = tiny_config("decoder", stack(router, 1, num_experts=8, placement=EveryNth(1)), allow_future_leakage=True)
+  graph, params = nnx.split(config.make(nnx.Rngs(0)))
   optimizer = optax.adam(0.02)
 
   def step(carry, key):
@@ -247,8 +247,8 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 def test_it_needs_token_ids_and_equal_sections_and_no_file_to_be_checked():
   with pytest.raises(ConfigError, match=r"function = 'random': hashes token ids, and the model reads none"):
-    HashLayers.check(HashOptions(), Site(8, EXPERTS), BATCH, LENGTH)
+    HashConfig().check(Site(8, EXPERTS), BATCH, LENGTH)
   with pytest.raises(ConfigError, match=r"hashes = 3: must divide the 8 experts"):
-    HashLayers.check(HashOptions(hashes=3), Site(8, EXPERTS, VOCABULARY), BATCH, LENGTH)
-  HashLayers.check(HashOptions(function="balanced", table="nowhere"), Site(8, EXPERTS, VOCABULARY), BATCH, LENGTH)
-  assert HashLayers.groups(HashOptions(), BATCH, LENGTH) == Groups(LENGTH)
+    HashConfig(hashes=3).check(Site(8, EXPERTS, VOCABULARY), BATCH, LENGTH)
+  HashConfig(function="balanced", table="nowhere").check(Site(8, EXPERTS, VOCABULARY), BATCH, LENGTH)
+  assert HashConfig().groups(BATCH, LENGTH) == Groups(LENGTH)

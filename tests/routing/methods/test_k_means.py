@@ -10,8 +10,8 @@ from flax import nnx
 
 from moe.config import ConfigError, build
 from moe.evaluation.leak_meters import company_leak, future_leak
-from moe.routing import ROUTERS, RouterConfig, RouterInput, Site
-from moe.routing.methods.k_means import KMeans, KMeansOptions, moving_average, nearest_tokens
+from moe.routing import RouterConfig, RouterInput, Site
+from moe.routing.methods.k_means import KMeans, KMeansConfig, moving_average, nearest_tokens
 from moe.routing.solvers.clustering import assign, k_means, lloyd_step, means, spread, squared_distances, unit
 from tests.routing.naive import token_weights
 
@@ -183,8 +183,8 @@ def test_leaks_are_those_that_it_declares(options, training):
   everywhere = jnp.ones_like(MASK)
   weights = lambda x: jnp.asarray(chosen(step(router, x, everywhere, training=training)[0]))  # noqa: E731
   leak = future_leak(weights, TOKENS, 9, jax.random.key(1))
-  assert (leak == 0) == KMeans.is_causal(router.options, training=training) == (not router.options.balanced)
-  assert KMeans.is_batch_independent(router.options, LENGTH, training=training)
+  assert (leak == 0) == router.config.is_causal(training=training) == (not router.config.balanced)
+  assert router.config.is_batch_independent(LENGTH, training=training)
   assert company_leak(weights, TOKENS, jax.random.key(2)) == 0
 
 
@@ -207,14 +207,14 @@ def test_centroids_from_a_file_are_those_of_all_layers_or_of_each(tmp_path):
   for name, shape in (("one", (EXPERTS, WIDTH)), ("layers", (3, EXPERTS, WIDTH))):
     array, path = np.random.default_rng(0).normal(size=shape), str(tmp_path / f"{name}.npz")
     np.savez(path, centroids=array)
-    stored = KMeans.stored(KMeansOptions(centroids=path), Site(WIDTH, EXPERTS), "")
+    stored = KMeansConfig(centroids=path).stored(Site(WIDTH, EXPERTS), "")
     np.testing.assert_array_equal(stored["centroids"], array)
     assert stored["begun"]  # so that the first batch does not replace them
   with pytest.raises(ConfigError, match=r"has centroids of shape \(4, 8\), not \[experts, d_model\] = \(5, 8\)"):
-    KMeans.stored(KMeansOptions(centroids=str(tmp_path / "one.npz")), Site(WIDTH, 5), "")
+    KMeansConfig(centroids=str(tmp_path / "one.npz")).stored(Site(WIDTH, 5), "")
   with pytest.raises(ConfigError, match=r"centroids = 'x\.npz': no such file; make it with scripts/build_centroids.py"):
-    KMeans.stored(KMeansOptions(centroids="x.npz"), Site(WIDTH, EXPERTS), "")
-  assert KMeans.stored(KMeansOptions(), Site(WIDTH, EXPERTS), "") == {}
+    KMeansConfig(centroids="x.npz").stored(Site(WIDTH, EXPERTS), "")
+  assert KMeansConfig().stored(Site(WIDTH, EXPERTS), "") == {}
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,4 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 def test_balanced_experts_need_as_many_tokens():
   with pytest.raises(ConfigError, match="balanced = True: needs sequences of at least 8 tokens, one for each expert"):
-    ROUTERS["k_means"].check(KMeansOptions(balanced=True), Site(WIDTH, 8), 2, 7)
+    KMeansConfig(balanced=True).check(Site(WIDTH, 8), 2, 7)

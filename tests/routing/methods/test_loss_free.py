@@ -11,7 +11,7 @@ from flax import nnx
 from scipy.optimize import linear_sum_assignment
 
 from moe.config import ConfigError, build
-from moe.routing import ROUTERS, RouterConfig, RouterInput, Site
+from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods.loss_free import bias_by_quantile, bias_by_sign
 from tests.routing.differences import assert_gradient_is_the_difference_quotient
 from tests.routing.naive import inputs_of, make, of_sequences, random_tokens, routing_of, token_weights
@@ -50,7 +50,7 @@ def step(router, tokens, mask):
 @functools.partial(jax.jit, static_argnames="graph")
 def _step(graph, state, tokens, mask):
   router = nnx.merge(graph, state)
-  routing = router(inputs_of(tokens, router.groups(router.options, *mask.shape), mask), training=True).routing
+  routing = router(inputs_of(tokens, router.config.groups(*mask.shape), mask), training=True).routing
   return routing, router.bias[...]
 
 
@@ -178,6 +178,6 @@ def test_the_gradient_is_that_of_the_gates(name):
 def test_options_that_make_no_sense_are_refused_by_name():
   with pytest.raises(ConfigError, match=r"r\.bias_rate = 0\.0: expected more than 0"):
     build(RouterConfig, {"name": "loss_free", "bias_rate": 0.0}, "r")
-  router = ROUTERS["quantile_balanced"]
+  choice = RouterConfig.choices["quantile_balanced"]
   with pytest.raises(ConfigError, match=r"top_k = 4: expected less than the 4 experts"):
-    router.check(router.Options(top_k=4), Site(8, 4), batch=1, length=16)
+    choice(top_k=4).check(Site(8, 4), batch=1, length=16)

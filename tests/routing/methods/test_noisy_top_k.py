@@ -8,7 +8,7 @@ from flax import nnx
 from scipy.stats import norm
 
 from moe.config import ConfigError, build
-from moe.routing import ROUTERS, RouterConfig, Site
+from moe.routing import RouterConfig, Site
 from moe.routing.losses import load_loss
 from moe.routing.methods.noisy_top_k import sparse_gates
 from moe.routing.top_k import top_choices
@@ -93,6 +93,6 @@ def test_sparse_gates_are_zero_for_experts_not_chosen():
 def test_training_without_a_key_and_every_expert_at_once_are_refused():
   with pytest.raises(ValueError, match="NoisyTopK draws random numbers in training"):
     route(noisy(), random_tokens(1, 8), training=True)
-  router = ROUTERS["noisy_top_k"]
+  choice = RouterConfig.choices["noisy_top_k"]
   with pytest.raises(ConfigError, match=r"load_loss = 0\.1: needs top_k < 4 experts"):
-    router.check(router.Options(top_k=4), Site(8, 4), batch=1, length=16)
+    choice(top_k=4).check(Site(8, 4), batch=1, length=16)

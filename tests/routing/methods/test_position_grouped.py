@@ -7,7 +7,7 @@ import pytest
 
 from moe.config import ConfigError, build
 from moe.evaluation.leak_meters import company_leak, future_leak
-from moe.routing import ROUTERS, RouterConfig, Site
+from moe.routing import RouterConfig, Site
 from moe.routing.methods.expert_choice import expert_choice
 from moe.routing.methods.position_grouped import choice_of_few
 from tests.routing.naive import make, of_sequences, random_tokens, routing_of, with_kernel
@@ -84,12 +84,12 @@ def test_the_gradient_is_that_of_the_chosen_scores():
 
 
 def test_too_few_sequences_are_refused_with_the_number_that_is_needed():
-  router = ROUTERS["position_grouped"]
+  choice = RouterConfig.choices["position_grouped"]
   with pytest.raises(ConfigError, match=r"capacity_factor = 2\.0: .* at least 16 sequences .* a capacity factor of 4"):
-    router.check(router.Options(), Site(8, 32), batch=8, length=128)
-  router.check(router.Options(), Site(8, 32), batch=16, length=128)
+    choice().check(Site(8, 32), batch=8, length=128)
+  choice().check(Site(8, 32), batch=16, length=128)
   with pytest.raises(ConfigError, match=r"capacity_factor = 5\.0: expected at most the 4 experts"):
-    router.check(router.Options(capacity_factor=5.0), Site(8, 4), batch=16, length=128)
+    choice(capacity_factor=5.0).check(Site(8, 4), batch=16, length=128)
 
 
 def test_a_group_size_is_no_option_of_it():

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from moe.config import ConfigError
-from moe.routing import ROUTERS, RaggedRouting, RouterInput, Site
+from moe.routing import RaggedRouting, RouterConfig, RouterInput, Site
 from moe.routing.methods.prefix_rank import among_the_best, normalized, spread_chance
 from moe.routing.solvers.ranks import Earlier, rank_among_earlier
 from tests.routing.naive import inputs_of, make, of_sequences, random_tokens, routing_of, token_weights, with_kernel
@@ -100,7 +100,7 @@ def test_without_slack_the_first_tokens_get_the_slots_of_the_mean():
 
 def run(router, tokens, *, positions=None, mask=None, training=False):
   """Weights `[B, T, E]`; in training the router's state moves."""
-  inputs = inputs_of(tokens, router.groups(router.options, *tokens.shape[:2]), mask)
+  inputs = inputs_of(tokens, router.config.groups(*tokens.shape[:2]), mask)
   graph, state = nnx.split(router)
   routing, state = compiled(graph, state, dataclasses.replace(inputs, positions=positions), training=training)
   nnx.update(router, state)
@@ -176,19 +176,19 @@ def test_the_gradient_is_that_of_the_chosen_scores():
 
 def test_it_is_the_causal_twin_of_expert_choice_with_as_many_experts_per_token():
   leaky, tokens = make("expert_choice", capacity_factor=1.5, renormalize=True), random_tokens(8, 64)
-  config = ROUTERS["expert_choice"].causal_twin(leaky.options)
-  twin = make(config.name, **dataclasses.asdict(config.options))
+  config = leaky.config.causal_twin()
+  twin = make(config.name, **dataclasses.asdict(config))
   twin.kernel[...] = leaky.kernel[...]
-  assert config.is_causal(training=False) and twin.options.renormalize
+  assert config.is_causal(training=False) and twin.config.renormalize
   routing = routing_of(twin, tokens)
   assert isinstance(routing, RaggedRouting)  # nothing is dropped
   assert float(routing.group_sizes.sum()) / 512 == pytest.approx(1.5, rel=0.1)
 
 
 def test_options_that_cannot_be_are_refused():
-  router = ROUTERS["prefix_rank"]
+  choice = RouterConfig.choices["prefix_rank"]
   with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: expected at most the 8 experts"):
-    router.check(router.Options(capacity_factor=9.0), Site(8, 8), 2, 16)
+    choice(capacity_factor=9.0).check(Site(8, 8), 2, 16)
   for field, value in (("slack", -1.0), ("pseudo_observations", -1.0), ("decay", 1.0)):
     with pytest.raises(ConfigError, match=f"{field} = {value}"):
-      router.Options(**{field: value})
+      choice(**{field: value})

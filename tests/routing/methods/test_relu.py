@@ -7,13 +7,13 @@ import pytest
 from flax import nnx
 
 from moe.config import ConfigError
-from moe.routing import ROUTERS, RouterInput, Site
+from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods.relu import balanced_l1, sparsity
 from moe.training.state import merge, split
 from tests.routing.naive import make, random_tokens, route, routing_of, token_weights
 from tests.routing.smooth import assert_gradient
 
-RELU = ROUTERS["relu"]
+RELU = RouterConfig.choices["relu"]
 GATES = jnp.array([[[0.5, 0.0, 0.0, 1.0], [0.25, 0.0, 2.0, 0.0]], [[1.0, 3.0, 0.0, 0.0], [9.0, 9.0, 9.0, 9.0]]])
 MASK = jnp.array([[True, True], [True, False]])
 
@@ -139,9 +139,9 @@ def test_the_gradient_of_the_kernel_and_the_tokens_agrees_with_finite_difference
 )
 def test_wrong_options_are_refused(options, message):
   with pytest.raises(ConfigError, match=message):
-    RELU.Options(**options)
+    RELU(**options)
 
 
 def test_as_many_experts_per_token_as_there_are_leave_nothing_to_steer():
   with pytest.raises(ConfigError, match=r"experts_per_token = 4\.0: expected less than the 4 experts"):
-    RELU.check(RELU.Options(experts_per_token=4.0), Site(8, 4), batch=2, length=8)
+    RELU(experts_per_token=4.0).check(Site(8, 4), batch=2, length=8)

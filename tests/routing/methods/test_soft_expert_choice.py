@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 
 from moe.config import ConfigError
-from moe.routing import ROUTERS, RouterInput, Site
+from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods import soft_expert_choice as equations
 from moe.routing.methods.expert_choice import expert_choice
 from tests.routing.naive import make, random_tokens, route, routing_of, token_weights
 from tests.routing.smooth import assert_gradient
 
-SOFT, CAUSAL = ROUTERS["soft_expert_choice"], ROUTERS["causal_soft_expert_choice"]
+SOFT, CAUSAL = RouterConfig.choices["soft_expert_choice"], RouterConfig.choices["causal_soft_expert_choice"]
 relaxed_top_k = jax.jit(equations.relaxed_top_k, static_argnums=2)
 
 
@@ -180,12 +180,12 @@ def test_the_kernel_gradient_agrees_with_finite_differences(name):
 )
 def test_wrong_options_are_refused(options, message):
   with pytest.raises(ConfigError, match=message):
-    SOFT.Options(**options)
+    SOFT(**options)
 
 
 def test_a_budget_that_does_not_fit_is_refused():
   with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: .* from 0\.5 to 8"):
-    SOFT.check(SOFT.Options(capacity_factor=9.0), Site(8, 8), batch=2, length=8)
+    SOFT(capacity_factor=9.0).check(Site(8, 8), batch=2, length=8)
 
 
 # --- the causal form
@@ -233,6 +233,6 @@ def test_the_budget_is_met_on_average_after_some_steps():
 
 def test_a_budget_of_more_than_all_experts_is_refused():
   with pytest.raises(ConfigError, match=r"experts_per_token = 5\.0: expected at most the 4 experts"):
-    CAUSAL.check(CAUSAL.Options(experts_per_token=5.0), Site(8, 4), batch=2, length=8)
+    CAUSAL(experts_per_token=5.0).check(Site(8, 4), batch=2, length=8)
   with pytest.raises(ConfigError, match=r"rate = 0\.0: expected more than 0"):
-    CAUSAL.Options(rate=0.0)
+    CAUSAL(rate=0.0)

@@ -11,12 +11,12 @@ from flax import nnx
 from moe.config import ConfigError
 from moe.experts import dispatch as local
 from moe.experts.layer import MoE
-from moe.routing import ROUTERS, RouterConfig, Site, SoftRouting
+from moe.routing import RouterConfig, Site, SoftRouting
 from moe.routing.methods import soft_moe as equations
 from tests.routing.naive import make, random_tokens, route
 from tests.routing.smooth import assert_gradient
 
-SOFT = ROUTERS["soft_moe"]
+SOFT = RouterConfig.choices["soft_moe"]
 soft_moe, soft_moe_logits = jax.jit(equations.soft_moe), jax.jit(equations.soft_moe_logits)
 MASK = jnp.array([[True] * 6, [True, True, False, True, False, False]])
 
@@ -145,8 +145,7 @@ def test_every_slot_weighs_the_same_in_the_load_and_no_token_is_dropped():
 
 def flops(tokens: int, experts: int, slots: int) -> float:
   """Forward and backward of one layer, by XLA's count: width 32, hidden 64."""
-  config = RouterConfig.from_mapping({"name": "soft_moe", "slots": slots}, "router")
-  graph, params = nnx.split(MoE(experts, 32, 64, "gelu", config, jnp.float32, rngs=nnx.Rngs(0)))
+  graph, params = nnx.split(MoE(32, experts, 64, {"name": "soft_moe", "slots": slots}, rngs=nnx.Rngs(0)))
 
   def value(params, x):
     segments = jnp.ones((1, tokens), jnp.int32)
@@ -226,9 +225,9 @@ def test_masked_outputs_are_theirs_but_for_padding_which_here_receives_nothing(r
 
 
 def test_slots_are_given_or_follow_from_a_capacity_factor():
-  assert SOFT.Options().slots_of_expert(8) == 1
-  assert SOFT.Options(slots=3).slots_of_expert(8) == 3
-  assert SOFT.Options(capacity_factor=1.0, group_size=196).slots_of_expert(32) == 6
+  assert SOFT().slots_of_expert(8) == 1
+  assert SOFT(slots=3).slots_of_expert(8) == 3
+  assert SOFT(capacity_factor=1.0, group_size=196).slots_of_expert(32) == 6
   assert make("soft_moe", capacity_factor=1.0, group_size=16).kernel.shape == (8, 4, 4)
 
 
@@ -243,17 +242,17 @@ def test_slots_are_given_or_follow_from_a_capacity_factor():
 )
 def test_options_that_contradict_each_other_are_refused(options, message):
   with pytest.raises(ConfigError, match=message):
-    SOFT.Options(**options)
+    SOFT(**options)
 
 
 def test_more_slots_than_tokens_are_refused():
-  SOFT.check(SOFT.Options(slots=4), Site(8, 4), batch=2, length=16)
+  SOFT(slots=4).check(Site(8, 4), batch=2, length=16)
   with pytest.raises(ConfigError, match=r"slots = 5: gives 4 experts 20 slots for the 16 tokens .* at most 4 for each"):
-    SOFT.check(SOFT.Options(slots=5), Site(8, 4), batch=2, length=16)
+    SOFT(slots=5).check(Site(8, 4), batch=2, length=16)
   with pytest.raises(ConfigError, match=r"slots = None: gives 32 experts 32 slots for the 16 tokens"):
-    SOFT.check(SOFT.Options(), Site(8, 32), batch=2, length=16)
+    SOFT().check(Site(8, 32), batch=2, length=16)
 
 
 def test_groups_within_sequences_do_not_see_other_sequences():
-  independent = functools.partial(SOFT.is_batch_independent, length=16, training=True)
-  assert [independent(SOFT.Options(group_size=g)) for g in (0, 8, 32)] == [True, True, False]
+  choices = [SOFT(group_size=size) for size in (0, 8, 32)]
+  assert [choice.is_batch_independent(16, training=True) for choice in choices] == [True, True, False]

@@ -13,7 +13,7 @@ from flax import nnx
 
 from moe.config import ConfigError, build
 from moe.evaluation.leak_meters import company_leak, future_leak
-from moe.routing import ROUTERS, RouterConfig, RouterInput, Site
+from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods.stochastic_units import sparsity_loss
 from tests.routing.descent import descend
 from tests.routing.naive import NUM_EXPERTS, make, of_sequences, random_tokens, route, routing_of
@@ -113,7 +113,7 @@ def test_times_smooth_is_on_with_probability_sqrt_p_weight_sqrt_p_and_mean_p():
 
 
 def test_times_smooth_starts_at_the_number_of_experts_asked_for():
-  router = RouterConfig("stochastic_times_smooth", ROUTERS["stochastic_times_smooth"].Options(active_experts=1.5))
+  router = RouterConfig.choices["stochastic_times_smooth"](active_experts=1.5)
   output = route(router.make(Site(8, 6), nnx.Rngs(0)), random_tokens(40, 50), training=True, key=KEY)
   assert float(output.metrics["capacity_factor"]) == pytest.approx(1.5, rel=0.05)
   assert float(output.losses["sparsity"]) < 1e-3
@@ -163,7 +163,7 @@ def test_the_sparsity_loss_brings_all_experts_to_the_target():
 def test_options_that_cannot_be_are_refused(name, options, message):
   with pytest.raises(ConfigError, match=message):
     config = build(RouterConfig, {"name": name, **options})
-    config.router.check(config.options, Site(8, 4), batch=2, length=8)
+    config.check(Site(8, 4), batch=2, length=8)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_options_that_cannot_be_are_refused(name, options, message):
 )
 def test_slots_for_all_are_asked_for_only_where_all_experts_are_evaluated(name, options):
   config = build(RouterConfig, {"name": name, **options})
-  config.router.check(config.options, Site(8, 4), batch=2, length=8)
+  config.check(Site(8, 4), batch=2, length=8)
 
 
 @pytest.mark.parametrize("name", ["noisy_rectifier", "stochastic_times_smooth", "adaptive_mixture"])

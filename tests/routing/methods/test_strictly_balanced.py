@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe.config import ConfigError, build
-from moe.routing import ROUTERS, RouterConfig, Site
+from moe.routing import RouterConfig, Site
 from moe.routing.methods.expert_choice import expert_choice
 from moe.routing.methods.strictly_balanced import batchwise_mask, threshold_loss
 from tests.routing.differences import assert_gradient_is_the_difference_quotient
@@ -108,10 +108,7 @@ def test_kernel_and_thresholds_have_the_gradient_of_finite_differences():
 def test_it_is_causal_and_independent_of_the_batch_in_evaluation_alone():
   config = build(RouterConfig, {"name": "strictly_balanced"})
   assert [config.is_causal(training=mode) for mode in (True, False)] == [False, True]
-  assert [config.router.is_batch_independent(config.options, 16, training=mode) for mode in (True, False)] == [
-    False,
-    True,
-  ]
+  assert [config.is_batch_independent(16, training=mode) for mode in (True, False)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +127,6 @@ def test_options_that_make_no_sense_are_refused_by_name(values, message):
 
 
 def test_more_tokens_an_expert_than_there_are_is_refused():
-  router = ROUTERS["strictly_balanced"]
+  choice = RouterConfig.choices["strictly_balanced"]
   with pytest.raises(ConfigError, match=r"capacity_factor = 5\.0: gives each of 4 experts 20 of the 16 tokens"):
-    router.check(router.Options(capacity_factor=5.0), Site(8, 4), batch=1, length=16)
+    choice(capacity_factor=5.0).check(Site(8, 4), batch=1, length=16)

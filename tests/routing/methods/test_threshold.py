@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe.config import ConfigError
 from moe.evaluation.leak_meters import company_leak, future_leak
-from moe.routing import ROUTERS, RaggedRouting, Site
+from moe.routing import RaggedRouting, RouterConfig, Site
 from moe.routing.methods.expert_choice import expert_choice
 from moe.routing.methods.threshold import cutoffs, moving_average
 from tests.routing.naive import inputs_of, make, of_sequences, random_tokens, route, routing_of
@@ -21,7 +21,7 @@ BATCH, LENGTH = 4, 64
 def run(router, tokens, *, training=False):
   """Bool `[B, T, E]`, who takes whom; in training the router's state moves."""
   graph, state = nnx.split(router)
-  inputs = inputs_of(tokens, router.groups(router.options, *tokens.shape[:2]))
+  inputs = inputs_of(tokens, router.config.groups(*tokens.shape[:2]))
   routing, state = compiled(graph, state, inputs, training=training)
   nnx.update(router, state)
   return ~np.isnan(of_sequences(routing, *tokens.shape[:2]))
@@ -90,7 +90,7 @@ def test_evaluation_and_batches_of_padding_leave_the_thresholds():
   run(router, tokens, training=True)
   held = np.asarray(router.threshold[...])
   run(router, 2 * tokens)
-  nothing = inputs_of(tokens, router.groups(router.options, BATCH, LENGTH), jnp.zeros((BATCH, LENGTH), bool))
+  nothing = inputs_of(tokens, router.config.groups(BATCH, LENGTH), jnp.zeros((BATCH, LENGTH), bool))
   _, after = compiled(*nnx.split(router), nothing, training=True)
   np.testing.assert_array_equal(router.threshold[...], held)
   np.testing.assert_array_equal(after["threshold"][...], held)
@@ -115,7 +115,7 @@ def test_only_the_warm_up_sees_other_tokens(training):
   for steps in (0, 3):
     router = make("threshold", warmup_steps=steps)
     function = lambda x: of_sequences(routing_of(router, x, training=training), 3, 16)  # noqa: E731, B023
-    causal = router.is_causal(router.options, training=training)
+    causal = router.config.is_causal(training=training)
     assert causal == (steps == 0 or not training)
     assert (future_leak(function, tokens, 8, jax.random.key(0)) == 0) == causal
     assert (company_leak(function, tokens, jax.random.key(1)) == 0) == causal
@@ -175,11 +175,11 @@ def test_the_gradient_is_that_of_the_gates_and_not_of_the_thresholds():
 
 
 def test_options_that_cannot_be_are_refused():
-  router = ROUTERS["threshold"]
+  choice = RouterConfig.choices["threshold"]
   with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: expected at most the 8 experts"):
-    router.check(router.Options(capacity_factor=9.0), Site(8, 8), 2, 16)
+    choice(capacity_factor=9.0).check(Site(8, 8), 2, 16)
   for field, value in (("decay", 0.0), ("warmup_steps", -1), ("slack", 0.5)):
     with pytest.raises(ConfigError, match=f"{field} = {value}"):
-      router.Options(**{field: value})
+      choice(**{field: value})
   with pytest.raises(ConfigError, match="eval_capacity_factor = 2"):
-    router.Options(slack=None, eval_capacity_factor=2.0)
+    choice(slack=None, eval_capacity_factor=2.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe.config import ConfigError, build
-from moe.routing import ROUTERS, Groups, RaggedRouting, RouterConfig, Site
+from moe.routing import Groups, RaggedRouting, RouterConfig, Site
 from moe.routing.methods.token_choice import second_by_chance
 from moe.routing.top_k import top_choices
 from tests.routing.naive import make, of_sequences, random_tokens, route, routing_of, token_weights
@@ -197,7 +197,7 @@ def test_the_causal_twin_of_batch_priority_serves_by_position():
   config = build(RouterConfig, {"name": "batch_priority", "capacity_factor": 0.75, "group_size": 8})
   twin = config.causal_twin()
   assert twin.is_causal(training=True) and not config.is_causal(training=False)
-  assert (twin.options.order, twin.options.group_size, twin.options.capacity_factor) == ("sequence", 0, 0.75)
+  assert (twin.order, twin.group_size, twin.capacity_factor) == ("sequence", 0, 0.75)
   tokens = random_tokens(2, 16)
   priority, by_position = (
     make("batch_priority", capacity_factor=0.75, order=o) for o in ("batch_priority", "sequence")
@@ -229,7 +229,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_methods_come_with_their_published_options(name):
-  options = build(RouterConfig, {"name": name}).options
+  options = RouterConfig.choices[name]()
   assert {field: getattr(options, field) for field in PUBLISHED[name]} == PUBLISHED[name]
   assert options.queues_by_sequence == (options.capacity_factor is not None and name != "batch_priority")
 
@@ -260,16 +260,16 @@ def test_options_that_make_no_sense_are_refused_by_name(values, message):
 
 
 def test_more_choices_than_experts_are_refused():
-  router = ROUTERS["token_choice"]
+  choice = RouterConfig.choices["token_choice"]
   with pytest.raises(ConfigError, match=r"top_k = 5: expected at most the 4 experts"):
-    router.check(router.Options(top_k=5), Site(8, 4), batch=1, length=16)
+    choice(top_k=5).check(Site(8, 4), batch=1, length=16)
   with pytest.raises(ConfigError, match=r"load_loss = 0\.1: needs top_k < 4 experts"):
-    router.check(router.Options(top_k=4, noise=1.0, load_loss=0.1), Site(8, 4), batch=1, length=16)
+    choice(top_k=4, noise=1.0, load_loss=0.1).check(Site(8, 4), batch=1, length=16)
 
 
 def test_sequences_are_the_groups_of_sequence_order():
-  router = ROUTERS["token_choice"]
-  assert router.groups(router.Options(), batch=8, length=16) == Groups(16)
-  assert router.groups(router.Options(order="batch_priority"), batch=8, length=16) == Groups(128)
-  assert router.groups(router.Options(order="batch_priority", group_size=64), batch=8, length=16) == Groups(64)
-  assert router.groups(router.Options(capacity_factor=None), batch=8, length=16) == Groups(128)
+  choice = RouterConfig.choices["token_choice"]
+  assert choice().groups(batch=8, length=16) == Groups(16)
+  assert choice(order="batch_priority").groups(batch=8, length=16) == Groups(128)
+  assert choice(order="batch_priority", group_size=64).groups(batch=8, length=16) == Groups(64)
+  assert choice(capacity_factor=None).groups(batch=8, length=16) == Groups(128)

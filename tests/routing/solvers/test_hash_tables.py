@@ -8,7 +8,7 @@ import pytest
 
 from moe.config import ConfigError
 from moe.routing import Site
-from moe.routing.methods.hash_layers import HashLayers, HashOptions
+from moe.routing.methods.hash_layers import HashConfig
 from moe.routing.solvers.hash_tables import (
   HashTable,
   balanced,
@@ -105,15 +105,15 @@ def path(tmp_path):
 
 
 def stored(path, *, function="balanced", hashes=2, experts=8, size=VOCABULARY, vocabulary="v1"):
-  options = HashOptions(function=function, hashes=hashes, table=path)
-  return HashLayers.stored(options, Site(16, experts, size), vocabulary)
+  config = HashConfig(function=function, hashes=hashes, table=path)
+  return config.stored(Site(16, experts, size), vocabulary)
 
 
 def test_a_file_comes_back_as_the_state_of_a_router(path):
   table = stored(path)["table"]
   assert table.dtype == np.int32
   np.testing.assert_array_equal(table, [balanced(ZIPF, 4), balanced(ZIPF, 4, generator())])
-  assert HashLayers.stored(HashOptions(), Site(16, 8, VOCABULARY), "v1") == {}
+  assert HashConfig().stored(Site(16, 8, VOCABULARY), "v1") == {}
 
 
 def test_ids_that_only_the_model_has_have_no_expert(path):
