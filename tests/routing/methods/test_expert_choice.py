@@ -138,9 +138,13 @@ def test_no_auxiliary_loss_unless_the_z_loss_is_asked_for():
 
 
 def test_a_capacity_that_does_not_fit_is_refused_before_anything_is_computed():
-  config = RouterConfig.choices["expert_choice"](capacity_factor=2.0, eval_capacity_factor=9.0)
-  with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: .* capacity factor from 0\.5 to 8"):
-    config.check(Site(8, 8), batch=2, length=8)
+  def check(**options):
+    RouterConfig.choices["expert_choice"](capacity_factor=2.0, **options).check(Site(8, 8), batch=2, length=8)
+
+  with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: expected at most the 8 experts there are"):
+    check(eval_capacity_factor=9.0)
+  with pytest.raises(ConfigError, match=r"capacity_factor = 0\.2: .* 0 of the 16 tokens .* factor from 0\.5 to 8"):
+    check(eval_capacity_factor=0.2)
 
 
 def test_a_group_that_does_not_divide_the_batch_is_refused():
