@@ -21,7 +21,7 @@ from moe.data import DataError
 from moe.evaluation.restore import Trained, check_vocabulary, restore
 from moe.routing import RouterInput, RouterOutput
 from moe.routing.files import write_arrays
-from moe.routing.solvers.clustering import k_means
+from moe.routing.solvers.clustering import k_means, to_unit_length
 from moe.training.checkpoint import CheckpointError
 from moe.training.feed import open_pipeline, open_vocabulary
 from moe.training.workdir import WorkdirError
@@ -81,8 +81,8 @@ def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]
   """
   check_vocabulary(trained, open_vocabulary(trained.config))
   model = trained.model
-  for unit in getattr(model, stack).units:
-    for block in unit.blocks:
+  for repeated in getattr(model, stack).units:
+    for block in repeated.blocks:
       if block.moe is not None:
         block.moe.router = Recorder(block.moe.router)
   graph, variables = nnx.split(model)
@@ -90,7 +90,7 @@ def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]
   @jax.jit
   def record(variables, batch):
     metrics = nnx.merge(graph, variables)(batch, training=False).metrics[stack]
-    return unit(metrics["tokens"]), metrics["mask"]
+    return to_unit_length(metrics["tokens"]), metrics["mask"]
 
   parts = []
   with open_pipeline(trained.config, "train", training=True) as pipeline:

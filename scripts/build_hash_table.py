@@ -12,7 +12,7 @@ training split. Frequencies are of the ids that a decoder reads: a 0, then the d
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def build(options: argparse.Namespace) -> None:
       tables = [balanced(frequency, buckets, rng) for rng in [None, *_draws(options)[1:]]]
     case "predicted_future":
       prediction = likeliest_successor(pairs, counts, vocabulary.size)
-      tables = predicted_future(prediction, buckets, options.hashes, options.seed)
+      tables = list(predicted_future(prediction, buckets, options.hashes, options.seed))
     case _:
       tables = _of_embeddings(embeddings[: vocabulary.size], options.function, buckets, options)
   _write(np.stack(tables).astype(np.int32), vocabulary, config, options)
@@ -117,13 +117,14 @@ def _of_embeddings(
 ) -> list[np.ndarray]:
   """A table per hash, each from a k-means clustering with a start of its own."""
   import jax
+  import jax.numpy as jnp
 
   from moe.routing.solvers.clustering import assign, k_means
 
   tables = []
   for number, rng in enumerate(_draws(options)):
     centroids, _ = k_means(embeddings, buckets, jax.random.key(options.seed + number))
-    clusters = np.asarray(assign(embeddings, centroids))
+    clusters = np.asarray(assign(jnp.asarray(embeddings), centroids))
     tables.append(clusters if function == "clustered" else dispersed(clusters, buckets, rng))
   return tables
 
@@ -139,7 +140,7 @@ def _write(tables: np.ndarray, vocabulary: Vocabulary, config: DataConfig, optio
   print(f"wrote {options.out}: {options.function}, {len(tables)} x {vocabulary.size} tokens, of {source}")
 
 
-def _report(tables: np.ndarray, frequency: np.ndarray, buckets: int) -> None:
+def _report(tables: Sequence[np.ndarray], frequency: np.ndarray, buckets: int) -> None:
   for number, table in enumerate(tables):
     share = largest_share(table, frequency, buckets)
     print(

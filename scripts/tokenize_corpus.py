@@ -20,8 +20,8 @@ from tqdm import tqdm
 from moe.config import ConfigError, require
 from moe.data import DataConfig, DataError, make_source, make_vocabulary
 from moe.data.command_line import add_data_options, parse_data
+from moe.data.formats.token_directory import write_meta, write_split
 from moe.data.source import SPLITS
-from moe.data.token_directory import write_meta, write_split
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,8 +40,8 @@ def tokenize(config: DataConfig, out: str) -> None:
   """
   if os.path.exists(out):
     raise ConfigError("--out", out, "expected a path that does not exist")
-  source = config.source
-  require(not source.stores_vocabulary, "source", source.name, "expected a source that is not token ids already")
+  stored = config.source.stores_vocabulary
+  require(not stored, "source", config.source.name, "expected a source that is not token ids already")
   vocabulary = make_vocabulary(config)
   sources = {split: make_source(config, split, vocabulary) for split in SPLITS}
   parent = os.path.dirname(os.path.abspath(out))

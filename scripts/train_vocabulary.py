@@ -110,7 +110,7 @@ def _check(path: str, texts: list[str]) -> None:
   """Checks that decoding restores the texts, except those with U+2581, SentencePiece's sign for a space."""
   vocabulary = load_vocabulary(path, 0)
   for text in texts:
-    if "\u2581" not in text and vocabulary.decode(vocabulary.encode(text)) != text:
+    if "\u2581" not in text and vocabulary.decode(vocabulary.encode(text).tolist()) != text:
       raise DataError(path, "does not restore the text that it encodes")
 
 

@@ -36,9 +36,7 @@ class Setup:
     """The state at step 0; `stored` is from `stored_router_state`."""
     return make_state(self._config.model.make, self.optimizer, self._config.seed, self.abstract, stored)
 
-  def train_step(
-    self, byte_lengths: jax.typing.ArrayLike
-  ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, Any]]]:
+  def train_step(self, byte_lengths: jax.typing.ArrayLike) -> jax.stages.Wrapped:
     """`make_train_step` of the config; `byte_lengths` `[V]` is the length of each token's text."""
     train = self._config.train
     return make_train_step(

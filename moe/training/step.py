@@ -88,7 +88,7 @@ def make_train_step(
   accumulation: int,
   logits_z_loss: float,
   byte_lengths: jax.typing.ArrayLike,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+) -> jax.stages.Wrapped:
   """The compiled step: `(state, batch) -> (state, metrics)`. It consumes the state it is given.
 
   Only the shardings of `state` are used, so its shapes will do; batches come from `put_batch` on the same mesh.

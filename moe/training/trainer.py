@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from moe.config import as_mapping, differences
 from moe.data import DataError, Pipeline
 from moe.parallel.mesh import make_mesh, put_batch
+from moe.parallel.stop import stop_requests
 from moe.training.checkpoint import Checkpoints
 from moe.training.experiment import ExperimentConfig
 from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary
@@ -22,7 +23,6 @@ from moe.training.metrics import MetricsWriter, Record, read_metrics
 from moe.training.progress import Clock, Progress
 from moe.training.setup import Setup
 from moe.training.state import TrainState, stored_router_state
-from moe.training.stop import stop_requests
 from moe.training.workdir import Workdir, WorkdirError
 
 

@@ -15,7 +15,7 @@ MESH = ("mesh, data x expert", "time, x the first", "wall seconds", *(f"{kind}, 
 def layer_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   """The sweep `ways` of `scripts.benchmarks.layer`, with one row for the dense twin, which is the same everywhere."""
   dense = next(row for row in rows if row["layer"] == "dense")
-  shown = [dense | {"at": "-"}, *(row for row in rows if row["layer"] != "dense")]
+  shown = [{**dense, "at": "-"}, *(row for row in rows if row["layer"] != "dense")]
   cells = [
     (row["layer"], thousands(row["at"]), f"{row['ratio']:.2f}", gflop_text(row["gflop"]), f"{row['megabytes']:.0f}")
     for row in shown

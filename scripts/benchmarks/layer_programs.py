@@ -24,7 +24,6 @@ from moe.routing import (
   RouterState,
   Routing,
   Site,
-  SlotRouting,
   SoftRouting,
 )
 from moe.routing.policy import policy_loss
@@ -85,7 +84,8 @@ class LayerPrograms:
     layer.experts = _experts(*sizes, dtype)
     if case.masks:
       layer.router = _Masks(layer.router)
-    self._graph, self._params, self._rest = nnx.split(layer, nnx.Param, ...)
+    self._graph, *states = nnx.split(layer, nnx.Param, ...)
+    self._params, self._rest = states
     self._x, self._cotangent, self._about = _batch(*case.rows, case.d_model, dtype)
     self.routing: type[Routing] = type(jax.eval_shape(lambda p, x: self._apply(p, x)[1], self._params, self._x).routing)
 
@@ -120,13 +120,13 @@ def measured_experts_per_token(program: Program) -> float:
   return float(metrics["capacity_factor"])
 
 
-def one_hot_masks(routing: SlotRouting, n: int) -> SoftRouting:
+def one_hot_masks(routing: Any, n: int) -> SoftRouting:
   """The same slots as masks `[G, n, E, C]`: 1 where a token has a slot, and its weight there."""
   dispatch = (routing.token[:, None] == jnp.arange(n)[:, None, None]).astype(jnp.float32)
   return SoftRouting(dispatch, dispatch * routing.weight[:, None])
 
 
-class _Masks(nnx.Module):
+class _Masks(Router):
   """A router that returns its slots as masks."""
 
   def __init__(self, router: Router):

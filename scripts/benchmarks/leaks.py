@@ -10,6 +10,7 @@ over routers.
 
 import argparse
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def random_masks(name: str, options: dict, sequences: int, length: int, seed: in
   """A function from int32 `[B, T]`, in batches of `sequences`, to the masks `[B, T, E]` of a router drawn by `seed`."""
   config = build(RouterConfig, {"name": name, **options})
   # One feature per token id and one per position, so that the kernel consists of the two tables.
-  router = config.make(Site(VOCABULARY + length, EXPERTS), nnx.Rngs(seed))
+  router: Any = config.make(Site(VOCABULARY + length, EXPERTS), nnx.Rngs(seed))
   scale = jnp.where(jnp.arange(VOCABULARY + length) < VOCABULARY, 1.0, POSITION_BIAS)
   router.kernel[...] = scale[:, None] * jax.random.normal(jax.random.key(seed), router.kernel.shape)
   positions = jnp.broadcast_to(jnp.arange(length), (sequences, length))
@@ -90,7 +91,9 @@ def main() -> None:
   parser.add_argument("--results", type=new_path, help="new JSON file")
   arguments = parser.parse_args()
 
-  rows = {f"expert_choice, pool of {pool}": ("expert_choice", {"group_size": pool}, 1, pool) for pool in POOLS}
+  rows: dict[str, tuple[str, dict[str, Any], int, int]] = {
+    f"expert_choice, pool of {pool}": ("expert_choice", {"group_size": pool}, 1, pool) for pool in POOLS
+  }
   rows |= {name: (name, options, SEQUENCES, LENGTH) for name, options in CAUSAL.items()}
   results = {}
   print("| router | nats | standard error |\n|---|---|---|")

@@ -21,7 +21,6 @@ sums for losses, metrics and norms.
 """
 
 import argparse
-import collections
 from typing import Any
 
 import jax
@@ -46,7 +45,8 @@ def planned_bytes(config: ExperimentConfig, mesh: Mesh) -> dict[str, float]:
   model, data = config.model, config.data
   rows, experts = mesh.shape["data"] * mesh.shape["expert"], mesh.shape["expert"]
   stack = model.stacks["decoder"]
-  factor, layers = stack.moe.router.capacity_factor, sum(stack.has_experts)
+  router: Any = stack.moe.router
+  factor, layers = router.capacity_factor, sum(stack.has_experts)
   slots = factor * data.batch_size * data.targets_length / rows
   parameters = count_parameters(model, factor)
   common, own = parameters.total - parameters.experts, parameters.experts / experts
@@ -64,7 +64,7 @@ def measured_bytes(text: str, devices: int) -> dict[str, float]:
   Raises:
     ValueError: a collective is in a loop whose trip count depends on data.
   """
-  sent: dict[str, float] = collections.Counter(dict.fromkeys(KINDS, 0.0))
+  sent = dict.fromkeys((*KINDS, "other"), 0.0)
   for cost in program_costs(hlo.parse(text), devices).costs:
     if cost.collective is None:
       continue
@@ -74,7 +74,7 @@ def measured_bytes(text: str, devices: int) -> dict[str, float]:
     share = 1.0 if kind == "collective-permute" else _others(cost.collective.groups.shape[1])
     twice = 2 if kind == "all-reduce" else 1
     sent[kind if kind in KINDS else "other"] += cost.runs * twice * share * cost.collective.bytes
-  return dict(sent)
+  return sent
 
 
 def _others(devices: int) -> float:

@@ -13,10 +13,9 @@ import time
 
 import jax
 import numpy as np
-from flax import nnx
 
 from moe.evaluation.summary import gzip_bits_per_byte
-from moe.models import make_model
+from moe.models.count import count_parameters
 from moe.training.metrics import read_metrics
 from moe.training.workdir import Workdir
 from scripts.benchmarks.arguments import new_path
@@ -39,11 +38,10 @@ def main() -> None:
   config = workdir.load_config()
   records = read_metrics(workdir.metrics)
   train = [record for record in records if record["kind"] == "train"]
-  model = nnx.eval_shape(lambda: make_model(config.model, nnx.Rngs(0)))
   results = {
     "minutes": seconds / 60,
     "steps": config.train.steps,
-    "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) / 1e6,
+    "parameters": count_parameters(config.model, experts_per_token=1.0).total / 1e6,
     "bits_per_byte": records[-1]["bits_per_byte"],
     "gzip_bits_per_byte": gzip_bits_per_byte(config.data),
     "input_wait": float(np.mean([record["input_wait"] for record in train])),

@@ -27,7 +27,7 @@ from moe.routing import RaggedRouting
 from moe.training.experiment import ExperimentConfig
 from scripts.benchmarks.arguments import add_small_model, new_path, positive_int, write_results
 from scripts.benchmarks.cost_tables import step_table
-from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms
+from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, Program
 from scripts.benchmarks.step_programs import RunningStep, small_config
 from scripts.benchmarks.timing import dense_program, measure_in_turns, run_settings
 
@@ -57,7 +57,7 @@ def measure_models(models: dict[str, ExperimentConfig], repeats: int) -> dict[st
   dense, data = models["dense"].model, models["dense"].data
   with_experts = sum(next(iter(models[name] for name in layers)).model.stacks["decoder"].has_experts)
   tokens = data.batch_size * data.targets_length
-  programs = {name: (step, ()) for name, step in steps.items()}
+  programs: dict[str, Program] = {name: (step, ()) for name, step in steps.items()}
   programs |= {f"layer of {name}": layer.whole() for name, layer in layers.items()}
   programs["layer of dense"] = dense_program(tokens, dense.d_model, dense.d_ff, dense.compute_dtype)
   programs |= {f"update of {name}": step.update() for name, step in steps.items()}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from moe.config import build
-from moe.data import DataConfig, SourceConfig, documents, seqio_reading
+from moe.data import DataConfig, SourceConfig, documents
+from moe.data.formats import seqio_reading
 from moe.data.sources import text, tokens
 
 WORDS = ("expert", "token", "router", "chooses", "é", "naïve", "the", "of", "\n", "\n\n", "    ", "\t", "0.1", "→")

@@ -152,7 +152,7 @@ def test_zstandard_without_its_module_says_what_to_install(tmp_path, monkeypatch
   def missing(name):
     raise ImportError(name)
 
-  monkeypatch.setattr("moe.data.text_files.importlib.import_module", missing)
+  monkeypatch.setattr("moe.data.formats.text_files.importlib.import_module", missing)
   (tmp_path / "a.txt.zst").write_bytes(b"x")
   with pytest.raises(DataError, match="pip install zstandard"):
     read(path=str(tmp_path / "a.txt.zst"))

@@ -9,9 +9,9 @@ import pytest
 
 from moe.config import ConfigError
 from moe.data import DataError, load_vocabulary, make_pipeline, make_source, make_vocabulary
+from moe.data.formats.token_directory import token_dtype, write_meta, write_split
 from moe.data.sources.text import TextConfig
 from moe.data.sources.tokens import TokensConfig
-from moe.data.token_directory import token_dtype, write_meta, write_split
 from tests.data.conftest import make_config
 
 BLOCKED = ("tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "tqdm", "ml_collections", "jax")

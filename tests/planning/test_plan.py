@@ -8,9 +8,6 @@ import sys
 
 import pytest
 
-from moe import commands
-from moe.config import ConfigError
-
 needs_compiler = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install -e '.[tpu]'"
 )
@@ -64,28 +61,6 @@ def run(*arguments):
   command = [sys.executable, "-m", "moe.plan", *map(str, arguments)]
   done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
   return done.returncode, done.stdout, done.stderr
-
-
-def test_overrides_apply_to_the_config_before_them(config_file):
-  path = str(config_file)
-  line = ["main", "--config", path, "--out=x", "--config.model.d_ff=64", "--config", path, "--config.mesh.expert=4"]
-  configs, others = commands.split_configs(line)
-  assert others == ["main", "--out=x"]
-  first, second = map(commands.parse_config, configs)
-  assert (first["model"]["d_ff"], first["mesh"]["expert"]) == (64, 2)
-  assert (second["model"]["d_ff"], second["mesh"]["expert"]) == (256, 4)
-
-
-@pytest.mark.parametrize(
-  ("arguments", "said"),
-  [
-    (["--config=/nowhere.py"], "no such file"),
-    (["--config=CONFIG", "--config.nothing.there=1"], "unknown field"),
-  ],
-)
-def test_a_config_that_cannot_be_read(config_file, arguments, said):
-  with pytest.raises(ConfigError, match=said):
-    commands.parse_config([argument.replace("CONFIG", str(config_file)) for argument in arguments])
 
 
 @pytest.mark.parametrize(

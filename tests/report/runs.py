@@ -23,7 +23,7 @@ def make_layer(experts: int = 4, per_token: int = 2, tokens: int = TOKENS, seed:
   return Layer(ids, np.arange(tokens, dtype=np.int32) % 12, np.where(chosen, scores, 0), chosen, soft=False)
 
 
-def make_run(name: str = "run", layers: dict[str, Layer] | None = None, texts: dict[int, str] | None = None, **model):
+def make_run(run: str = "run", layers: dict[str, Layer] | None = None, texts: dict[int, str] | None = None, **model):
   """A run with records of 30 training steps and 3 validations; `model` overrides fields of its model section."""
   mapping = tiny_mapping(pathlib.Path("sentences.jsonl"))
   if model.get("name") == "decoder":
@@ -33,7 +33,7 @@ def make_run(name: str = "run", layers: dict[str, Layer] | None = None, texts: d
   vocabulary = {"name": "bytes", "size": 259, "fingerprint": ""}
   trained = Trained(load_config(mapping), 30, None, {}, {}, vocabulary, make_mesh())
   return Run(
-    name=name,
+    name=run,
     trained=trained,
     parameters=ParameterCounts(12_345, 678, 12_345),
     records=[_record(step, "train", layers) for step in range(1, 31)]

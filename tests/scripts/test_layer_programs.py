@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.config import ConfigError
+from moe.config import ConfigError, build
 from moe.routing import RaggedRouting, RouterConfig, SlotRouting, SoftRouting
 from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, measured_experts_per_token, one_hot_masks
 
 
 def case(masks: bool = False, **options) -> LayerCase:
-  router = RouterConfig.from_mapping({"name": "expert_choice", "capacity_factor": 2.0} | options, "router")
+  router = build(RouterConfig, {"name": "expert_choice", "capacity_factor": 2.0} | options, "router")
   return LayerCase(router, tokens=64, sequence=32, experts=4, d_model=16, d_ff=24, masks=masks)
 
 

@@ -5,7 +5,8 @@ import optax
 import pytest
 from flax import nnx
 
-from moe.config import ConfigError
+from moe.config import ConfigError, build
+from moe.models import ModelConfig
 from moe.training.optimizer import Adafactor, AdamW, OptimizerConfig, stacked_axes
 from moe.training.schedule import Constant, ConstantRsqrt, Cosine, Linear, ScheduleConfig
 

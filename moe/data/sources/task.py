@@ -32,7 +32,7 @@ class TaskConfig(SourceConfig, name="task"):
     return self.task
 
   def make(self, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int) -> Source:
-    from moe.data.seqio_reading import open_task  # imports TensorFlow
+    from moe.data.formats.seqio_reading import open_task  # imports TensorFlow
 
     split = {"train": self.train_split, "validation": self.validation_split}.get(split, split)
     return open_task(self, split, vocabulary, lengths, seed)

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from moe.config import require
 from moe.data.documents import BLOCK_CHARACTERS, BLOCK_DOCUMENTS, held_out, stable_hash
 from moe.data.errors import DataError
+from moe.data.formats.text_files import check_text, decode_text, open_bytes, read_bytes, read_line, text_suffix
 from moe.data.source import SPLITS, SourceConfig, TextSource
-from moe.data.text_files import check_text, decode_text, open_bytes, read_bytes, read_line, text_suffix
 from moe.data.vocabulary import Vocabulary
 
 WHOLE_FILE = 256 * 1024  # bytes: a plain file up to this size is one document

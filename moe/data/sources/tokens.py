@@ -9,8 +9,8 @@ import numpy as np
 from moe.config import require
 from moe.data.documents import BLOCK_DOCUMENTS, Documents, Ragged, stable_hash
 from moe.data.errors import DataError
+from moe.data.formats.token_directory import open_feature, read_meta
 from moe.data.source import SourceConfig
-from moe.data.token_directory import open_feature, read_meta
 from moe.data.vocabulary import StoredVocabulary, Vocabulary
 
 _BLOCK_TOKENS = 4 * 2**20

@@ -16,7 +16,7 @@ from moe.config import require
 from moe.routing.capacity import CapacityConfig, expert_choice_capacity
 from moe.routing.files import read_arrays
 from moe.routing.router import RouterState, Site
-from moe.routing.solvers.clustering import means, spread, squared_distances, unit
+from moe.routing.solvers.clustering import means, spread, squared_distances, to_unit_length
 from moe.routing.solvers.highest import highest
 from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
@@ -112,11 +112,11 @@ class KMeans(TokenwiseRouter):
 
   def __init__(self, config: KMeansConfig, site: Site, *, rngs: nnx.Rngs):
     self.config, self.num_experts = config, site.num_experts
-    self.centroids = RouterState(unit(jax.random.normal(rngs.params(), (site.num_experts, site.d_model))))
+    self.centroids = RouterState(to_unit_length(jax.random.normal(rngs.params(), (site.num_experts, site.d_model))))
     self.begun = RouterState(jnp.zeros((), jnp.int32))  # 1 once the centroids mean something
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
-    points = jax.lax.stop_gradient(unit(inputs.tokens))
+    points = jax.lax.stop_gradient(to_unit_length(inputs.tokens))
     distances = squared_distances(points, self.centroids[...])
     if self.config.balanced:
       k = expert_choice_capacity(points.shape[1], self.num_experts, 1.0)

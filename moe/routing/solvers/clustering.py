@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def unit(x: jax.Array) -> jax.Array:
+def to_unit_length(x: jax.Array) -> jax.Array:
   """`x` `[..., d]` in float32 and of length 1; 0 stays 0."""
   x = x.astype(jnp.float32)
   return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)

@@ -12,7 +12,7 @@ from moe.config import ConfigError, build
 from moe.evaluation.leak_meters import company_leak, future_leak
 from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods.k_means import KMeans, KMeansConfig, moving_average, nearest_tokens
-from moe.routing.solvers.clustering import assign, k_means, lloyd_step, means, spread, squared_distances, unit
+from moe.routing.solvers.clustering import assign, k_means, lloyd_step, means, spread, squared_distances, to_unit_length
 from tests.routing.naive import token_weights
 
 EXPERTS, WIDTH, BATCH, LENGTH = 4, 8, 3, 16
@@ -115,7 +115,7 @@ def test_the_moving_average_goes_straight_to_the_mean_of_all_groups_and_leaves_e
 def test_a_token_goes_to_the_nearest_centroid_by_its_direction_with_weight_one():
   router = begun(make())
   output, _ = step(router, training=False)
-  label = np.asarray(assign(unit(TOKENS), router.centroids[...]))
+  label = np.asarray(assign(to_unit_length(TOKENS), router.centroids[...]))
   np.testing.assert_array_equal(chosen(output).argmax(-1)[MASK], label[MASK])
   np.testing.assert_array_equal(chosen(output).sum(-1), MASK)
   weights = token_weights(output.routing, LENGTH, EXPERTS)
@@ -129,13 +129,13 @@ def test_the_first_batch_gives_centroids_that_are_its_real_tokens_and_later_ones
   output, first = step(router)
   # The decision is made before: by random directions of unit length.
   np.testing.assert_allclose(jnp.linalg.norm(router.centroids[...], axis=-1), 1.0, rtol=1e-5)
-  label = np.asarray(assign(unit(TOKENS), router.centroids[...]))
+  label = np.asarray(assign(to_unit_length(TOKENS), router.centroids[...]))
   np.testing.assert_array_equal(chosen(output).argmax(-1)[MASK], label[MASK])
-  real = np.asarray(unit(TOKENS))[MASK]
+  real = np.asarray(to_unit_length(TOKENS))[MASK]
   for centroid in np.asarray(first.centroids[...]):
     assert (np.abs(real - centroid).max(-1) < 1e-6).any()
   output, second = step(first)
-  expected = moving_average(first.centroids[...], unit(TOKENS), jnp.asarray(chosen(output)), 0.9)
+  expected = moving_average(first.centroids[...], to_unit_length(TOKENS), jnp.asarray(chosen(output)), 0.9)
   np.testing.assert_allclose(second.centroids[...], expected, rtol=1e-5, atol=1e-6)
   assert (np.asarray(second.centroids[...]) != np.asarray(first.centroids[...])).any()
 

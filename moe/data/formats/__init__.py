@@ -1,0 +1,1 @@
+"""The formats that sources read, each with its checks."""
