@@ -126,11 +126,10 @@ def _chosen(family: type[Choice], values: Mapping[str, Any], path: str, default:
 def _check(hint: Any, value: Any, path: str, field: Any = None) -> Any:
   """The value, converted where nothing is lost (int to float, list to tuple), or a `ConfigError`."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-  if isinstance(value, Text) and (hint is str or value in arguments):
-    value = str(value)
-  elif isinstance(value, Text) and str not in arguments:
-    value = value.read()
-  if origin in (typing.Union, types.UnionType):
+  is_union = origin in (typing.Union, types.UnionType)
+  if isinstance(value, Text) and not is_union:
+    value = str(value) if hint is str or value in arguments else value.read()
+  if is_union:
     if value is None or (isinstance(value, Text) and value.read() is None):
       return None
     (inner,) = (argument for argument in arguments if argument is not type(None))

@@ -1,11 +1,9 @@
 """The options of scripts that read a corpus: the data section of a config file, and fields of it."""
 
 import argparse
-import importlib.util
-import os
-from typing import Any
 
-from moe.config import ConfigError, build, override, parse_field
+from moe.config import build, override, parse_field
+from moe.config_file import read_config_file
 from moe.data.data_config import DataConfig
 from moe.data.source import SourceConfig
 
@@ -30,17 +28,8 @@ def parse_data(options: argparse.Namespace) -> DataConfig:
   """
   # Lengths are for training: scripts read whole documents.
   defaults = {"inputs_length": 512, "targets_length": 512, "batch_size": 1}
-  values = override(_load(options.config) if options.config else defaults, map(parse_field, options.data))
+  values = read_config_file(options.config).get("data", {}) if options.config else defaults
+  values = override(values, map(parse_field, options.data))
   source = build(SourceConfig, values.get("source", {}), "data.source")
   values = {"vocabulary": "" if source.stores_vocabulary else "bytes"} | values | {"source": source}
   return build(DataConfig, values, "data")
-
-
-def _load(path: str) -> dict[str, Any]:
-  """The data section of the config file."""
-  if not os.path.isfile(path):
-    raise ConfigError("--config", path, "expected a file; there is none")
-  spec = importlib.util.spec_from_file_location("config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config().to_dict()["data"]
