@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from moe.routing import ROUTERS, RaggedRouting, SlotRouting
+from moe.config import ConfigError, build
+from moe.models import ModelConfig
+from moe.routing import RaggedRouting, RouterConfig, SlotRouting
 from tests.routing.naive import make, random_tokens, route, token_weights
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "adding_a_router.md").read_text()
@@ -17,17 +19,16 @@ PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "adding_a_router.md").read_
 
 @pytest.fixture
 def example(monkeypatch):
-  """The two files of the page as modules; afterwards the router is unknown again."""
-  monkeypatch.setattr(sys.modules["moe.routing.router"], "ROUTERS", ROUTERS)
-  monkeypatch.setitem(ROUTERS, "top_p", None)
-  del ROUTERS["top_p"]
+  """The two files of the page as modules; afterwards the name is unknown again."""
   modules = []
-  for name, source in zip(("moe.routing.top_p", "test_top_p"), re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)):
+  names = ("moe.routing.methods.top_p", "test_top_p")
+  for name, source in zip(names, re.findall(r"```python\n(.*?)```", PAGE, flags=re.S), strict=True):
     module = types.ModuleType(name)
     monkeypatch.setitem(sys.modules, name, module)
     exec(source, module.__dict__)
     modules.append(module)
-  return modules
+  yield modules
+  del RouterConfig.choices["top_p"]
 
 
 def test_the_tests_that_it_shows_pass(example):
@@ -47,3 +48,14 @@ def test_the_router_can_be_chosen_by_name_dropless_and_with_slots(example):
   assert ((weights[0] > 0).sum(-1) >= 1).all() and (weights[0].sum(-1) >= 0.4 - 1e-6).all()
   assert float(outputs[0].auxiliary_loss) > 0
   assert jax.tree.leaves(outputs[0].losses)[0] > 0
+
+
+def test_a_wrong_option_is_the_line_that_the_page_shows(example):
+  message = re.search(r"`config\.(.*?): (expected .*?)`", PAGE)
+  path, value = message[1].split(" = ")
+  assert path == "model.encoder.moe.router.p"
+  stack = {"layers": 2, "moe": {"num_experts": 4, "router": {"name": "top_p", "p": float(value)}}}
+  sizes = {"vocab_size": 8, "d_model": 4, "d_ff": 4, "num_heads": 1, "d_head": 4}
+  with pytest.raises(ConfigError) as caught:
+    build(ModelConfig, {"name": "encoder_decoder", **sizes, "encoder": stack, "decoder": {"layers": 2}}, "config.model")
+  assert str(caught.value) == message[0].strip("`")
