@@ -208,7 +208,7 @@ def override(values: Mapping[str, Any], fields: Iterable[tuple[str, Any]]) -> di
       if not isinstance(inner, dict):
         section[name] = {"name": inner} if isinstance(inner, str) else {}
       section = section[name]
-    if last == "name" and section.get("name") != value:
+    if last == "name" and section.get("name", value) != value:
       section.clear()
     section[last] = value
   return result

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+from typing import Literal
 
 import pytest
 
-from moe.config import Choice, ConfigError, as_mapping, build, differences, override, require
+from moe.config import Choice, ConfigError, Text, as_mapping, build, differences, override, parse_field, require
 
 
 class Shape(Choice):
@@ -210,3 +211,68 @@ def test_differences_are_the_fields_with_both_values():
     "config.shape.rest.side": (None, 1.0),
     "config.frame": (None, {"name": "square", "side": 1.0}),
   }
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """A field of every kind that text is read for."""
+
+  word: str = ""
+  number: float = 0.0
+  count: int = 0
+  flag: bool = False
+  words: tuple[str, ...] = ()
+  limit: int | None = 3
+  path: str | None = "x"
+  mode: Literal["1", "auto"] | None = None
+  shape: Shape | None = dataclasses.field(default_factory=Square)
+
+
+@pytest.mark.parametrize(
+  ("field", "text", "value"),
+  [
+    ("word", "12", "12"),
+    ("word", "None", "None"),
+    ("word", "a=b", "a=b"),
+    ("number", "3", 3.0),
+    ("number", "1e-3", 0.001),
+    ("count", "12", 12),
+    ("flag", "true", True),
+    ("flag", "False", False),
+    ("words", '["1", "b"]', ("1", "b")),
+    ("words", "('a',)", ("a",)),
+    ("limit", "None", None),
+    ("limit", "null", None),
+    ("limit", "5", 5),
+    ("path", "None", None),
+    ("path", "12", "12"),
+    ("mode", "1", "1"),
+    ("mode", "None", None),
+    ("shape", "None", None),
+    ("shape", "square", Square()),
+    ("shape", '{"name": "rectangle", "width": 2}', Rectangle(2.0)),
+  ],
+)
+def test_the_field_decides_how_text_is_read(field, text, value):
+  found = getattr(build(Fields, override({}, [parse_field(f"{field}={text}")])), field)
+  assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+  ("field", "text", "message"),
+  [
+    ("count", "many", "config.count = 'many': expected int, got str"),
+    ("count", "1.5", "config.count = 1.5: expected int, got float"),
+    ("flag", "1", "config.flag = 1: expected bool, got int"),
+    ("words", "a", "config.words = 'a': expected a list"),
+    ("mode", "2", "config.mode = 2: expected one of '1', 'auto'"),
+    ("shape", "circle", "config.shape.name = 'circle': expected one of"),
+    ("shape.side", "wide", "config.shape.side = 'wide': expected float, got str"),
+  ],
+)
+def test_text_that_a_field_cannot_hold_is_refused(field, text, message):
+  assert error_of(Fields, override({}, [(field, Text(text))])).startswith(message)
+
+
+def test_the_name_of_a_section_that_has_none_yet_keeps_its_other_fields():
+  assert override({"side": 2.0}, [("name", Text("square"))]) == {"side": 2.0, "name": "square"}

@@ -211,7 +211,7 @@ def test_the_vocabulary_is_bytes_unless_the_source_has_its_own():
     (["--data", "source"], "argument = 'source': expected FIELD=VALUE"),
     (["--data", "source=text"], r"data\.source\.path = None"),
     (["--data", "source=standard_library", "--data", "path=x"], r"data\.path = 'x': unknown field"),
-    (["--config", "none.py"], "--config = 'none.py': expected a file"),
+    (["--config", "none.py"], "--config = 'none.py': expected an existing file"),
   ],
 )
 def test_each_wrong_argument_is_named(arguments, said):
