@@ -86,7 +86,7 @@ class Reinforce(TokenwiseRouter):
     return expected_cost(logits, self.baseline[...])
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
-    """As the base class says."""
+    """See the base class."""
     config, policy = self.config, None
     logits = router_logits(inputs.tokens, self.kernel[...])
     if training:

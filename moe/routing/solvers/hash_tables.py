@@ -129,7 +129,7 @@ class HashTable:
 
   @classmethod
   def read(cls, path: str) -> "HashTable":
-    """Raises `ConfigError` where there is no such file."""
+    """Raises `ConfigError` if there is no such file."""
     arrays = read_arrays("table", path, [field.name for field in dataclasses.fields(cls)], _MAKER)
     buckets = arrays.pop("buckets")
     return cls(buckets, **{name: array.item() for name, array in arrays.items()})
