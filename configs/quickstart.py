@@ -1,6 +1,6 @@
-"""Learns the Python standard library in minutes on two CPU cores: T5 with expert choice, nothing to download.
+"""Trains T5 with expert choice on the Python standard library: minutes on two CPU cores, nothing to download.
 
-The encoder reads a stretch of source code, with expert choice; the decoder, with causal top-2 routing, continues it.
+The encoder reads a piece of source code with expert choice; the decoder continues it with causal top-2 routing.
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
   config.optimizer.learning_rate = 0.1  # relative to the size of each parameter
   config.optimizer.schedule = ConfigDict({"name": "cosine", "warmup_steps": 40})
 
-  config.mesh = ConfigDict()  # one device, or the rows of a batch divided over all there are
+  config.mesh = ConfigDict()  # all devices, with the rows of a batch divided over them
 
   config.train = ConfigDict()
   config.train.steps = 1100

@@ -1,10 +1,10 @@
-"""What the pretraining configs share: the language model of Zhou et al. 2022, its recipe, and T5 1.1 beside it.
+"""Shared by the pretraining configs: the language model of Zhou et al. 2022, its recipe, and T5 1.1.
 
 The paper's decoder-only models are trained on C4 here instead of GLaM's mixture, which is not public. Batch size and
-learning rate are GLaM's (1M tokens, 0.01), the paper giving none; the vocabulary is T5's of 32,000 pieces, named by
+learning rate are GLaM's (1M tokens, 0.01), since the paper gives none; the vocabulary is T5's 32,000 pieces, set by
 `--config.data.vocabulary`.
 
-`config.mesh` is for the slices in `SLICES`, which `python -m moe.plan` shows to be enough.
+`config.mesh` is for the slices in `SLICES`; `python -m moe.plan` shows that they suffice.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 # Layers, d_model, d_ff, heads, d_head: table 1 of the paper.
 SIZES = {"0.1b": (12, 768, 3072, 12, 64), "8b": (32, 4096, 16384, 32, 128)}
 
-# What each size is laid out for: the paper's 8B models trained on 512 chips of TPU v4.
+# The slice that each size is laid out for: the paper's 8B models trained on 512 chips of TPU v4.
 SLICES = {"0.1b": "v5e:8x8", "8b": "v4:8x8x8", "t5": "v5e:8x8"}
 
 
@@ -42,7 +42,7 @@ def language_model(size: str, num_experts: int = 0, router: dict | None = None) 
   config.data.targets_length = 1024
   config.data.batch_size = 1024
   config.mesh = ConfigDict()
-  # Rows are divided over it too, so it suits the dense 8B as well: FSDP cuts its matrices into 64 parts, not 512.
+  # Rows are divided over it too, so it suits the dense 8B as well: FSDP splits its matrices into 64 shards, not 512.
   config.mesh.expert = 64 if size == "8b" else min(num_experts, 16) or 1
   config.mesh.fsdp = size == "8b"
   return config
@@ -73,7 +73,7 @@ def encoder_decoder(num_experts: int, encoder_router: dict, decoder_router: dict
 
 
 def _stack(layers: int, num_experts: int, router: dict | None, **moe) -> ConfigDict:
-  """Layers of which every second has experts; dense without a router."""
+  """A stack with experts in every second layer; dense without a router."""
   stack = ConfigDict({"layers": layers})
   if router:
     stack.moe = ConfigDict({"num_experts": num_experts, "router": router} | moe)

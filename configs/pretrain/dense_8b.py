@@ -4,7 +4,7 @@ r"""The paper's dense 8B baseline, on C4.
     --config.data.vocabulary=t5_cc_all_32000.model --config.data.source.data_dir=gs://BUCKET/tfds
 
 Laid out for v4 8x8x8: `python -m moe.plan --topology v4:8x8x8 --config configs/pretrain/dense_8b.py`
-says how long a step takes. Nobody has trained it yet.
+says how long a step takes. Not trained yet.
 """
 
 from configs.pretrain import base

@@ -1,12 +1,12 @@
-r"""Switch top-1 with 64 experts of the 0.1B model, on C4.
+r"""Switch top-1 with 64 experts in the 0.1B model, on C4.
 
-The paper's other sizes are `--config.model.decoder.moe.num_experts=16`, 32 and 128.
+For the paper's other sizes, set `--config.model.decoder.moe.num_experts` to 16, 32 or 128.
 
   python -m moe.train --config configs/pretrain/switch_0_1b.py --workdir DISK/switch_0_1b \
     --config.data.vocabulary=t5_cc_all_32000.model --config.data.source.data_dir=gs://BUCKET/tfds
 
 Laid out for v5e 8x8: `python -m moe.plan --topology v5e:8x8 --config configs/pretrain/switch_0_1b.py`
-says how long a step takes. Nobody has trained it yet.
+says how long a step takes. Not trained yet.
 """
 
 from configs.pretrain import base

@@ -1,7 +1,7 @@
-"""Leak meters: does an output depend on what it must not see? Counted in outputs that change in any bit.
+"""Leak meters: does an output depend on what it must not see? They count outputs that change in any bit.
 
 They take any function from an array `[B, T, ...]` (token ids, or vectors) to an array `[B, T, ...]`: a router, a layer,
-a whole model. The function must be deterministic; close it over a fixed key where it draws random numbers.
+a whole model. The function must be deterministic; close it over a fixed key if it draws random numbers.
 """
 
 from collections.abc import Callable
@@ -14,16 +14,15 @@ Sequences = Callable[[jax.Array], jax.Array]
 
 
 def future_leak(function: Sequences, inputs: jax.Array, position: int, key: jax.Array) -> float:
-  """Fraction of the outputs up to `position` that change with the same sequence's inputs after it.
+  """Fraction of the outputs up to `position` that change when the same sequence's later inputs do.
 
-  One sequence is changed at a time, the others held fixed: what reaches an output through other sequences is
-  `company_leak`'s to find.
+  One sequence is changed at a time, with the others fixed: `company_leak` finds what leaks through other sequences.
 
   Args:
     function: from `[B, T, ...]` to `[B, T, ...]`, deterministic.
     inputs: `[B, T, ...]`.
     position: the last position that keeps its input; 0 <= position < T - 1.
-    key: PRNG key of the replacement inputs, which are drawn from all the positions of `inputs`.
+    key: PRNG key of the replacement inputs, which are drawn from all positions of `inputs`.
   """
   batch, length = inputs.shape[:2]
   if not 0 <= position < length - 1:
@@ -35,12 +34,12 @@ def future_leak(function: Sequences, inputs: jax.Array, position: int, key: jax.
 
 
 def company_leak(function: Sequences, inputs: jax.Array, key: jax.Array) -> float:
-  """Fraction of a sequence's outputs that change when all the other sequences of the batch are replaced.
+  """Fraction of a sequence's outputs that change when all other sequences of the batch are replaced.
 
   Args:
     function: from `[B, T, ...]` to `[B, T, ...]`, deterministic; B >= 2.
     inputs: `[B, T, ...]`.
-    key: PRNG key of the replacement inputs, which are drawn from all the positions of `inputs`.
+    key: PRNG key of the replacement inputs, which are drawn from all positions of `inputs`.
   """
   batch = inputs.shape[0]
   if batch < 2:

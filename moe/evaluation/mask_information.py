@@ -1,9 +1,9 @@
-"""Leak meter for routers: what the choice of a token's experts tells about the next token.
+"""Leak meter for routers: how much the choice of a token's experts reveals about the next token.
 
-Tokens that are independent and uniform can tell nothing about each other, so whatever the experts of token t know about
-token t + 1 beyond token t and its place, I(mask_t; x_{t+1} | x_t, t), has leaked from the future. It is 0 for a causal
-router, trained or not. The perturbation test of `moe.evaluation.leak_meters` finds whether there is a leak; this finds
-how much of one a decoder could use, in nats per token.
+Independent uniform tokens reveal nothing about each other, so whatever the experts of token t reveal about token t + 1
+beyond token t and its position, I(mask_t; x_{t+1} | x_t, t), has leaked from the future. It is 0 for a causal router,
+trained or not. The perturbation test of `moe.evaluation.leak_meters` finds whether there is a leak; this measures how
+much of it a decoder could use, in nats per token.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ Masks = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Information:
-  """An estimate and its standard error, in nats per token; arrays of the masks' leading axes (scalars without)."""
+  """An estimate and its standard error, in nats per token; arrays over the masks' leading axes (scalars if none)."""
 
   nats: np.ndarray
   standard_error: np.ndarray
@@ -36,25 +36,25 @@ def mask_information(
   blocks: int = 4,
   experts: Literal["together", "apart"] = "together",
 ) -> Information:
-  """Feeds a router, or all routers of a model, independent uniform tokens, and estimates what its masks tell.
+  """Feeds independent uniform tokens to a router, or to all routers of a model, and estimates what its masks reveal.
 
-  What the estimator finds that masks tell about other tokens, drawn anew, is subtracted. If nothing leaks these are to
-  the masks what the next tokens are, so a causal router reads 0 on average however few the tokens, where an estimator
-  by itself still finds something in frequencies that are all small.
+  The estimate for freshly drawn, unrelated tokens is subtracted. Without a leak the masks know as little about these as
+  about the next tokens, so a causal router reads 0 on average for any number of tokens, while the plain estimator is
+  biased if all frequencies are small.
 
-  For a decoder, `route` gives the masks of all its layers, each at the place where its token is read: targets that a
-  decoder reads shifted right are read one place further on.
+  For a decoder, `route` gives the masks of all its layers, each at the position where its token is read: a decoder that
+  reads targets shifted right reads them one position later.
 
   Args:
     route: from int32 `[B, T]`, token ids, to bool `[..., B, T, E]`, whether an expert takes a token. Deterministic.
-    alphabet: the token ids to draw from, at least 2. A few, so that each is often seen with each next one and mask.
+    alphabet: the token ids to draw from, at least 2. Few, so that each is often seen with each next id and mask.
     batch: B, sequences of a batch.
     length: T >= 2.
     key: PRNG key of the tokens.
     batches: in each block.
-    blocks: estimates that the mean and its standard error are taken over; at least 2.
-    experts: "together": of the whole mask, for a few experts: a leak through masks that are hardly seen twice is not
-      found. "apart": the sum over experts of what each one's choice tells by itself, for any number.
+    blocks: number of estimates for the mean and its standard error; at least 2.
+    experts: "together": of the whole mask, for few experts, as a leak through masks rarely seen twice is missed.
+      "apart": the sum over experts of what each one's choice alone reveals, for any number of experts.
   """
   if len(alphabet) < 2 or length < 2 or blocks < 2:
     raise ValueError(
@@ -76,7 +76,7 @@ def mask_information(
 
 
 def _told(mask: np.ndarray, tokens: np.ndarray, about: np.ndarray, experts: str) -> float:
-  """What masks `[S, T, E]` of tokens `[S, T]` tell about the next ones of `about` `[S, T]`; ids from 0."""
+  """What masks `[S, T, E]` of tokens `[S, T]` reveal about the next ones of `about` `[S, T]`; ids from 0."""
   known = (np.arange(tokens.shape[1] - 1) * (tokens.max() + 1) + tokens[:, :-1]).ravel()
   following, mask = about[:, 1:].ravel(), mask[:, :-1].reshape(len(known), -1)
   seen = [_numbered(mask)] if experts == "together" else list(mask.T.astype(np.int64))
@@ -92,8 +92,8 @@ def _numbered(rows: np.ndarray) -> np.ndarray:
 def conditional_information(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
   """I(a; b | given) in nats, from N joint observations of three discrete variables, int `[N]` from 0.
 
-  The difference of entropies of observed frequencies, each with the correction of Miller and Madow (1955): K bins that
-  were seen make the entropy of N observations too small by (K - 1) / 2N. It may come out a little below 0.
+  A difference of entropies of observed frequencies, each with the correction of Miller and Madow (1955): with K
+  occupied bins the entropy of N observations is too small by (K - 1) / 2N. The result may be slightly below 0.
   """
   given_a = given * (a.max() + 1) + a
   given_b = given * (b.max() + 1) + b
@@ -102,7 +102,7 @@ def conditional_information(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> 
 
 
 def _entropy(values: np.ndarray) -> float:
-  dense = values.max() < 8 * len(values)  # counting is faster than sorting, if not for numbers that are far apart
+  dense = values.max() < 8 * len(values)  # counting is faster than sorting unless values are sparse
   counts = np.bincount(values) if dense else np.unique(values, return_counts=True)[1]
   counts = counts[counts > 0]
   share = counts / len(values)

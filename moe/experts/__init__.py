@@ -1,7 +1,7 @@
 """The Mixture-of-Experts layer, end to end.
 
-`layer` is the layer, `dispatch` carries tokens to experts and back on one device, `network` is the experts. `exchange/`
-does what `dispatch` does over a mesh; `kernels/` are the grouped matrix products of dropless routing.
+`layer` is the layer, `dispatch` carries tokens to experts and back on one device, `network` has the experts.
+`exchange/` does what `dispatch` does over a mesh; `kernels/` has the grouped matrix products of dropless routing.
 """
 
 from moe.experts.layer import LayerReport, MoE

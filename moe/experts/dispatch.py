@@ -1,8 +1,8 @@
-"""Dispatch and combine on one device: a gather in, a weighted scatter-add out, O(tokens) both.
+"""Dispatch and combine on one device: a gather to the experts, a weighted scatter-add back, both O(tokens).
 
-Experts see all groups' slots side by side, `[E, R, d]` with R = G * C rows, so that each expert is one matrix product.
-Ragged assignments are merged into one run per expert; the experts themselves fetch and return their tokens, block after
-block, because a buffer for all that might be assigned would cost more than what is.
+Experts see the slots of all groups side by side, `[E, R, d]` with R = G * C rows, so each expert is one matrix product.
+Ragged assignments are merged into one run per expert; the experts gather and scatter their own tokens block by block,
+because a buffer for every possible assignment would cost more than the actual ones.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from moe.routing.types import RaggedRouting, Routing, SlotRouting, SoftRouting
 
 
 def one_device(tokens: jax.Array, routing: Routing, experts: Experts, weights: Weights) -> jax.Array:
-  """Every token's weighted sum of its experts' outputs: `[G, n, d]` to `[G, n, d]`; `weights` are the experts'."""
+  """Each token's weighted sum of its experts' outputs, `[G, n, d]` to `[G, n, d]`; `weights` are those of `experts`."""
 
   def slots(inputs: jax.Array) -> jax.Array:
     return experts.slots(weights, inputs)
@@ -29,13 +29,13 @@ def one_device(tokens: jax.Array, routing: Routing, experts: Experts, weights: W
 
 
 def dispatch_and_combine(tokens: jax.Array, routing: Routing, slots: Callable, ragged: Callable) -> jax.Array:
-  """`[G, n, d]` to `[G, n, d]`, wherever the experts are.
+  """Each token's weighted sum of its experts' outputs, wherever the experts are: `[G, n, d]` to `[G, n, d]`.
 
   Args:
     tokens: `[G, n, d]`.
     routing: of these groups.
-    slots: takes slots `[E, R, d]` to the experts' outputs of the same shape.
-    ragged: takes tokens and a ragged routing to the tokens' weighted sums.
+    slots: maps slots `[E, R, d]` to the experts' outputs of the same shape.
+    ragged: maps tokens and a ragged routing to the tokens' weighted sums.
   """
   match routing:
     case SlotRouting():
@@ -54,7 +54,7 @@ def dispatch_slots(tokens: jax.Array, routing: SlotRouting) -> jax.Array:
 
 @jax.named_scope("combine")
 def combine_slots(outputs: jax.Array, routing: SlotRouting, n: int) -> jax.Array:
-  """Expert outputs `[E, G * C, d]` to `[G, n, d]`: a token's weighted sum over its slots; 0 for a token in none."""
+  """Expert outputs `[E, G * C, d]` to `[G, n, d]`: each token's weighted sum over its slots, 0 if it has none."""
   rows, weight = _rows_by_expert(routing, n)
   groups, width = routing.token.shape[0], outputs.shape[-1]
   weighted = outputs * weight[..., None].astype(outputs.dtype)
@@ -63,7 +63,7 @@ def combine_slots(outputs: jax.Array, routing: SlotRouting, n: int) -> jax.Array
 
 
 def dispatch_soft(tokens: jax.Array, routing: SoftRouting) -> jax.Array:
-  """Tokens `[G, n, d]` to slot mixtures `[E, G * P, d]`: one matrix product per group, however many experts."""
+  """Tokens `[G, n, d]` to slot mixtures `[E, G * P, d]`: one matrix product per group for any number of experts."""
   groups, n, experts, slots = routing.dispatch.shape
   dispatch = routing.dispatch.reshape(groups, n, -1).astype(tokens.dtype)  # [G, n, E * P]
   mixed = _each_group(lambda weight, x: weight.T @ x, dispatch, tokens).reshape(groups, experts, slots, -1)
@@ -80,7 +80,7 @@ def combine_soft(outputs: jax.Array, routing: SoftRouting) -> jax.Array:
 
 
 def _each_group(product: Callable[[jax.Array, jax.Array], jax.Array], a: jax.Array, b: jax.Array) -> jax.Array:
-  """`product` of every group's matrices; a single group's without the axis G, which would cost a CPU a third more."""
+  """`product` for each group; a single group drops the axis G, which would make CPUs a third slower."""
   return product(a[0], b[0])[None] if len(a) == 1 else jax.vmap(product)(a, b)
 
 

@@ -1,4 +1,4 @@
-"""The Mixture-of-Experts layer: a router makes a `Routing`, dispatch carries tokens out, combine brings them back."""
+"""The Mixture-of-Experts layer: the router makes a `Routing`, dispatch sends tokens out, combine brings them back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ from moe.routing.files import load_state
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-  """What a layer reports beside its output.
+  """What a layer returns besides its output.
 
   Attributes:
     auxiliary_loss: float32 scalar, weighted.
     metrics: float32 arrays by name: the router's metrics, and its unweighted losses as `loss/NAME`.
-    routing: who went where; costs nothing in a compiled program that does not use it.
-    policy: `[B, T]` of a router that learns by REINFORCE, in training; else None.
+    routing: the router's decision; free in a compiled program that does not use it.
+    policy: `[B, T]`, in training, from a router that learns by REINFORCE; else None.
   """
 
   auxiliary_loss: jax.Array
@@ -39,24 +39,24 @@ class LayerReport:
 
 
 class MoE(nnx.Module):
-  """`num_experts` feed-forward networks and the router that chooses among them. Adds no residual.
+  """`num_experts` feed-forward networks and the router that chooses among them, without the residual connection.
 
   Args:
     d_model: width of the tokens.
     num_experts: E.
     d_ff: hidden width of an expert.
-    router: its config, or the name or mapping that makes one: `{"name": "switch", "capacity_factor": 1.5}`.
-    form: of an expert.
-    dtype: of the experts' computation; parameters are float32.
-    shared_experts: experts that see every token with weight 1 (Dai et al. 2024, DeepSeekMoE, section 3.2), as one
-      network of that many times `d_ff`.
-    vocab_size: of the token ids, for routers that look at them.
-    read_files: whether the files that the router's state begins with (hash tables, centroids) are read now; otherwise
-      somebody must do it before the first call, as training does.
-    rngs: the stream `params` makes the parameters.
+    router: a config, or the name or mapping that makes one: `{"name": "switch", "capacity_factor": 1.5}`.
+    form: activation of the experts.
+    dtype: compute dtype of the experts; parameters are float32.
+    shared_experts: experts that see every token with weight 1 (Dai et al. 2024, DeepSeekMoE, section 3.2), built as one
+      network of width `shared_experts * d_ff`.
+    vocab_size: number of token ids, for routers that read them.
+    read_files: whether to read the files that initialise router state (hash tables, centroids) now; otherwise the
+      caller loads them before the first call, as training does.
+    rngs: parameters are drawn from its stream `params`.
 
   Raises:
-    ConfigError: an argument is wrong, or the router's options do not suit the layer.
+    ConfigError: an argument is invalid, or the router's options do not fit the layer.
   """
 
   def __init__(
@@ -97,28 +97,24 @@ class MoE(nnx.Module):
     training: bool = False,
     key: jax.Array | None = None,
   ) -> tuple[jax.Array, LayerReport]:
-    """Applies the layer to a batch.
+    """Applies the layer to a batch: returns `[B, T, d]` and the layer's report.
 
     Args:
       x: `[B, T, d]`.
-      segments: int32 `[B, T]`, 0 for padding, and a number for each sequence packed into the row; None for one
-        sequence a row without padding.
-      ids: int32 `[B, T]` token ids, for routers that look at them.
-      positions: int32 `[B, T]`, position within the token's sequence; None to count them within the segments.
-      training: whether the router may be random, moves its state and takes its training capacity.
+      segments: int32 `[B, T]`, numbers the sequences packed into a row, 0 for padding; None for one sequence per row.
+      ids: int32 `[B, T]` token ids, for routers that read them.
+      positions: int32 `[B, T]`, position within the token's sequence; None to count within segments.
+      training: whether the router draws random numbers, updates its state and uses its training capacity.
       key: PRNG key, for routers that are random in training.
 
-    Returns:
-      `[B, T, d]` and the layer's report.
-
     Raises:
-      ValueError: `x` has another shape, or something that the router needs is missing.
-      ConfigError: the router cannot divide batches of this shape.
+      ValueError: `x` has the wrong shape, or an input that the router needs is missing.
+      ConfigError: a batch of this shape cannot be divided into the router's groups.
     """
     if x.ndim != 3 or x.shape[-1] != self.site.d_model:
       raise ValueError(f"x = {list(x.shape)}: expected [B, T, {self.site.d_model}]")
     if ids is None and self.config.reads_ids:
-      raise ValueError(f"ids = None: expected int32 [B, T], which the router {self.config.name} looks at")
+      raise ValueError(f"ids = None: expected int32 [B, T], which the router {self.config.name} reads")
     batch, length, _ = x.shape
     segments = jnp.ones((batch, length), jnp.int32) if segments is None else segments
     positions = segment_positions(segments) if positions is None else positions
@@ -131,7 +127,7 @@ class MoE(nnx.Module):
     return self._with_shared(y, x), _report(output, groups, batch, length)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """The router's memory for decoding `batch` sequences of at most `length` tokens."""
+    """The router's state for decoding `batch` sequences of at most `length` tokens."""
     return self.router.init_decode_state(batch, length)
 
   def decode(
@@ -141,7 +137,7 @@ class MoE(nnx.Module):
     ids: jax.Array | None = None,
     positions: jax.Array | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One new token of each sequence, `[B, 1, d]`, routed as the whole sequence would have been in evaluation."""
+    """The next token of each sequence, `[B, 1, d]`, routed as evaluation would route the full sequence."""
     groups = Groups(x.shape[0])
     tokens, ids, positions = (None if a is None else groups.cut(a) for a in (x, ids, positions))  # [1, B, ...]
     with jax.named_scope("router"):

@@ -14,7 +14,7 @@ from moe.nn.linear import normal
 
 
 class Weights(NamedTuple):
-  """One or two `[E, d, f]` before the activation, and `[E, d, f]` after it, used transposed."""
+  """The experts' matrices: one or two `[E, d, f]` before the activation, one after it, used transposed."""
 
   ups: list[jax.Array]
   down: jax.Array
@@ -26,7 +26,7 @@ class Experts(nnx.Module):
   Attributes:
     up: `[E, d, f]`.
     gate: `[E, d, f]`, for gated forms only.
-    down: `[E, d, f]`, used transposed: its gradient is then the product that CPUs do fastest.
+    down: `[E, d, f]`, used transposed, because CPUs then compute its gradient fastest.
   """
 
   def __init__(self, num_experts: int, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, *, rngs: nnx.Rngs):
@@ -41,13 +41,13 @@ class Experts(nnx.Module):
     self.down = parameter(d_ff)
 
   def weights(self) -> Weights:
-    """What `slots` and `ragged` need of the parameters, in the dtype of computation."""
+    """The parameters in the compute dtype, as `slots` and `ragged` take them."""
     ups = [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]
     return Weights(ups, self.down[...].astype(self.dtype))
 
   @jax.named_scope("experts")
   def slots(self, weights: Weights, inputs: jax.Array) -> jax.Array:
-    """Expert e on its own rows: `[E, R, d]` to `[E, R, d]`; of all experts or the share that `weights` holds."""
+    """Each expert on its own rows, `[E, R, d]` to `[E, R, d]`, for all experts or the shard that `weights` holds."""
     before = [jnp.einsum("erd,edf->erf", inputs, up) for up in weights.ups]
     return _activate_and_project(self.activation, before, weights.down)
 
@@ -55,15 +55,15 @@ class Experts(nnx.Module):
   def ragged(
     self, weights: Weights, tokens: jax.Array, rows: jax.Array, weight: jax.Array, sizes: jax.Array
   ) -> jax.Array:
-    """`[N, d]` to `[N, d]`: the weighted sum over the assignments of each token, which are sorted by expert."""
+    """`[N, d]` to `[N, d]`: each token's weighted sum over its assignments, which are sorted by expert."""
     return ragged_feed_forward(self.activation, tokens, rows, weight, sizes, weights.ups, weights.down)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _activate_and_project(activation: Callable, before: list[jax.Array], down: jax.Array) -> jax.Array:
-  """`activation(*before) @ down^T` of every expert, keeping nothing but `before` for the backward pass.
+  """`activation(*before) @ down^T` for every expert, saving only `before` for the backward pass.
 
-  Recomputing the activation costs a few elementwise operations and saves buffers of `[E, R, f]`, the largest there are.
+  Recomputing the activation costs a few elementwise operations and saves `[E, R, f]` buffers, the largest of all.
   """
   return jnp.einsum("erf,edf->erd", activation(*before), down)
 
@@ -75,8 +75,7 @@ def _forward(activation, before, down):
 def _backward(activation, kept, gradient):
   before, down = kept
   d_down = jnp.einsum("erd,erf->edf", gradient, activation(*before))
-  # Without the barrier the compiler keeps the activations, or parts of their derivative, beside the next product:
-  # one or two more `[E, R, f]` buffers.
+  # Without the barrier the compiler keeps activations or their derivatives alive: one or two more `[E, R, f]` buffers.
   before, gradient, d_down = jax.lax.optimization_barrier((before, gradient, d_down))
   _, pull_back = jax.vjp(activation, *before)
   return list(pull_back(jnp.einsum("erd,edf->erf", gradient, down))), d_down

@@ -1,4 +1,4 @@
-"""Models: a block, scanned into stacks, made into an architecture; one architecture a file, found by its name."""
+"""Models: blocks scanned into stacks, stacks combined into architectures, one per file and selected by name."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""The one block of every model: attention, cross-attention where there is an encoder, feed-forward network or experts.
+"""The one block of every model: attention, cross-attention if there is an encoder, feed-forward network or experts.
 
 Each is a pre-norm residual branch: `x + f(norm(x))`.
 """
@@ -22,15 +22,15 @@ Cache = dict[str, dict[str, jax.Array]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What all blocks of a stack look at beside the tokens; Q is T, or 1 when decoding.
+  """What all blocks of a stack read besides the tokens; Q is T, or 1 when decoding.
 
   Attributes:
-    mask: bool, broadcastable to `[B, h, Q, T]`, of self-attention.
+    mask: bool, broadcastable to `[B, h, Q, T]`, for self-attention.
     ids: int32 `[B, Q]`, the tokens the stack reads.
     positions: int32 `[B, Q]` within each segment.
     segments: int32 `[B, Q]`, 0 for padding; None when decoding.
     position: int32 scalar, the row index of the one query; None unless decoding.
-    bias: float32 `[S, h, Q, T]` as attention takes it, where the stack's blocks share it.
+    bias: float32 `[S, h, Q, T]` as in `Attention`, if the stack's blocks share it.
     memory: `[B, M, d]`, the encoder's output; None without one, and when decoding.
     memory_mask: bool `[B, 1, Q, M]`.
   """
@@ -63,9 +63,9 @@ class Block(nnx.Module):
   Args:
     config: of the model.
     moe: of the stack's MoE layers; None for a dense block.
-    causal: whether position biases need none for later keys.
-    cross: whether it attends to an encoder's output.
-    rngs: the stream `params` makes the parameters.
+    causal: whether later keys are masked and need no position biases.
+    cross: whether the block attends to an encoder's output.
+    rngs: parameters are drawn from its stream `params`.
   """
 
   def __init__(self, config: ModelConfig, moe: MoEConfig | None, *, causal: bool, cross: bool, rngs: nnx.Rngs):
@@ -88,7 +88,7 @@ class Block(nnx.Module):
     """Applies the block to whole sequences `x [B, T, d]`; `key` feeds dropout and random routers.
 
     Returns:
-      `[B, T, d]`, and the report of a MoE layer.
+      `[B, T, d]`, and the report of the MoE layer, if any.
     """
     keys, rate = split(key, 7), self.dropout
     bias = context.bias if self.bias is None else self.bias(x.shape[1])
@@ -107,7 +107,7 @@ class Block(nnx.Module):
     return x + dropout(y, rate, keys[6]), report
 
   def init_cache(self, length: int, batch: int, memory: jax.Array | None) -> Cache:
-    """What decoding `batch` sequences of at most `length` tokens remembers; `memory [B, M, d]` as in `Context`."""
+    """The cache for decoding `batch` sequences of at most `length` tokens; `memory [B, M, d]` as in `Context`."""
     cache = {"attention": self.attention.init_cache(batch, length)}
     if self.cross_attention is not None:
       cache["memory"] = dict(zip(("keys", "values"), self.cross_attention.project(memory), strict=True))
@@ -116,7 +116,7 @@ class Block(nnx.Module):
     return cache
 
   def step(self, x: jax.Array, cache: Cache, context: Context) -> tuple[jax.Array, Cache]:
-    """The next token of each sequence, `x [B, 1, d]`: what `__call__` would give at its position, in evaluation."""
+    """The next token of each sequence, `x [B, 1, d]`: what `__call__` would give at its position in evaluation."""
     new = dict(cache)
     length = cache["attention"]["keys"].shape[-2]
     bias = context.bias if self.bias is None else self.bias.row(context.position, length)

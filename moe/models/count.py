@@ -10,12 +10,12 @@ from moe.models.model_config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class ParameterCounts:
-  """Numbers of scalars.
+  """Parameter counts, in scalars.
 
   Attributes:
     total: all parameters.
-    experts: those of all experts, counted in `total`.
-    activated: those that one token uses on average: all but the experts', and its share of them.
+    experts: those of all experts, included in `total`.
+    activated: those that one token uses on average: all except the experts', plus its share of these.
   """
 
   total: int
@@ -27,8 +27,8 @@ def count_parameters(config: ModelConfig, experts_per_token: float) -> Parameter
   """Counts the parameters of the model that `config` describes.
 
   Args:
-    config: the model's.
-    experts_per_token: on average: k of token choice, the capacity factor of expert choice. Unused in a dense model.
+    config: of the model.
+    experts_per_token: average: k for token choice, the capacity factor for expert choice. Unused for a dense model.
   """
   params = nnx.state(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))), nnx.Param)
   total = experts = activated = 0

@@ -14,7 +14,7 @@ from moe.models.types import Batch, DecodeState, ModelOutput
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig(ModelConfig, name="decoder"):
-  """A language model: `decoder` is its stack."""
+  """A language model whose only stack is `decoder`."""
 
   row_format = "targets"
 
@@ -37,7 +37,7 @@ class Decoder(nnx.Module):
     self.decoder = Stack(config, config.decoder, causal=True, rngs=rngs)
 
   def __call__(self, batch: Batch, *, training: bool, key: jax.Array | None = None) -> ModelOutput:
-    """Logits of all targets by teacher forcing; arguments as of `EncoderDecoder`."""
+    """Logits of all targets by teacher forcing; arguments as in `EncoderDecoder`."""
     decoded = read_targets(self.decoder, self.embedding, batch, training=training, key=key)
     return ModelOutput(
       logits=self.embedding.logits(decoded.x),
@@ -48,11 +48,11 @@ class Decoder(nnx.Module):
     )
 
   def start(self, batch: Batch, max_length: int) -> DecodeState:
-    """Makes room for `max_length` tokens.
+    """Makes empty caches for `max_length` tokens.
 
     Args:
-      batch: `prompt` int32 `[B, P]`, of which only the number of rows is used: `moe.evaluation.decoding` feeds it.
-      max_length: tokens, the prompt among them; routers count their capacity for sequences of this length.
+      batch: `prompt` int32 `[B, P]`; only its number of rows is used, as `moe.evaluation.decoding` feeds it.
+      max_length: tokens, including the prompt; routers count their capacity for sequences of this length.
 
     Raises:
       ValueError: the router is not causal.

@@ -1,4 +1,4 @@
-"""The decoder's side of both architectures: reading targets all at once, or one token after the other."""
+"""The decoder's side of both architectures: reading targets all at once, or one token at a time."""
 
 import dataclasses
 
@@ -45,7 +45,7 @@ def start_decoding(
   memory: jax.Array | None = None,
   memory_mask: jax.Array | None = None,
 ) -> DecodeState:
-  """Empty caches for `max_length` tokens, which is also the length that routers count their capacity for.
+  """Empty caches for `max_length` tokens, the length for which routers also count their capacity.
 
   Raises:
     ValueError: the decoder's router is not causal.
@@ -53,8 +53,8 @@ def start_decoding(
   if config.evaluates_on_future:
     name = config.decoder_router.name
     raise ValueError(
-      f"decoder.moe.router.name = {name!r}: cannot decode step by step, as this router is not causal and decides about"
-      " a token by those after it; decoding needs a model trained with a causal router"
+      f"decoder.moe.router.name = {name!r}: expected a causal router to decode step by step; this one is not causal and"
+      " decides on a token by those after it"
     )
   return DecodeState(jnp.int32(0), stack.init_cache(batch_size, max_length, memory), memory_mask)
 

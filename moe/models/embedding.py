@@ -1,4 +1,4 @@
-"""From token ids to vectors and from vectors to logits."""
+"""From token ids to vectors, and from vectors to logits."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ from moe.parallel.sharding import whole
 
 
 class TokenEmbedding(nnx.Module):
-  """The table of input embeddings `[V, d]`, which the output shares if `tie_embeddings`, or else a head `[d, V]`.
+  """Input embeddings `[V, d]`, shared with the output if `tie_embeddings`; else the output has a head `[d, V]`.
 
-  The table starts with standard deviation 1, as T5's; where it is shared, logits are scaled by `d ** -0.5` to suit.
+  The table is initialised with standard deviation 1, as in T5; if it is shared, logits are scaled by `d ** -0.5`.
   """
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):

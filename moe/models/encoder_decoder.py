@@ -17,7 +17,7 @@ from moe.nn.dropout import split
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderDecoderConfig(ModelConfig, name="encoder_decoder"):
-  """T5 1.1: `encoder` and `decoder` are its stacks."""
+  """T5 1.1 with the stacks `encoder` and `decoder`."""
 
   row_format = "inputs_and_targets"
 
@@ -45,7 +45,7 @@ class EncoderDecoder(nnx.Module):
 
     Args:
       batch: see `moe.models.types`.
-      training: whether routers are random and take their training capacity.
+      training: whether routers draw random numbers and use their training capacity.
       key: feeds dropout and random routers; None turns dropout off.
     """
     encoder_key, decoder_key = split(key, 2)
@@ -80,10 +80,10 @@ class EncoderDecoder(nnx.Module):
     return self.encoder(self.embedding(batch["inputs"]), context, training=training, key=key)
 
   def start(self, batch: Batch, max_length: int) -> DecodeState:
-    """Runs the encoder and makes room for `max_length` target tokens.
+    """Runs the encoder and makes empty caches for `max_length` target tokens.
 
     Args:
-      batch: `inputs`, `inputs_positions`, `inputs_segments`; one example a row, not packed: only segment 1 is read.
+      batch: `inputs`, `inputs_positions`, `inputs_segments`; one example per row, not packed: only segment 1 is read.
       max_length: target tokens; routers count their capacity for sequences of this length.
 
     Raises:

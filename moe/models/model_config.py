@@ -1,4 +1,4 @@
-"""The model section of a config: sizes that all architectures share, their stacks, and the checks across fields."""
+"""The model section of a config: sizes that all architectures share, their stacks, and checks across fields."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -21,10 +21,10 @@ class MoEConfig:
 
   Attributes:
     num_experts: E.
-    router: of every MoE layer of the stack.
+    router: the one of every MoE layer of the stack.
     placement: which layers they are.
     d_ff: hidden width of an expert; 0 for the model's `d_ff`.
-    feed_forward: form of an expert.
+    feed_forward: activation of the experts.
     shared_experts: experts in each MoE layer that see every token, whatever the router says.
   """
 
@@ -67,23 +67,23 @@ class StackConfig:
 
   @property
   def router(self) -> RouterConfig | None:
-    """Of its MoE layers; None for a dense stack."""
+    """The router of its MoE layers; None for a dense stack."""
     return None if self.moe is None else self.moe.router
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Choice):
-  """An architecture and its sizes. A member adds its stacks, as fields that are `StackConfig`s.
+  """An architecture and its sizes. Each one adds its stacks as fields of type `StackConfig`.
 
   Attributes:
     d_ff: hidden width of dense feed-forward networks.
-    feed_forward: form of these.
+    feed_forward: activation of these.
     relative_bias: one table of position biases per stack (T5), or one per layer (Zhou et al. 2022).
     relative_buckets: rows of such a table.
-    relative_max_distance: tokens; farther ones share a bucket.
+    relative_max_distance: in tokens; larger distances share a bucket.
     tie_embeddings: logits are products with the input embedding, scaled by `d_model ** -0.5`.
     dropout: probability, in training only.
-    dtype: of computation; parameters and logits are always float32.
+    dtype: compute dtype; parameters and logits are always float32.
     remat: what the backward pass recomputes in each scanned unit of blocks: nothing, all but matrix products, all.
     allow_future_leakage: accept a decoder's router that is not causal; the loss is then not a language model's.
     row_format: class variable, what the model reads: rows of inputs and of targets, or of targets alone.
@@ -118,18 +118,18 @@ class ModelConfig(Choice):
     raise NotImplementedError
 
   def stack_lengths(self, inputs_length: int, targets_length: int) -> dict[str, int]:
-    """By the stack's name, the tokens that it reads of a row with inputs and targets of these lengths."""
+    """By stack name, the tokens that it reads from a row with inputs and targets of these lengths."""
     raise NotImplementedError
 
   @property
   def stacks(self) -> dict[str, StackConfig]:
-    """The stacks by name, in the order in which they are computed."""
+    """The stacks by name, in the order of computation."""
     fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     return {name: value for name, value in fields.items() if isinstance(value, StackConfig)}
 
   @property
   def compute_dtype(self) -> jnp.dtype:
-    """`dtype` as JAX's."""
+    """`dtype` as a JAX dtype."""
     return jnp.dtype(self.dtype)
 
   def site(self, moe: MoEConfig) -> Site:
@@ -154,7 +154,7 @@ class ModelConfig(Choice):
     return dataclasses.replace(self, allow_future_leakage=False, **changes)
 
   def check_batches(self, rows: int, inputs_length: int, targets_length: int) -> None:
-    """Raises `ConfigError` where a router cannot divide (micro-)batches of this shape into its groups."""
+    """Raises `ConfigError` if a router cannot divide (micro-)batches of this shape into its groups."""
     lengths = self.stack_lengths(inputs_length, targets_length)
     for name, stack in self.stacks.items():
       if stack.moe is None:
@@ -192,8 +192,8 @@ class ModelConfig(Choice):
 
   def _check_causality(self):
     advice = (
-      "is not causal: a token's output would depend on later tokens; choose a causal router,"
-      " or set allow_future_leakage=True to train anyway with a loss that is not a language model's"
+      "expected a causal router: with one that is not causal, a token's output depends on later tokens;"
+      " set allow_future_leakage=True to train anyway with a loss that is not a language model's"
     )
     accepted = not self.leaks_future or self.allow_future_leakage
     name = self.decoder_router.name if self.decoder_router else None

@@ -10,10 +10,10 @@ class Placement(Choice):
   """Where the MoE layers of a stack are; layers are counted from 0."""
 
   def has_experts(self, layers: int) -> tuple[bool, ...]:
-    """For each of so many layers whether it is a MoE layer; at least one is.
+    """For each of `layers` layers, whether it is a MoE layer; at least one is.
 
     Raises:
-      ConfigError: there are too few layers, or their number does not suit.
+      ConfigError: there are too few layers, or their number does not fit.
     """
     raise NotImplementedError
 
@@ -55,7 +55,7 @@ class Listed(Placement, name="listed"):
   def __post_init__(self):
     listed = self.layers
     rising = bool(listed) and all(a < b for a, b in itertools.pairwise(listed)) and listed[0] >= 0
-    require(rising, "layers", list(listed), "expected rising numbers of layers from 0, at least one")
+    require(rising, "layers", list(listed), "expected ascending layer numbers from 0, at least one")
 
   def has_experts(self, layers: int) -> tuple[bool, ...]:
     require(self.layers[-1] < layers, "layers", list(self.layers), f"expected numbers below the {layers} layers")

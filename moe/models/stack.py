@@ -1,7 +1,7 @@
-"""An encoder or a decoder: its blocks in units that repeat, each scanned over, so that XLA compiles a unit once.
+"""An encoder or a decoder: its blocks in repeated units, each scanned over, so that XLA compiles a unit once.
 
-With experts in every second layer there is one unit, a dense and a MoE block, and compiling takes as long for 32 layers
-as for 4. Any placement of experts is divided into such runs of units with as few blocks to compile as possible.
+With experts in every second layer there is one unit, a dense and a MoE block, and compiling 32 layers takes as long as
+compiling 4. Any placement of experts is split into runs of such units with as few blocks to compile as possible.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ _REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "ful
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StackOutput:
-  """What a stack makes of a batch.
+  """A stack's output for a batch.
 
   Attributes:
     x: `[B, T, d]`.
     auxiliary_loss: float32 scalar, weighted, summed over MoE layers.
-    metrics, routing, policy: of the MoE layers, with a leading axis of them, first layer first; {}, None and None for a
-      dense stack.
+    metrics, routing, policy: of the MoE layers, stacked along a leading axis, first layer first; {}, None and None for
+      a dense stack.
   """
 
   x: jax.Array
@@ -47,7 +47,7 @@ class StackOutput:
 
 
 def units_of(has_experts: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
-  """Layers as units that repeat: the unit's layers and how often, with the fewest layers in all units together.
+  """Layers as repeated units: each unit's layers and repeats, with the fewest layers in all units together.
 
   Args:
     has_experts: for each layer whether it is a MoE layer.
@@ -74,7 +74,7 @@ def units_of(has_experts: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
 
 
 class Unit(nnx.Module):
-  """Blocks one after the other; which of them are MoE blocks, `has_experts` says."""
+  """Consecutive blocks; `has_experts` says which of them are MoE blocks."""
 
   def __init__(
     self,
@@ -115,8 +115,8 @@ class Stack(nnx.Module):
   """All blocks, then a norm.
 
   Attributes:
-    units: modules `Unit` whose variables all lead with an axis of repeats.
-    bias: the position biases, where `relative_bias` is "shared".
+    units: `Unit` modules whose variables all have a leading axis of repeats.
+    bias: the position biases, if `relative_bias` is "shared".
   """
 
   def __init__(self, config: ModelConfig, stack: StackConfig, *, causal: bool, cross: bool = False, rngs: nnx.Rngs):
@@ -154,7 +154,7 @@ class Stack(nnx.Module):
   def _scan(
     self, unit: Unit, x: jax.Array, context: Context, training: bool, keys: jax.Array | None
   ) -> tuple[jax.Array, list[LayerReport]]:
-    """One unit as often as it repeats; the reports lead with an axis of its MoE layers."""
+    """Applies one unit with all its repeats; the reports have a leading axis of its MoE layers."""
     graph, *variables = nnx.split(unit, nnx.Param, ...)
     params, rest = variables
 
@@ -169,15 +169,15 @@ class Stack(nnx.Module):
     x, (reports, rest) = jax.lax.scan(body, x, (params, rest, keys))
     if jax.tree.leaves(rest):
       nnx.update(unit, rest)
-    if len(reports) > 1:  # layers of the unit in turn: [repeats, layers of a unit, ...] to [layers, ...]
+    if len(reports) > 1:  # interleaves the unit's layers: [repeats, layers of a unit, ...] to [layers, ...]
       reports = [jax.tree.map(lambda *leaves: jnp.stack(leaves, 1).reshape(-1, *leaves[0].shape[1:]), *reports)]
     return x, reports
 
   def load_router_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-    """Replaces states of the routers.
+    """Sets states of the routers.
 
     Args:
-      arrays: by the state's name, the same for all MoE layers, or with a leading axis of them.
+      arrays: by the state's name, one for all MoE layers or with a leading axis of these.
     """
     first = 0
     for unit, repeats in zip(self.units, self.repeats, strict=True):
@@ -219,7 +219,7 @@ class Stack(nnx.Module):
 
 
 def _output(x: jax.Array, reports: list[LayerReport]) -> StackOutput:
-  """From the reports of runs of layers, each with a leading axis."""
+  """Joins the reports of runs of layers, each with a leading axis of layers."""
   if not reports:
     return StackOutput(x, jnp.float32(0), {}, None, None)
   every = reports[0] if len(reports) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *reports)

@@ -1,9 +1,9 @@
-"""What models take and give: batches, outputs, the state of decoding.
+"""Inputs and outputs of models: batches, outputs, the state of decoding.
 
 A batch is a dict of arrays. `targets`, `targets_positions`, `targets_segments` are int32 `[B, T]` and `loss_weights` is
 float32 `[B, T]`; an encoder-decoder also has `inputs`, `inputs_positions` and `inputs_segments`, int32 `[B, M]`. Token
-ids: 0 is padding and begins every decoder input, 1 ends a text. Segments: 0 is padding, 1, 2, ... are the examples
-packed into the row, whose positions start at 0 each.
+ids: 0 is padding and starts every decoder input, 1 ends a text. Segments: 0 is padding, 1, 2, ... are the examples
+packed into the row, each with positions from 0.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ Batch = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ModelOutput:
-  """What a model makes of a batch.
+  """A model's output for a batch.
 
   Attributes:
     logits: float32 `[B, T, V]`, of each token of `targets` given those before it.
     auxiliary_loss: float32 scalar, weighted, summed over MoE layers.
-    metrics: "encoder" (where there is one) and "decoder", each the metrics of its MoE layers by name; the leading axis
-      is the MoE layer, first layer first.
+    metrics: "encoder" (if there is one) and "decoder", each the metrics of its MoE layers by name; the leading axis is
+      the MoE layer, first layer first.
     routing: likewise, the `Routing` of its MoE layers; None for a dense stack.
-    policy: likewise, what routers that learn by REINFORCE ask for; None for all others.
+    policy: likewise, the `Policy` of routers that learn by REINFORCE; None for all others.
   """
 
   logits: jax.Array
@@ -41,11 +41,11 @@ class ModelOutput:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-  """Decoding after `position` tokens.
+  """The state of decoding after `position` tokens.
 
   Attributes:
     position: int32 scalar, the same for all sequences of the batch.
-    caches: of the decoder's units and their blocks, with a leading axis of repeats.
+    caches: those of the decoder's units and their blocks, with a leading axis of repeats.
     memory_mask: bool `[B, 1, 1, M]`, the encoder's real tokens; None without an encoder.
   """
 
@@ -55,7 +55,7 @@ class DecodeState:
 
 
 def shift_right(tokens: jax.Array, segments: jax.Array) -> jax.Array:
-  """The decoder's input: `tokens [B, T]` one place later in each segment, 0 at a segment's start and in padding."""
+  """The decoder's input: `tokens [B, T]` shifted by one in each segment, 0 at a segment's start and in padding."""
   before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
   same = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
   return jnp.where(same & (segments > 0), before, 0)

@@ -1,1 +1,1 @@
-"""Layers: the MoE layer and its experts, attention, feed-forward network, norm, relative position bias."""
+"""Dense layers: attention, feed-forward network, norm, relative position bias, dropout."""

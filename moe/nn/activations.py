@@ -1,4 +1,4 @@
-"""The forms of a feed-forward network: what stands between its first and its last matrix."""
+"""The forms of a feed-forward network: what is applied between its first and last matrices."""
 
 from collections.abc import Callable
 from typing import Literal

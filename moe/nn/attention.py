@@ -1,4 +1,4 @@
-"""T5's multi-head attention (Raffel et al. 2020): no biases, and no 1/sqrt(d_head): the initialisation carries it.
+"""T5's multi-head attention (Raffel et al. 2020): no biases, and no 1/sqrt(d_head), which the initialisation absorbs.
 
 Axis names beyond `moe.routing.types`: Q query positions, K key positions, h heads, w width of a head.
 """
@@ -10,12 +10,12 @@ from flax import nnx
 from moe.nn.dropout import dropout
 from moe.nn.linear import matmul, normal
 
-# Large enough that exp() of it is exactly 0 beside any real logit, so that what is masked changes no bit of the result.
+# So low that exp() of it is exactly 0 next to any real logit: masked entries change no bit of the result.
 _MASKED = -1e30
 
 
 def segment_mask(query: jax.Array, key: jax.Array, *, causal: bool = False) -> jax.Array:
-  """Who sees whom: tokens of the same segment, and if `causal` only those not later in the row.
+  """Which tokens attend to which: those of the same segment, and if `causal` only those not later in the row.
 
   Padding is segment 0 and sees only padding, so no row of the mask is empty.
 
@@ -32,7 +32,7 @@ def segment_mask(query: jax.Array, key: jax.Array, *, causal: bool = False) -> j
 
 
 def segment_positions(segments: jax.Array) -> jax.Array:
-  """int32 `[B, T]`: how many tokens of the same segment are before each in its row, `segments` int32 `[B, T]`."""
+  """int32 `[B, T]`: the position of each token within its segment, from `segments` int32 `[B, T]`."""
   index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
   starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
   return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
@@ -68,10 +68,10 @@ class Attention(nnx.Module):
     Args:
       x: `[B, Q, d]`.
       memory: `[B, K, d]`; `x` itself for self-attention.
-      mask: bool, broadcastable to `[B, h, Q, K]`; a query that may see nothing sees everything.
-      bias: float32 `[S, h, Q, K]`, added to the logits; S is 1, or on a mesh its shares of rows, in order.
+      mask: bool, broadcastable to `[B, h, Q, K]`; a query with everything masked attends to everything.
+      bias: float32 `[S, h, Q, K]`, added to the logits; S is 1, or on a mesh the number of row shards, in order.
       rate: probability of dropping an attention weight.
-      key: PRNG key of dropping; None drops nothing.
+      key: PRNG key for dropout; None drops nothing.
     """
     return self.attend(x, *self.project(memory), mask, bias, rate=rate, key=key)
 
@@ -92,24 +92,24 @@ class Attention(nnx.Module):
     rate: float = 0.0,
     key: jax.Array | None = None,
   ) -> jax.Array:
-    """As `__call__`, for keys and values that `project` made."""
+    """`__call__` with keys and values from `project`."""
     queries = self._heads(matmul(x, self.query, self.dtype))
-    logits = jnp.einsum("bhqw,bhkw->bhqk", queries, keys, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bhqw,bhkw->bhqk", queries, keys, preferred_element_type=jnp.float32)  # [B, h, Q, K]
     logits = logits if bias is None else logits + _for_each(bias, x.shape[0])
     weights = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
     weights = dropout(weights, rate, key).astype(self.dtype)
-    mixed = jnp.einsum("bhqk,bhkw->bhqw", weights, values)
+    mixed = jnp.einsum("bhqk,bhkw->bhqw", weights, values)  # [B, h, Q, w]
     return matmul(mixed.swapaxes(1, 2).reshape(*x.shape[:-1], -1), self.out, self.dtype)
 
   def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """Room for the keys and values of `length` positions."""
+    """An empty cache for the keys and values of `length` positions."""
     empty = jnp.zeros((batch, self.num_heads, length, self.d_head), self.dtype)
     return {"keys": empty, "values": empty}
 
   def step(
     self, x: jax.Array, cache: dict[str, jax.Array], position: jax.Array, mask: jax.Array, bias: jax.Array | None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Self-attention of the token `x [B, 1, d]` at `position` (int32 scalar); its key and value join the cache."""
+    """Self-attention of the token `x [B, 1, d]` at `position` (int32 scalar), whose key and value enter the cache."""
     keys, values = (
       jax.lax.dynamic_update_slice_in_dim(cache[name], new, position, axis=2)
       for name, new in zip(("keys", "values"), self.project(x), strict=True)
@@ -117,11 +117,11 @@ class Attention(nnx.Module):
     return self.attend(x, keys, values, mask, bias), {"keys": keys, "values": values}
 
   def _heads(self, x: jax.Array) -> jax.Array:
-    """`[B, T, h * w]` to `[B, h, T, w]`: with the axes of the batch first, CPUs need not transpose the products."""
+    """`[B, T, h * w]` to `[B, h, T, w]`: with the batch axes first, CPUs need not transpose the products."""
     return x.reshape(*x.shape[:-1], self.num_heads, self.d_head).swapaxes(1, 2)
 
 
 def _for_each(bias: jax.Array, batch: int) -> jax.Array:
-  """`[S, h, Q, K]` to `[B, h, Q, K]`, as a product: its gradient is one as well, faster on CPUs than a sum over B."""
+  """`[S, h, Q, K]` to `[B, h, Q, K]`, as a product: its gradient is then one too, faster on CPUs than a sum over B."""
   each = jnp.einsum("b,shqk->sbhqk", jnp.ones(batch // len(bias), bias.dtype), bias)
   return each.reshape(batch, *bias.shape[1:])

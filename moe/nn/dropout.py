@@ -13,5 +13,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def split(key: jax.Array | None, count: int) -> list[jax.Array] | list[None]:
-  """`count` independent keys, or as many Nones."""
+  """`count` independent keys, or as many Nones without a key."""
   return [None] * count if key is None else list(jax.random.split(key, count))

@@ -24,7 +24,7 @@ class FeedForward(nnx.Module):
 
   @jax.named_scope("feed_forward")
   def __call__(self, x: jax.Array, *, rate: float = 0.0, key: jax.Array | None = None) -> jax.Array:
-    """`[..., d]` to `[..., d]`; hidden units are dropped with probability `rate` where there is a key."""
+    """`[..., d]` to `[..., d]`; hidden units are dropped with probability `rate` if there is a key."""
     before = [matmul(x, w, self.dtype) for w in (self.gate, self.up) if w is not None]
     hidden = ACTIVATIONS[self.form](*before)
     return matmul(dropout(hidden, rate, key), self.down, self.dtype)

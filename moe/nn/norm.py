@@ -1,4 +1,4 @@
-"""RMSNorm (Zhang and Sennrich 2019) as in T5: no mean is subtracted and nothing is added."""
+"""RMSNorm (Zhang and Sennrich 2019) as in T5: no mean is subtracted and no bias is added."""
 
 import jax
 import jax.numpy as jnp

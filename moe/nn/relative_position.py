@@ -1,7 +1,7 @@
-"""T5's relative position bias (Raffel et al. 2020, section 2.1): a learnt scalar a head for each bucket of distances.
+"""T5's relative position bias (Raffel et al. 2020, section 2.1): a learned scalar per head and bucket of distances.
 
-Distances are those of rows of the batch. In packed rows they equal the differences of positions within an example,
-and across examples attention is masked anyway.
+Distances are between indices in a row. Within a packed example they equal the differences of positions; across examples
+attention is masked anyway.
 """
 
 import jax
@@ -18,14 +18,14 @@ def bucket(distance: jax.Array, *, causal: bool, buckets: int, max_distance: int
   """Bucket of each relative distance `key position - query position`.
 
   Half of the buckets hold one distance each, the rest grow logarithmically up to `max_distance`; everything farther
-  shares the last. Bidirectionally, keys before and after the query have half of the buckets each; causally, keys
+  shares the last. If bidirectional, keys before and after the query have half of the buckets each; if causal, keys
   after the query share bucket 0 with the query itself, and are masked.
 
   Args:
     distance: int32, any shape.
     causal: whether keys after the query are masked, so that they need no buckets.
-    buckets: how many there are; a multiple of 4 (of 2 if causal).
-    max_distance: tokens.
+    buckets: their number; a multiple of 4 (of 2 if causal).
+    max_distance: in tokens.
 
   Returns:
     int32 of the same shape, in `[0, buckets)`.
@@ -44,7 +44,7 @@ def bucket(distance: jax.Array, *, causal: bool, buckets: int, max_distance: int
 
 
 class RelativeBias(nnx.Module):
-  """Learnt table `[buckets, heads]`, added to attention logits."""
+  """A learned table `[buckets, heads]` of biases that are added to attention logits."""
 
   def __init__(self, num_heads: int, *, causal: bool, buckets: int, max_distance: int, std: float, rngs: nnx.Rngs):
     self.causal, self.buckets, self.max_distance = causal, buckets, max_distance
@@ -52,10 +52,10 @@ class RelativeBias(nnx.Module):
 
   @jax.named_scope("position_bias")
   def __call__(self, length: int) -> jax.Array:
-    """The bias of a whole sequence, float32 `[1, heads, length, length]` (query, key).
+    """The bias for a whole sequence, float32 `[1, heads, length, length]` (query, key).
 
-    On a mesh the first axis has one entry for each of its shares of rows, made there, so that what devices add up is
-    the gradient of the table and not that of the result.
+    On a mesh the first axis has one entry per row shard, computed there, so that devices sum the gradient of the table
+    and not that of the result.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -70,11 +70,11 @@ class RelativeBias(nnx.Module):
 
   @jax.named_scope("position_bias")
   def row(self, position: jax.Array, length: int) -> jax.Array:
-    """The bias of one query at `position` (int32 scalar) over `length` keys: float32 `[1, heads, 1, length]`."""
+    """The bias for one query at `position` (int32 scalar) over `length` keys: float32 `[1, heads, 1, length]`."""
     return self._lookup(self.table[...], (jnp.arange(length) - position)[None])[None]
 
   def _square(self, table: jax.Array, length: int) -> jax.Array:
-    """`[heads, length, length]` of `table [buckets, heads]`."""
+    """`[heads, length, length]` from `table [buckets, heads]`."""
     places = jnp.arange(length)
     return self._lookup(table, places[None, :] - places[:, None])
 

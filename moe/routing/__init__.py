@@ -1,7 +1,7 @@
-"""Scores to `Routing`: every routing method of the literature behind one interface.
+"""From scores to a `Routing`: every published routing method behind one interface.
 
-`methods/` holds one published method a file: its equation as a pure function, its section of the config, its module.
-Importing the package imports all of them, so adding a router is adding a file. `solvers/` holds what they compute with.
+`methods/` has one published method per file: its equation as a pure function, its config, its module. Importing the
+package imports them all, so adding a router means adding a file. `solvers/` has the algorithms they use.
 """
 
 import moe.routing.methods  # noqa: F401, registers every method

@@ -1,9 +1,9 @@
-"""How many tokens an expert takes: the only file where a capacity is computed, and rounded.
+"""How many tokens an expert takes: the only file that computes and rounds capacities.
 
-One definition of the capacity factor for both families, so that the same number means the same work: with capacity
-factor c an expert of E has room for c * n / E of the n tokens of its group, which is c experts per token on average.
-Expert choice fills that room exactly; token choice with k experts per token fills at most min(c, k) of it.
-(Code that defines the room as c * k * n / E calls "1.25" what is 2.5 here for k = 2.)
+The capacity factor has one definition for both families, so the same number means the same work: with factor c, each of
+E experts has room for c * n / E of its group's n tokens, that is, c experts per token on average. Expert choice fills
+that room exactly; token choice with k experts per token fills at most min(c, k) / c of it. (Code that defines the room
+as c * k * n / E calls "1.25" what is 2.5 here for k = 2.)
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from moe.routing.router import RouterConfig, Site
 
 @dataclasses.dataclass(frozen=True)
 class CapacityConfig(RouterConfig):
-  """The options of every router with slots.
+  """Base config of routers whose experts have slots.
 
   Attributes:
-    capacity_factor: slots per token, E * C / n; None for dropless, where the router can be.
-    eval_capacity_factor: the one of evaluation and decoding; None for the same.
+    capacity_factor: slots per token, E * C / n; None for dropless, if the router allows it.
+    eval_capacity_factor: the one for evaluation and decoding; None for the same.
   """
 
   capacity_factor: float | None = None
@@ -39,19 +39,18 @@ class CapacityConfig(RouterConfig):
     )
 
   def factor(self, training: bool) -> float | None:
-    """The capacity factor of this mode."""
+    """The capacity factor in training or in evaluation."""
     return self.capacity_factor if training or self.eval_capacity_factor is None else self.eval_capacity_factor
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertBudgetConfig(CapacityConfig):
-  """The options of routers whose experts take c * n / E of n tokens, exactly or on average.
+  """Base config of routers whose experts take c * n / E of n tokens, exactly or on average.
 
   Attributes:
-    capacity_factor: c, experts per token on average; 2 compares with top-2 token choice.
-    eval_capacity_factor: the one of evaluation; None for the same.
-    renormalize: whether the weights of each token's experts sum to 1. Zhou et al. do not.
-    z_loss: weight of the router z-loss. Zhou et al. have no auxiliary loss.
+    capacity_factor: c, experts per token on average; 2 is the work of top-2 token choice.
+    renormalize: whether the weights of a token's experts sum to 1; in Zhou et al. they do not.
+    z_loss: weight of the router z-loss; Zhou et al. have no auxiliary loss.
   """
 
   capacity_factor: float = 2.0
@@ -71,18 +70,18 @@ class ExpertBudgetConfig(CapacityConfig):
 
 @dataclasses.dataclass(frozen=True)
 class GroupBudgetConfig(ExpertBudgetConfig):
-  """The options of routers whose experts choose within a group.
+  """Base config of routers whose experts choose tokens within a group.
 
   Attributes:
-    softmax: what scores, and so the gates, sum to 1 over. "experts" is Zhou et al.'s; over "tokens" each expert spreads
-      a weight of 1, so gates are about 1 / n and the layer's output needs a norm.
+    softmax: what the scores, and so the gates, sum to 1 over: "experts" as in Zhou et al.; over "tokens", gates are
+      about 1 / n and the layer's output needs a norm.
   """
 
   softmax: Literal["experts", "tokens"] = "experts"
 
 
 def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float) -> int:
-  """Tokens that every expert takes: k = n * c / E, Zhou et al. 2022, eq. 1, rounded half up.
+  """Tokens per expert: k = n * c / E (Zhou et al. 2022, eq. 1), rounded half up.
 
   Args:
     group: n, tokens of the routing group, padding included (shapes are static).
@@ -104,12 +103,12 @@ def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float)
 
 
 def token_choice_capacity(group: int, num_experts: int, capacity_factor: float) -> int:
-  """Slots of every expert: C = n * c / E rounded half up, at least 1, at most n (a token takes an expert once).
+  """Slots per expert: C = n * c / E rounded half up, at least 1 and at most n (an expert sees a token once).
 
   Args:
     group: n, tokens of the routing group, padding included (shapes are static).
     num_experts: E.
-    capacity_factor: c; not multiplied by the experts per token, so that 2 compares with expert choice's 2.
+    capacity_factor: c; not multiplied by the experts per token, so 2 is the same work as in expert choice.
   """
   return min(max(_round_half_up(group, num_experts, capacity_factor), 1), group)
 
@@ -120,6 +119,6 @@ def actual_capacity_factor(capacity: int, group: int, num_experts: int) -> float
 
 
 def _round_half_up(group: int, num_experts: int, capacity_factor: float) -> int:
-  # The decimal that was written, not its nearest float: 10 * 1.15 is 11.5 to its author and 11.499... in binary.
-  # Python's round() would take halves to the even neighbour, so that capacity would not grow with the factor evenly.
+  # The decimal as written, not its nearest float: 10 * 1.15 is meant as 11.5 but is 11.499... in binary. Python's
+  # round() takes halves to the even neighbour, so the capacity would grow unevenly with the factor.
   return math.floor(Fraction(str(capacity_factor)) * group / num_experts + Fraction(1, 2))

@@ -1,4 +1,4 @@
-"""The `.npz` files that routers' states begin with: made by a script, read when a run starts."""
+"""The `.npz` files that initialise router state: made by a script, read when a run starts."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -15,23 +15,23 @@ def read_arrays(field: str, path: str, names: Sequence[str], maker: str) -> dict
   """The named arrays of a file.
 
   Args:
-    field: the option that names the file, for errors.
+    field: the config field that names the file, for errors.
     path: of the file.
-    names: of the arrays it must hold.
+    names: of the arrays it must contain.
     maker: the script that makes such files.
 
   Raises:
-    ConfigError: there is no such file, or it is not one of `maker`'s.
+    ConfigError: there is no such file, or `maker` did not make it.
   """
   try:
     with np.load(path) as file:
       arrays = {name: file[name] for name in names if name in file}
   except FileNotFoundError:
-    raise ConfigError(field, path, f"no such file; make it with {maker}") from None
+    raise ConfigError(field, path, f"expected a file made by {maker}, found none") from None
   except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
-    raise ConfigError(field, path, f"is damaged or no .npz file; make it with {maker}") from None
+    raise ConfigError(field, path, f"expected an .npz file made by {maker}, not a damaged or other file") from None
   missing = [name for name in names if name not in arrays]
-  require(not missing, field, path, f"lacks {', '.join(missing)}; make it with {maker}")
+  require(not missing, field, path, f"expected a file made by {maker}, with {', '.join(missing)}")
   return arrays
 
 
@@ -39,19 +39,19 @@ def write_arrays(path: str, **arrays: Any) -> None:
   """Writes a new file.
 
   Raises:
-    FileExistsError: there is one of that name.
+    FileExistsError: a file of that name exists.
   """
   with open(path, "xb") as file:
     np.savez_compressed(file, **arrays)
 
 
 def load_state(router: Router, arrays: Mapping[str, np.ndarray]) -> None:
-  """Replaces the states of these names.
+  """Sets the router's states of these names.
 
   Raises:
     ConfigError: an array does not have the state's shape.
   """
   for name, array in arrays.items():
     state = getattr(router, name)
-    require(array.shape == state.shape, name, array.shape, f"expected the shape {state.shape}, that of one layer")
+    require(array.shape == state.shape, name, array.shape, f"expected one layer's shape {state.shape}")
     state[...] = jnp.asarray(array, state.dtype)

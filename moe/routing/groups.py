@@ -1,4 +1,4 @@
-"""How a batch is cut into routing groups."""
+"""How a batch is divided into routing groups."""
 
 import dataclasses
 
@@ -9,12 +9,12 @@ from moe.config import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-  """A cut of `[B, T]` tokens into groups of `size`.
+  """A division of `[B, T]` tokens into groups of `size` tokens.
 
   Attributes:
     size: n, a divisor of B * T.
-    by_position: False cuts sequence after sequence; True position after position, so that a group of B tokens holds
-      one token of every sequence, all at the same place of their rows.
+    by_position: False divides along sequences; True across them, so that a group of B tokens holds one token of every
+      sequence, all at the same index in their rows.
   """
 
   size: int
@@ -33,15 +33,17 @@ class Groups:
 
 
 def checked_groups(group_size: int, batch: int, length: int) -> Groups:
-  """Groups of `group_size` tokens if that cuts the batch evenly, one group of the whole batch where it is 0.
+  """Groups of `group_size` tokens, or a single group of the whole batch if it is 0.
 
   Raises:
-    ConfigError: it does not divide `batch * length`; the message proposes the nearest size that does.
+    ConfigError: it does not divide `batch * length`; the message suggests the nearest divisor.
   """
   total = batch * length
   if group_size == 0:
     return Groups(total)
   if group_size < 0 or total % group_size:
     near = min((size for size in range(1, total + 1) if total % size == 0), key=lambda size: abs(size - group_size))
-    raise ConfigError("group_size", group_size, f"does not divide {batch} x {length} = {total} tokens; {near} would")
+    raise ConfigError(
+      "group_size", group_size, f"expected a divisor of {batch} x {length} = {total} tokens, such as {near}"
+    )
   return Groups(group_size)

@@ -1,8 +1,7 @@
-"""The auxiliary losses of routers, unweighted, each of one layer alone and over real tokens only.
+"""The auxiliary losses of routers, unweighted, each for one layer and over real tokens only.
 
-Losses that speak of balance are taken in every routing group, where capacity is counted, and averaged over the groups
-in proportion to their real tokens. Layers are never pooled: two collapsed layers with different favourites are not
-balanced.
+Load balancing losses are computed per routing group, where capacity is counted, and averaged over groups in proportion
+to their real tokens. Layers are never pooled: two collapsed layers with different favourites would look balanced.
 """
 
 import jax
@@ -12,29 +11,29 @@ from moe.routing.solvers.highest import highest
 
 
 def balance_loss(probs: jax.Array, choices: jax.Array, mask: jax.Array) -> jax.Array:
-  """E * sum_e f_e p_e: Fedus et al. 2021 (Switch), eq. 4, with f divided by k; 1 when balanced whatever k.
+  """E * sum_e f_e p_e: Fedus et al. 2021 (Switch), eq. 4, with f divided by k; 1 when balanced, for any k.
 
-  Collapsed onto k experts it is E / k. GShard's counts first choices only; here all k choices are counted, before
-  capacity drops any. No gradient flows through f.
+  It is E / k when collapsed onto k experts. GShard counts first choices only; here all k choices count, before capacity
+  drops any. No gradient flows through f.
 
   Args:
-    probs: float32 `[G, n, E]`, summing to 1 over the experts: the softmax of the router's logits, for instance.
+    probs: float32 `[G, n, E]`, summing to 1 over the experts, such as the softmax of the router's logits.
     choices: int32 `[G, n, k]`, the experts each token wants.
     mask: bool `[G, n]`, False for padding.
   """
   num_experts, k = probs.shape[-1], choices.shape[-1]
   real = mask.astype(jnp.float32)
-  wanted = (choices[..., None] == jnp.arange(num_experts)).sum(-2, dtype=jnp.float32)
+  wanted = (choices[..., None] == jnp.arange(num_experts)).sum(-2, dtype=jnp.float32)  # [G, n, E]
   fraction = _group_mean(wanted, real) / k
   return num_experts * _over_groups((jax.lax.stop_gradient(fraction) * _group_mean(probs, real)).sum(-1), real)
 
 
 def importance_loss(probs: jax.Array, mask: jax.Array) -> jax.Array:
-  """CV^2 over experts of the gate mass each receives: Shazeer et al. 2017, section 4, eq. 7; 0 when equal.
+  """CV^2 over experts of the total gate each receives: Shazeer et al. 2017, section 4, eq. 7; 0 when equal.
 
   Args:
-    probs: float32 `[G, n, E]`, gates: Shazeer's are 0 for experts that were not chosen; V-MoE's are the softmax over
-      all experts, without noise.
+    probs: float32 `[G, n, E]`, the gates: 0 for experts not chosen in Shazeer et al., the softmax over all experts
+      without noise in V-MoE.
     mask: bool `[G, n]`.
   """
   real = mask.astype(jnp.float32)
@@ -44,19 +43,19 @@ def importance_loss(probs: jax.Array, mask: jax.Array) -> jax.Array:
 def load_loss(logits: jax.Array, noisy_logits: jax.Array, k: int, std: jax.Array | float, mask: jax.Array) -> jax.Array:
   """CV^2 over experts of the smooth load: Shazeer et al. 2017, appendix A, eq. 8-11.
 
-  An expert's load is the sum over tokens of the probability that it would be among the token's k highest if its own
-  noise, and no other, were drawn anew.
+  An expert's load is the sum over tokens of the probability that it would be among the token's k highest if only its
+  own noise were redrawn.
 
   Args:
     logits: float32 `[G, n, E]`, without noise.
-    noisy_logits: float32 `[G, n, E]`, the ones whose k highest were chosen; E > k.
+    noisy_logits: float32 `[G, n, E]`, those whose k highest were chosen; E > k.
     k: experts per token.
-    std: standard deviation of the noise, > 0: a number, or `[G, n, E]` of every token and expert its own.
+    std: standard deviation of the noise, > 0: a number, or `[G, n, E]` per token and expert.
     mask: bool `[G, n]`.
   """
   best = highest(noisy_logits, k + 1)[0]
   kth, next_one = best[..., k - 1 : k], best[..., k : k + 1]
-  # The k-th highest of the others: one further down for an expert that is itself among the k.
+  # The k-th highest of the other experts: the (k + 1)-th of all for an expert that is itself among the k.
   to_beat = jnp.where(noisy_logits >= kth, next_one, kth)
   chance = jax.scipy.stats.norm.cdf((logits - to_beat) / std)
   real = mask.astype(jnp.float32)
@@ -64,7 +63,7 @@ def load_loss(logits: jax.Array, noisy_logits: jax.Array, k: int, std: jax.Array
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-  """Scalar, mean over real tokens of `values`, `[G, n]` or the same for all; 0 where there is no real one."""
+  """Scalar, mean over real tokens of `values`, `[G, n]` or one for all; 0 if no token is real."""
   real = mask.astype(jnp.float32)
   return (values * real).sum() / jnp.maximum(real.sum(), 1.0)
 
@@ -80,7 +79,7 @@ def router_z_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def negative_entropy(probs: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean over real tokens of sum_e p_e ln p_e; -ln E for uniform probabilities, 0 for certain ones.
+  """Mean over real tokens of sum_e p_e ln p_e; -ln E for uniform probabilities, 0 for one-hot ones.
 
   Args:
     probs: float32 `[G, n, E]`, softmax of the router's logits.
@@ -90,7 +89,7 @@ def negative_entropy(probs: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _group_mean(values: jax.Array, real: jax.Array) -> jax.Array:
-  """`[G, E]`, mean over the real tokens of each group of `values` `[G, n, E]`; 0 in a group of padding."""
+  """`[G, E]`, mean over each group's real tokens of `values` `[G, n, E]`; 0 in a group of padding."""
   return jnp.einsum("gne,gn->ge", values, real) / jnp.maximum(real.sum(-1), 1.0)[:, None]
 
 

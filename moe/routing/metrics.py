@@ -1,4 +1,4 @@
-"""What a routing did, in numbers small enough to log for every layer and step. O(assignments)."""
+"""Metrics of a routing, small enough to log for every layer and step. O(assignments)."""
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,17 @@ def routing_metrics(
     routing: any kind.
     mask: bool `[G, n]`, False for padding.
     probs: float32 `[G, n, E]`, the router's probabilities, or None for a router that has none.
-    asked: scalar, the assignments that the real tokens asked for before capacity was counted; None where tokens do
-      not ask (expert choice, soft).
+    asked: scalar, how many assignments the real tokens asked for before capacity dropped any; None if tokens do not ask
+      (expert choice, soft).
 
   Returns:
     load: `[E]`, share of the assignments that each expert received, summing to 1.
-    load_max: largest over mean load; 1 when balanced, E when one expert has all.
+    load_max: largest over mean load; 1 when balanced, E when one expert gets all.
     load_cv: standard deviation over mean of the load; 0 when balanced.
-    dropped: share of what was asked for that found no slot; where nothing was asked for, share of the real tokens
-      that no expert took.
+    dropped: share of the asked-for assignments that found no slot; if `asked` is None, share of the real tokens that no
+      expert took.
     experts_per_token: `[6]`, share of the real tokens with 0, 1, 2, 3, 4 and more experts.
-    capacity_factor: the one really used: slots (dropless: assignments) per token.
+    capacity_factor: the actual one: slots (dropless: assignments) per token.
     gate_entropy: mean over real tokens of the entropy of `probs`, in nats; left out without `probs`.
   """
   routing, probs = jax.lax.stop_gradient((routing, probs))
@@ -56,9 +56,9 @@ def routing_metrics(
 
 
 def _expert_loads(routing: Routing, n: int) -> jax.Array:
-  """`[E]`, assignments of each expert; for soft routing the mass of tokens in its slots."""
+  """`[E]`, assignments of each expert; for soft routing the total dispatch weight of its slots."""
   if isinstance(routing, SlotRouting):
-    # The token tells an empty slot, not the weight: that of a real assignment may underflow to 0.
+    # The token marks an empty slot, not the weight, which may underflow to 0 for a real assignment.
     return (routing.token < n).sum((0, 2))
   return routing.group_sizes.sum(0) if isinstance(routing, RaggedRouting) else routing.dispatch.sum((0, 1, 3))
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """What a router that learns by REINFORCE asks of the trainer, which alone knows what a token's routing has cost.
+  """What a REINFORCE router hands to the trainer, which alone knows the cost of a token's routing.
 
   Attributes:
-    log_prob: float32 `[G, n]` (`[B, T]` in a layer's report), log-probability of the choice that was sampled.
-    baseline: float32, of the same shape: the cost, in nats, that was expected of the token.
-    weight: float32 scalar, of the policy's loss in the objective.
+    log_prob: float32 `[G, n]` (`[B, T]` in a layer's report), log-probability of the sampled choice.
+    baseline: float32, of the same shape: the expected cost of the token, in nats.
+    weight: float32 scalar, weight of the policy loss in the objective.
   """
 
   log_prob: jax.Array
@@ -23,10 +23,10 @@ class Policy:
 
 
 def policy_loss(policy: Policy, cost: jax.Array, mask: jax.Array) -> jax.Array:
-  """The score-function surrogate and the baseline's regression: Bengio et al. 2013, section 4; Williams 1992.
+  """The score-function surrogate plus the baseline's regression loss: Bengio et al. 2013, section 4; Williams 1992.
 
   The gradient of `stop(cost - baseline) * log_prob` is an unbiased estimate of the gradient of the expected cost, for
-  any baseline that the choice does not enter; the squared error moves the baseline to the mean cost.
+  any baseline that does not depend on the choice; the squared error moves the baseline to the mean cost.
 
   Args:
     policy: of any number of layers, `[..., B, T]`.

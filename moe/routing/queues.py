@@ -1,7 +1,7 @@
 """From "this token wants that expert" to a `Routing`, in O(n * k) memory for indices and `[n, E]` for counting.
 
-Everything here is about one group; `jax.vmap` adds the axis G. A *choice* is one expert of one token; `wanted` says
-which choices take part (not those of padding), `ahead` how many others are ahead of one in its expert's queue.
+All functions work on one group; `jax.vmap` adds the axis G. A *choice* is one expert chosen by one token; `wanted`
+marks the choices that take part (not those of padding), `ahead` counts the choices before each in its expert's queue.
 """
 
 import jax
@@ -11,10 +11,10 @@ from moe.routing.types import RaggedRouting, SlotRouting
 
 
 def queue_by_position(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
-  """int32 `[n, k]`, how many are ahead of each choice when tokens queue by position, each with all its choices.
+  """int32 `[n, k]`, how many choices are ahead of each when tokens queue by position with all their choices.
 
-  Nothing about later tokens enters, so capacity counted this way is causal. The order among the choices of one token
-  never matters, for they are of different experts: one cumulative sum over tokens serves all k.
+  Later tokens never matter, so capacity counted this way is causal. Neither does the order among a token's choices,
+  which are of different experts: one cumulative sum over tokens serves all k.
 
   Args:
     choices: int32 `[n, k]`, different experts for each token.
@@ -26,14 +26,14 @@ def queue_by_position(choices: jax.Array, wanted: jax.Array, num_experts: int) -
 
 
 def queue_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Array, num_experts: int) -> jax.Array:
-  """int32 `[n, k]`, how many are ahead of each choice in V-MoE's batch priority (Riquelme et al. 2021, algorithm 2).
+  """int32 `[n, k]`, how many choices are ahead of each in V-MoE's batch priority (Riquelme et al. 2021, algorithm 2).
 
-  Tokens queue by falling priority, and every first choice before any second one. Not causal.
+  Tokens queue by decreasing priority, all first choices before any second choice. Not causal.
 
   Args:
     choices: int32 `[n, k]`, different experts for each token, best first.
     wanted: bool `[n, k]`.
-    priority: float32 `[n]`, higher is served first, ties by position.
+    priority: float32 `[n]`, highest is served first, ties by position.
     num_experts: E.
   """
   n, k = choices.shape
@@ -49,7 +49,7 @@ def queue_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Array
 def slot_routing(
   choices: jax.Array, weight: jax.Array, wanted: jax.Array, ahead: jax.Array, num_experts: int, capacity: int
 ) -> SlotRouting:
-  """The first `capacity` wanted choices of every expert's queue, `[E, C]` each; the rest are dropped.
+  """The first `capacity` wanted choices in each expert's queue, `[E, C]`; the rest are dropped.
 
   Args:
     choices: int32 `[n, k]`.
@@ -63,7 +63,7 @@ def slot_routing(
   assignment = jnp.arange(n * k, dtype=jnp.int32)
   kept = wanted & (ahead < capacity)
   slot = jnp.where(kept, choices * capacity + ahead, num_experts * capacity).reshape(-1)
-  # Dropped choices are sent to as many different slots past the end, to keep the promise of unique indices.
+  # Dropped choices get distinct slots past the end, to keep the promise of unique indices.
   slot = jnp.where(kept.reshape(-1), slot, slot + assignment)
   table = jnp.full(num_experts * capacity, n * k, jnp.int32)
   table = table.at[slot].set(assignment, mode="drop", unique_indices=True).reshape(num_experts, capacity)
@@ -71,7 +71,7 @@ def slot_routing(
 
 
 def ragged_routing(choices: jax.Array, weight: jax.Array, wanted: jax.Array, num_experts: int) -> RaggedRouting:
-  """All wanted choices sorted by expert, within one by token; the others in the tail as token n with weight 0.
+  """All wanted choices sorted by expert, then by token; the others fill the tail as token n with weight 0.
 
   Args:
     choices: int32 `[n, k]`.
@@ -89,10 +89,10 @@ def ragged_routing(choices: jax.Array, weight: jax.Array, wanted: jax.Array, num
 
 
 def slots_of_chosen(chosen: jax.Array, weight: jax.Array, capacity: int) -> SlotRouting:
-  """The first `capacity` tokens, by position, of those that chose each expert, `[E, C]`; causal.
+  """The first `capacity` tokens by position that chose each expert, `[E, C]`; causal.
 
   Args:
-    chosen: bool `[n, E]`, any number of experts for each token.
+    chosen: bool `[n, E]`, any number of experts per token.
     weight: float32 `[n, E]`; the gradient flows through it.
     capacity: C.
   """
@@ -106,10 +106,10 @@ def slots_of_chosen(chosen: jax.Array, weight: jax.Array, capacity: int) -> Slot
 
 
 def ragged_of_chosen(chosen: jax.Array, weight: jax.Array) -> RaggedRouting:
-  """All that was chosen, sorted by expert, within one by token; A = n * E, most of it an empty tail.
+  """All chosen pairs sorted by expert, then by token; A = n * E, most of it an empty tail.
 
   Args:
-    chosen: bool `[n, E]`, any number of experts for each token.
+    chosen: bool `[n, E]`, any number of experts per token.
     weight: float32 `[n, E]`; the gradient flows through it.
   """
   n, num_experts = chosen.shape

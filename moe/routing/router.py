@@ -1,4 +1,4 @@
-"""The interface of every router: its section of the config, which says what it is, and the module that decides."""
+"""The interface of every router: its config section, which declares its properties, and the module that routes."""
 
 import dataclasses
 from typing import ClassVar
@@ -13,20 +13,20 @@ from moe.routing.types import RouterInput, RouterOutput
 
 
 class RouterState(nnx.Variable):
-  """What a router remembers and no gradient moves: thresholds, biases, centroids, tables.
+  """Router state that no gradient updates: thresholds, biases, centroids, tables.
 
-  `Router.__call__` assigns it in training only; a checkpoint holds it beside the parameters.
+  `Router.__call__` assigns it in training only; checkpoints hold it next to the parameters.
   """
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-  """The layer that a router is made for: what the shapes of its parameters depend on.
+  """The layer that a router is made for: the sizes that its parameters' shapes depend on.
 
   Attributes:
     d_model: width of the tokens.
     num_experts: E.
-    vocab_size: of the token ids; None where the model reads none.
+    vocab_size: number of token ids; None if the model reads none.
   """
 
   d_model: int
@@ -35,20 +35,20 @@ class Site:
 
 
 class RouterConfig(Choice):
-  """A router's section of the config: its options, what it declares about itself, and how it is made.
+  """A router's config section: its options, its declared properties, and how to make it.
 
-  A member is a frozen dataclass whose fields are the options, beside its module in one file of `moe.routing.methods`.
+  Each one is a frozen dataclass whose fields are options, next to its module in one file of `moe.routing.methods`.
 
   Attributes:
-    paper: that it follows.
-    reads_ids: whether it looks at token ids.
+    paper: the one it follows.
+    reads_ids: whether it reads token ids.
   """
 
   paper: ClassVar[str]
   reads_ids: ClassVar[bool] = False
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "Router":
-    """The router's module, with new parameters and state."""
+    """The router's module, with newly initialised parameters and state."""
     raise NotImplementedError
 
   def is_causal(self, *, training: bool) -> bool:
@@ -60,9 +60,9 @@ class RouterConfig(Choice):
     raise NotImplementedError
 
   def causal_twin(self) -> "RouterConfig | None":
-    """A router with the same parameters whose rule of evaluation is causal, to judge this one's parameters by.
+    """A router with the same parameters that is causal in evaluation, to evaluate this one's parameters without leaks.
 
-    None where the parameters mean nothing under a causal rule.
+    None if the parameters have no meaning under a causal rule.
     """
     return None
 
@@ -70,24 +70,24 @@ class RouterConfig(Choice):
     """How `batch` sequences of `length` tokens are divided into routing groups.
 
     Raises:
-      ConfigError: this batch cannot be divided into the groups that the options ask for.
+      ConfigError: the batch cannot be divided into groups of the requested size.
     """
     raise NotImplementedError
 
   def check(self, site: Site, batch: int, length: int) -> None:
-    """Raises `ConfigError` where the options do not suit the layer, or batches of this shape. Computes nothing."""
+    """Raises `ConfigError` if the options do not fit the layer or batches of this shape. Computes nothing."""
     self.check_site(site)
     self.groups(batch, length)
 
   def check_site(self, site: Site) -> None:
-    """The part of `check` that needs no batch. Raises `ConfigError` where the options do not suit the layer."""
+    """The part of `check` that needs no batch. Raises `ConfigError` if the options do not fit the layer."""
 
   def stored(self, site: Site, vocabulary: str | None) -> dict[str, np.ndarray]:
-    """Arrays from files that the `RouterState` of these names begins with; later, checkpoints hold them.
+    """Arrays from files that initialise the `RouterState` of these names; later, checkpoints hold them.
 
     Args:
       site: the layer.
-      vocabulary: fingerprint of the data's vocabulary; None where it is not known, and not compared.
+      vocabulary: fingerprint of the data's vocabulary; None if unknown, and then not compared.
 
     Raises:
       ConfigError: a file is missing, or was made for another vocabulary or number of experts.
@@ -98,11 +98,11 @@ class RouterConfig(Choice):
 class Router(nnx.Module):
   """Decides which experts see which tokens.
 
-  Its mathematics is float32 whatever the dtype of the tokens. In training it may assign its `RouterState`; the decision
-  of a step depends on the state before that step.
+  Routers compute in float32 whatever the dtype of the tokens. In training they may update their `RouterState`; the
+  decision of a step depends on the state before that step.
 
   Attributes:
-    config: the router's section.
+    config: the router's config section.
     num_experts: E.
   """
 
@@ -114,17 +114,17 @@ class Router(nnx.Module):
     raise NotImplementedError
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """What decoding `batch` sequences of at most `length` tokens must remember; arrays lead with `batch`."""
+    """The state for decoding `batch` sequences of at most `length` tokens; the first axis of every array is `batch`."""
     raise NotImplementedError
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
-    """Routes one new token of each sequence exactly as the whole sequence would have been routed in evaluation.
+    """Routes the next token of each sequence exactly as evaluation on the full sequence would.
 
     Args:
       inputs: one group of `batch` tokens, `[1, batch, d]`: token i belongs to sequence i.
       state: from `init_decode_state` or the previous call.
 
     Raises:
-      NotImplementedError: the router is not causal, so its decision about a token needs the tokens after it.
+      NotImplementedError: the router is not causal, so its decision on a token needs later tokens.
     """
     raise NotImplementedError(f"{type(self).__name__} looks at later tokens: it cannot decode step by step")

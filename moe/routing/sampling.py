@@ -1,4 +1,4 @@
-"""Choosing one expert of each token at random."""
+"""Sampling one expert per token."""
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,17 @@ def training_key(router: Router, inputs: RouterInput) -> jax.Array:
   """The key of a router that draws random numbers in training.
 
   Raises:
-    ValueError: there is none.
+    ValueError: `inputs` has no key.
   """
   if inputs.key is None:
-    raise ValueError(f"{type(router).__name__} draws random numbers in training, but RouterInput.key is None")
+    raise ValueError(
+      f"RouterInput.key = None: expected a key, as {type(router).__name__} draws random numbers in training"
+    )
   return inputs.key
 
 
 def sampled_expert(logits: jax.Array, key: jax.Array) -> jax.Array:
-  """int32 `[...]`, a draw from softmax(logits) of `[..., E]`, by Gumbel's maximum; never one with logit -inf."""
+  """int32 `[...]`, a sample from softmax(logits) over `[..., E]`, by the Gumbel-max trick; never a logit of -inf."""
   return jnp.argmax(logits + jax.random.gumbel(key, logits.shape), axis=-1).astype(jnp.int32)
 
 
@@ -34,9 +36,9 @@ def one_hot(expert: jax.Array, num_experts: int) -> jax.Array:
 
 
 def nucleus(logits: jax.Array, mass: float) -> jax.Array:
-  """The logits `[..., E]`, -inf outside the fewest most probable experts that together have probability >= `mass`.
+  """The logits `[..., E]`, -inf outside the smallest set of most probable experts with total probability >= `mass`.
 
-  The most probable one is always kept; ties to the lower index. The gradient flows through the logits that are kept.
+  The most probable expert is always kept; ties to the lower index. The gradient flows through the kept logits.
   """
   probs = jax.nn.softmax(jax.lax.stop_gradient(logits))
   order = jnp.argsort(-probs, axis=-1, stable=True)

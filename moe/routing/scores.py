@@ -10,14 +10,14 @@ KERNEL_STDDEV = 0.02
 
 
 def router_kernel(site: Site, rngs: nnx.Rngs) -> nnx.Param:
-  """Float32 `[d, E]`, normal with standard deviation 0.02, no bias: flaxformer's, the papers being silent."""
+  """Float32 `[d, E]`, normal with standard deviation 0.02, no bias: as in flaxformer, since the papers do not say."""
   return nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.d_model, site.num_experts), jnp.float32))
 
 
 def router_logits(tokens: jax.Array, kernel: jax.Array) -> jax.Array:
   """Logits `[..., n, E]` of `tokens` `[..., n, d]`, in float32 whatever the tokens' dtype.
 
-  The highest precision, since accelerators otherwise round the factors to bfloat16 or TF32, and a rounded score is
-  another choice of experts: the same weights would route differently on another machine.
+  At the highest precision, since accelerators otherwise round the factors to bfloat16 or TF32, and rounded scores can
+  choose other experts: the same weights would route differently on another machine.
   """
   return jnp.matmul(tokens.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)

@@ -1,6 +1,6 @@
-"""Routers that decide about every token by itself: any number of experts each, causal unless `select` looks further.
+"""Routers that decide on each token independently: any number of experts, causal unless `select` looks further.
 
-A subclass says which experts a token takes and with what weights (`select`); slots, drops and decoding are done here.
+A subclass says which experts a token takes, with what weights (`select`); slots, drops and decoding are done here.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ class Selection:
   """Which experts each token takes.
 
   Attributes:
-    chosen: bool `[G, n, E]`; padding is left out afterwards.
-    weight: float32 `[G, n, E]`, of which only the chosen count; the gradient flows through it.
+    chosen: bool `[G, n, E]`; padding is removed afterwards.
+    weight: float32 `[G, n, E]`, used only where chosen; the gradient flows through it.
     probs: float32 `[G, n, E]` for the entropy metric, or None.
     losses, auxiliary_loss, policy: as in `RouterOutput`.
   """
@@ -37,9 +37,9 @@ class Selection:
 
 
 class TokenwiseConfig(RouterConfig):
-  """What these routers declare. Goes before `CapacityConfig`, or a class of it, among the bases of a config.
+  """Base config of these routers; comes before `CapacityConfig`, or a subclass of it, among the bases.
 
-  A group is one sequence, since capacity is counted there: a capacity factor gives slots, served by position; None is
+  A group is one sequence, over which capacity is counted: with a capacity factor, slots are filled by position; None is
   dropless.
   """
 
@@ -54,24 +54,24 @@ class TokenwiseConfig(RouterConfig):
 
 
 class TokenwiseRouter(Router):
-  """The frame: a method adds `select`. A layer costs what its assignments cost (dropless, on a CPU) or its slots do."""
+  """Base class: a method adds `select`. A layer costs as much as its assignments (dropless, on a CPU) or its slots."""
 
   config: CapacityConfig
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
-    """Decides about all tokens of `inputs`; in training it may assign the router's state."""
+    """Decides on all tokens of `inputs`; in training it may update the router's state."""
     raise NotImplementedError
 
   def select_next(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[Selection, dict[str, jax.Array]]:
-    """Decides about one token of each sequence, in evaluation mode; for routers that remember earlier tokens."""
+    """Decides on one token of each sequence, in evaluation; overridden by routers that remember earlier tokens."""
     return self.select(inputs, training=False), state
 
   def init_memory(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """What `select_next` remembers of the tokens before; arrays lead with `batch`."""
+    """What `select_next` remembers of earlier tokens; the first axis of every array is `batch`."""
     return {}
 
   def capacity(self, length: int, *, training: bool) -> int | None:
-    """Slots of every expert for a sequence of `length` tokens; None for dropless."""
+    """Slots per expert for a sequence of `length` tokens; None for dropless."""
     factor = self.config.factor(training)
     return None if factor is None else token_choice_capacity(length, self.num_experts, factor)
 
@@ -90,14 +90,14 @@ class TokenwiseRouter(Router):
     return jax.vmap(lambda c, w: queues.slots_of_chosen(c, w, capacity))(chosen, weight)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """`init_memory`, and `free`: int32 `[batch, E]`, slots left, where there are slots."""
+    """`init_memory`, and unless dropless `free`, int32 `[batch, E]`: the slots left."""
     state, capacity = self.init_memory(batch, length), self.capacity(length, training=False)
     if capacity is not None:
       state = state | {"free": jnp.full((batch, self.num_experts), capacity, jnp.int32)}
     return state
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
-    """As the base class says. The routing is ragged, as nothing is left to fill slots with."""
+    """See the base class. The routing is ragged, since single tokens would leave slots empty."""
     if not self.config.is_causal(training=False):
       return super().decode(inputs, state)
     selection, state = self.select_next(inputs, state)
@@ -110,10 +110,10 @@ class TokenwiseRouter(Router):
 
 
 def require_room_for_all(config: CapacityConfig, num_experts: int, *, training: bool) -> None:
-  """For routers that send every token to every expert.
+  """Checks that a router can send every token to every expert.
 
   Raises:
-    ConfigError: there are slots in this mode, and fewer than that.
+    ConfigError: the router has slots in this mode, but too few for that.
   """
   factor = config.factor(training)
   separate = not training and config.eval_capacity_factor is not None

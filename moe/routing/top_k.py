@@ -1,9 +1,9 @@
-"""Every token goes to the k experts that it ranks highest: the frame of the token-choice family.
+"""Every token goes to its k highest-ranked experts: the base of the token-choice family.
 
-The published codes queue all first choices of a group before any second choice, over sequences cut together. That lets
-a later token push out an earlier one's second choice, and one sequence another's (6% of outputs, measured). Here slots
-are counted per sequence, by position, the choices of a token together: causal, independent of the batch, and the same
-when decoding step by step.
+Published code queues all first choices of a group before any second choice, across concatenated sequences. A later
+token can then displace an earlier token's second choice, and one sequence another's (6% of outputs, measured). Here
+slots are counted per sequence and by position, all choices of a token together: causal, independent of the batch, and
+the same when decoding step by step.
 """
 
 import dataclasses
@@ -27,27 +27,27 @@ from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing,
 
 
 def expert_scores(logits: jax.Array, kind: Literal["softmax", "sigmoid"]) -> jax.Array:
-  """`[..., E]`, in (0, 1): softmax over the experts, or of each expert by itself."""
+  """`[..., E]`, in (0, 1): the softmax over experts, or the sigmoid of each logit."""
   return jax.nn.softmax(logits) if kind == "softmax" else jax.nn.sigmoid(logits)
 
 
 def normalized(scores: jax.Array) -> jax.Array:
-  """`[..., m]`, each row divided by its sum; 0 where all of it has underflowed."""
+  """`[..., m]`, each row divided by its sum; 0 if the complete row has underflowed."""
   return scores / jnp.maximum(scores.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
 
 def top_choices(
   scores: jax.Array, k: int, *, renormalize: bool, ranking: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """The experts `[..., k]` (int32, best first, ties to the lower index) of each token and their gates `[..., k]`.
+  """Each token's experts `[..., k]` (int32, best first, ties to the lower index) and their gates `[..., k]`.
 
-  The gradient flows through the gates alone. Renormalised gates are divided by their sum over all k choices, before
-  any is dropped, as in GShard's algorithm 1: what a token loses with a dropped choice is not made up by the others.
+  The gradient flows through the gates only. Renormalised gates are divided by their sum over all k choices, before any
+  is dropped, as in GShard's algorithm 1: the other choices do not make up for a dropped one.
 
   Args:
-    scores: float32 `[..., n, E]`, which the gates are taken from.
+    scores: float32 `[..., n, E]`, from which the gates are taken.
     k: experts per token.
-    renormalize: whether the k gates sum to 1. Those of a softmax are then the softmax over the k chosen logits alone.
+    renormalize: whether the k gates sum to 1. Softmax gates then equal the softmax over only the k chosen logits.
     ranking: float32 `[..., n, E]`, whose k highest are chosen; None for the scores.
   """
   ranking = scores if ranking is None else ranking
@@ -58,18 +58,18 @@ def top_choices(
 
 @dataclasses.dataclass(frozen=True)
 class TopKConfig(CapacityConfig):
-  """The options of every top-k router.
+  """Base config of top-k routers: each token goes to its k highest-ranked experts.
 
   Attributes:
     top_k: experts per token.
     capacity_factor: each expert has capacity_factor * n / E slots in a group of n tokens (`moe.routing.capacity`), so
-      top_k is the least that can hold every choice; None for dropless.
-    eval_capacity_factor: the one of evaluation and decoding; None for the same. With E no choice can be dropped.
-    group_size: tokens of a group where it is not one sequence; 0 for the whole batch.
-    scores: of the logits; the gates are those of the chosen.
+      top_k is the smallest that can hold every choice; None for dropless.
+    eval_capacity_factor: the one for evaluation and decoding; None for the same. At E no choice is ever dropped.
+    group_size: tokens per group, where a group is not one sequence; 0 for the whole batch.
+    scores: how logits become scores; the gates are the scores of the chosen experts.
     renormalize: whether the gates of a token's k choices sum to 1.
-    balance_loss: weight of Switch's load-balancing loss. Sigmoid scores enter it divided by their sum over the experts,
-      as in DeepSeek-V3 (arXiv 2412.19437, eq. 17-20).
+    balance_loss: weight of Switch's load balancing loss. Sigmoid scores are first divided by their sum over the
+      experts, as in DeepSeek-V3 (arXiv 2412.19437, eq. 17-20).
     z_loss: weight of the router z-loss.
   """
 
@@ -87,7 +87,7 @@ class TopKConfig(CapacityConfig):
       self.group_size == 0 or (self.group_size > 0 and not self.queues_by_sequence),
       "group_size",
       self.group_size,
-      "expected 0: where slots are served by position a group is one sequence; more is for dropless and batch_priority",
+      "expected 0: where slots are filled by position a group is one sequence; more is for dropless and batch_priority",
     )
     require(
       self.top_k > 1 or not self.renormalize,
@@ -105,7 +105,7 @@ class TopKConfig(CapacityConfig):
 
   @property
   def queues_by_sequence(self) -> bool:
-    """Whether slots are counted in every sequence by itself, by position."""
+    """Whether slots are counted per sequence, by position."""
     return not self.dropless
 
   @property
@@ -129,18 +129,23 @@ class TopKConfig(CapacityConfig):
 
 
 def check_load_loss(weight: float, top_k: int, experts: int) -> None:
-  """Raises `ConfigError` for a load loss where every token takes every expert."""
-  require(weight == 0 or top_k < experts, "load_loss", weight, f"needs top_k < {experts} experts: the load is constant")
+  """Raises `ConfigError` if there is a load loss although every token goes to every expert."""
+  require(
+    weight == 0 or top_k < experts,
+    "load_loss",
+    weight,
+    f"expected 0 unless top_k < {experts} experts, as the load is constant",
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Logits:
-  """What the router's linear layer says of tokens.
+  """The output of the router's linear layer.
 
   Attributes:
     clean: float32 `[G, n, E]`, without noise.
-    noisy: float32 `[G, n, E]`, with the noise of training; the scores are made of it.
-    noise_std: of the noise, a number or `[G, n, E]`.
+    noisy: float32 `[G, n, E]`, with training noise; the scores are computed from it.
+    noise_std: standard deviation of the noise, a number or `[G, n, E]`.
   """
 
   clean: jax.Array
@@ -149,13 +154,13 @@ class Logits:
 
 
 def with_noise(logits: jax.Array, std: jax.Array | float, key: jax.Array) -> Logits:
-  """`logits` and what Gaussian noise makes of them."""
+  """`logits`, clean and with Gaussian noise of standard deviation `std`."""
   return Logits(logits, logits + std * jax.random.normal(key, logits.shape), std)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-  """What was decided about the tokens of a batch, before capacity drops anything; for losses and for state.
+  """The decision on a batch before capacity drops anything, for losses and state updates.
 
   Attributes:
     logits: of the tokens.
@@ -175,9 +180,9 @@ class Decision:
 
 
 class TopKRouter(Router):
-  """The frame; a method overrides `logits`, `ranking`, `wanted`, `queue`, `losses` or `learn` where it differs.
+  """Base class; a method overrides `logits`, `ranking`, `wanted`, `queue`, `losses` or `learn` where it differs.
 
-  Each weight `NAME_loss` of the options belongs to the loss `NAME`.
+  The config field `NAME_loss` is the weight of the loss `NAME`.
   """
 
   config: TopKConfig
@@ -187,12 +192,12 @@ class TopKRouter(Router):
     self.kernel = router_kernel(site, rngs)
 
   def logits(self, tokens: jax.Array, key: jax.Array | None) -> Logits:
-    """Logits of tokens `[G, n, d]`; noisy where there is a key, which is in training alone."""
+    """Logits of tokens `[G, n, d]`; noisy if there is a key, which only training passes."""
     logits = router_logits(tokens, self.kernel[...])
     return Logits(logits, logits)
 
   def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
-    """`[G, n, E]`, what a token's k highest are chosen of; no gradient flows through it."""
+    """`[G, n, E]`, whose k highest per token are chosen; no gradient flows through it."""
     return scores
 
   def wanted(self, gates: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -200,7 +205,7 @@ class TopKRouter(Router):
     return jnp.broadcast_to(mask[..., None], gates.shape)
 
   def queue(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> jax.Array:
-    """int32 `[n, k]`, how many are ahead of each choice in its expert's queue; of one group."""
+    """int32 `[n, k]`, how many choices are ahead of each in its expert's queue, for one group."""
     return queues.queue_by_position(choices, wanted, self.num_experts)
 
   def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
@@ -211,10 +216,10 @@ class TopKRouter(Router):
     }
 
   def learn(self, decision: Decision) -> None:
-    """Moves the router's state after a step of training."""
+    """Updates the router's state after a training step."""
 
   def decide(self, inputs: RouterInput, key: jax.Array | None, *, training: bool) -> Decision:
-    """Chooses experts for all tokens; with a key where training draws."""
+    """Chooses experts for all tokens; with a key if random numbers are drawn."""
     first, second = (None, None) if key is None else jax.random.split(key)
     logits = self.logits(inputs.tokens, first)
     scores = expert_scores(logits.noisy, self.config.scores)
@@ -246,14 +251,14 @@ class TopKRouter(Router):
     return jax.vmap(one_group)(*asked)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """`free`: int32 `[batch, E]`, slots left; for a dropless router nothing."""
+    """`free`: int32 `[batch, E]`, slots left; empty for a dropless router."""
     if self.config.dropless:
       return {}
     capacity = token_choice_capacity(length, self.num_experts, self.config.factor(training=False))
     return {"free": jnp.full((batch, self.num_experts), capacity, jnp.int32)}
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
-    """As the base class says. The routing is ragged, dropped choices in its tail; losses and metrics are left out."""
+    """See the base class. The routing is ragged, with dropped choices in its tail; losses and metrics are left out."""
     if not self.config.is_causal(training=False):
       return super().decode(inputs, state)
     decision = self.decide(inputs, None, training=False)

@@ -1,14 +1,14 @@
-"""The nouns of routing: who goes where, and with what weight.
+"""The types of routing: which token goes to which expert, and with what weight.
 
-Axis names, used in every shape comment of the project:
+Axis names, used in every shape comment:
 
   G  routing groups          n  tokens of one group        d  model width
-  E  experts                 C  slots of an expert         k  experts per token, or tokens per expert (says which)
+  E  experts                 C  slots of an expert         k  experts per token, or tokens per expert where stated
   B  sequences in a batch    T  positions of a sequence    f  hidden width of an expert
   A  assignments, n * k      P  slots of an expert in soft routing
 
-A routing group is the set of tokens that one routing decision is made over. Its size is the config's, never the number
-of devices': the same config gives the same numbers on any mesh.
+A routing group is the set of tokens that one decision is made over. The config sets its size, never the number of
+devices, so a config gives the same numbers on any mesh.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ class SlotRouting:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RaggedRouting:
-  """Dropless: every assignment is kept; experts take as many as they get.
+  """Dropless: every assignment is kept, and experts take as many tokens as they are assigned.
 
   Attributes:
-    token: int32 `[G, A]`, sorted by expert within a group; `n` in the tail that belongs to padding tokens.
+    token: int32 `[G, A]`, sorted by expert within a group; `n` in the unused tail.
     weight: float32 `[G, A]`; 0 in the tail.
     group_sizes: int32 `[G, E]`, assignments of each expert; their sum is at most A.
   """
@@ -68,14 +68,14 @@ Routing = SlotRouting | RaggedRouting | SoftRouting
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RouterInput:
-  """What a router may look at. Everything but `tokens` and `mask` is there only where the model has it.
+  """What a router may read; everything except `tokens` and `mask` is optional.
 
   Attributes:
     tokens: `[G, n, d]`, any float dtype.
     mask: bool `[G, n]`, False for padding.
     ids: int32 `[G, n]` token ids, or None (vision).
     positions: int32 `[G, n]` position within the token's own sequence, or None.
-    key: PRNG key of this layer and step, or None where nothing random may happen.
+    key: PRNG key for this layer and step, or None if nothing may be random.
   """
 
   tokens: jax.Array
@@ -92,10 +92,10 @@ class RouterOutput:
 
   Attributes:
     routing: the `Routing`.
-    losses: float32 scalars by name, unweighted, of this layer alone, over real tokens only.
+    losses: float32 scalars by name, unweighted, for this layer only, over real tokens.
     auxiliary_loss: float32 scalar, the weighted sum that training adds to the cross-entropy.
     metrics: float32 arrays by name (`moe.routing.metrics`).
-    policy: of a router that learns from the loss that its choices lead to, in training; else None.
+    policy: in training, from a router that learns from the loss its choices lead to; else None.
   """
 
   routing: Routing

@@ -1,4 +1,4 @@
-"""Any `Routing` as a table: with what weight every token reaches every expert."""
+"""Any `Routing` as a dense table: the weight of every token at every expert."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from moe.routing.types import RaggedRouting, Routing, SlotRouting, SoftRouting
 def routing_weights(routing: Routing, n: int) -> jax.Array:
   """float32 `[G, n, E]`: the weight of each token at each expert, 0 where it did not go.
 
-  In soft routing it is the sum over the expert's slots. O(n * E) memory: for looking and for tests, not for layers.
+  In soft routing it is the sum over the expert's slots. O(n * E) memory: for inspection and tests, not for layers.
 
   Args:
     routing: of one layer.
@@ -46,5 +46,5 @@ def layer_weights(routing: Routing, groups: Groups, batch: int, length: int) -> 
 
 
 def _table(token: jax.Array, expert: jax.Array, weight: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """`[n, E]` of the assignments of one group; tokens and experts out of range are nobody's."""
+  """`[n, E]` table of one group's assignments; tokens and experts out of range are ignored."""
   return jnp.zeros(shape, jnp.float32).at[token, expert].add(weight, mode="drop")

@@ -101,6 +101,6 @@ def test_logits_of_bfloat16_tokens_are_not_rounded_to_bfloat16():
 
 
 def test_a_group_size_that_does_not_divide_the_batch_is_refused_with_the_nearest_that_does():
-  with pytest.raises(ConfigError, match=r"group_size = 100: does not divide 8 x 64 = 512 tokens; 128 would"):
+  with pytest.raises(ConfigError, match=r"group_size = 100: expected a divisor of 8 x 64 = 512 tokens, such as 128"):
     checked_groups(100, batch=8, length=64)
   assert checked_groups(0, batch=8, length=64) == Groups(512)

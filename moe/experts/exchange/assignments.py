@@ -12,13 +12,13 @@ from moe.routing.types import RaggedRouting, SlotRouting
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Assignments:
-  """The first `sizes[0]` are expert 0's, the next `sizes[1]` expert 1's, and so on; the rest is room.
+  """The first `sizes[0]` belong to expert 0, the next `sizes[1]` to expert 1, and so on; the rest is unused.
 
   Attributes:
-    row: int32 `[A]`, among the device's N tokens; N where there is none.
+    row: int32 `[A]`, index among the device's N tokens; N where unused.
     weight: float32 `[A]`.
     sizes: int32 `[E]`.
-    expected: how many there are if all devices have as many; at most A.
+    expected: number of assignments if all devices have equally many; at most A.
   """
 
   row: jax.Array
@@ -27,29 +27,29 @@ class Assignments:
   expected: int = dataclasses.field(metadata={"static": True})
 
 
-# A router with room for more assignments than this for a token (all experts, say) is expected to use two of them.
+# A router with room for more assignments per token than this (all experts, say) is expected to use two.
 _MOST_EXPERTS, _FEW_EXPERTS = 8, 2
 
 
 def of_groups(routing: RaggedRouting, n: int) -> Assignments:
-  """Those of whole groups of `n` tokens that lie on this device."""
+  """The assignments of groups of `n` tokens that lie completely on this device."""
   row, weight, sizes = runs_by_expert(routing, n)
   return Assignments(row, weight, sizes, _expected(len(row), routing.token.shape[0] * n))
 
 
 def of_rows(routing: SlotRouting | RaggedRouting, flat: jax.Array, first: jax.Array, count: int) -> Assignments:
-  """Those of this device's tokens in groups that lie on several.
+  """The assignments of this device's tokens in groups that span several devices.
 
   Args:
     routing: of all groups.
-    flat: int32 `[G, n]`, each token's number in the batch.
-    first: int32 scalar, the number of this device's first token.
-    count: N, its tokens.
+    flat: int32 `[G, n]`, each token's index in the batch.
+    first: int32 scalar, the index of this device's first token.
+    count: N, how many tokens the device has.
   """
   token, weight, sizes = _by_expert(routing, flat)
   row = token - first
   here = (row >= 0) & (row < count)
-  # Those that are here move together and stay in order, so every expert's stay one run.
+  # Compacting the local assignments keeps their order, so those of an expert stay one run.
   before = jnp.cumsum(here) - here
   place = jnp.where(here, before, len(row))
   ends = jnp.cumsum(sizes)
@@ -64,7 +64,7 @@ def of_rows(routing: SlotRouting | RaggedRouting, flat: jax.Array, first: jax.Ar
 
 
 def _by_expert(routing: SlotRouting | RaggedRouting, flat: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Token numbers in the batch, weights, and how many of them each expert has; room is numbered `flat.size`."""
+  """Token indices in the batch, weights, and how many each expert has; unused entries have the index `flat.size`."""
   groups, n = flat.shape
   if isinstance(routing, RaggedRouting):
     rows, weight, sizes = runs_by_expert(routing, n)

@@ -1,12 +1,12 @@
-"""What `dispatch` does, over a mesh.
+"""Dispatch and combine over a mesh.
 
-Every device holds a share of the rows and, along the mesh axis `expert`, a share of the experts. In `shard_map` it puts
-its tokens into the slots of all experts; an all-to-all along `expert` carries the slots to the experts, a second one
-carries their outputs back. What crosses the wire has the experts' dtype.
+Every device holds a shard of the rows and, along the mesh axis `expert`, a shard of the experts. Inside `shard_map` it
+puts its tokens into the slots of all experts; an all-to-all along `expert` sends the slots to the experts, a second one
+sends their outputs back. Both use the experts' dtype.
 
-The routing group is the config's, so a group may lie on several devices (batch-wide expert choice). Its decision was
-made on gathered scores; here every device has the whole routing, a few integers per token, picks out the assignments of
-its own tokens, and sends them as a dropless routing does (`rounds`), or adds its tokens' part to the mixtures of a soft
+The config sets the routing group, so a group may span several devices (batch-wide expert choice). Its decision was made
+on gathered scores; here every device has the complete routing, a few integers per token, picks out the assignments of
+its own tokens, and sends them like a dropless routing (`rounds`), or adds its tokens' part to the mixtures of a soft
 one (`soft`). Tokens are never gathered.
 """
 
@@ -27,12 +27,12 @@ from moe.routing.types import RaggedRouting, Routing, SoftRouting
 
 
 def over_mesh(mesh: AbstractMesh, x: jax.Array, groups: Groups, routing: Routing, experts: Experts) -> jax.Array:
-  """Every token's weighted sum of its experts' outputs.
+  """Each token's weighted sum of its experts' outputs.
 
   Args:
-    mesh: that the program being traced is for.
+    mesh: the one that the program is traced for.
     x: `[B, T, d]`, of the experts' dtype.
-    groups: the division of the batch that `routing` was decided over.
+    groups: how the batch was divided for `routing`.
     routing: of all groups.
     experts: all of them.
 
@@ -40,7 +40,7 @@ def over_mesh(mesh: AbstractMesh, x: jax.Array, groups: Groups, routing: Routing
     `[B, T, d]`.
 
   Raises:
-    ValueError: the rows of `x` cannot be divided over the mesh, or a soft routing's groups lie across it.
+    ValueError: the rows of `x` cannot be divided over the mesh, or a soft routing's groups do not fit its shape.
   """
   shards, weights = row_shards(mesh), experts.weights()
   if x.shape[0] % shards:
@@ -54,13 +54,13 @@ def over_mesh(mesh: AbstractMesh, x: jax.Array, groups: Groups, routing: Routing
 
 
 def _is_local(groups: Groups, shape: tuple[int, ...], shards: int) -> bool:
-  """Whether every device holds whole groups."""
+  """Whether every group lies on one device."""
   batch, length, _ = shape
   return not groups.by_position and (batch // shards * length) % groups.size == 0
 
 
 def _sharded(mesh: AbstractMesh, on_device: Callable, routing: PartitionSpec) -> Callable:
-  """`on_device(x, routing, weights)` on every device's rows and experts, summed over the shares of their width."""
+  """`on_device(x, routing, weights)` on every device's rows and experts, summed over shards of the width."""
 
   def run(x, routing, weights):
     return on_device(x, routing, weights)[None]
@@ -72,8 +72,8 @@ def _sharded(mesh: AbstractMesh, on_device: Callable, routing: PartitionSpec) ->
     out_specs=PartitionSpec("model", ROW_AXES),
     check_vma=False,
   )
-  # Each share of an expert's width gives a part of its output. Combining is linear, so the sum may wait until the end,
-  # where it is over tokens, not slots; outside, because inside its transpose would sum a second time.
+  # Each shard of an expert's width gives a partial output. Combining is linear, so the sum can wait until the end, over
+  # tokens instead of slots; it is outside `shard_map`, because inside its transpose would sum a second time.
   return lambda *arguments: mapped(*arguments).sum(axis=0)
 
 
@@ -84,8 +84,8 @@ def _local_groups(groups: Groups, experts: Experts) -> Callable:
       return one_device(tokens, routing, experts, weights).reshape(x.shape)
 
     def slots(inputs: jax.Array) -> jax.Array:
-      """`[E, R, d]` of all experts, to the devices that hold them, through them, and back."""
-      arrived = jax.lax.all_to_all(inputs, "expert", split_axis=0, concat_axis=1, tiled=True)
+      """Sends `[E, R, d]` to the devices that hold the experts, through the experts, and back."""
+      arrived = jax.lax.all_to_all(inputs, "expert", split_axis=0, concat_axis=1, tiled=True)  # [E / P, P * R, d]
       return jax.lax.all_to_all(experts.slots(weights, arrived), "expert", split_axis=1, concat_axis=0, tiled=True)
 
     def ragged(tokens: jax.Array, routing: RaggedRouting) -> jax.Array:

@@ -1,8 +1,8 @@
-"""Soft routing over groups that lie on several devices: every slot mixes tokens of all of them.
+"""Soft routing over groups that span several devices: every slot mixes tokens from all of them.
 
-A device knows what its own tokens give to each slot. The sum over the group's devices is scattered to the experts'
-devices, and the outputs of all slots, of which every token needs a part, come back to all of the group: as many bytes
-as the slots have, whatever the number of tokens.
+A device computes what its own tokens contribute to each slot. The sum over the group's devices is scattered to the
+experts' devices, and the outputs of all slots, which every token mixes, are gathered by the whole group: the traffic
+depends on the number of slots, not on the number of tokens.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from moe.routing.groups import Groups
 
 
 def soft_over_devices(groups: Groups, experts: Experts) -> Callable:
-  """`(x, routing, weights) -> y` of one device, within `shard_map`.
+  """Returns `(x, routing, weights) -> y` for one device inside `shard_map`.
 
-  `x` is `[rows, T, d]`, the weights of `routing` are `[rows, T, E, P]`. Where a group spans several rows of the mesh,
-  each of them computes its slots.
+  `x` is `[rows, T, d]`, the weights of `routing` are `[rows, T, E, P]`. If a group spans several rows of the mesh, each
+  row computes its slots.
 
   Raises:
-    ValueError: when called, if groups neither fill whole rows of the mesh nor divide one.
+    ValueError: when called, if a group neither fills whole rows of the mesh nor divides one.
   """
 
   def on_device(x, routing, weights):
@@ -30,8 +30,8 @@ def soft_over_devices(groups: Groups, experts: Experts) -> Callable:
     num_experts, slots = routing.dispatch.shape[2:]
     in_row, rows_each = _layout(groups.size // len(tokens))
     mine = jax.lax.axis_index("expert") * in_row // jax.lax.axis_size("expert")
-    mixed = (dispatch.T @ tokens).reshape(num_experts, slots, -1)
-    # One place for each group of this row of the mesh, of which this device fills its own.
+    mixed = (dispatch.T @ tokens).reshape(num_experts, slots, -1)  # [E, P, d]
+    # One entry for each group in this row of the mesh; this device fills its own.
     parts = jnp.zeros((num_experts, in_row, slots, x.shape[-1]), x.dtype).at[:, mine].set(mixed)
     inputs = jax.lax.psum_scatter(parts, "expert", scatter_dimension=0, tiled=True)
     if rows_each > 1:
@@ -46,8 +46,8 @@ def soft_over_devices(groups: Groups, experts: Experts) -> Callable:
 
 
 def _layout(devices: int) -> tuple[int, int]:
-  """Groups in one row of the mesh, along `expert`, and rows of one group, if so many devices share one."""
+  """Groups per row of the mesh (along `expert`) and rows per group, if a group spans that many devices."""
   row = jax.lax.axis_size("expert")
   if row % devices and devices % row:
-    raise ValueError(f"group_size: a group on {devices} devices neither divides nor fills rows of {row} (mesh.expert)")
+    raise ValueError(f"group_size: expected {devices} devices of a group to divide or fill rows of {row} (mesh.expert)")
   return max(1, row // devices), max(1, devices // row)

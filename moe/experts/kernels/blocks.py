@@ -1,7 +1,7 @@
-"""Ragged experts without a kernel: a loop over blocks of one expert's rows, as many as there are.
+"""Ragged experts without a custom kernel: a loop over as many blocks of rows as each expert has.
 
-The widths of blocks are static, so a run is cut into wide blocks, which are fast, and what remains of it into narrow
-ones, which waste little. The gradients of an expert's matrices are summed within its run and written once.
+Block widths are static, so a run is split into wide blocks, which are fast, and its remainder into narrow ones, which
+waste little. The gradients of an expert's matrices are summed within its run and written once.
 """
 
 import functools
@@ -17,7 +17,7 @@ _WIDE, _NARROW = 256, 64
 
 
 def forward(activation, tokens, rows, weight, sizes, ups, down):
-  """As `ragged_feed_forward`."""
+  """See `ragged_feed_forward`."""
 
   def expert(out, of):
     start, size, ups, down = of
@@ -35,7 +35,7 @@ def forward(activation, tokens, rows, weight, sizes, ups, down):
 
 
 def backward(activation, tokens, rows, weight, sizes, ups, down, gradient):
-  """The gradients by tokens, weight, ups and down, each of its array's dtype."""
+  """Gradients with respect to tokens, weight, ups and down, each in its array's dtype."""
 
   def expert(sums, of):
     start, size, ups, down = of
@@ -59,7 +59,7 @@ def backward(activation, tokens, rows, weight, sizes, ups, down, gradient):
 
 
 def _over_run(add_block: Callable, start: jax.Array, size: jax.Array, sums):
-  """`add_block(places, sums)` for every block of a run of `size` places; those of its padding are out of range."""
+  """Applies `add_block(places, sums)` to each block of a run of `size` places; padding is out of range."""
   wide = size // _WIDE * _WIDE
 
   def add(first, width, index, sums):

@@ -1,6 +1,6 @@
-"""A feed-forward network and its gradients in terms of the two products that a grouped matrix multiplication offers.
+"""A feed-forward network and its gradients, written with two grouped matrix products.
 
-Rows are those of one expert or of many: only the products know.
+Rows may belong to one expert or to many: only the products know which.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ import jax.numpy as jnp
 def output(
   product: Callable, activation: Callable, x: jax.Array, weight: jax.Array, ups: list[jax.Array], down: jax.Array
 ) -> jax.Array:
-  """float32 `[R, d]`: `weight * activation(x @ ups) @ down^T` of the rows `x [R, d]`.
+  """float32 `[R, d]`: `weight * activation(x @ ups) @ down^T` for the rows `x [R, d]`.
 
   Args:
-    product: `(rows, matrices, transposed, dtype)` to the rows times the matrices of their experts.
-    activation: of the products with `ups`.
+    product: maps `(rows, matrices, transposed, dtype)` to the rows times the matrices of their experts.
+    activation: applied to the products with `ups`.
     x: `[R, d]`.
     weight: float32 `[R]`.
-    ups: one or two matrices `[d, f]`, or as many of them as `product` knows experts.
-    down: likewise.
+    ups: one or two matrices `[d, f]`, or `[E, d, f]` if `product` works on many experts.
+    down: one such matrix.
   """
   hidden = activation(*(product(x, up, False, x.dtype) for up in ups))
   return weight[:, None] * product(hidden, down, True, jnp.float32)
@@ -36,10 +36,10 @@ def gradients(
   ups: list[jax.Array],
   down: jax.Array,
 ) -> tuple[jax.Array, jax.Array, list[jax.Array], jax.Array]:
-  """Those of `output` by x (float32 `[R, d]`), weight (float32 `[R]`), ups and down, where `[R, d]` arrives.
+  """Gradients of `output` with respect to x (float32 `[R, d]`), weight (float32 `[R]`), ups and down.
 
-  `product` and the rest are those of `output`; `outer` takes a `[R, d]` and b `[R, f]` to the sum over an expert's rows
-  of their outer products, `[d, f]`, or as many of them as it knows experts.
+  `gradient` is that of the output, `[R, d]`; `outer` maps a `[R, d]` and b `[R, f]` to the sum over each expert's rows
+  of their outer products, `[d, f]` or `[E, d, f]`; the other arguments are as in `output`.
   """
   hidden, pull_back = jax.vjp(activation, *(product(x, up, False, x.dtype) for up in ups))
   d_hidden = product(gradient, down, False, x.dtype)

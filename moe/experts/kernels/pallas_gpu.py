@@ -1,6 +1,6 @@
-"""Grouped matrix products on NVIDIA GPUs, in Pallas by way of Triton. See `ragged_tiles.Kernels` for what they compute.
+"""Grouped matrix products on NVIDIA GPUs, in Pallas via Triton. See `tiles.Kernels` for what they compute.
 
-XLA's own `jax.lax.ragged_dot` is a masked dense product over all experts there (JAX 0.10.2).
+On GPUs XLA's own `jax.lax.ragged_dot` is a masked dense product over all experts (JAX 0.10.2).
 """
 
 import functools
@@ -17,7 +17,7 @@ _ROWS = 128
 
 
 def takes(assignments: int, matrices: tuple[int, int, int]) -> bool:
-  """Whether the kernels can do it: axes of d and f in multiples of 16, every array within 32-bit offsets."""
+  """Whether the kernels apply: d and f are multiples of 16, and every array fits 32-bit offsets."""
   experts, d, f = matrices
   largest = max(experts * d * f, (assignments + experts * _ROWS) * max(d, f))
   return d % 16 == f % 16 == 0 and largest < 2**31
@@ -30,7 +30,7 @@ def _product(tiles: Tiles, x: jax.Array, w: jax.Array, transposed: bool, dtype: 
   return pl.pallas_call(
     functools.partial(_product_kernel, transposed, k),
     out_shape=like(x, (len(x), outer), dtype),
-    # Programs that follow each other read the same columns of a matrix.
+    # Consecutive programs read the same columns of a matrix.
     grid=(len(tiles.expert), outer // n),
     in_specs=[_whole(tiles.expert), _whole(count), pl.BlockSpec((rows, inner), lambda t, j: (t, 0)), _whole(w)],
     out_specs=pl.BlockSpec((rows, n), lambda t, j: (t, j)),
@@ -93,7 +93,7 @@ def _outer_kernel(step, starts, ends, a, b, out):
 
 
 def _step(size: int, dtype: jnp.dtype) -> int:
-  """How much of an axis that is summed over a program holds at once: 64 bytes, so that three steps fit any GPU."""
+  """How much of a contracted axis a program holds at once: 64 bytes, so that three stages fit any GPU."""
   return math.gcd(size, 64 // dtype.itemsize)
 
 

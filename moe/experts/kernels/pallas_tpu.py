@@ -1,7 +1,7 @@
-"""Grouped matrix products on TPUs, in Pallas. See `ragged_tiles.Kernels` for what they compute.
+"""Grouped matrix products on TPUs, in Pallas. See `tiles.Kernels` for what they compute.
 
-In JAX 0.10.2 `jax.lax.ragged_dot` is a kernel for the product itself only: its gradient by the matrices is a masked
-dense product over all experts, and a transposed product first copies all matrices.
+In JAX 0.10.2 `jax.lax.ragged_dot` has a kernel for the forward product only: its gradient with respect to the matrices
+is a masked dense product over all experts, and a transposed product first copies all matrices.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from moe.experts.kernels.tiles import Kernels, Tiles, cost, like
 
-# Bytes of one tile of rows and of one of a matrix: two of each, a result and its float32 sum fit into 16 MiB.
+# Bytes of a tile of rows and of a tile of a matrix: two of each, a result and its float32 sum fit into 16 MiB.
 _ROWS, _MATRIX = 2**21, 2**22
 
 
@@ -31,7 +31,7 @@ def _product(tiles: Tiles, x: jax.Array, w: jax.Array, transposed: bool, dtype: 
     out_shape=like(x, (len(x), outer), dtype),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
-      # Tiles of one expert follow each other, so where k is all of the inner axis its matrix is read once.
+      # Tiles of one expert are consecutive, so if k is the full inner axis its matrix is read once.
       grid=(outer // n, tiles.used, inner // k),
       in_specs=[
         pl.BlockSpec((rows, k), lambda j, t, i, expert: (t, i)),

@@ -1,8 +1,8 @@
-"""Experts on as many tokens as each was given: the feed-forward networks of a dropless routing.
+"""The experts of a dropless routing: each one computes as many tokens as it was assigned.
 
-The cost is that of the assignments there are, not of those that the arrays have room for: a router that may give a
-token every expert, and gives it two, costs two. Nothing but the arguments is kept for the backward pass, which computes
-the first product anew: what a layer would keep, `[A, f]`, is the largest array there is.
+The cost is that of the actual assignments, not of the arrays' size: a router that may give a token every expert, and
+gives it two, costs two. Only the arguments are saved for the backward pass, which recomputes the first product: the
+`[A, f]` activations would be the largest arrays of all.
 """
 
 import functools
@@ -27,19 +27,19 @@ def ragged_feed_forward(
 ) -> jax.Array:
   """`out[rows[i]] += weight[i] * ffn_e(i)(tokens[rows[i]])`; the first `sizes[0]` i belong to expert 0, and so on.
 
-  On several TPUs or GPUs it must run inside `jax.shard_map` over all axes of the mesh: compilers do not divide kernels.
+  On several TPUs or GPUs it must run inside `jax.shard_map` over all axes of the mesh: compilers do not shard kernels.
 
   Args:
-    activation: of the products with `ups`.
+    activation: applied to the products with `ups`.
     tokens: `[N, d]`.
-    rows: int32 `[A]`, sorted by expert; what lies beyond the last expert's run is not looked at.
+    rows: int32 `[A]`, sorted by expert; entries beyond the last expert's run are ignored.
     weight: float32 `[A]`.
     sizes: int32 `[E]`, their sum at most A.
     ups: one or two `[E, d, f]`.
     down: `[E, d, f]`, used transposed.
 
   Returns:
-    `[N, d]`, of the dtype of `tokens`; sums are float32.
+    `[N, d]` in the dtype of `tokens`; sums are float32.
   """
   return _feed_forward(activation, *_varying_alike((tokens, rows, weight, sizes, ups, down)))
 
@@ -64,7 +64,7 @@ _feed_forward.defvjp(_forward, _backward)
 
 
 def _by_platform(tiles: Callable, blocks: Callable, activation: Callable, arguments: tuple):
-  """`tiles` with the platform's kernels where it has any that take these shapes, `blocks` elsewhere."""
+  """`tiles` with the platform's kernels if it has any for these shapes, else `blocks`."""
   _, rows, _, _, _, down, *_ = arguments
   kernels = {"tpu": grouped_tpu.KERNELS}
   if grouped_gpu.takes(len(rows), down.shape):
@@ -74,9 +74,9 @@ def _by_platform(tiles: Callable, blocks: Callable, activation: Callable, argume
 
 
 def _varying_alike(arrays: tuple) -> tuple:
-  """Inside `jax.shard_map`, all arrays as varying over the mesh axes that any of them varies over.
+  """Inside `jax.shard_map`, marks all arrays as varying over the mesh axes that any of them varies over.
 
-  The gradient of one that is the same on every device is then summed over them, and loops may begin with zeros.
+  The gradient of a replicated array is then summed over devices, and loops can start from zeros.
   """
 
   def axes(array):

@@ -1,14 +1,14 @@
-"""Rows that an index names, and nothing where it names none: what both forms of ragged experts fetch."""
+"""Gathers of rows that give zeros out of range, used by both forms of ragged experts."""
 
 import jax
 import jax.numpy as jnp
 
-# An index out of range of everything: reads there give nothing, writes go nowhere.
+# An index out of range of every array: reads are filled, writes are dropped.
 NOWHERE = jnp.iinfo(jnp.int32).max
 
 
 def assigned(rows: jax.Array, weight: jax.Array, places: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The tokens and weights that stand at `places` among the assignments; `NOWHERE` and 0 for places out of range."""
+  """The tokens and weights of the assignments at `places`; `NOWHERE` and 0 for places out of range."""
   return rows.at[places].get(mode="fill", fill_value=NOWHERE), weight.at[places].get(mode="fill", fill_value=0)
 
 

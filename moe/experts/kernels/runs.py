@@ -10,7 +10,7 @@ def runs_by_expert(routing: RaggedRouting, n: int) -> tuple[jax.Array, jax.Array
   """The assignments of all groups as one run per expert: rows of the flattened `[G * n]` tokens, weights, sizes.
 
   Returns:
-    int32 `[G * A]`, float32 `[G * A]`, int32 `[E]`; what lies beyond the last run indexes out of range and weighs 0.
+    int32 `[G * A]`, float32 `[G * A]`, int32 `[E]`; entries beyond the last run are out of range and have weight 0.
   """
   groups, count = routing.token.shape
   first = jnp.arange(groups, dtype=jnp.int32)[:, None] * n
@@ -18,7 +18,7 @@ def runs_by_expert(routing: RaggedRouting, n: int) -> tuple[jax.Array, jax.Array
   sizes = routing.group_sizes.sum(axis=0)
   if groups == 1:
     return rows[0], routing.weight[0], sizes
-  # A run of group g moves to where its expert's runs of the groups before it end.
+  # A run of group g moves to the end of its expert's runs from earlier groups.
   ends = jnp.cumsum(routing.group_sizes, axis=1)  # [G, E]
   to = (jnp.cumsum(sizes) - sizes) + jnp.cumsum(routing.group_sizes, axis=0) - routing.group_sizes
   index = jnp.arange(count, dtype=jnp.int32)

@@ -1,8 +1,8 @@
-"""Ragged experts by kernels: every expert's run padded to whole tiles of rows, all of them multiplied by one kernel.
+"""Ragged experts by custom kernels: each expert's run is padded to full tiles of rows, all multiplied by one kernel.
 
-A tile has one expert, so kernels need no masks, and padding is rows of zeros, of which only the last tile of a run has
-any. Tiles beyond the last run are room for worse routings: kernels do not compute them, so what they hold is undefined;
-nothing reads it but elementwise functions, whose results find no place to go.
+A tile belongs to one expert, so kernels need no masks; padding is rows of zeros in the last tile of a run. Tiles beyond
+the last run are room for less balanced routings: kernels skip them, so their contents are undefined; only elementwise
+functions read them, and their results are dropped.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from moe.experts.kernels.rows import NOWHERE, assigned, fetch
 
 
 class Kernels(NamedTuple):
-  """What a platform offers; `tiles` says which expert every tile of rows has.
+  """A platform's grouped products; `tiles` says which expert each tile of rows belongs to.
 
   Attributes:
     product: `(tiles, x [T * R, d], w [E, d, f], transposed, dtype)` to `[T * R, f]` of `dtype`: each tile's rows times
-      its expert's matrix. Transposed, `[T * R, f]` to `[T * R, d]`.
+      its expert's matrix. If transposed, `[T * R, f]` to `[T * R, d]`.
     outer: `(tiles, a [T * R, d], b [T * R, f], dtype)` to `[E, d, f]`: the sum over each expert's rows of `a^T b`.
-    rows: R where experts have `8 * R` rows or more in the mean, so that a sixteenth is padding; else half as many.
+    rows: R if experts average `8 * R` rows or more, so that a sixteenth is padding; otherwise R / 2 is used.
   """
 
   product: Callable
@@ -32,13 +32,13 @@ class Kernels(NamedTuple):
 
 
 class Tiles(NamedTuple):
-  """The tiles of a routing; T is a bound of how many there are.
+  """The tiles of a routing; T is an upper bound on their number.
 
   Attributes:
     expert: int32 `[T]`, ascending.
     first: int32 `[E]`, each expert's first tile. Every expert has at least one, if only of padding.
-    used: int32 scalar, how many there are.
-    place: int32 `[T * R]`, where each row stands among the assignments; out of range for padding.
+    used: int32 scalar, the actual number of tiles.
+    place: int32 `[T * R]`, index of each row among the assignments; out of range for padding.
   """
 
   expert: jax.Array
@@ -53,14 +53,14 @@ def cut(sizes: jax.Array, assignments: int, rows: int) -> Tiles:
   tiles = jnp.maximum(-(-sizes // rows), 1)
   ends = jnp.cumsum(tiles)
   expert = jnp.repeat(jnp.arange(len(sizes), dtype=jnp.int32), tiles, total_repeat_length=bound)
-  within = (jnp.arange(bound) - (ends - tiles)[expert])[:, None] * rows + jnp.arange(rows)
+  within = (jnp.arange(bound) - (ends - tiles)[expert])[:, None] * rows + jnp.arange(rows)  # [T, R]
   place = (jnp.cumsum(sizes) - sizes)[expert][:, None] + within
   place = jnp.where(within < sizes[expert][:, None], place, NOWHERE)
   return Tiles(expert, ends - tiles, ends[-1], place.reshape(-1))
 
 
 def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down):
-  """As `ragged_feed_forward`."""
+  """See `ragged_feed_forward`."""
   tiles, row, weights = _tiles(kernels, rows, weight, sizes)
 
   def product(x, w, transposed, dtype):
@@ -71,7 +71,7 @@ def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down
 
 
 def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down, gradient):
-  """The gradients by tokens, weight, ups and down, each of its array's dtype."""
+  """Gradients with respect to tokens, weight, ups and down, each in its array's dtype."""
   tiles, row, weights = _tiles(kernels, rows, weight, sizes)
 
   def product(x, w, transposed, dtype):
@@ -88,19 +88,19 @@ def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, dow
 
 
 def like(x: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-  """A kernel's result, which varies over the mesh axes of a `jax.shard_map` as x does."""
+  """The shape of a kernel's result, which varies over the mesh axes of `jax.shard_map` as `x` does."""
   return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def cost(rows: int, matrices: jax.Array | jax.ShapeDtypeStruct) -> pl.CostEstimate:
-  """What the compiler is told of a product of so many rows with one of the matrices each, `[E, d, f]`."""
+  """The compiler's cost estimate for multiplying each of `rows` rows by one of the matrices `[E, d, f]`."""
   _, d, f = matrices.shape
   size = (matrices.size + rows * (d + f)) * matrices.dtype.itemsize
   return pl.CostEstimate(flops=2 * rows * d * f, bytes_accessed=size, transcendentals=0)
 
 
 def _tiles(kernels, rows, weight, sizes) -> tuple[Tiles, jax.Array, jax.Array]:
-  """The tiles, the token of every row of theirs and its weight."""
+  """The tiles, and the token and weight of each of their rows."""
   wide = len(rows) >= 8 * kernels.rows * len(sizes)
   tiles = cut(sizes, len(rows), kernels.rows if wide else kernels.rows // 2)
   return tiles, *assigned(rows, weight, tiles.place)

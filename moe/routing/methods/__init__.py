@@ -1,4 +1,4 @@
-"""One published method a file, each found by its name: importing this package imports them all."""
+"""One published method per file, selected by name: importing this package imports them all."""
 
 import importlib
 import pkgutil

@@ -1,7 +1,7 @@
-"""Adaptive mixtures of local experts: Jacobs, Jordan, Nowlan and Hinton 1991. Every token to every expert.
+"""Adaptive mixtures of local experts (Jacobs, Jordan, Nowlan and Hinton 1991): every token goes to every expert.
 
-The paper compares three losses of a mixture whose experts predict the target themselves. In a layer of a network the
-experts' outputs have no targets of their own: there the network's loss sees their weighted sum, as in the first one.
+The paper compares three losses of a mixture whose experts predict the target directly. Inside a network the experts
+have no targets of their own: the network's loss sees their weighted sum, as in the first of the three.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from moe.routing.types import RouterInput
 
 
 def cooperative_loss(outputs: jax.Array, gates: jax.Array, target: jax.Array) -> jax.Array:
-  """`[...]`, ||y - sum_e p_e o_e||^2: each expert corrects what the others leave, so none specialises by itself.
+  """`[...]`, ||y - sum_e p_e o_e||^2: each expert corrects the errors of the others, so none specialises.
 
   Args:
     outputs: o, float `[..., E, d]`.
@@ -43,18 +43,18 @@ def likelihood_loss(outputs: jax.Array, gates: jax.Array, target: jax.Array) -> 
 
 
 def posterior(outputs: jax.Array, gates: jax.Array, target: jax.Array) -> jax.Array:
-  """`[..., E]`, the probability that each expert made the target, as Gaussians of variance 1. Shapes as above."""
+  """`[..., E]`, the probability that each expert generated the target, as a Gaussian of variance 1. Shapes as above."""
   return jax.nn.softmax(jnp.log(gates) - 0.5 * _squared_error(outputs, target))
 
 
 def _squared_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
-  """`[..., E]`."""
+  """`[..., E]`, ||y - o_e||^2."""
   return jnp.square(target[..., None, :] - outputs).sum(-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveMixtureConfig(TokenwiseConfig, CapacityConfig, name="adaptive_mixture"):
-  """The options of the dense mixture: slots, if any, for every token with every expert."""
+  """The dense mixture of all experts; if there are slots, they hold every token at every expert."""
 
   paper = "Jacobs, Jordan, Nowlan and Hinton 1991, Neural Computation 3(1)"
 
@@ -68,13 +68,13 @@ class AdaptiveMixtureConfig(TokenwiseConfig, CapacityConfig, name="adaptive_mixt
 
 
 class AdaptiveMixture(TokenwiseRouter):
-  """All experts, weighted by softmax(x W): the dense mixture, at the cost of E experts a token, in both modes alike."""
+  """All experts weighted by softmax(x W), at the cost of E experts per token in training and evaluation alike."""
 
   def __init__(self, config: AdaptiveMixtureConfig, site: Site, *, rngs: nnx.Rngs):
     self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
-    """As the base class says."""
+    """See the base class."""
     probs = jax.nn.softmax(router_logits(inputs.tokens, self.kernel[...]))
     return Selection(jnp.ones(probs.shape, bool), probs, probs)

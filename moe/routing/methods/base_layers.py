@@ -1,7 +1,7 @@
-"""BASE layers: tokens are assigned to experts so that all experts get equally many and the scores sum to the most.
+"""BASE layers: the assignment of equally many tokens to each expert with the largest sum of scores.
 
-Lewis et al. 2021, arXiv 2103.16716. In training the balance is exact, by solving the assignment over tokens of many
-sequences; in evaluation every token takes its best expert, since balance would leak what other tokens are.
+Lewis et al. 2021, arXiv 2103.16716. Training balances exactly, by solving the assignment over tokens of many sequences;
+in evaluation every token takes its best expert, since balancing would leak what other tokens are.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ _GAIN = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class BaseConfig(RouterConfig, name="base"):
-  """Options of BASE.
+  """BASE: a balanced assignment in training, each token's best expert in evaluation.
 
   Attributes:
-    group_size: tokens that are assigned together in training; 0 for the whole batch.
-    shuffle: whether tokens are dealt to these groups at random, so that none is full of one sequence's (section 3.2).
+    group_size: tokens assigned together in training; 0 for the whole batch.
+    shuffle: whether tokens are spread over these groups at random, so that none holds only one sequence (section 3.2).
   """
 
   paper = "Lewis et al. 2021, arXiv 2103.16716"
@@ -50,7 +50,7 @@ class BaseConfig(RouterConfig, name="base"):
     return not training or (not self.shuffle and self.group_size > 0 and length % self.group_size == 0)
 
   def groups(self, batch: int, length: int) -> Groups:
-    """One: the groups of the assignment are dealt within."""
+    """A single group; the router splits it into the groups of the assignment."""
     return Groups(batch * length)
 
   def check(self, site: Site, batch: int, length: int) -> None:
@@ -61,10 +61,10 @@ class BaseConfig(RouterConfig, name="base"):
 
 
 class Base(Router):
-  """BASE with the sigmoid of the score as gate, which around the residual is the paper's mixing of token and expert.
+  """BASE gated by the sigmoid of the score, which with the residual is the paper's mix of token and expert output.
 
-  The published layer also starts its experts' last matrix at zero; here experts start as everywhere. The metric
-  `assignment_gap` is how far, in score per token, the assignment may be from the best one: a certified bound.
+  The published layer also initialises its experts' last matrix to zero; here experts are initialised as in every layer.
+  The metric `assignment_gap` is a certified bound on the assignment's distance from the optimum, in score per token.
   """
 
   config: BaseConfig
@@ -99,7 +99,7 @@ class Base(Router):
     return n // group * -(-group // self.num_experts)
 
   def _assigned(self, scores: jax.Array, mask: jax.Array, inputs: RouterInput) -> BalancedAssignment:
-    """The assignment of `[n, E]` scores, `expert` in the order of the tokens, the rest of each group."""
+    """The assignment for scores `[n, E]`: `expert` in the order of the tokens, the other fields per group."""
     n = len(mask)
     order = jnp.arange(n)
     if self.config.shuffle:
@@ -111,7 +111,7 @@ class Base(Router):
     return found._replace(expert=expert)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """Nothing: the rule of evaluation looks at one token."""
+    """Empty: in evaluation each token is routed on its own."""
     return {}
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
@@ -119,5 +119,5 @@ class Base(Router):
 
 
 def _gates(logits: jax.Array, expert: jax.Array) -> jax.Array:
-  """`[n, 1]`, sigmoid of the score with the token's expert: equation 2."""
+  """`[n, 1]`, sigmoid of each token's score for its expert: equation 2."""
   return jax.nn.sigmoid(jnp.take_along_axis(logits, expert[:, None], axis=-1))

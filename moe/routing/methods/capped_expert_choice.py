@@ -1,8 +1,8 @@
-"""Expert choice with at most b experts for each token. Zhou et al. 2022, section 3.3.
+"""Expert choice with at most b experts per token. Zhou et al. 2022, section 3.3.
 
-The paper solves an entropy-regularised program by Dykstra's algorithm and rounds it. At its settings the program is far
-from solved and the cap is soft (up to 29% of the tokens exceed it, measured). So there are two more solvers: the dual
-of the same program, which comes within a percent in a fifth of the iterations, and one whose cap is never exceeded.
+The paper solves an entropy-regularised program by Dykstra's algorithm and rounds the solution. At its settings that is
+far from converged, and the cap is soft (up to 29% of the tokens exceed it, measured). Hence two more solvers: the dual
+of the same program, within a percent in a fifth of the iterations, and one that never exceeds the cap.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ _ITERATIONS = {"dykstra": 100, "dual": 20, "hard": 100}
 
 @dataclasses.dataclass(frozen=True)
 class CappedExpertChoiceConfig(ExpertChoiceConfig, name="capped_expert_choice"):
-  """Options of capped expert choice, besides those of expert choice.
+  """Expert choice with a cap on the experts per token; the other fields are those of expert choice.
 
   Attributes:
-    cap: b, experts of a token at most; not less than the capacity factor. Where they are equal every token gets exactly
-      that many: nothing is left to choose but which.
-    solver: "dual" ascends the program's dual block by block; "dykstra" is the paper's; "hard" lets tokens refuse, never
-      exceeds the cap and may leave slots empty.
-    entropy: weight of the entropy, in units of the scores; the paper's is 0.001. Not used by "hard".
-    iterations: of the solver; 0 for its own number: 100 for "dykstra" as published, 20 for "dual", 100 for "hard".
+    cap: b, most experts per token; at least the capacity factor. If they are equal, every token gets exactly b experts
+      and the solver only chooses which.
+    solver: "dual" is block coordinate ascent in the program's dual; "dykstra" is the paper's; "hard" lets tokens refuse
+      experts, never exceeds the cap and may leave slots empty.
+    entropy: weight of the entropy, in units of the scores; 0.001 in the paper. Unused by "hard".
+    iterations: of the solver; 0 for its default: 100 for "dykstra" as published, 20 for "dual", 100 for "hard".
   """
 
   paper = "Zhou et al. 2022, section 3.3"
@@ -57,7 +57,7 @@ class CappedExpertChoiceConfig(ExpertChoiceConfig, name="capped_expert_choice"):
 
 
 class CappedExpertChoice(ExpertChoice):
-  """Expert choice under a cap. The weights are the scores of whatever is chosen; the solver has no gradient."""
+  """Expert choice under a cap. The weights are the scores of the chosen tokens; the solver has no gradient."""
 
   config: CappedExpertChoiceConfig
 

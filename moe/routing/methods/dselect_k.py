@@ -1,4 +1,4 @@
-"""DSelect-k: a choice of k experts that is smooth while it is made and sparse once it is.
+"""DSelect-k: a differentiable choice of k experts that becomes sparse as it settles.
 
 Hazimeh et al. 2021, "DSelect-k: differentiable selection in the mixture of experts", arXiv 2106.03760,
 section 3.
@@ -25,9 +25,9 @@ _MIXTURE_INIT = 0.05
 
 
 def smooth_step(t: jax.Array, gamma: float) -> jax.Array:
-  """S(t): 0 up to -gamma/2, 1 from gamma/2, between them the cubic that makes it continuously differentiable.
+  """S(t): 0 up to -gamma/2, 1 from gamma/2, and between them the cubic that makes it continuously differentiable.
 
-  Written as u^2 (3 - 2u), which no rounding takes below 0 or loses the small values of.
+  Written as u^2 (3 - 2u), which never rounds below 0 and keeps small values accurate.
   """
   u = jnp.clip(t / gamma + 0.5, 0.0, 1.0)
   return jnp.square(u) * (3.0 - 2.0 * u)
@@ -36,8 +36,8 @@ def smooth_step(t: jax.Array, gamma: float) -> jax.Array:
 def single_selectors(z: jax.Array, num_experts: int, gamma: float) -> jax.Array:
   """r(z): the product over an expert's binary code, most significant bit first, of S(z_j) or 1 - S(z_j).
 
-  One expert has weight 1, the others exactly 0, once every |z_j| >= gamma / 2. Where E is no power of two, the weight
-  of the codes that belong to no expert is lost: as in the authors' code a penalty drives it out; nothing is scaled up.
+  Once every |z_j| >= gamma / 2, one expert has weight 1 and the others exactly 0. If E is not a power of two, the
+  weight of codes without an expert is lost: as in the authors' code, a penalty drives it out and nothing is rescaled.
 
   Args:
     z: float32 `[..., m]`, m = ceil(log2 E).
@@ -47,12 +47,12 @@ def single_selectors(z: jax.Array, num_experts: int, gamma: float) -> jax.Array:
   Returns:
     float32 `[..., E]`.
   """
-  # 1 - S(t) is S(-t), in which nothing cancels.
+  # 1 - S(t) is computed as S(-t), to avoid cancellation.
   ones, zeros = smooth_step(z, gamma), smooth_step(-z, gamma)
   weight = jnp.ones((*z.shape[:-1], 1), jnp.float32)
   for bit in range(z.shape[-1]):
     both = jnp.stack([zeros[..., bit, None], ones[..., bit, None]], axis=-1)
-    weight = (weight[..., None] * both).reshape(*z.shape[:-1], -1)
+    weight = (weight[..., None] * both).reshape(*z.shape[:-1], -1)  # [..., 2^(bit + 1)]
   return weight[..., :num_experts]
 
 
@@ -62,29 +62,29 @@ def mixture(selectors: jax.Array, alpha: jax.Array) -> jax.Array:
 
 
 def selector_entropy(selectors: jax.Array) -> jax.Array:
-  """The sum over the selectors `[..., k, E]` of their entropies, in nats; float32 `[...]`."""
+  """The sum of the entropies of the selectors `[..., k, E]`, in nats; float32 `[...]`."""
   return -(selectors * jnp.log(selectors + _EPSILON)).sum((-2, -1))
 
 
 def unreachable_penalty(selectors: jax.Array) -> jax.Array:
-  """The sum over the selectors `[..., k, E]` of 1 / (weight on experts that exist); float32 `[...]`, k at the least.
+  """The sum over the selectors `[..., k, E]` of 1 / (weight on experts that exist); float32 `[...]`, at least k.
 
-  Bounded by 10^6 for each: where a selector has come to lie wholly on codes without an expert, the quotient would be
-  infinite, and no gradient could bring it back, for the smooth step is flat there.
+  Each term is bounded by 10^6: for a selector that lies completely on codes without an expert the quotient would be
+  infinite, and no gradient could bring it back, since the smooth step is flat there.
   """
   return (1.0 / jnp.maximum(selectors.sum(-1), _EPSILON)).sum(-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class DSelectKConfig(TokenwiseConfig, CapacityConfig, name="dselect_k"):
-  """Options of DSelect-k.
+  """DSelect-k: k selectors, each of one expert by a smooth binary code.
 
   Attributes:
-    capacity_factor: None for dropless, as published; a factor gives slots, which early training overflows.
-    k: the most experts of a token once the selectors are binary; before that a token takes every expert.
+    capacity_factor: None for dropless, as published; a factor gives slots, which overflow early in training.
+    k: most experts per token once the selectors are binary; before that every token goes to every expert.
     gate: "per_example": z and alpha are linear in the token. "static": they are parameters, the same for all tokens.
-    gamma: width of the smooth step's smooth region. Outside, a bit is settled and has no gradient any more.
-    entropy_loss: weight of the selectors' entropy, which drives them to be binary.
+    gamma: width of the smooth step's smooth region. Outside it a bit is settled and gets no gradient.
+    entropy_loss: weight of the selectors' entropy, which makes them binary.
   """
 
   paper = "Hazimeh et al. 2021, arXiv 2106.03760"
@@ -110,14 +110,14 @@ class DSelectKConfig(TokenwiseConfig, CapacityConfig, name="dselect_k"):
 
 
 class DSelectK(TokenwiseRouter):
-  """DSelect-k, its dispatch as dense or as sparse as the weights are: experts of weight 0 are not computed.
+  """DSelect-k with dispatch as sparse as the weights: experts of weight 0 are not computed.
 
   The authors' code sums the entropy and the penalty over the batch; here they are means over the real tokens, so that
-  their weight means the same for every batch size. The penalty's weight is 1, as theirs. Their dense layers have
-  biases, the paper's gates and these have none.
+  the weights do not depend on the batch size. The penalty's weight is 1, as in their code. Their dense layers have
+  biases; the paper's gates and these do not.
 
   Attributes:
-    z: float32 `[k, ceil(log2 E)]`, or `[d, k, ceil(log2 E)]` where linear in the token.
+    z: float32 `[k, ceil(log2 E)]`, or `[d, k, ceil(log2 E)]` if linear in the token.
     alpha: float32 `[k]`, or `[d, k]`.
   """
 

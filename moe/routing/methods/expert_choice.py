@@ -19,10 +19,10 @@ from moe.routing.types import RouterInput, RouterOutput, SlotRouting
 
 
 def expert_choice(scores: jax.Array, mask: jax.Array, k: int) -> SlotRouting:
-  """Equations 1 to 3 of the paper for one group, `[E, k]` each: G, I = TopK(S^T, k).
+  """Equations 1 to 3 of the paper for one group: G, I = TopK(S^T, k), both `[E, k]`.
 
-  Padding comes after every real token, and a slot that only padding is left for stays empty (token n, weight 0).
-  The gradient reaches the scores through the chosen values; which tokens are chosen has none.
+  Padding ranks below every real token; a slot with only padding left stays empty (token n, weight 0). The gradient
+  flows to the scores through the chosen values, not through the choice.
 
   Args:
     scores: float32 `[n, E]`, softmax over experts.
@@ -35,10 +35,9 @@ def expert_choice(scores: jax.Array, mask: jax.Array, k: int) -> SlotRouting:
 
 
 def renormalized(routing: SlotRouting, n: int) -> SlotRouting:
-  """The routing of one group with the weights of each chosen token divided by their sum.
+  """One group's routing with each token's weights divided by their sum.
 
-  Komatsuzaki et al. 2022 (sparse upcycling), section 4.1: a layer of equal experts then gives any token that is
-  chosen at all what the dense layer gave.
+  Komatsuzaki et al. 2022 (sparse upcycling), section 4.1: equal experts then give a chosen token the dense output.
   """
   total = jnp.zeros(n + 1, jnp.float32).at[routing.token].add(routing.weight)
   return SlotRouting(routing.token, routing.weight / jnp.where(total > 0, total, 1.0)[routing.token])
@@ -46,11 +45,11 @@ def renormalized(routing: SlotRouting, n: int) -> SlotRouting:
 
 @dataclasses.dataclass(frozen=True)
 class ExpertChoiceConfig(GroupBudgetConfig, name="expert_choice"):
-  """Options of expert choice.
+  """Expert choice: every expert takes its top k tokens of each group.
 
   Attributes:
-    capacity_factor, eval_capacity_factor, renormalize, z_loss, softmax: as of every form of it.
-    group_size: tokens that are chosen among; 0 for the whole batch.
+    capacity_factor, eval_capacity_factor, renormalize, z_loss, softmax: as in every form of it.
+    group_size: tokens per group; 0 for the whole batch.
   """
 
   paper = "Zhou et al. 2022, arXiv 2202.09368"
@@ -71,10 +70,7 @@ class ExpertChoiceConfig(GroupBudgetConfig, name="expert_choice"):
     return self.group_size > 0 and length % self.group_size == 0
 
   def causal_twin(self) -> RouterConfig | None:
-    """Every expert takes the tokens that are among the best c / E of their sequence so far, as many as there are.
-
-    None for a softmax over tokens, which no causal rule can take.
-    """
+    """Dropless prefix-rank choice; None for a softmax over tokens, which no causal rule can compute."""
     if self.softmax == "tokens":
       return None
     shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(ExpertBudgetConfig)}
@@ -91,7 +87,7 @@ class ExpertChoiceConfig(GroupBudgetConfig, name="expert_choice"):
 
 
 class ExpertChoice(Router):
-  """Expert choice exactly as published. Sees the whole group, so it is for encoders."""
+  """Expert choice exactly as published. It sees the whole group, so it belongs in encoders."""
 
   config: GroupBudgetConfig
 
@@ -110,13 +106,13 @@ class ExpertChoice(Router):
     return RouterOutput(routing, {"z": z_loss}, self.config.z_loss * z_loss, metrics)
 
   def scores(self, logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Float32 `[G, n, E]` of logits `[G, n, E]` and mask `[G, n]`."""
+    """float32 `[G, n, E]` from logits `[G, n, E]` and mask `[G, n]`."""
     if self.config.softmax == "experts":
       return jax.nn.softmax(logits)
-    # A group of padding has no softmax, and takes no token either.
+    # The softmax over a group of only padding is NaN, and no token is taken there.
     return jnp.nan_to_num(jax.nn.softmax(logits, axis=1, where=mask[..., None]))
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
-    """The choice in one group, of scores `[n, E]` and mask `[n]`."""
+    """The choice in one group with scores `[n, E]` and mask `[n]`."""
     k = expert_choice_capacity(len(mask), self.num_experts, self.config.factor(training))
     return expert_choice(scores, mask, k)

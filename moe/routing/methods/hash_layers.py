@@ -30,7 +30,7 @@ def next_ids(ids: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def sections_chosen(buckets: jax.Array, num_buckets: int) -> jax.Array:
-  """Bool `[..., E]`: expert m * B + b where hash m gives bucket b, `buckets` int32 `[N, ...]`; B * N = E."""
+  """Bool `[..., E]`: expert m * B + b if hash m gives bucket b, `buckets` int32 `[N, ...]`; B * N = E."""
   chosen = jnp.moveaxis(buckets[..., None] == jnp.arange(num_buckets), 0, -2)
   return chosen.reshape(*chosen.shape[:-2], -1)
 
@@ -42,36 +42,36 @@ def _starts(positions: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class HashConfig(TokenwiseConfig, CapacityConfig, name="hash"):
-  """Options of hash layers.
+  """Hash layers: a fixed hash of token ids chooses the experts.
 
-  With x_t the token's own id (in a decoder, ids are its inputs: x_t is the target before), `function` is
+  With x_t the token's own id (in a decoder, ids are its inputs, so x_t is the previous target), `function` is
 
     random            hash(x_t)
-    balanced          x_t's place in a table where experts get equally many tokens of a corpus
+    balanced          x_t's entry in a table that gives experts equally many tokens of a corpus
     bigram            hash(x_{t-1}, x_t)
     previous          hash(x_{t-1})
     position          hash(t), t within the segment
     future            hash(x_{t+1}), an oracle: in a decoder that is the target itself, so the loss collapses. Not
-                      causal; it is the positive control of tests for leaks
-    predicted_future  hash(prediction of x_{t+1} from x_t), by a bigram model: the paper's baseline is a transformer,
-                      whose prediction would need a second forward pass; a bigram's is a table
+                      causal; it is the positive control of leak tests
+    predicted_future  hash(prediction of x_{t+1} from x_t), by a bigram model, which is a table; the paper's baseline, a
+                      transformer, would need a second forward pass
     clustered         the k-means cluster of x_t's embedding in a trained baseline
-    dispersed         x_t's place in a table that parts the tokens of each such cluster
+    dispersed         x_t's entry in a table that spreads the tokens of each such cluster
     modulo            x_t mod E, the hashing baseline of Zhou et al. 2022
 
-  where hash is `moe.routing.solvers.hashing.hash_buckets`, and x is 0 outside of the segment. All layers of a stack
-  share it.
+  where hash is `moe.routing.solvers.hashing.hash_buckets`, and x is 0 outside the segment. All layers of a stack share
+  it.
 
   Attributes:
     function: what is hashed, see above.
-    hashes: N of MultiHash. The experts are N sections of E / N; a token takes one expert of
-      each section, by an independent hash, so that few tokens share all their experts. The paper cuts the network's
-      matrices into N segments and lets hashes choose each; an expert here is one segment of both, the hidden units that
-      it adds, and the sum of a token's experts is one network of all its segments. Set the model's `expert_d_ff` to
-      d_ff / N to keep the cost. A capacity factor counts experts per token, so N holds every choice of an even load.
-    seed: of hash; a table, and modulo, have none.
-    table: path of the table of `scripts/build_hash_table.py`, for functions that are one. It is read when a run starts
-      and then part of its checkpoints.
+    hashes: N of MultiHash. The experts form N sections of E / N, and an independent hash chooses one expert of each
+      section, so few tokens share all their experts. The paper cuts the network's matrices into N segments, each chosen
+      by a hash; here an expert is one such segment of hidden units, and the sum of a token's experts is the network of
+      its segments. Set the experts' `d_ff` to the model's divided by N to keep the cost. A capacity factor counts
+      experts per token, so N holds every choice if the load is even.
+    seed: of hash; tables and modulo have none.
+    table: path of the table made by `scripts/build_hash_table.py`, for functions that use one. It is read when a run
+      starts and then stored in its checkpoints.
   """
 
   paper = "Roller et al. 2021, arXiv 2106.04426"
@@ -100,17 +100,21 @@ class HashConfig(TokenwiseConfig, CapacityConfig, name="hash"):
     require(not alike, "hashes", self.hashes, 'expected 1, since function = "modulo" has no second hash')
     require(0 <= self.seed < 2**32, "seed", self.seed, "expected from 0 to 2^32 - 1")
     about = f"function = {self.function!r}"
-    wanted = f"{about} needs one; make it with scripts/build_hash_table.py" if self.is_table else f"{about} has none"
+    wanted = (
+      f"expected a file made by scripts/build_hash_table.py for {about}"
+      if self.is_table
+      else f"expected none for {about}"
+    )
     require(bool(self.table) == self.is_table, "table", self.table, wanted)
 
   @property
   def is_table(self) -> bool:
-    """Whether the function is a table made of a corpus or of a trained model."""
+    """Whether the function is a table made from a corpus or a trained model."""
     return self.function in TABLE_FUNCTIONS
 
   @property
   def remembers(self) -> bool:
-    """Whether decoding needs the id before."""
+    """Whether decoding needs the previous id."""
     return self.function in ("bigram", "previous")
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "HashLayers":
@@ -143,14 +147,14 @@ class HashLayers(TokenwiseRouter):
     self.config, self.num_experts = config, site.num_experts
     self.num_buckets = site.num_experts // config.hashes
     if config.is_table:
-      # Until a run has read its file every token has no expert (-1), which no metric could mistake for a table.
+      # Until a run has read its file no token has an expert (-1), which no metric could mistake for a table.
       self.table = RouterState(jnp.full((config.hashes, site.vocab_size), -1, jnp.int32))
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     return self._select(inputs, previous_ids(inputs.ids, inputs.positions))
 
   def init_memory(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """`previous`: int32 `[batch]`, the id that was decoded last, for functions that hash it."""
+    """`previous`: int32 `[batch]`, the last decoded id, for functions that hash it."""
     return {"previous": jnp.zeros(batch, jnp.int32)} if self.config.remembers else {}
 
   def select_next(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[Selection, dict[str, jax.Array]]:

@@ -1,7 +1,7 @@
 """k-means routing: a token goes to the expert of the nearest centroid. Gross, Ranzato and Szlam 2017.
 
-Their experts divide a trained network's features by clusters found beforehand (`update` "fixed"). The centroids may
-follow the tokens of training instead, as a moving average (Roy et al. 2021, Routing Transformer, section 4.1).
+Their experts divide a trained network's features by clusters found beforehand (`update` "fixed"). Alternatively the
+centroids follow the training tokens as a moving average (Roy et al. 2021, Routing Transformer, section 4.1).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from moe.routing.types import RouterInput
 
 
 def moving_average(centroids: jax.Array, points: jax.Array, chosen: jax.Array, decay: float) -> jax.Array:
-  """`decay * mu + (1 - decay) * mean` of each expert's points, over all groups; an expert without points stays.
+  """`decay * mu + (1 - decay) * mean` of each expert's points, over all groups; a centroid without points stays.
 
   Args:
     centroids: float32 `[E, d]`.
@@ -40,7 +40,7 @@ def nearest_tokens(distances: jax.Array, mask: jax.Array, k: int) -> jax.Array:
   Args:
     distances: float32 `[n, E]`.
     mask: bool `[n]`.
-    k: tokens of every expert.
+    k: tokens per expert.
   """
   tokens = highest(jnp.where(mask[:, None], -distances, -jnp.inf).T, k)[1]
   chosen = jnp.zeros(distances.shape, bool).at[tokens, jnp.arange(distances.shape[1])[:, None]].set(True)
@@ -49,15 +49,15 @@ def nearest_tokens(distances: jax.Array, mask: jax.Array, k: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class KMeansConfig(TokenwiseConfig, CapacityConfig, name="k_means"):
-  """Options of k-means routing.
+  """k-means routing: a token goes to the expert with the nearest centroid.
 
   Attributes:
     update: "moving_average" moves the centroids in training, "fixed" leaves them as the file has them.
-    decay: of the moving average, in every micro-batch.
-    centroids: path of a file of `scripts/build_centroids.py` to begin with. Without one, the first batch routes by
-      random directions, and the centroids then begin as tokens of that batch far from each other (k-means++).
-    balanced: whether an expert takes the n / E tokens nearest to it of a sequence's n, as in expert choice with
-      centroids for a router: balanced, but not causal.
+    decay: of the moving average, per micro-batch.
+    centroids: path of initial centroids made by `scripts/build_centroids.py`. Without one, the first batch routes by
+      random directions, and the centroids are then initialised to tokens of that batch far from each other (k-means++).
+    balanced: whether an expert takes the n / E nearest of a sequence's n tokens, like expert choice with centroids as
+      the router: balanced, but not causal.
   """
 
   paper = "Gross et al. 2017, arXiv 1704.06363"
@@ -72,7 +72,7 @@ class KMeansConfig(TokenwiseConfig, CapacityConfig, name="k_means"):
     require(0 <= self.decay < 1, "decay", self.decay, "expected at least 0 and less than 1")
     known = self.update != "fixed" or bool(self.centroids)
     require(
-      known, "centroids", self.centroids, 'update = "fixed" needs a file; make it with scripts/build_centroids.py'
+      known, "centroids", self.centroids, 'expected a file made by scripts/build_centroids.py for update = "fixed"'
     )
     free = not self.balanced or self.capacity_factor is None
     require(free, "capacity_factor", self.capacity_factor, "expected None, since balanced experts have no queue")
@@ -86,7 +86,7 @@ class KMeansConfig(TokenwiseConfig, CapacityConfig, name="k_means"):
   def check(self, site: Site, batch: int, length: int) -> None:
     super().check(site, batch, length)
     enough = not self.balanced or length >= site.num_experts
-    require(enough, "balanced", True, f"needs sequences of at least {site.num_experts} tokens, one for each expert")
+    require(enough, "balanced", True, f"expected sequences of at least {site.num_experts} tokens, one per expert")
 
   def stored(self, site: Site, vocabulary: str | None) -> dict[str, np.ndarray]:
     """`[E, d]` for all layers, or `[L, E, d]`."""
@@ -95,9 +95,7 @@ class KMeansConfig(TokenwiseConfig, CapacityConfig, name="k_means"):
     centroids = read_arrays("centroids", self.centroids, ["centroids"], "scripts/build_centroids.py")["centroids"]
     wanted = (site.num_experts, site.d_model)
     fits = centroids.ndim in (2, 3) and centroids.shape[-2:] == wanted
-    about = (
-      f"has centroids of shape {centroids.shape}, not [experts, d_model] = {wanted}, with or without layers before"
-    )
+    about = f"expected centroids [experts, d_model] = {wanted}, optionally with leading layers, not {centroids.shape}"
     require(fits, "centroids", self.centroids, about)
     return {"centroids": centroids, "begun": np.array(1)}
 
@@ -105,7 +103,7 @@ class KMeansConfig(TokenwiseConfig, CapacityConfig, name="k_means"):
 class KMeans(TokenwiseRouter):
   """The nearest centroid's expert, with weight 1; no gradient reaches the centroids.
 
-  Tokens are taken to unit length, a centroid is a mean of such, hence shorter the wider its cluster.
+  Tokens are scaled to unit length; a centroid is their mean, so it is shorter the wider its cluster.
   """
 
   config: KMeansConfig
@@ -129,7 +127,9 @@ class KMeans(TokenwiseRouter):
 
   def _move(self, points: jax.Array, chosen: jax.Array, inputs: RouterInput) -> None:
     if inputs.key is None:
-      raise ValueError(f"{type(self).__name__} draws its first centroids in training, but RouterInput.key is None")
+      raise ValueError(
+        f"RouterInput.key = None: expected a key, as {type(self).__name__} draws its first centroids in training"
+      )
     centroids, count = self.centroids[...], self.num_experts
     self.centroids[...] = jax.lax.cond(
       self.begun[...] > 0,

@@ -1,6 +1,6 @@
-"""Balance without a loss: a bias of each expert, moved by the loads of past batches, enters the choice and no gate.
+"""Balance without a loss: a bias per expert, driven by the loads of past batches, affects the choice but not the gates.
 
-What a token chooses depends on earlier batches' loads alone, so it stays causal; the current batch's would not.
+A token's choice depends on the loads of earlier batches only, so it is causal; the current batch's would leak.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from moe.routing.top_k import Decision, Logits, TopKConfig, TopKRouter
 
 
 def bias_by_sign(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
-  """The bias `[E]` after one batch: `rate` more for experts below the mean load, less for those above.
+  """The bias `[E]` after one batch: `rate` higher for experts below the mean load, lower for those above it.
 
   Wang et al. 2024, algorithm 1.
 
@@ -31,25 +31,25 @@ def bias_by_sign(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
 
 
 def bias_by_quantile(bias: jax.Array, scores: jax.Array, mask: jax.Array, k: int) -> jax.Array:
-  """The bias `[E]` under which every expert, were the tokens' own bars to stay, takes the same number of these tokens.
+  """The bias `[E]` with which every expert takes equally many of these tokens if the tokens' prices stay fixed.
 
-  Su 2026, https://kexue.fm/archives/11619; with at most instead of exactly as many, Sun 2025, arXiv 2502.15451.
+  Su 2026, https://kexue.fm/archives/11619; the variant with at most that many is Sun 2025, arXiv 2502.15451.
 
-  The balanced assignment maximises the sum of the chosen scores with k experts a token and N k / E tokens an expert.
-  Its linear program has a price for each token (alpha) and each expert (minus the bias), and a choice is taken where
-  the score exceeds their sum. This is one round of coordinate descent on the dual: a token's price becomes the highest
-  of its `scores + bias` that is not chosen, the (k + 1)-th; an expert's such that floor(N k / E) of its
-  `scores - alpha` exceed it, or reach it at a tie. The tokens' prices move with the bias, so rounds approach the
-  balance. Only differences between experts count: the mean is taken out, which keeps the numbers small.
+  The balanced assignment maximises the sum of the chosen scores with k experts per token and N k / E tokens per expert.
+  Its linear program has a price for each token (alpha) and each expert (minus the bias), and a pair is chosen if its
+  score exceeds their sum. This is one round of coordinate descent on the dual: a token's price becomes the highest of
+  its `scores + bias` that is not chosen, the (k + 1)-th; an expert's becomes the value that floor(N k / E) of its
+  `scores - alpha` exceed, or reach at a tie. The tokens' prices move with the bias, so repeated rounds approach
+  balance. Only differences between experts matter, so the mean is subtracted to keep the numbers small.
 
   Args:
-    bias: float32 `[E]`, of the batch before; returned as it is if no token is real.
+    bias: float32 `[E]`, from the previous batch; returned unchanged if no token is real.
     scores: float32 `[N, E]`.
     mask: bool `[N]`, False for padding.
     k: experts per token, less than E.
   """
   tokens, num_experts = scores.shape
-  alpha = highest(scores + bias, k + 1)[0][:, k:]
+  alpha = highest(scores + bias, k + 1)[0][:, k:]  # [N, 1]
   excess = jnp.where(mask[:, None], scores - alpha, -jnp.inf)
   largest = highest(excess.T, tokens * k // num_experts + 1)[0]
   price = largest[:, mask.sum() * k // num_experts]
@@ -57,7 +57,7 @@ def bias_by_quantile(bias: jax.Array, scores: jax.Array, mask: jax.Array, k: int
 
 
 class BiasedRouter(TopKRouter):
-  """Top-k of score plus bias, gates of the scores alone; a method says how training moves the bias."""
+  """Top-k by score plus bias, with gates from the scores only; a method says how training updates the bias."""
 
   def __init__(self, config: TopKConfig, site: Site, *, rngs: nnx.Rngs):
     super().__init__(config, site, rngs=rngs)
@@ -70,16 +70,16 @@ class BiasedRouter(TopKRouter):
     self.bias[...] = jax.lax.stop_gradient(self.next_bias(decision))
 
   def next_bias(self, decision: Decision) -> jax.Array:
-    """Float32 `[E]`, the bias of the next batch."""
+    """Float32 `[E]`, the bias for the next batch."""
     raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class LossFreeConfig(TopKConfig, name="loss_free"):
-  """Options of loss-free balancing; dropless as published. DeepSeek-V3 renormalises, the paper's models do not.
+  """Loss-free balancing, dropless as published. DeepSeek-V3 renormalises, the paper's models do not.
 
   Attributes:
-    bias_rate: u, what a bias moves in a step.
+    bias_rate: u, how far a bias moves per step.
   """
 
   paper = "Wang et al. 2024 (DeepSeek), arXiv 2408.15664"
@@ -107,7 +107,7 @@ class LossFree(BiasedRouter):
 
 @dataclasses.dataclass(frozen=True)
 class QuantileBalancedConfig(TopKConfig, name="quantile_balanced"):
-  """Options of quantile balancing: no rate, for the bias is solved for in every step."""
+  """Quantile balancing: there is no rate, since every step solves for the bias."""
 
   paper = "Su 2026 (quantile balancing), kexue.fm/archives/11619"
 
@@ -119,11 +119,13 @@ class QuantileBalancedConfig(TopKConfig, name="quantile_balanced"):
   def check_site(self, site: Site) -> None:
     super().check_site(site)
     top_k, experts = self.top_k, site.num_experts
-    require(top_k < experts, "top_k", top_k, f"expected less than the {experts} experts: nothing else is to balance")
+    require(
+      top_k < experts, "top_k", top_k, f"expected less than the {experts} experts, or there is nothing to balance"
+    )
 
 
 class QuantileBalanced(BiasedRouter):
-  """Quantile balancing: the bias that would have balanced this batch serves the next."""
+  """Quantile balancing: the bias that would have balanced this batch is used for the next."""
 
   config: QuantileBalancedConfig
 

@@ -25,15 +25,15 @@ def sparse_gates(choices: jax.Array, gates: jax.Array, num_experts: int) -> jax.
 
 @dataclasses.dataclass(frozen=True)
 class NoisyTopKConfig(TopKConfig, name="noisy_top_k"):
-  """Options of noisy top-k gating.
+  """Noisy top-k gating: the top k of logits with learned noise.
 
-  Dropless as published, the losses being what keeps the experts balanced. The paper's flat language models take 4
-  experts a token; 2 here, to compare with the others.
+  Dropless as published: only the losses keep the experts balanced. The paper's flat language models use 4 experts per
+  token; the default here is 2, to compare with the other methods.
 
   Attributes:
-    renormalize: True takes the softmax over the k chosen logits (equations 3 and 5), False that over all experts.
-    importance_loss: weight of the importance loss, of the gates that are used; the paper's language models have 0.1.
-    load_loss: weight of the load loss, in training only; 0.1 likewise.
+    renormalize: True takes the softmax over the k chosen logits (equations 3 and 5), False over all experts.
+    importance_loss: weight of the importance loss of the gates; 0.1 in the paper's language models.
+    load_loss: weight of the load loss, in training only; also 0.1.
   """
 
   paper = "Shazeer et al. 2017, arXiv 1701.06538"
@@ -55,13 +55,13 @@ class NoisyTopKConfig(TopKConfig, name="noisy_top_k"):
 
 
 class NoisyTopK(TopKRouter):
-  """Logits with Gaussian noise whose standard deviation each token and expert learns; no noise in evaluation."""
+  """Logits with Gaussian noise whose standard deviation is learned per token and expert; no noise in evaluation."""
 
   config: NoisyTopKConfig
 
   def __init__(self, config: NoisyTopKConfig, site: Site, *, rngs: nnx.Rngs):
     super().__init__(config, site, rngs=rngs)
-    # No signal and some noise: the experts begin balanced (appendix A).
+    # No signal and some noise, so that the experts start balanced (appendix A).
     self.kernel[...] = jnp.zeros_like(self.kernel[...])
     self.noise_kernel = nnx.Param(jnp.zeros_like(self.kernel[...]))
 

@@ -1,7 +1,7 @@
-"""Expert choice among the tokens at the same position of different sequences: blind to a sequence's own future.
+"""Expert choice among tokens at the same position of different sequences, blind to a sequence's own future.
 
-A group holds one token of every sequence, so what a token competes with says nothing about the tokens after it, as long
-as no other sequence of the batch holds the same text. Decoding a batch is the same rule: one step is one group.
+A group holds one token of every sequence, so a token's competitors say nothing about the tokens after it, as long as no
+other sequence of the batch has the same text. Decoding a batch follows the same rule: one step is one group.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from moe.routing.types import RouterInput, RouterOutput, SlotRouting
 
 
 def share_of_real_tokens(real: jax.Array, num_experts: int, capacity_factor: float) -> jax.Array:
-  """int32, c / E of a number of tokens that is known only when the program runs, rounded half up; 0 for few tokens.
+  """int32, c / E of a number of tokens known only at run time, rounded half up; 0 for few tokens.
 
   Args:
     real: int32, tokens that are not padding.
     num_experts: E.
-    capacity_factor: c <= E. Where c / E has a denominator of 2^15 or more, the nearest fraction with a smaller one is
-      taken, so that all products fit into int32.
+    capacity_factor: c <= E. If c / E has a denominator of 2^15 or more, the nearest fraction with a smaller one is
+      used, so that all products fit into int32.
   """
   share = (Fraction(str(capacity_factor)) / num_experts).limit_denominator(2**15 - 1)
   p, q = share.numerator, share.denominator
@@ -34,13 +34,13 @@ def share_of_real_tokens(real: jax.Array, num_experts: int, capacity_factor: flo
 
 
 def choice_of_few(scores: jax.Array, mask: jax.Array, k: int, taken: jax.Array) -> SlotRouting:
-  """Expert choice with k slots, `[E, k]`, of which only the first `taken` are filled.
+  """Expert choice with k slots per expert, `[E, k]`, and only the first `taken` filled.
 
   Args:
     scores: float32 `[n, E]`.
     mask: bool `[n]`, False for padding.
-    k: slots of each expert.
-    taken: int32 scalar, tokens that each expert takes.
+    k: slots per expert.
+    taken: int32 scalar, tokens each expert takes.
   """
   routing = expert_choice(scores, mask, k)
   filled = jnp.arange(k) < taken
@@ -49,7 +49,7 @@ def choice_of_few(scores: jax.Array, mask: jax.Array, k: int, taken: jax.Array) 
 
 @dataclasses.dataclass(frozen=True)
 class PositionGroupedConfig(GroupBudgetConfig, name="position_grouped"):
-  """Options of position-grouped expert choice: those of every form of expert choice."""
+  """Position-grouped expert choice; its fields are those of every form of expert choice."""
 
   paper = "Zhou et al. 2022, arXiv 2202.09368, section 6; Krajewski et al. 2024, arXiv 2402.07871"
 
@@ -76,17 +76,17 @@ class PositionGroupedConfig(GroupBudgetConfig, name="position_grouped"):
         batch * factor >= site.num_experts,
         "capacity_factor",
         factor,
-        f"gives each of {site.num_experts} experts less than one of the {batch} tokens at a position; needs at least "
-        f"{site.num_experts / factor:g} sequences in a batch, or a capacity factor of {site.num_experts / batch:g}",
+        f"expected at least {site.num_experts / factor:g} sequences in a batch, or a capacity factor of "
+        f"{site.num_experts / batch:g}: each of {site.num_experts} experts gets less than one of {batch} tokens",
       )
 
 
 class PositionGrouped(ExpertChoice):
   """Each expert takes c / E of the real tokens at every position, rounded half up.
 
-  Where sequences have ended, the budget shrinks with the number that go on: for fewer than E / 2c of them it rounds to
-  nothing, and those tokens pass the layer by. A sequence's outputs depend on its company, in decoding too: the same
-  sequences decoded together are routed as in teacher forcing.
+  As sequences end, the budget shrinks with the number still running: for fewer than E / 2c it rounds to zero, and their
+  tokens skip the layer. A sequence's outputs depend on the others in its batch, in decoding too: the same sequences
+  decoded together are routed as in teacher forcing.
   """
 
   config: PositionGroupedConfig
@@ -97,9 +97,9 @@ class PositionGrouped(ExpertChoice):
     return choice_of_few(scores, mask, k, share_of_real_tokens(mask.sum(), self.num_experts, factor))
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """Nothing is remembered."""
+    """Empty: nothing is remembered."""
     return {}
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
-    """As the base class says, for the company that is decoded together."""
+    """See the base class; tokens decoded together are one group."""
     return self(inputs, training=False), state

@@ -1,15 +1,15 @@
-"""Expert choice by prefix ranks: an expert takes a token that is among the best c / E of its sequence so far.
+"""Expert choice by prefix ranks: an expert takes a token if it is among the best c / E of its sequence so far.
 
-Exactly causal, and without state unless past batches are to help. With rho = c / E, an expert takes token t = 1, 2, ...
-of a sequence if
+Exactly causal, and stateless unless past batches are used. With rho = c / E, an expert takes token t = 1, 2, ... of a
+sequence if
 
     rank_t + m0 F(s_t) + u_t < rho (t + m0),
 
-rank_t being how many of the earlier tokens scored higher, F(s) the share of past batches' scores above s, which m0
-pseudo-observations stand for, and u_t a fixed number in [0, 1). If the scores of a sequence are exchangeable, rank_t is
-uniform on 0 ... t - 1 and independent of the ranks before (Rényi 1962), so an expert takes every token with probability
-rho: rho T of them, with variance T rho (1 - rho). Equal scores are put in an order by chance: with q earlier equals the
-rank is rank_t + (1 + q) u_t, or experts would take every one of many equal tokens.
+where rank_t is how many earlier tokens scored higher, F(s) the share of past batches' scores above s, with the weight
+of m0 pseudo-observations, and u_t a fixed number in [0, 1). If the scores of a sequence are exchangeable, rank_t is
+uniform on 0 ... t - 1 and independent of earlier ranks (Rényi 1962), so an expert takes every token with probability
+rho: rho T of them, with variance T rho (1 - rho). Ties are broken by u: with q earlier equal scores u_t counts 1 + q
+times, or experts would take all of many equal tokens.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ from moe.routing.types import RouterInput
 def among_the_best(
   earlier: Earlier, share: float, chance: jax.Array, above: jax.Array | float = 0.0, weight: jax.Array | float = 0.0
 ) -> jax.Array:
-  """The rule above, bool `[n, E]`.
+  """Which experts take each token by the rule above, bool `[n, E]`.
 
   Args:
-    earlier: of n tokens.
-    share: rho, of the tokens an expert takes.
+    earlier: the ranks of n tokens.
+    share: rho, the share of the tokens that an expert takes.
     chance: float32 `[n, E]` in [0, 1), u; 0 takes more than the share: ceil(rho t) / t of the ranks.
     above: float32 `[n, E]`, F, the share of past scores above each one.
     weight: m0, how many tokens F counts for.
@@ -47,10 +47,10 @@ def among_the_best(
 
 
 def spread_chance(count: jax.Array, num_experts: int) -> jax.Array:
-  """Float32 `[..., E]` in [0, 1), fixed numbers for tokens with `count` others before them in their sequence.
+  """Float32 `[..., E]` in [0, 1), fixed numbers for tokens with `count` earlier tokens in their sequence.
 
-  An additive recurrence in both indices, whose steps are the powers of the inverse plastic number, in units of 2^-32:
-  over positions and over experts the numbers lie more evenly than random ones, and everywhere the same.
+  An additive recurrence in both indices with powers of the inverse plastic number as steps, in units of 2^-32: more
+  evenly spread over positions and experts than random numbers, and the same on every machine.
   """
   place = (count[..., None] + 1).astype(jnp.uint32) * jnp.uint32(3242174889)
   expert = jnp.arange(1, num_experts + 1, dtype=jnp.uint32) * jnp.uint32(2447445414)
@@ -58,15 +58,15 @@ def spread_chance(count: jax.Array, num_experts: int) -> jax.Array:
 
 
 def normalized(weight: jax.Array, chosen: jax.Array) -> jax.Array:
-  """The weights `[..., E]` divided by the sum of the token's chosen ones, where there are any."""
+  """The weights `[..., E]` divided by the sum of the token's chosen ones, if there are any."""
   total = jnp.where(chosen, weight, 0.0).sum(-1, keepdims=True)
   return weight / jnp.where(total > 0, total, 1.0)
 
 
 def capacity_with_slack(group: int, num_experts: int, capacity_factor: float, slack: float) -> int:
-  """Slots for a load that is c * n / E only on average: `slack` standard deviations more, at least 1, at most n.
+  """Slots for a load of c * n / E on average: `slack` standard deviations more, at least 1 and at most n.
 
-  The standard deviation is the square root of the mean, which that of independent choices does not exceed.
+  The standard deviation is taken as the square root of the mean, an upper bound for independent choices.
 
   Args:
     group: n, tokens of the routing group.
@@ -80,15 +80,15 @@ def capacity_with_slack(group: int, num_experts: int, capacity_factor: float, sl
 
 @dataclasses.dataclass(frozen=True)
 class PrefixRankConfig(TokenwiseConfig, ExpertBudgetConfig, name="prefix_rank"):
-  """Options of prefix-rank expert choice.
+  """Prefix-rank expert choice: causal, with the budget kept on average.
 
   Attributes:
-    capacity_factor, eval_capacity_factor, renormalize, z_loss: as of every form of expert choice.
-    slack: slots of an expert beyond the c * T / E tokens that it takes of a sequence on average, in standard
-      deviations; the last ones of a sequence go without. None for dropless.
-    pseudo_observations: m0, tokens that the scores of past batches count for at a sequence's beginning, so that
-      unusual first tokens do not crowd out the experts. 0 for none; the more, the closer to a fixed threshold.
-    decay: of the moving average over past batches, per step; evaluation leaves it as it is.
+    capacity_factor, eval_capacity_factor, renormalize, z_loss: as in every form of expert choice.
+    slack: slots per expert beyond the c * T / E tokens it takes of a sequence on average, in standard deviations; when
+      they run out, later tokens are dropped. None for dropless.
+    pseudo_observations: m0, how many earlier tokens the scores of past batches count for, so that unusual first tokens
+      do not crowd the experts. 0 for none; larger values approach a fixed threshold.
+    decay: of the moving average over past batches, per step; evaluation does not update it.
   """
 
   paper = "this project's; independence of the ranks: Rényi 1962, Annales de Clermont 8"
@@ -109,7 +109,7 @@ class PrefixRankConfig(TokenwiseConfig, ExpertBudgetConfig, name="prefix_rank"):
 
 
 class PrefixRank(TokenwiseRouter):
-  """Expert choice that a decoder may use, in training and step by step."""
+  """Expert choice for decoders, in training and when decoding step by step."""
 
   config: PrefixRankConfig
 
@@ -132,7 +132,7 @@ class PrefixRank(TokenwiseRouter):
     return selection
 
   def init_memory(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """`scores`: float32 `[batch, length, E]`, -1 where there is none (yet); `seen`: int32 `[batch]`, tokens so far."""
+    """`scores`: float32 `[batch, length, E]`, -1 where there is none; `seen`: int32 `[batch]`, tokens so far."""
     scores = jnp.full((batch, length, self.num_experts), -1.0)
     return {"scores": scores, "seen": jnp.zeros(batch, jnp.int32)}
 
@@ -140,8 +140,8 @@ class PrefixRank(TokenwiseRouter):
     past, seen = state["scores"], state["seen"]
     logits, scores = self._scores(inputs)
     start = jnp.zeros_like(seen) if inputs.positions is None else seen - inputs.positions[0]
-    counts = (jnp.arange(past.shape[1]) >= start[:, None]) & (past[..., 0] >= 0)
-    above = ((past > scores[0, :, None]) & counts[..., None]).sum(1)
+    counts = (jnp.arange(past.shape[1]) >= start[:, None]) & (past[..., 0] >= 0)  # [batch, length]
+    above = ((past > scores[0, :, None]) & counts[..., None]).sum(1)  # [batch, E]
     equal = ((past == scores[0, :, None]) & counts[..., None]).sum(1)
     earlier = jax.tree.map(lambda leaf: leaf[None], Earlier(above, equal, counts.sum(1)))
     selection = self._selection(logits, scores, earlier, inputs.mask, training=False)
@@ -150,7 +150,7 @@ class PrefixRank(TokenwiseRouter):
     return selection, state | {"scores": past, "seen": seen + 1}
 
   def _scores(self, inputs: RouterInput) -> tuple[jax.Array, jax.Array]:
-    """Logits, and the scores that tokens are ranked by: no gradient passes a comparison."""
+    """Logits, and the scores that rank tokens, without a gradient, which a comparison does not have."""
     logits = router_logits(inputs.tokens, self.kernel[...])
     return logits, jax.lax.stop_gradient(jax.nn.softmax(logits))
 
@@ -166,7 +166,7 @@ class PrefixRank(TokenwiseRouter):
     return Selection(chosen, weight, probs, {"z": z_loss}, self.config.z_loss * z_loss)
 
   def _past_scores(self, scores: jax.Array) -> tuple[jax.Array | float, jax.Array | float]:
-    """F at the scores, and m0 for each expert; before the first step nothing is known of the past, and m0 is 0."""
+    """F at the scores, and m0 per expert; before the first step the past is unknown, and m0 is 0."""
     if self.past is None:
       return 0.0, 0.0
     known = self.past[...].sum(-1) > 0
@@ -174,7 +174,7 @@ class PrefixRank(TokenwiseRouter):
 
 
 def _positions(inputs: RouterInput) -> jax.Array:
-  """int32 `[G, n]`; a row is one sequence where the model gives none."""
+  """int32 `[G, n]`; each row is one sequence if the model gives no positions."""
   if inputs.positions is not None:
     return inputs.positions
   return jnp.broadcast_to(jnp.arange(inputs.mask.shape[1], dtype=jnp.int32), inputs.mask.shape)

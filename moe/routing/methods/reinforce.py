@@ -1,7 +1,7 @@
-"""Top-1 routers that are told nothing but what their choice has cost: REINFORCE.
+"""Top-1 routers that learn only from the cost of their choices: REINFORCE.
 
-The chosen expert's weight is 1, so the cross-entropy has no gradient with respect to the router; it learns from the
-`Policy` that it hands to the trainer (`moe.routing.policy`), in which the cost of a token's choice is that token's own
+The chosen expert has weight 1, so the cross-entropy has no gradient with respect to the router. It learns from the
+`Policy` that it hands to the trainer (`moe.routing.policy`), where the cost of a token's choice is the token's own
 cross-entropy. The gradient of log_prob also reaches the layers below, whose outputs the policy reads.
 """
 
@@ -28,22 +28,22 @@ def log_probability(logits: jax.Array, expert: jax.Array) -> jax.Array:
 
 
 def expected_cost(logits: jax.Array, costs: jax.Array) -> jax.Array:
-  """float32 `[...]`, sum_e p_e c_e with p = softmax(logits) `[..., E]`, which no gradient moves, and costs `[E]`.
+  """float32 `[...]`, sum_e p_e c_e with p = softmax(logits) `[..., E]`, without gradient, and costs `[E]`.
 
-  A baseline for every expert must enter like this. The cost c_i of the expert that was sampled would be biased: once
-  learned, it takes away the very difference between experts that the policy has to learn from.
+  Per-expert baselines must enter as this mean. The cost c_i of the sampled expert would be biased: once learned, it
+  removes the very difference between experts that the policy learns from.
   """
   return (jax.nn.softmax(jax.lax.stop_gradient(logits)) * costs).sum(-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReinforceConfig(TokenwiseConfig, CapacityConfig, name="reinforce"):
-  """Options of REINFORCE.
+  """REINFORCE: a sampled expert of weight 1, learned from the token's cross-entropy.
 
   Attributes:
-    policy_loss: weight of the policy's loss and its baseline's.
-    negative_entropy_loss: weight of the policy's negative entropy, which is least when experts are drawn evenly.
-    balance_loss: weight of Switch's load-balancing loss.
+    policy_loss: weight of the policy loss and of its baseline's loss.
+    negative_entropy_loss: weight of the policy's negative entropy, smallest when all experts are equally likely.
+    balance_loss: weight of Switch's load balancing loss.
   """
 
   paper = "Bengio, Léonard and Courville 2013, arXiv 1308.3432; Williams 1992"
@@ -62,9 +62,9 @@ class ReinforceConfig(TokenwiseConfig, CapacityConfig, name="reinforce"):
 
 
 class Reinforce(TokenwiseRouter):
-  """In training the expert is drawn from softmax(x W), in evaluation it is the most probable one; weight 1.
+  """One expert of weight 1: sampled from softmax(x W) in training, the most probable one in evaluation.
 
-  The baseline is the cost that is expected of the policy, from one learned mean cost an expert.
+  The baseline is the policy's expected cost, from one learned mean cost per expert.
   """
 
   config: ReinforceConfig
@@ -78,15 +78,15 @@ class Reinforce(TokenwiseRouter):
     self.baseline = nnx.Param(jnp.full(site.num_experts, cost_before_training(site)))
 
   def _allowed(self, logits: jax.Array) -> jax.Array:
-    """The logits `[G, n, E]` that experts are drawn by."""
+    """The logits `[G, n, E]` from which experts are sampled."""
     return logits
 
   def _baseline(self, tokens: jax.Array, logits: jax.Array) -> jax.Array:
-    """float32 `[G, n]`, the cost that is expected of each token before its expert is drawn."""
+    """float32 `[G, n]`, the expected cost of each token before its expert is sampled."""
     return expected_cost(logits, self.baseline[...])
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
-    """As the base class says."""
+    """See the base class."""
     config, policy = self.config, None
     logits = router_logits(inputs.tokens, self.kernel[...])
     if training:
@@ -107,10 +107,10 @@ class Reinforce(TokenwiseRouter):
 
 @dataclasses.dataclass(frozen=True)
 class RLRConfig(ReinforceConfig, name="rl_r"):
-  """Options of RL-R; the weights are this project's.
+  """RL-R: REINFORCE with a truncated policy and a baseline that reads the token; the weights are this project's.
 
   Attributes:
-    nucleus: probability of the fewest most probable experts that one is drawn from; 1 for all of them.
+    nucleus: total probability of the most probable experts that are sampled from; 1 for all experts.
   """
 
   paper = "Clark et al. 2022, arXiv 2202.01169, RL-R"
@@ -129,15 +129,15 @@ class RLRConfig(ReinforceConfig, name="rl_r"):
 class RLR(Reinforce):
   """REINFORCE with a truncated policy and a baseline that reads the token. Evaluation as in REINFORCE.
 
-  The outline is the paper's: nucleus sampling, a learned baseline, and regularisers of entropy and balance. The details
-  are this project's: log_prob is of the truncated policy, renormalised, which is the one that was drawn from; the
-  baseline is linear in the token, and none of its gradient reaches the layers below.
+  The paper gives nucleus sampling, a learned baseline, and regularisers of entropy and balance. The details are this
+  project's: log_prob is that of the truncated, renormalised policy, from which experts are sampled; the baseline is
+  linear in the token, and its gradient does not reach the layers below.
   """
 
   config: RLRConfig
 
   def _init_baseline(self, site: Site, rngs: nnx.Rngs) -> None:
-    # Not 0: an optimizer whose steps are relative to a parameter's size would hardly move it.
+    # Not 0: an optimizer with steps relative to a parameter's size would hardly move it.
     self.baseline_kernel = nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.d_model,), jnp.float32))
     self.baseline = nnx.Param(jnp.full((), cost_before_training(site)))
 
@@ -149,5 +149,5 @@ class RLR(Reinforce):
 
 
 def cost_before_training(site: Site) -> float:
-  """What a token costs a model that knows nothing: ln V nats; 0 where the vocabulary is not known."""
+  """The cost per token of a uniform prediction: ln V nats; 0 if the vocabulary is unknown."""
   return math.log(site.vocab_size) if site.vocab_size else 0.0

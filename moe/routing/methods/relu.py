@@ -1,4 +1,4 @@
-"""ReLU routing: a gate that is differentiable and sparse, its sparsity steered by an L1 penalty.
+"""ReLU routing: a differentiable, sparse gate whose sparsity is controlled by an L1 penalty.
 
 Wang et al. 2024, "ReMoE: fully differentiable mixture-of-experts with ReLU routing", arXiv 2412.14711.
 """
@@ -19,9 +19,9 @@ from moe.routing.types import RouterInput
 
 
 def balanced_l1(gates: jax.Array, mask: jax.Array, experts_per_token: float) -> jax.Array:
-  """Mean over tokens of sum_e f_e R_e, f_e = E / (k T) * the tokens with R_e > 0: L1, dearer for busier experts.
+  """Mean over tokens of sum_e f_e R_e, f_e = E / (k T) * the tokens with R_e > 0: L1, larger for busier experts.
 
-  With f = 1, that is balanced and of the wanted sparsity, it is the plain L1 norm. No gradient flows through f.
+  With f = 1, that is, balanced and at the target sparsity, it is the plain L1 norm. No gradient flows through f.
 
   Args:
     gates: float32 `[G, n, E]`, R, at least 0; all groups are counted together.
@@ -41,13 +41,13 @@ def sparsity(gates: jax.Array, mask: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class ReLUConfig(TokenwiseConfig, CapacityConfig, name="relu"):
-  """Options of ReLU routing.
+  """ReLU routing: a token goes to every expert with a positive gate.
 
   Attributes:
-    capacity_factor: None for dropless, as published; a factor gives slots, which early training overflows.
-    experts_per_token: k, on average: what the penalty steers to. Training begins with E / 2.
-    l1_start: the penalty's first coefficient.
-    l1_step: what a step multiplies or divides the coefficient by.
+    capacity_factor: None for dropless, as published; a factor gives slots, which overflow early in training.
+    experts_per_token: k, the average that the penalty steers towards. Training starts at E / 2.
+    l1_start: the penalty's initial coefficient.
+    l1_step: the factor by which a step multiplies or divides the coefficient.
   """
 
   paper = "Wang et al. 2024, arXiv 2412.14711"
@@ -75,11 +75,11 @@ class ReLU(TokenwiseRouter):
   """ReMoE. A token's gates are the positive logits, not normalised.
 
   The paper averages the penalty, and the sparsity that moves its coefficient, over layers. Here each layer has its own
-  coefficient and meets the target by itself: a layer knows nothing of others.
+  coefficient and meets the target on its own, since layers do not see each other.
 
   Attributes:
-    log_coefficient: scalar, the logarithm of the penalty's coefficient, which does not underflow while a layer is
-      sparser than it should be.
+    log_coefficient: scalar, the logarithm of the penalty's coefficient, which cannot underflow while a layer is too
+      sparse.
   """
 
   config: ReLUConfig
@@ -98,6 +98,6 @@ class ReLU(TokenwiseRouter):
     return Selection(gates > 0, gates, None, {"l1": l1}, total)
 
   def _moved(self, found: jax.Array) -> jax.Array:
-    """The coefficient after a step whose sparsity was `found`: it grows while that is below 1 - k / E."""
+    """The log coefficient after a step with sparsity `found`: it grows while that is below 1 - k / E."""
     target = 1.0 - self.config.experts_per_token / self.num_experts
     return self.log_coefficient[...] + math.log(self.config.l1_step) * jnp.sign(target - found)

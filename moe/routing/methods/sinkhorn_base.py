@@ -14,13 +14,13 @@ from moe.routing.top_k import Logits, TopKConfig, TopKRouter
 
 @dataclasses.dataclass(frozen=True)
 class SinkhornBaseConfig(TopKConfig, name="sinkhorn_base"):
-  """Options of S-BASE.
+  """S-BASE: the largest shares of a Sinkhorn plan in training, the largest logits in evaluation.
 
   Attributes:
     top_k: experts per token.
-    capacity_factor: None: the plan balances the load nearly, and what is over is not dropped.
-    group_size: tokens that are balanced together in training; 0 for the whole batch.
-    scores: the gate: sigmoid of the chosen logit, as BASE's, or the softmax.
+    capacity_factor: only None: the plan nearly balances the load, and the excess is not dropped.
+    group_size: tokens balanced together in training; 0 for the whole batch.
+    scores: the gate: sigmoid of the chosen logit, as in BASE, or the softmax.
   """
 
   paper = "Clark et al. 2022, arXiv 2202.01169"
@@ -48,7 +48,7 @@ class SinkhornBaseConfig(TopKConfig, name="sinkhorn_base"):
 
 
 class SinkhornBase(TopKRouter):
-  """In training a token takes the experts of its largest shares in the plan, in evaluation those of its logits."""
+  """A token takes the experts of its largest plan shares in training, of its largest logits in evaluation."""
 
   config: SinkhornBaseConfig
 

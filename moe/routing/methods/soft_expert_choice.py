@@ -1,9 +1,9 @@
-"""Soft expert choice: expert choice by a relaxed top-k, which has a gradient and makes no jumps.
+"""Soft expert choice: expert choice by a relaxed top-k, which is continuous and has a gradient.
 
-Every expert spreads a budget of k over the tokens so that the sum of their scores, less a quadratic regularisation of
-strength lambda, is largest: the top-k as a linear program over the capped simplex, made strongly concave. The limit
-lambda = 0 is expert choice (Zhou et al. 2022, arXiv 2202.09368), that of infinity takes k / n of every token. The
-relaxation is one of Blondel et al. 2020 (arXiv 2002.08871); as a router it is this project's, not a published method.
+Every expert spreads a budget of k over the tokens to maximise the sum of their scores less a quadratic regularisation
+of strength lambda: the top-k as a linear program over the capped simplex, made strongly concave. The limit lambda = 0
+is expert choice (Zhou et al. 2022, arXiv 2202.09368); at infinity it takes k / n of every token. The relaxation is one
+of Blondel et al. 2020 (arXiv 2002.08871); as a router it is this project's, not a published method.
 """
 
 import dataclasses
@@ -30,21 +30,21 @@ _BISECTIONS = 24
 def relaxed_top_k(scores: jax.Array, mask: jax.Array, k: int, smoothing: float) -> jax.Array:
   """Argmax of <scores, a> - smoothing / 2 |a|^2 over 0 <= a <= 1, sum a = k: clip((scores - tau) / smoothing, 0, 1).
 
-  The gradient is the solution's own: on the active set, where 0 < a < 1, da = (ds - mean ds) / smoothing. Elsewhere,
-  and wherever the solution is the hard top-k, it is 0.
+  The gradient is that of the exact solution: on the active set, where 0 < a < 1, da = (ds - mean ds) / smoothing.
+  Elsewhere, and wherever the solution is the hard top-k, it is 0.
 
   Args:
     scores: float32 `[..., n]`.
     mask: bool `[..., n]`, False for padding, which receives 0.
-    k: the budget, at most n; where fewer tokens are real, their number.
+    k: the budget, at most n; if fewer tokens are real, their number.
     smoothing: lambda, > 0, in units of the scores.
 
   Returns:
     float32 `[..., n]`.
   """
   budget = jnp.minimum(mask.sum(-1, keepdims=True), k)
-  # In units of lambda above the k-th highest score the threshold lies in [-1, 0], so no precision is lost to a small
-  # lambda. Shifting all scores alike changes nothing, hence no gradient through the shift.
+  # Relative to the k-th highest score, in units of lambda, the threshold lies in [-1, 0], so a small lambda costs no
+  # precision. Shifting all scores changes nothing, hence no gradient through the shift.
   ranked = highest(jax.lax.stop_gradient(jnp.where(mask, scores, -jnp.inf)), k)[0]
   kth = jnp.take_along_axis(ranked, jnp.maximum(budget - 1, 0), axis=-1)
   above = jnp.where(mask, (scores - jnp.where(budget > 0, kth, 0.0)) / smoothing, -2.0)
@@ -52,14 +52,14 @@ def relaxed_top_k(scores: jax.Array, mask: jax.Array, k: int, smoothing: float) 
   near = _threshold(jax.lax.stop_gradient(above), budget)
   active, full = (above > near) & (above < near + 1), above >= near + 1
   count = active.sum(-1, keepdims=True)
-  # The equation of the budget, solved on the active set: exact where the bisection is only near, and differentiable.
+  # The budget equation, solved on the active set: exact, unlike the bisection, and differentiable.
   mass = jnp.where(active, above, 0.0).sum(-1, keepdims=True) + full.sum(-1, keepdims=True)
   threshold = jnp.where(count > 0, (mass - budget) / jnp.maximum(count, 1), near)
   return jnp.where(active, jnp.clip(above - threshold, 0.0, 1.0), full)
 
 
 def _threshold(above: jax.Array, budget: jax.Array) -> jax.Array:
-  """`[..., 1]`, the t in [-1, 0] at which clip(above - t, 0, 1) sums to the budget; cheaper than a sort anywhere."""
+  """`[..., 1]`, the t in [-1, 0] at which clip(above - t, 0, 1) sums to the budget; always cheaper than a sort."""
 
   def halve(_, bounds):
     low, high = bounds
@@ -72,7 +72,7 @@ def _threshold(above: jax.Array, budget: jax.Array) -> jax.Array:
 
 
 def largest_shares(share: jax.Array, weight: jax.Array, capacity: int) -> SlotRouting:
-  """The tokens of which each expert takes most, `[E, C]` each; a slot without a token it takes anything of is empty.
+  """The tokens with each expert's largest shares, `[E, C]`; slots without a positive share are empty.
 
   Args:
     share: float32 `[n, E]`, at least 0.
@@ -86,15 +86,15 @@ def largest_shares(share: jax.Array, weight: jax.Array, capacity: int) -> SlotRo
 
 @dataclasses.dataclass(frozen=True)
 class SoftExpertChoiceConfig(TokenwiseConfig, CapacityConfig, name="soft_expert_choice"):
-  """Options of soft expert choice.
+  """Soft expert choice: every expert spreads a budget over the tokens of a group.
 
   Attributes:
     capacity_factor: experts per token on average, counting shares: an expert's budget is k = n * c / E.
-    eval_capacity_factor: the one of evaluation; None for the same.
-    group_size: tokens that are chosen among; 0 for the whole batch.
-    smoothing: lambda: over this many nats of log-probability a share fades from 1 to 0.
-    buffer: slots of an expert, in budgets. The shares that find no slot are lost. The metric `overflow` says how much
-      of the budget they are: a smaller lambda or a larger buffer makes it less.
+    eval_capacity_factor: the one for evaluation; None for the same.
+    group_size: tokens per group; 0 for the whole batch.
+    smoothing: lambda: a share falls from 1 to 0 over this many nats of log-probability.
+    buffer: slots per expert, in units of its budget. Shares that find no slot are lost; the metric `overflow` is their
+      fraction of the budget, which a smaller lambda or a larger buffer reduces.
     gate: what the shares are multiplied by: "softmax", the router's probability, as in expert choice, or "one".
   """
 
@@ -132,9 +132,9 @@ class SoftExpertChoiceConfig(TokenwiseConfig, CapacityConfig, name="soft_expert_
 
 
 class SoftExpertChoice(Router):
-  """Soft expert choice over log-probabilities, whose order is that of the probabilities which expert choice ranks.
+  """Soft expert choice over log-probabilities, which rank tokens as the probabilities of expert choice do.
 
-  Sees the whole group, so it is for encoders. Costs what its slots cost: `buffer` times expert choice.
+  It sees the whole group, so it belongs in encoders. It costs as much as its slots: `buffer` times expert choice.
   """
 
   config: SoftExpertChoiceConfig
@@ -157,13 +157,13 @@ class SoftExpertChoice(Router):
 
 @dataclasses.dataclass(frozen=True)
 class CausalSoftExpertChoiceConfig(TokenwiseConfig, CapacityConfig, name="causal_soft_expert_choice"):
-  """Options of causal soft expert choice.
+  """Causal soft expert choice: thresholds learned over steps take the place of the group's.
 
   Attributes:
     capacity_factor: None for dropless; a factor gives slots, served by position.
-    experts_per_token: c, on average and counting shares: what the thresholds are steered to.
-    smoothing: lambda: over this many nats of log-probability a share fades from 1 to 0.
-    rate: eta: how far a step moves a threshold, in nats, for each unit of share per token off the budget.
+    experts_per_token: c, the average that the thresholds are steered towards, counting shares.
+    smoothing: lambda: a share falls from 1 to 0 over this many nats of log-probability.
+    rate: eta: how many nats a step moves a threshold per unit of share per token off the budget.
     gate: what the shares are multiplied by: "softmax" or "one".
   """
 
@@ -189,12 +189,12 @@ class CausalSoftExpertChoiceConfig(TokenwiseConfig, CapacityConfig, name="causal
 
 
 class CausalSoftExpertChoice(TokenwiseRouter):
-  """Soft expert choice with a threshold for each expert that is learned over steps instead of found in the group.
+  """Soft expert choice with a threshold per expert that is learned over steps instead of solved for in each group.
 
-  The budget then holds on average, by integral control; every decision is a smooth function of its token alone.
+  The budget then holds on average, by integral control; every decision is a continuous function of its token only.
 
   Attributes:
-    tau: `[E]`, the thresholds. They begin where equal probabilities meet the budget.
+    tau: `[E]`, the thresholds, initialised where equal probabilities meet the budget.
   """
 
   config: CausalSoftExpertChoiceConfig
@@ -207,7 +207,7 @@ class CausalSoftExpertChoice(TokenwiseRouter):
 
   @property
   def _budget(self) -> float:
-    """Share of the tokens that an expert is to take."""
+    """Share of the tokens that an expert should take."""
     return self.config.experts_per_token / self.num_experts
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
@@ -218,7 +218,7 @@ class CausalSoftExpertChoice(TokenwiseRouter):
     return Selection(share > 0, _weight(share, log_probs, self.config.gate), jnp.exp(log_probs))
 
   def _moved(self, share: jax.Array, mask: jax.Array) -> jax.Array:
-    """The thresholds after a step with these shares: those of experts that took too much rise."""
+    """The thresholds after a step with these shares: they rise for experts that took too much."""
     excess = jnp.where(mask[..., None], jax.lax.stop_gradient(share) - self._budget, 0.0).sum((0, 1))
     return self.tau[...] + self.config.rate * excess / jnp.maximum(mask.sum(), 1)
 
@@ -228,7 +228,7 @@ def _weight(share: jax.Array, log_probs: jax.Array, gate: Gate) -> jax.Array:
 
 
 def _overflow(share: jax.Array, token: jax.Array) -> jax.Array:
-  """Float32 scalar, part of the shares `[G, n, E]` that the slots `[G, E, C]` leave out."""
-  share = jax.lax.stop_gradient(share).swapaxes(1, 2)
+  """Float32 scalar, fraction of the shares `[G, n, E]` that found none of the slots `[G, E, C]`."""
+  share = jax.lax.stop_gradient(share).swapaxes(1, 2)  # [G, E, n]
   kept = jnp.take_along_axis(share, token, axis=2, mode="fill", fill_value=0.0).sum()
   return 1.0 - kept / jnp.maximum(share.sum(), 1.0)

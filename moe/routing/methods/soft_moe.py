@@ -27,7 +27,7 @@ def unit(x: jax.Array, axis: int) -> jax.Array:
 
 
 def soft_moe_logits(tokens: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
-  """Section 2.3: cosines of tokens and slots, times `scale`; without it the softmax collapses as d grows.
+  """Section 2.3: cosines of tokens and slots times `scale`, since with plain products the softmax collapses as d grows.
 
   Args:
     tokens: `[..., n, d]`.
@@ -68,7 +68,7 @@ def _softmaxes_forward(slots, mask):
 
 
 def _softmaxes_backward(both, gradients):
-  # The sums are written as contractions: left to itself, XLA:CPU makes fused loops of them, ten times slower.
+  # The sums are written as contractions, since XLA:CPU would turn them into fused loops, ten times slower.
   (dispatch, combine), (d_dispatch, d_combine) = both, gradients
   sum_product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
   over_tokens = sum_product("gns,gns->gs", dispatch, d_dispatch)[:, None]
@@ -81,13 +81,13 @@ _softmaxes.defvjp(_softmaxes_forward, _softmaxes_backward)
 
 @dataclasses.dataclass(frozen=True)
 class SoftMoEConfig(RouterConfig, name="soft_moe"):
-  """Options of Soft MoE.
+  """Soft MoE: slots mix the tokens of a group, tokens mix the slots.
 
   Attributes:
-    slots: of each expert; None for 1, the paper's best, or for what `capacity_factor` gives.
-    capacity_factor: slots for each of the n tokens of a group: E * slots / n. Slots are parameters, so their number
-      must be known before any batch is: this needs a group_size.
-    group_size: tokens that are mixed with one another; 0 for a whole sequence.
+    slots: per expert; None for 1, the paper's best, or for what `capacity_factor` gives.
+    capacity_factor: slots per token, E * slots / n in a group of n. Slots are parameters, so their number must be known
+      before any batch: set a group_size.
+    group_size: tokens mixed together; 0 for a whole sequence.
   """
 
   paper = "Puigcerver et al. 2023, arXiv 2308.00951"
@@ -104,12 +104,10 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
     require(
       self.slots is None or factor is None, "capacity_factor", factor, f"expected None beside slots = {self.slots}"
     )
-    require(
-      factor is None or self.group_size > 0, "capacity_factor", factor, "needs group_size > 0, which counts the slots"
-    )
+    require(factor is None or self.group_size > 0, "capacity_factor", factor, "expected None unless group_size > 0")
 
   def slots_of_expert(self, num_experts: int) -> int:
-    """P."""
+    """P, the slots per expert."""
     if self.capacity_factor is not None:
       return expert_choice_capacity(self.group_size, num_experts, self.capacity_factor)
     return self.slots or 1
@@ -141,10 +139,10 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
 
 
 class SoftMoE(Router):
-  """Soft MoE. A slot mixes the whole group, so it is for encoders; the cost is set by the slots, however many experts.
+  """Soft MoE. A slot mixes the whole group, so it belongs in encoders; the cost depends only on the slots.
 
   Attributes:
-    kernel: float32 `[d, E, P]`; its initial size does not matter, for it is normalised.
+    kernel: float32 `[d, E, P]`; its initial scale does not matter, as it is normalised.
     scale: float32 scalar.
   """
 

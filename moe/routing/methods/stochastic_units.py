@@ -1,7 +1,7 @@
-"""A stochastic unit for every expert, independent of the others: any number of experts may be on.
+"""An independent stochastic unit per expert: any number of experts may be on.
 
-Bengio, Léonard and Courville 2013, arXiv 1308.3432: the units that gate blocks of a network in its section on
-conditional computation. Their gradient flows through the weights of the experts that are on.
+Bengio, Léonard and Courville 2013, arXiv 1308.3432: the units that gate blocks of a network in the section on
+conditional computation. The gradient flows through the weights of the experts that are on.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ def sparsity_loss(rate: jax.Array, target: float) -> jax.Array:
 
   Args:
     rate: float32 `[E]`, share of the tokens for which each expert is on.
-    target: the share that is wanted, between 0 and 1.
+    target: the desired share, between 0 and 1.
   """
-  rate = jnp.clip(rate, 1e-6, 1 - 1e-6)  # a unit that is always or never on has no logarithm
+  rate = jnp.clip(rate, 1e-6, 1 - 1e-6)  # a unit that is always or never on would give log(0)
   return jnp.mean(target * jnp.log(target / rate) + (1 - target) * jnp.log((1 - target) / (1 - rate)))
 
 
 @dataclasses.dataclass(frozen=True)
 class NoisyRectifierConfig(TokenwiseConfig, CapacityConfig, name="noisy_rectifier"):
-  """Options of the noisy rectifier.
+  """Noisy rectifier: an expert is on if its noisy activation is positive.
 
   Attributes:
-    noise: standard deviation of the Gaussian noise that the activations receive in training.
-    l1_loss: weight of the mean over tokens of the sum of a token's weights, which makes more of them 0.
+    noise: standard deviation of the Gaussian noise added to the activations in training.
+    l1_loss: weight of the mean over tokens of the sum of a token's weights, which drives more of them to 0.
   """
 
   paper = PAPER
@@ -60,9 +60,9 @@ class NoisyRectifierConfig(TokenwiseConfig, CapacityConfig, name="noisy_rectifie
 
 
 class NoisyRectifier(TokenwiseRouter):
-  """Weight max(0, x w_e + b_e + noise), and the expert takes the token where that is not 0.
+  """Weight max(0, x w_e + b_e + noise); the expert takes the token if that is not 0.
 
-  Half of the experts at first. Evaluation leaves out the noise.
+  Half of the experts are on at first. Evaluation has no noise.
   """
 
   config: NoisyRectifierConfig
@@ -70,11 +70,11 @@ class NoisyRectifier(TokenwiseRouter):
   def __init__(self, config: NoisyRectifierConfig, site: Site, *, rngs: nnx.Rngs):
     self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
-    # Not 0: an optimizer whose steps are relative to a parameter's size would hardly move it.
+    # Not 0: an optimizer with steps relative to a parameter's size would hardly move it.
     self.bias = nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.num_experts,), jnp.float32))
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
-    """As the base class says."""
+    """See the base class."""
     activation = router_logits(inputs.tokens, self.kernel[...]) + self.bias[...]
     noise = jnp.zeros(())
     if training and self.config.noise:
@@ -86,13 +86,13 @@ class NoisyRectifier(TokenwiseRouter):
 
 @dataclasses.dataclass(frozen=True)
 class StochasticTimesSmoothConfig(TokenwiseConfig, CapacityConfig, name="stochastic_times_smooth"):
-  """Options of stochastic times smooth.
+  """Stochastic times smooth: an expert is on with probability sqrt(p), then with weight sqrt(p).
 
   Attributes:
-    active_experts: expected experts of a token, where training starts and where `sparsity_loss` pulls; less than E.
+    active_experts: expected experts per token at the start, and the target of `sparsity_loss`; less than E.
     sparsity_loss: weight of the divergence of every expert's rate from active_experts / E, so it balances them too.
-    evaluation: "expectation": every expert with its expected weight p, at the cost of all E; "threshold": those that
-      are more probably on than off, with weight sqrt(p).
+    evaluation: "expectation": every expert with its expected weight p, at the cost of all E; "threshold": those more
+      likely on than off, with weight sqrt(p).
   """
 
   paper = PAPER
@@ -110,7 +110,7 @@ class StochasticTimesSmoothConfig(TokenwiseConfig, CapacityConfig, name="stochas
     return StochasticTimesSmooth(self, site, rngs=rngs)
 
   def target(self, site: Site) -> float:
-    """The share of the tokens that each expert is wanted for."""
+    """The share of the tokens that each expert should be on for."""
     return self.active_experts / site.num_experts
 
   def check_site(self, site: Site) -> None:
@@ -137,7 +137,7 @@ class StochasticTimesSmooth(TokenwiseRouter):
     self.bias = nnx.Param(jnp.full(site.num_experts, math.log(p / (1 - p))))
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
-    """As the base class says."""
+    """See the base class."""
     activation = router_logits(inputs.tokens, self.kernel[...]) + self.bias[...]
     probability = firing_probability(activation)
     if training:

@@ -1,4 +1,4 @@
-"""Straight-through top-1: one expert with weight 1, its gradient that of its probability."""
+"""Straight-through top-1: one expert with weight 1 and the gradient of its probability."""
 
 import dataclasses
 
@@ -19,14 +19,14 @@ from moe.routing.types import RouterInput
 
 @dataclasses.dataclass(frozen=True)
 class StraightThroughConfig(TokenwiseConfig, CapacityConfig, name="straight_through"):
-  """Options of straight-through routing.
+  """Straight-through routing: a hard choice of one expert with the softmax's gradient.
 
   Attributes:
     sample: whether training draws the expert from the softmax; else it takes the most probable one.
     dense_backward: whether training evaluates every expert, all but one with weight 0, at the cost of all E. That is
-      the estimator as published, whose gradient compares the experts; with the chosen one alone the gradient knows
-      only whether more of that expert's output would help.
-    balance_loss: weight of Switch's load-balancing loss.
+      the estimator as published, whose gradient compares the experts; with only the chosen one, the gradient tells just
+      whether more of that expert's output would help.
+    balance_loss: weight of Switch's load balancing loss.
   """
 
   paper = "Bengio, Léonard and Courville 2013, arXiv 1308.3432"
@@ -58,7 +58,7 @@ class StraightThrough(TokenwiseRouter):
     self.kernel = router_kernel(site, rngs)
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
-    """As the base class says."""
+    """See the base class."""
     logits = router_logits(inputs.tokens, self.kernel[...])
     probs = jax.nn.softmax(logits)
     random = training and self.config.sample

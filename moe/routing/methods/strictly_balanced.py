@@ -24,11 +24,11 @@ def batchwise_mask(routing: SlotRouting, n: int) -> jax.Array:
 
 
 def threshold_loss(scores: jax.Array, thresholds: jax.Array, batchwise: jax.Array, mask: jax.Array) -> jax.Array:
-  """Scalar, L_batchwise over the number of real tokens: sum over experts of (M_threshold - M_batchwise)(X - T).
+  """Scalar, L_batchwise divided by the number of real tokens: sum over experts of (M_threshold - M_batchwise)(X - T).
 
-  Every term is at least 0, and all are 0 where the two masks agree. An expert's gradient is (m - passing) / tokens:
-  its threshold settles between the m-th and the next of its scores. The scores feel it too, as the paper writes it.
-  The paper's sum over the batch is a mean here, so that a weight means the same for any batch.
+  Every term is at least 0, and all are 0 if the two masks agree. A threshold's gradient is (m - passing) / tokens, so
+  it settles between its expert's m-th and next score. The scores get a gradient too, as in the paper. The paper's sum
+  over the batch is a mean here, so that the weight does not depend on the batch size.
 
   Args:
     scores: float32 `[G, n, E]`, X.
@@ -42,7 +42,7 @@ def threshold_loss(scores: jax.Array, thresholds: jax.Array, batchwise: jax.Arra
 
 
 def threshold_choice(scores: jax.Array, thresholds: jax.Array, mask: jax.Array) -> RaggedRouting:
-  """One group's routing to every expert whose threshold a token's score exceeds, gates renormalised over those.
+  """One group's routing to every expert whose threshold a token's score exceeds, with gates renormalised over these.
 
   Args:
     scores: float32 `[n, E]`.
@@ -57,13 +57,13 @@ def threshold_choice(scores: jax.Array, thresholds: jax.Array, mask: jax.Array) 
 
 @dataclasses.dataclass(frozen=True)
 class StrictlyBalancedConfig(RouterConfig, name="strictly_balanced"):
-  """Options of strictly balanced gating.
+  """Strictly balanced gating: exactly m tokens per expert in training, learned thresholds in evaluation.
 
   Attributes:
     capacity_factor: experts per token on average; in training an expert takes exactly m = n * capacity_factor / E of a
       group's n tokens, padding included; in evaluation whatever passes its threshold.
-    group_size: tokens that are chosen among in training; 0 for the whole batch.
-    threshold_loss: weight of L_batchwise. The paper adds its sum over the batch, here it is a mean over tokens.
+    group_size: tokens per group in training; 0 for the whole batch.
+    threshold_loss: weight of L_batchwise, here a mean over tokens instead of the paper's sum over the batch.
   """
 
   paper = "Shazeer et al. 2017, arXiv 1701.06538, appendix F"
@@ -95,14 +95,14 @@ class StrictlyBalancedConfig(RouterConfig, name="strictly_balanced"):
 
 
 class StrictlyBalanced(Router):
-  """Trained on the batch's m best tokens of each expert, evaluated by learned thresholds, which are causal."""
+  """Trained on each expert's m best tokens of the batch, evaluated by learned thresholds, which are causal."""
 
   config: StrictlyBalancedConfig
 
   def __init__(self, config: StrictlyBalancedConfig, site: Site, *, rngs: nnx.Rngs):
     self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
-    # Where all scores begin; the paper does not say.
+    # The score of a uniform softmax; the paper does not say.
     self.thresholds = nnx.Param(jnp.full(site.num_experts, 1 / site.num_experts))
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
@@ -126,7 +126,7 @@ class StrictlyBalanced(Router):
     return RouterOutput(routing, {}, jnp.zeros(()), routing_metrics(routing, mask, scores))
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """Nothing: the thresholds are all that a decision needs."""
+    """Empty: a decision needs only the thresholds."""
     return {}
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:

@@ -1,9 +1,9 @@
-"""Expert threshold: expert choice against the cutoffs of past batches instead of the cutoff of this one.
+"""Expert threshold: expert choice by the cutoffs of past batches instead of the current one.
 
-An expert takes every token that scores above its threshold: a moving average of the score that was its k-th largest in
-each batch of n tokens, k = c * n / E. Against expert choice over such a batch, thresholds that were exact would differ
-in sqrt(2 p (1 - p) / (pi n)) of the decisions, p = c / E, and no decision looks at another token. The paper recommends
-a shared expert beside (`shared_experts` of the model), as a token may be above no threshold at all.
+An expert takes every token that scores above its threshold: a moving average of its k-th largest score in each batch of
+n tokens, k = c * n / E. Exact thresholds would differ from expert choice over such a batch in a fraction sqrt(2 p (1 -
+p) / (pi n)) of the decisions, p = c / E; no decision depends on another token. The paper recommends an additional
+shared expert (`shared_experts` of the model), since a token may be above no threshold at all.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ from moe.routing.types import RouterInput
 
 
 def cutoffs(scores: jax.Array, mask: jax.Array, capacity_factor: float) -> jax.Array:
-  """Float32 `[E]`, each expert's k-th largest score of a batch, k = c * n / E of its n real tokens, at least 1.
+  """Float32 `[E]`, each expert's k-th largest score in a batch, k = c * n / E of its n real tokens, at least 1.
 
   Args:
     scores: float32 `[G, n, E]`, at least 0.
-    mask: bool `[G, n]`; without any real token the cutoffs are -1.
+    mask: bool `[G, n]`; if no token is real the cutoffs are -1.
     capacity_factor: c <= E.
   """
   num_experts = scores.shape[-1]
@@ -42,7 +42,7 @@ def cutoffs(scores: jax.Array, mask: jax.Array, capacity_factor: float) -> jax.A
 
 
 def moving_average(average: jax.Array, new: jax.Array, step: jax.Array, decay: float) -> jax.Array:
-  """The exponential moving average without the bias of its first value, which step 0 replaces.
+  """The bias-corrected exponential moving average; step 0 replaces its initial value.
 
   Equal to a(t) / (1 - decay^t) with a(t) = decay * a(t - 1) + (1 - decay) * new and a(0) = 0 (Kingma and Ba 2015).
 
@@ -58,17 +58,17 @@ def moving_average(average: jax.Array, new: jax.Array, step: jax.Array, decay: f
 
 @dataclasses.dataclass(frozen=True)
 class ThresholdConfig(TokenwiseConfig, ExpertBudgetConfig, name="threshold"):
-  """Options of expert threshold.
+  """Expert threshold: an expert takes every token above its moving-average cutoff.
 
   Attributes:
     capacity_factor: c, experts per token that the thresholds aim at.
-    eval_capacity_factor: of the slots of evaluation; the thresholds stay as training left them.
-    renormalize, z_loss: as of every form of expert choice.
-    gate: of an expert's output, and the score that is compared: "softmax" over experts, or the paper's "sigmoid".
-    decay: of the thresholds' moving average, per step. The paper's .999 is for long trainings.
-    warmup_steps: first steps that choose by the cutoffs of their own batch, which is plain expert choice over it and
-      not causal; the paper's are a fifth of its tokens.
-    slack: an expert has slack * c * T / E slots in a sequence; its last tokens go without. None for dropless.
+    eval_capacity_factor: sets the slots in evaluation; the thresholds stay as training left them.
+    renormalize, z_loss: as in every form of expert choice.
+    gate: of an expert's output, and the score compared with the threshold: "softmax", or the paper's "sigmoid".
+    decay: of the thresholds' moving average, per step. The paper's .999 suits long training runs.
+    warmup_steps: first steps, which use the cutoffs of their own batch: plain expert choice over it, and not causal. A
+      fifth of all tokens in the paper.
+    slack: an expert has slack * c * T / E slots per sequence; the last tokens are dropped first. None for dropless.
   """
 
   paper = "Expert Threshold 2026, arXiv 2603.11535"
@@ -107,9 +107,8 @@ class ThresholdConfig(TokenwiseConfig, ExpertBudgetConfig, name="threshold"):
 class Threshold(TokenwiseRouter):
   """Expert choice that looks at no other token.
 
-  The thresholds begin where an expert is neither preferred nor avoided: a score of 1 / E, or 1 / 2 for sigmoid gates.
-  That decides the first step alone, whose cutoffs replace them; until then about half of all tokens are above, of which
-  an expert takes what it has slots for.
+  The thresholds start at a neutral score: 1 / E, or 1 / 2 for sigmoid gates. They decide only the first step, whose
+  cutoffs replace them; in it about half of all tokens are above, and an expert takes as many as it has slots.
   """
 
   config: ThresholdConfig
@@ -140,7 +139,7 @@ class Threshold(TokenwiseRouter):
     return Selection(chosen, weight, probs, {"z": z_loss}, self.config.z_loss * z_loss)
 
   def _learn(self, scores: jax.Array, mask: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Moves the thresholds towards this batch's cutoffs; returns what is chosen, by the cutoffs during the warm-up."""
+    """Moves the thresholds towards this batch's cutoffs; returns the choice, by the new cutoffs during warm-up."""
     new, step, old = cutoffs(scores, mask, self.config.capacity_factor), self.step[...], self.threshold[...]
     some = mask.any()
     self.threshold[...] = jnp.where(some, moving_average(old, new, step, self.config.decay), old)

@@ -1,7 +1,7 @@
 """Token choice with fixed rules: Switch, GShard, GLaM, V-MoE, dropless and their relatives.
 
-One implementation; the published methods are its config. What differs between them is which of a token's choices an
-expert with too few slots serves (`order`), what is random in training, and which losses keep the experts balanced.
+One implementation; the published methods are its configs. They differ in whom an expert with too few slots serves
+(`order`), in what is random in training, and in the losses that keep the experts balanced.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def second_by_chance(gates: jax.Array, key: jax.Array) -> jax.Array:
   """Bool `[..., 2]`: the first choice always, the second with probability min(1, 2 g_2). GShard, section 2.2.
 
   Args:
-    gates: float32 `[..., 2]`; with renormalised ones 2 g_2 is a probability, which is why the factor is 2.
+    gates: float32 `[..., 2]`; renormalised, g_2 is at most 1 / 2, hence the factor 2.
     key: PRNG key.
   """
   chosen = jax.random.uniform(key, gates.shape[:-1]) < 2.0 * jax.lax.stop_gradient(gates[..., 1])
@@ -45,16 +45,16 @@ def jittered(tokens: jax.Array, jitter: float, key: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class TokenChoiceConfig(TopKConfig, name="token_choice"):
-  """Options of token choice, beside those of every top-k router.
+  """Token choice with fixed rules; adds fields to those of every top-k router.
 
   Attributes:
     order: who gets the slots. "sequence": a group is one sequence, earlier tokens first; causal. "batch_priority":
       V-MoE's, the most confident tokens of the group first.
-    second_expert: "all", or "random": in training the second is kept with probability min(1, 2 g_2).
+    second_expert: "all", or "random": in training the second expert is kept with probability min(1, 2 g_2).
     jitter: in training the router's input is multiplied by uniform(1 - jitter, 1 + jitter).
-    noise: in training the logits receive Gaussian noise of standard deviation noise / E.
-    importance_loss: weight of Shazeer's importance loss, of the scores of all experts, without noise.
-    load_loss: weight of Shazeer's load loss; needs noise, and is taken in training only.
+    noise: in training the logits get Gaussian noise of standard deviation noise / E.
+    importance_loss: weight of Shazeer et al.'s importance loss, on the noise-free scores of all experts.
+    load_loss: weight of Shazeer et al.'s load loss; needs noise, and applies in training only.
   """
 
   paper = "a frame of options; the published methods have names of their own"
@@ -71,11 +71,19 @@ class TokenChoiceConfig(TopKConfig, name="token_choice"):
   def __post_init__(self):
     super().__post_init__()
     require(
-      self.second_expert == "all" or self.top_k == 2, "second_expert", self.second_expert, "'random' needs top_k = 2"
+      self.second_expert == "all" or self.top_k == 2,
+      "second_expert",
+      self.second_expert,
+      "expected 'all' unless top_k = 2",
     )
     require(0 <= self.jitter < 1, "jitter", self.jitter, "expected at least 0 and less than 1")
     require(self.noise >= 0, "noise", self.noise, "expected at least 0")
-    require(self.load_loss == 0 or self.noise > 0, "load_loss", self.load_loss, "needs noise > 0: it smooths over it")
+    require(
+      self.load_loss == 0 or self.noise > 0,
+      "load_loss",
+      self.load_loss,
+      "expected 0 unless noise > 0, which smooths the load",
+    )
 
   @property
   def queues_by_sequence(self) -> bool:
@@ -139,8 +147,8 @@ class GLaMConfig(TokenChoiceConfig, name="glam"):
 class BatchPriorityConfig(TokenChoiceConfig, name="batch_priority"):
   """Riquelme et al. 2021 (V-MoE), arXiv 2106.05974: top-2, noise of standard deviation 1 / E, slots by priority.
 
-  The capacity ratio of the paper is 1.05, times top_k here, where 1 means one expert per token. The load loss is
-  Shazeer's: an expert has to beat the k-th highest of the others, where V-MoE's counts the expert itself among them.
+  The paper's capacity ratio 1.05 is multiplied by top_k here, where 1 means one expert per token. The load loss is
+  Shazeer et al.'s: an expert must beat the k-th highest of the others; V-MoE's includes the expert itself.
   """
 
   paper = "Riquelme et al. 2021 (V-MoE), arXiv 2106.05974"

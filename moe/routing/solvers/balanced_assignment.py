@@ -1,12 +1,12 @@
-"""Balanced assignment: every token to one expert, every expert equally many, the largest sum of scores.
+"""Balanced assignment: each token to one expert, equally many tokens per expert, the largest sum of scores.
 
-The training-time routing of BASE layers (Lewis et al. 2021, arXiv 2103.16716, section 3.1), there solved by an auction
-over tokens. With far fewer experts than tokens it is better seen from the experts' side: the dual has one price for
-each expert, and an assignment is optimal when no cycle of experts gains by handing tokens round. So prices are found
-first by smoothed descent, tokens go where they pay most, the few that do not fit are put anywhere, and cycles are
-cancelled until none gains. That ends exactly, in float32, and proves it: the prices it ends with bound the optimum.
+The training-time routing of BASE layers (Lewis et al. 2021, arXiv 2103.16716, section 3.1), solved there by an auction
+over tokens. With far fewer experts than tokens the experts' side is easier: the dual has one price per expert, and an
+assignment is optimal when no cycle of experts gains by passing tokens around. So prices are first found by smoothed
+descent, tokens go where score minus price is highest, the few that do not fit are placed arbitrarily, and cycles are
+cancelled until none gains. The result is exact in float32, and certified: the final prices bound the optimum.
 
-Only comparisons with prices matter, so all of this takes scores less a constant for each token and each expert.
+Only comparisons with prices matter, so a constant per token and per expert is subtracted from all scores.
 """
 
 import typing
@@ -18,12 +18,12 @@ from moe.routing.queues import queue_by_priority, slot_routing
 from moe.routing.solvers.highest import highest
 from moe.routing.solvers.mean_cycle import max_mean_cycle
 
-# Temperatures of the smoothed dual, in units of the mean regret: from one that all tokens feel to one that few do.
+# Temperatures of the smoothed dual, in units of the mean regret: the first affects all tokens, the last only a few.
 _FIRST_TEMPERATURE, _LAST_TEMPERATURE, _TEMPERATURES = 1.0, 1e-3, 12
 
 
 class BalancedAssignment(typing.NamedTuple):
-  """An assignment and the proof of how good it is.
+  """An assignment and a certificate of how good it is.
 
   Attributes:
     expert: int32 `[n]`, the expert of each token; E for padding.
@@ -39,22 +39,22 @@ class BalancedAssignment(typing.NamedTuple):
 
 
 def balanced_assignment(scores: jax.Array, mask: jax.Array, max_exchanges: int = 1000) -> BalancedAssignment:
-  """The assignment of m real tokens that maximises the sum of scores with at most ceil(m / E) tokens an expert.
+  """The assignment of m real tokens that maximises the sum of scores with at most ceil(m / E) per expert.
 
-  If E divides m every expert gets exactly m / E; otherwise fewer than E places stay empty, where it costs least.
-  The dual objective is `sum_t max_e(score[t, e] - price[e]) + ceil(m / E) * sum_e price[e]`. It is balanced
-  however early it stops, and the gap then says what that cost. Of equal choices the lower index is taken, so results
-  repeat; which of several optima is found may hang on rounding, and so differ under `jax.vmap`.
+  If E divides m, every expert gets exactly m / E; otherwise fewer than E slots stay empty, where that costs least. The
+  dual objective is `sum_t max_e(score[t, e] - price[e]) + ceil(m / E) * sum_e price[e]`. The result is balanced however
+  early the search stops, and the gap says what that cost. Ties go to the lower index, so results are reproducible;
+  which of several optima is found may depend on rounding, and so differ under `jax.vmap`.
 
   Args:
-    scores: `[n, E]`; those that are not finite count as the smallest finite one, as in fairseq.
+    scores: `[n, E]`; non-finite ones count as the smallest finite one, as in fairseq.
     mask: bool `[n]`, False for padding.
-    max_exchanges: cycles that may be cancelled. Tens are needed, a few hundred if scores are small integers.
+    max_exchanges: limit on cancelled cycles. Tens are typical, a few hundred if scores are small integers.
   """
   n, num_experts = scores.shape
   scores = _finite(scores.astype(jnp.float32), mask)
   room = (mask.sum() + num_experts - 1) // num_experts
-  # An empty place is an n-th token that scores 0 with all. There are as many as complete a multiple of E.
+  # Empty slots hold a token n that scores 0 with all experts; they fill the tokens up to a multiple of E.
   weight = jnp.append(mask, 0).astype(jnp.float32).at[n].set(num_experts * room - mask.sum())
   mean = (scores * mask[:, None]).sum(0) / jnp.maximum(mask.sum(), 1)
   centred = jnp.append(scores, jnp.zeros((1, num_experts)), axis=0) - mean
@@ -72,7 +72,7 @@ def balanced_assignment(scores: jax.Array, mask: jax.Array, max_exchanges: int =
 
 
 def _finite(scores: jax.Array, mask: jax.Array) -> jax.Array:
-  """Scores `[n, E]` with 0 for padding, and the smallest finite one (0 without any) for what is not finite."""
+  """Scores `[n, E]` with 0 for padding, and the smallest finite one (0 if there is none) for non-finite ones."""
   finite = jnp.isfinite(scores)
   smallest = jnp.where(finite & mask[:, None], scores, jnp.inf).min()
   smallest = jnp.where(jnp.isfinite(smallest), smallest, 0.0)
@@ -80,9 +80,9 @@ def _finite(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _smoothed_prices(scores: jax.Array, weight: jax.Array, room: jax.Array) -> jax.Array:
-  """Prices `[E]` that nearly balance the experts: the dual with a softmax for the maximum, ever sharper.
+  """Prices `[E]` that nearly balance the experts: the dual with an ever sharper softmax for the maximum.
 
-  At each temperature one Sinkhorn step, which cannot go astray, and one Newton step on the E prices, which converges.
+  At each temperature one Sinkhorn step, which is always safe, and one Newton step on the E prices, which converges.
 
   Args:
     scores: float32 `[N, E]`, the highest of each row 0.
@@ -101,7 +101,7 @@ def _smoothed_prices(scores: jax.Array, weight: jax.Array, room: jax.Array) -> j
     _, load = shares(price, temperature)
     price += temperature * jnp.log(jnp.maximum(load / target, 1e-3))
     share, load = shares(price, temperature)
-    # The Hessian of the dual times temperature; the addition covers its null space and experts that nothing reaches.
+    # The Hessian of the dual times temperature; the added diagonal covers its null space and experts without load.
     hessian = jnp.diag(load + 1e-3 * target) - share.T @ (weight[:, None] * share)
     change = jnp.linalg.solve(hessian, load - target)
     # The quadratic model holds for changes of a few temperatures.
@@ -110,15 +110,15 @@ def _smoothed_prices(scores: jax.Array, weight: jax.Array, room: jax.Array) -> j
   scale = jnp.where(regret > 0, regret, 1.0)
   temperatures = scale * jnp.geomspace(_FIRST_TEMPERATURE, _LAST_TEMPERATURE, _TEMPERATURES)
   price = jax.lax.scan(step, jnp.zeros(num_experts), temperatures)[0]
-  # Where no expert is preferred, rounding alone would choose.
+  # If no expert is preferred, the prices would be rounding noise.
   return jnp.where(regret > 0, price, 0.0)
 
 
 def _first_table(net: jax.Array, mask: jax.Array, room: jax.Array) -> jax.Array:
   """int32 `[E, C]`, C = ceil(n / E): the tokens of each expert in its first `room` slots, n in empty ones.
 
-  Experts take the tokens that like them best in the order of what those would lose elsewhere; tokens that find no room
-  are put into free slots as they come, for the exchanges to sort out.
+  Experts take the tokens that prefer them, in the order of what those would lose elsewhere; tokens that find no room
+  fill free slots in order, for the exchanges to improve.
 
   Args:
     net: float32 `[n, E]`, scores less prices.
@@ -141,14 +141,14 @@ def _first_table(net: jax.Array, mask: jax.Array, room: jax.Array) -> jax.Array:
 def _exchanged(
   table: jax.Array, price: jax.Array, scores: jax.Array, room: jax.Array, max_exchanges: int
 ) -> tuple[jax.Array, jax.Array]:
-  """The table `[E, C]` after exchanges along cycles of experts, until none gains, and the prices `[E]` that show it.
+  """The table `[E, C]` after exchanges along cycles of experts until none gains, and the prices `[E]` that prove it.
 
-  Along the cycle of largest mean gain each expert hands on not one token but as many as gain together, so that
+  Along the cycle of largest mean gain each expert passes on all tokens that gain together, not just one, so that
   thousands of equal tokens take one exchange.
   """
   num_experts, capacity = table.shape
   in_use = (jnp.arange(capacity) < room)[:, None] | jnp.eye(num_experts, dtype=bool)[:, None, :]
-  # What E additions of float32 scores may be wrong by; a smaller gain may be none.
+  # The rounding error of E additions of float32 scores; a smaller gain may not be one.
   least_gain = num_experts * jnp.finfo(jnp.float32).eps * jnp.abs(scores).max()
 
   def exchange(state: tuple) -> tuple:
@@ -171,7 +171,7 @@ def _exchanged(
 def _certified(
   scores: jax.Array, expert: jax.Array, price: jax.Array, mask: jax.Array, room: jax.Array
 ) -> BalancedAssignment:
-  """The result with its value and gap, the latter as a sum of terms of which none is negative."""
+  """The result with its value and gap; the gap is a sum of nonnegative terms."""
   of_token = jnp.minimum(expert, scores.shape[1] - 1)[:, None]
   net = scores - price
   regret = net.max(1) - jnp.take_along_axis(net, of_token, axis=1)[:, 0]

@@ -2,13 +2,13 @@
 
     max_A <S^T, A> + lam H(A),  A [E, n]:  row sums k (experts),  column sums <= b (tokens),  0 <= A <= 1
 
-with H(A) = -sum A log A, after which every expert takes the k tokens of its largest A. Three ways to it: the paper's
-own (Dykstra's projections), the same program by its dual (which converges in the iterations one can afford), and
-deferred acceptance, the only one that never exceeds the cap. The first two give log A, not A: at the paper's lam most
+with H(A) = -sum A log A, after which every expert takes the k tokens of its largest A. There are three solvers: the
+paper's (Dykstra's projections), the dual of the same program (which converges in an affordable number of iterations),
+and deferred acceptance, the only one that never exceeds the cap. The first two return log A: at the paper's lam most
 entries of A underflow, and an expert whose row is not yet full would choose among equal zeros.
 
-All k E choices find room only if k E <= b n: the capacity factor is at most b. Everything here is about one group and
-without a gradient; the weights of what is chosen are its scores, which the caller gathers.
+All k E choices fit only if k E <= b n, that is, if the capacity factor is at most b. All functions work on one group
+and have no gradient; the weights of the chosen tokens are their scores, which the caller gathers.
 """
 
 import math
@@ -18,18 +18,18 @@ import jax.numpy as jnp
 
 from moe.routing.solvers.highest import highest
 
-# Halvings of an interval about as wide as the scores' range: to a millionth of it, far below any useful lam.
+# Halvings of an interval about as wide as the scores' range, down to a millionth of it: far below any useful lam.
 _BISECTIONS = 20
 
 
 def dykstra_plan(
   scores: jax.Array, mask: jax.Array, k: int, b: int, lam: float = 0.001, iterations: int = 100
 ) -> jax.Array:
-  """float32 `[E, n]`: log A after so many rounds of Dykstra's projections in the Kullback-Leibler sense, as published.
+  """float32 `[E, n]`: log A after rounds of Dykstra's projections in Kullback-Leibler divergence, as published.
 
-  From exp(S^T / lam), one after the other: rows scaled to k, columns scaled down to b, entries cut at 1; the latter two
-  undo their correction of the round before first. At the paper's lam and 100 rounds A is far from converged: rows are
-  not full, and of the tokens that it rounds to many exceed the cap.
+  From exp(S^T / lam), in turn: rows are scaled to k, columns scaled down to b, entries clipped at 1; the last two first
+  undo their correction of the previous round. At the paper's lam, 100 rounds are far from convergence: rows are not
+  full, and after rounding many tokens exceed the cap.
 
   Args:
     scores: float32 `[n, E]`, softmax over experts.
@@ -56,11 +56,11 @@ def dykstra_plan(
 def two_block_plan(
   scores: jax.Array, mask: jax.Array, k: int, b: int, lam: float = 0.001, iterations: int = 20
 ) -> jax.Array:
-  """float32 `[E, n]`: log A of the same program, min(0, (S^T + u - v) / lam), by ascent in its dual, block by block.
+  """float32 `[E, n]`: log A of the same program, min(0, (S^T + u - v) / lam), by block ascent in its dual.
 
-  u `[E]` gives rows the sum k, v `[n]` >= 0 lowers columns to b. Each is solved exactly given the other, a row or a
-  column at a time and all at once, by bisection. The entries' bound takes no iterations of its own, which is what
-  makes it so much faster than the projections. Columns sum to at most b, rows to nearly k.
+  u `[E]` gives rows the sum k, v `[n]` >= 0 lowers columns to b. Each is solved exactly given the other, by bisection
+  for all rows or columns at once. The bound on entries needs no iterations of its own, which makes this much faster
+  than the projections. Columns sum to at most b, rows to nearly k.
 
   Args:
     scores: float32 `[n, E]`, softmax over experts.
@@ -96,12 +96,12 @@ def top_tokens(log_plan: jax.Array, k: int) -> jax.Array:
 def deferred_acceptance(scores: jax.Array, mask: jax.Array, k: int, b: int, max_rounds: int = 100) -> jax.Array:
   """int32 `[E, k]`: the tokens each expert takes, n in slots that stay empty. No token is taken more than b times.
 
-  Gale and Shapley 1962 with experts proposing: each offers itself to the k tokens that score highest with it and have
-  not refused it, a token keeps the b experts it scores highest with and refuses the others. The end is stable: no
-  expert and token that miss each other would both rather change. Since both go by the same score, it is what serving
-  all pairs in falling order of score would give. Slots stay empty where an expert has no one left to ask, and those
-  refused in the last round where `max_rounds` end it: a few rounds do with b above the capacity factor, hundreds where
-  they are equal and all tokens end at the cap, of whose slots the first hundred leave less than 1 % empty.
+  Gale and Shapley 1962 with experts proposing: each proposes to the k tokens that score highest with it and have not
+  refused it; a token keeps the b experts it scores highest with and refuses the others. The result is stable: no expert
+  and token that are not matched would both prefer to be. Since both rank by the same score, it equals serving all pairs
+  in decreasing order of score. Slots stay empty if an expert has no one left to ask, or if it is refused in the last of
+  `max_rounds`. A few rounds suffice for b above the capacity factor. If they are equal, every token ends at the cap,
+  which takes hundreds, but after one hundred less than 1% of the slots are empty.
 
   Args:
     scores: float32 `[n, E]`, finite.
@@ -131,11 +131,11 @@ def deferred_acceptance(scores: jax.Array, mask: jax.Array, k: int, b: int, max_
 
 
 def _level(values: jax.Array, total: int, lam: float) -> jax.Array:
-  """`[R]`: the x of every row with sum min(1, exp((values + x) / lam)) = total, or a larger sum if no x gives less.
+  """`[R]`: the x of each row with sum min(1, exp((values + x) / lam)) = total, or a larger sum if no x gives less.
 
   Args:
-    values: float32 `[R, N]`; -inf where nothing is to be had.
-    total: the sum wanted; all entries are 1 if there are fewer.
+    values: float32 `[R, N]`; -inf where nothing can be taken.
+    total: the target sum; all entries are 1 if there are fewer.
     lam: temperature, in units of the values.
   """
   low = lam * math.log(total / values.shape[1]) - values.max(1)

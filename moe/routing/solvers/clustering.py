@@ -1,4 +1,4 @@
-"""k-means: Lloyd's algorithm and its seeding, on points that some mask calls real. Float32 throughout."""
+"""k-means: Lloyd's algorithm and its seeding, for points with a mask. Float32 throughout."""
 
 import functools
 
@@ -25,7 +25,7 @@ def assign(points: jax.Array, centroids: jax.Array) -> jax.Array:
 
 
 def means(points: jax.Array, chosen: jax.Array, otherwise: jax.Array) -> jax.Array:
-  """`[E, d]`, the mean of each cluster's points; `otherwise` `[E, d]` for clusters that have none.
+  """`[E, d]`, the mean of each cluster's points; `otherwise` `[E, d]` for clusters without points.
 
   Args:
     points: `[..., n, d]`.
@@ -54,13 +54,13 @@ def lloyd_step(points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.
 
 
 def spread(points: jax.Array, mask: jax.Array, count: int, key: jax.Array) -> jax.Array:
-  """`[count, d]`, points to start from: k-means++ (Arthur and Vassilvitskii 2007).
+  """`[count, d]`, initial centroids by k-means++ (Arthur and Vassilvitskii 2007).
 
-  The first is drawn uniformly, each next one in proportion to its squared distance from the nearest one before.
+  The first is drawn uniformly, each next one with probability proportional to its squared distance from the nearest.
 
   Args:
     points: `[n, d]`.
-    mask: bool `[n]`, the points that may be drawn; if there are fewer different ones than `count`, some are repeated.
+    mask: bool `[n]`, the points that may be drawn; if fewer than `count` are distinct, some are repeated.
     count: E.
     key: PRNG key.
   """
@@ -69,7 +69,7 @@ def spread(points: jax.Array, mask: jax.Array, count: int, key: jax.Array) -> ja
   def pick(nearest, key):
     odds = jnp.where(jnp.isinf(nearest), 1.0, jnp.maximum(nearest, smallest))
     index = jax.random.categorical(key, jnp.where(mask, jnp.log(odds), -jnp.inf))
-    # A product, not points[index]: where points lie on several devices that would gather them all.
+    # A product, not points[index], which would gather all points if they are sharded.
     one = (jnp.arange(len(points)) == index).astype(points.dtype)
     point = jnp.matmul(one, points, precision=jax.lax.Precision.HIGHEST)
     return jnp.minimum(nearest, squared_distances(points, point[None])[:, 0]), point
@@ -84,8 +84,8 @@ def k_means(points: jax.Array, count: int, key: jax.Array, steps: int = 50) -> t
   Args:
     points: `[n, d]`.
     count: E.
-    key: PRNG key of the start.
-    steps: more than enough to converge, mostly.
+    key: PRNG key of the seeding.
+    steps: iterations; the default is usually more than enough to converge.
   """
   start = spread(points, jnp.ones(len(points), bool), count, key)
   return jax.lax.scan(lambda centroids, _: lloyd_step(points, centroids), start, length=steps)

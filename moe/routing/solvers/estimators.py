@@ -1,8 +1,7 @@
-"""Gradients through units that are random or hard: Bengio, Léonard and Courville 2013, arXiv 1308.3432.
+"""Gradients through stochastic or hard units: Bengio, Léonard and Courville 2013, arXiv 1308.3432.
 
-A unit turns an activation a into an output h, at random; a loss L(h) follows, and the gradient of E[L(h)] with respect
-to a is wanted. The random numbers are arguments, so every function here is deterministic and its expectation can be
-enumerated.
+A unit maps an activation a to a random output h with loss L(h); the goal is the gradient of E[L(h)] with respect to a.
+Random numbers are arguments, so every function here is deterministic and its expectation can be enumerated.
 """
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 
 
 def noisy_rectifier(activation: jax.Array, noise: jax.Array) -> jax.Array:
-  """The unit h = max(0, a + noise): exactly 0 for much of its range, and its own gradient is unbiased.
+  """The unit h = max(0, a + noise): exactly 0 over much of its range, and its own gradient is unbiased.
 
   Args:
     activation: a, float `[...]`.
@@ -27,8 +26,8 @@ def firing_probability(activation: jax.Array) -> jax.Array:
 def stochastic_times_smooth(activation: jax.Array, uniform: jax.Array) -> jax.Array:
   """The unit h = b sqrt(p) with b ~ Bernoulli(sqrt(p)) and p = sigmoid(a), so that E[h] = p.
 
-  The gradient is that of the smooth factor with b held: for a linear loss half the gradient of the expectation, since
-  the other half is how b depends on a.
+  The gradient is that of the smooth factor with b held fixed: for a linear loss, half the gradient of the expectation,
+  since the other half comes from how b depends on a.
 
   Args:
     activation: a, float `[...]`.
@@ -57,7 +56,7 @@ def straight_through(activation: jax.Array, uniform: jax.typing.ArrayLike, *, sl
 
 
 def reinforce(activation: jax.Array, output: jax.Array, loss: jax.Array, baseline: jax.typing.ArrayLike) -> jax.Array:
-  """(h - sigmoid(a)) (L - c), an unbiased estimate of dE[L]/da, `[...]`, for any c that h does not enter.
+  """(h - sigmoid(a)) (L - c), an unbiased estimate of dE[L]/da, `[...]`, for any c that does not depend on h.
 
   Args:
     activation: a, float `[...]`.

@@ -1,11 +1,11 @@
-"""An integer hash that NumPy and JAX compute alike, so that a table made offline and a layer agree on any machine."""
+"""An integer hash that NumPy and JAX compute identically, so that offline tables and layers agree on any machine."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-Array = Any  # of NumPy, or of JAX
+Array = Any  # NumPy or JAX
 
 _GOLDEN = np.uint32(0x9E3779B1)  # 2^32 divided by the golden ratio, rounded to an odd number
 
@@ -21,10 +21,10 @@ def hash_buckets(keys: Sequence[Array], buckets: int, hashes: int, seed: int) ->
   """Independent hashes of a tuple of integers: `h <- mix(h * golden + key)` over the hash's number and the keys.
 
   Args:
-    keys: int32 `[...]` each, of equal shape; their order counts.
+    keys: int32 `[...]` each, of equal shape; their order matters.
     buckets: B.
     hashes: N.
-    seed: where h begins, from 0 to 2^32 - 1; another seed gives other hashes.
+    seed: the initial h, from 0 to 2^32 - 1; other seeds give other hashes.
 
   Returns:
     int32 `[N, ...]`, from 0 to B - 1.

@@ -1,4 +1,4 @@
-"""The k highest of an axis, on any mesh."""
+"""The k highest values along an axis, on any mesh."""
 
 import functools
 
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 def highest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """Values and int32 indices `[..., k]` of the k highest of `x [..., n]`, best first, ties to the lower index.
 
-  That is `jax.lax.top_k`. Off TPUs, though, XLA does not divide that one over devices: it gathers the scores of all
-  groups first. A sort it does divide, so on a mesh it is a sort there.
+  Equal to `jax.lax.top_k`, which XLA shards on TPUs only: elsewhere it gathers the scores of all groups first. It does
+  shard a sort, so that is used on a mesh.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return _chosen(x, k)

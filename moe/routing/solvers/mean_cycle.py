@@ -1,8 +1,8 @@
 """The cycle of largest mean weight in a complete graph of few nodes, by Karp 1978 (the minimum cycle mean, negated).
 
-Where nodes are experts and the weight of an edge is what the best move of one token along it gains, a cycle of positive
-weight is an exchange that improves an assignment, and with none left the potentials are optimal prices. Cancelling the
-cycle of largest mean first needs polynomially many exchanges (Goldberg and Tarjan 1989), and here very few.
+If nodes are experts and an edge weighs the gain of the best move of one token along it, a cycle of positive weight is
+an exchange that improves an assignment, and once none is left the potentials are optimal prices. Cancelling the cycle
+of largest mean first takes polynomially many exchanges (Goldberg and Tarjan 1989), and very few here.
 """
 
 import typing
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 
 class MeanCycle(typing.NamedTuple):
-  """What `max_mean_cycle` finds.
+  """The result of `max_mean_cycle`.
 
   Attributes:
-    following: int32 `[E]`, the next node of every node on the cycle, and each other node itself: a permutation.
-    mean: float32 scalar, weight of the cycle divided by its edges, at least 0.
+    following: int32 `[E]`, the successor of each node on the cycle, and every other node itself: a permutation.
+    mean: float32 scalar, weight of the cycle divided by its number of edges, at least 0.
     potential: float32 `[E]`, with `potential[f] - potential[e] >= weight[e, f] - mean` for every edge.
   """
 
@@ -26,7 +26,7 @@ class MeanCycle(typing.NamedTuple):
 
 
 def max_mean_cycle(weight: jax.Array) -> MeanCycle:
-  """O(E^3) operations in E steps, O(E^2) memory.
+  """The cycle of largest mean weight, in E steps of O(E^2) operations and O(E^2) memory.
 
   Args:
     weight: float32 `[E, E]`, of the edge from row to column; 0 on the diagonal, -inf where there is no edge.
@@ -38,7 +38,7 @@ def max_mean_cycle(weight: jax.Array) -> MeanCycle:
     return (best[:, None] + weight).max(0), best
 
   last, best = jax.lax.scan(lengthen, none, length=nodes)
-  # best[k, v] is the weight of the heaviest walk of k edges that ends in v, `last` of that of E edges.
+  # best[k, v] is the weight of the heaviest walk of k edges that ends in v, last[v] that of E edges.
   edges = jnp.arange(nodes, dtype=weight.dtype)[:, None]
   means = ((last - best) / (nodes - edges)).min(0)
   end = means.argmax()
@@ -57,7 +57,7 @@ def _walk(weight: jax.Array, best: jax.Array, end: jax.Array) -> jax.Array:
 
 
 def _cycle_on(walk: jax.Array) -> jax.Array:
-  """int32 `[E]`, successors on the first cycle that the backward walk closes; every cycle on it has the mean sought."""
+  """int32 `[E]`, successors on the first cycle closed by the backward walk; every cycle on it has the largest mean."""
   place = jnp.arange(walk.size)
   met_again = (walk[:, None] == walk) & (place[:, None] < place)
   close = met_again.any(0).argmax()

@@ -1,4 +1,4 @@
-"""How the score of every token ranks among the earlier tokens of its own sequence, in O(n log n) for each expert."""
+"""The rank of each token's score among the earlier tokens of its sequence, in O(n log n) per expert."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Earlier:
-  """What is to be known of the tokens before each one. Padding counts nowhere, and its own numbers mean nothing.
+  """Counts of the tokens before each one. Padding is never counted, and its own entries are meaningless.
 
   Attributes:
     above: int32 `[n, E]`, the earlier tokens that scored higher.
@@ -25,9 +25,9 @@ class Earlier:
 def rank_among_earlier(scores: jax.Array, mask: jax.Array, positions: jax.Array) -> Earlier:
   """The ranks of one row, which may hold several sequences packed one after the other.
 
-  Sorted by falling score, with later sequences before earlier ones, the tokens that stand before a token and are
-  earlier than it are those of its own sequence that score at least as high: `earlier_before` counts them. Among equal
-  scores the order is that of time, so those before it in a run of equals are the earlier ones.
+  Tokens are sorted by decreasing score, later sequences first. The tokens before a token in this order that are also
+  earlier in time are then those of its own sequence that score at least as high: `earlier_before` counts them. Equal
+  scores are sorted by time, so those before it in a run of equals are the earlier ones.
 
   Args:
     scores: float32 `[n, E]`.
@@ -50,15 +50,15 @@ def rank_among_earlier(scores: jax.Array, mask: jax.Array, positions: jax.Array)
 
 
 def earlier_before(order: jax.Array) -> jax.Array:
-  """int32 `[n]`: how many of the times before time i stand before i in `order`, a permutation of 0 to n - 1.
+  """int32 `[n]`: how many of the times before i precede i in `order`, a permutation of 0 to n - 1.
 
-  Quicksort by time, all parts of a level at once: a part is split into its earlier and its later half without
-  disturbing their orders, and each member of the later half counts the members of the earlier half that stood before
-  it. Any two times are parted exactly once.
+  Quicksort by time, all segments of a level at once: each segment is split stably into its earlier and its later half,
+  and each member of the later half counts the members of the earlier half that preceded it. Any two times are separated
+  exactly once.
   """
   n = len(order)
   levels = (n - 1).bit_length()
-  size = 1 << levels  # so that parts halve evenly; the times that are added are last of all, and count for no one
+  size = 1 << levels  # so that segments halve evenly; the added times come last and are never counted
   place = jnp.arange(size, dtype=jnp.int32)
 
   def split(level: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -67,7 +67,7 @@ def earlier_before(order: jax.Array) -> jax.Array:
     late = (order & half) > 0
     start = place & -2 * half
     early = (~late).astype(jnp.int32)
-    # Every part before this one was half early, whence start / 2.
+    # Half of every segment before this one is early, hence start / 2.
     before = jnp.cumsum(early) - early - start // 2
     to = jnp.where(late, half + place - before, start + before)
 

@@ -7,7 +7,7 @@ BINS, LIMIT = 256, 12.0  # from log-odds -12 to 12: scores from 6e-6 to 1 - 6e-6
 
 
 def histogram(scores: jax.Array, mask: jax.Array) -> jax.Array:
-  """Float32 `[E, BINS]`, the share of the real tokens in each bin; 0 everywhere where there are none.
+  """Float32 `[E, BINS]`, the share of the real tokens in each bin; all 0 if there are none.
 
   Args:
     scores: float32 `[..., n, E]` in [0, 1].
@@ -21,7 +21,7 @@ def histogram(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def share_above(scores: jax.Array, histogram: jax.Array) -> jax.Array:
-  """Float32 `[..., E]` in [0, 1]: the share of a histogram above each score, linear within a bin; 0 of an empty one.
+  """Float32 `[..., E]` in [0, 1]: the share of a histogram above each score, linear within a bin; 0 for an empty one.
 
   Args:
     scores: float32 `[..., E]` in [0, 1].
@@ -35,6 +35,6 @@ def share_above(scores: jax.Array, histogram: jax.Array) -> jax.Array:
 
 
 def _place(scores: jax.Array) -> jax.Array:
-  """Where a score lies, in bins from 0 to BINS."""
+  """A score's coordinate in bins, from 0 to BINS."""
   log_odds = jnp.clip(jnp.log(scores) - jnp.log1p(-scores), -LIMIT, LIMIT)
   return (log_odds + LIMIT) * (BINS / (2 * LIMIT))

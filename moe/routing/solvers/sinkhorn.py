@@ -1,8 +1,8 @@
-"""Sinkhorn's plan: the softmax over experts, bent until every expert gets an equal share.
+"""Sinkhorn's plan: the softmax over experts, rescaled until every expert gets an equal share.
 
 S-BASE (Clark et al. 2022, "Unified scaling laws for routed language models", arXiv 2202.01169, section 3.1) routes each
 token to the expert of its largest share, in place of the exact assignment of BASE. The plan solves entropic optimal
-transport with uniform marginals. It is the soft plan that is balanced; what the largest shares give is only nearly so.
+transport with uniform marginals. Only the soft plan is balanced; the choice of the largest shares is nearly so.
 """
 
 import math
@@ -15,8 +15,8 @@ def sinkhorn_plan(logits: jax.Array, mask: jax.Array, tolerance: float = 1e-4, m
   """float32 `[n, E]`: the plan of m real tokens; each row sums to 1 / m, each column to nearly 1 / E, padding is 0.
 
   One iteration scales the columns to their sums and then the rows. It stops when no column is off by more than
-  `tolerance` of its sum. In the log domain, so that no size of logits over- or underflows. Not differentiable in
-  reverse: the choice has no gradient, and the gate is another quantity.
+  `tolerance` of its sum. Works in the log domain, so that logits of any size neither over- nor underflow. Not
+  reverse-differentiable: the choice has no gradient, and the gate is another quantity.
 
   Args:
     logits: `[n, E]`, finite; a constant added to a token's or to an expert's logits changes nothing.
@@ -32,7 +32,7 @@ def sinkhorn_plan(logits: jax.Array, mask: jax.Array, tolerance: float = 1e-4, m
     return jax.nn.log_softmax(logits + bias) + log_rows
 
   def excess(bias: jax.Array) -> jax.Array:
-    """`[E]`, log of each column sum over what it should be."""
+    """`[E]`, log of each column sum relative to its target."""
     return jnp.where(mask.any(), jax.nn.logsumexp(log_plan(bias), axis=0) + math.log(num_experts), 0.0)
 
   def iteration(state: tuple) -> tuple:

@@ -232,8 +232,11 @@ def test_a_table_is_obeyed_and_an_empty_one_sends_tokens_nowhere():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"function": "balanced"}, r"config\.table = '': function = 'balanced' needs one; make it with scripts/"),
-    ({"function": "bigram", "table": "x"}, r"config\.table = 'x': function = 'bigram' has none"),
+    (
+      {"function": "balanced"},
+      r"config\.table = '': expected a file made by scripts/build_hash_table.py for function = 'balanced'",
+    ),
+    ({"function": "bigram", "table": "x"}, r"config\.table = 'x': expected none for function = 'bigram'"),
     ({"hashes": 0}, r"config\.hashes = 0: expected at least 1"),
     ({"function": "modulo", "hashes": 2}, r"config\.hashes = 2: expected 1, since function = \"modulo\""),
     ({"seed": 2**32}, r"config\.seed = 4294967296: expected from 0 to 2\^32 - 1"),

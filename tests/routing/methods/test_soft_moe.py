@@ -235,7 +235,7 @@ def test_slots_are_given_or_follow_from_a_capacity_factor():
   ("options", "message"),
   [
     ({"slots": 0}, "slots = 0: expected at least 1"),
-    ({"capacity_factor": 1.0}, r"capacity_factor = 1\.0: needs group_size > 0"),
+    ({"capacity_factor": 1.0}, r"capacity_factor = 1\.0: expected None unless group_size > 0"),
     ({"slots": 2, "capacity_factor": 1.0, "group_size": 8}, r"capacity_factor = 1\.0: expected None beside slots = 2"),
     ({"group_size": -1}, "group_size = -1: expected at least 0"),
   ],

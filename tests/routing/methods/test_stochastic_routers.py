@@ -64,7 +64,9 @@ def test_training_is_random_and_needs_a_key_evaluation_is_neither(name):
   one, other = (weights_of(router, tokens, training=True, key=jax.random.key(seed)) for seed in range(2))
   assert (np.isnan(one) != np.isnan(other)).any()
   weights_of(router, tokens, training=False, key=None)
-  with pytest.raises(ValueError, match=r"draws random numbers in training, but RouterInput\.key is None"):
+  with pytest.raises(
+    ValueError, match=r"RouterInput\.key = None: expected a key, as .* draws random numbers in training"
+  ):
     weights_of(router, tokens, training=True, key=None)
 
 

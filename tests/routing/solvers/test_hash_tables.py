@@ -124,11 +124,14 @@ def test_ids_that_only_the_model_has_have_no_expert(path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"vocabulary": "v2"}, "was made for the vocabulary v1, not v2; make another with scripts/build_hash_table.py"),
-    ({"size": 499}, r"holds 500 tokens, more than the 499 of model\.vocab_size"),
-    ({"experts": 16}, "was made for experts 8, not 16"),
-    ({"hashes": 1}, "was made for hashes 2, not 1"),
-    ({"function": "dispersed"}, "was made for function balanced, not dispersed"),
+    (
+      {"vocabulary": "v2"},
+      "expected a table made for the vocabulary v2, not v1; make it with scripts/build_hash_table.py",
+    ),
+    ({"size": 499}, r"expected at most the 499 tokens of model\.vocab_size, found 500"),
+    ({"experts": 16}, "expected a table made for experts 16, not 8"),
+    ({"hashes": 1}, "expected a table made for hashes 1, not 2"),
+    ({"function": "dispersed"}, "expected a table made for function dispersed, not balanced"),
   ],
 )
 def test_a_file_made_for_something_else_is_refused(path, changes, message):
@@ -137,17 +140,23 @@ def test_a_file_made_for_something_else_is_refused(path, changes, message):
 
 
 def test_a_file_that_is_missing_damaged_or_of_another_kind_is_refused(tmp_path, path):
-  with pytest.raises(ConfigError, match=r"table = 'none\.npz': no such file; make it with scripts/build_hash_table"):
+  with pytest.raises(
+    ConfigError, match=r"table = 'none\.npz': expected a file made by scripts/build_hash_table.py, found none"
+  ):
     stored("none.npz")
   (tmp_path / "text").write_text("not a table")
   np.save(tmp_path / "array.npy", np.zeros(3))
   cut = tmp_path / "cut.npz"
   cut.write_bytes(pathlib.Path(path).read_bytes()[:200])
   for name in ("text", "array.npy", "cut.npz"):
-    with pytest.raises(ConfigError, match=r"is damaged or no \.npz file"):
+    with pytest.raises(
+      ConfigError, match=r"expected an \.npz file made by scripts/build_hash_table.py, not a damaged or other file"
+    ):
       stored(str(tmp_path / name))
   np.savez(tmp_path / "other.npz", centroids=np.zeros(3))
-  with pytest.raises(ConfigError, match="lacks buckets, experts, vocabulary, function, source"):
+  with pytest.raises(
+    ConfigError, match=r"expected a file made by .*, with buckets, experts, vocabulary, function, source"
+  ):
     stored(str(tmp_path / "other.npz"))
 
 
