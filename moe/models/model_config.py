@@ -144,7 +144,7 @@ class ModelConfig(Choice):
 
   @property
   def evaluates_on_future(self) -> bool:
-    """Whether they do so in evaluation: then the model cannot decode."""
+    """Whether they do so in evaluation, so that the model cannot decode."""
     return self.decoder_router is not None and not self.decoder_router.is_causal(training=False)
 
   def with_decoder_router(self, router: RouterConfig) -> "ModelConfig":

@@ -100,7 +100,11 @@ def test_a_router_is_given_by_its_name_its_mapping_or_its_config():
     ({"router": {"name": "glam", "top_k": 5}}, "top_k = 5", "expected at most the 4 experts there are"),
     ({"router": {"name": "switch", "top_k": 5}}, "top_k = 5", "expected at most the 4 experts there are"),
     ({"router": {"name": "hash", "hashes": 3}, "vocab_size": 9}, "hashes = 3", "expected a divisor of the 4 experts"),
-    ({"router": {"name": "hash", "function": "balanced"}}, "table = ''", "needs one; make it with scripts/"),
+    (
+      {"router": {"name": "hash", "function": "balanced"}},
+      "table = ''",
+      "expected a file made by scripts/build_hash_table.py for",
+    ),
     ({"router": "hash"}, "function = 'random'", "expected a layer of a text model, one with a vocab_size"),
     ({"form": "tanh"}, "form = 'tanh'", "expected one of gelu, relu, geglu, swiglu"),
     ({"router": "swich"}, "router.name = 'swich'", "expected one of adaptive_mixture, "),
@@ -118,7 +122,7 @@ def test_a_router_is_given_by_its_name_its_mapping_or_its_config():
     (
       {"router": {"name": "hash", "function": "balanced", "table": "none.npz"}, "vocab_size": 9},
       "table",
-      "no such file",
+      "expected a file made by scripts/build_hash_table.py, found none",
     ),
   ],
 )
@@ -136,7 +140,7 @@ def test_a_wrong_construction_is_one_line_that_names_the_field(arguments, field,
     ("switch", X[..., :-1], {}, r"x = \[2, 12, 7\]: expected \[B, T, 8\]"),
     ("switch", X[0], {}, r"x = \[12, 8\]: expected \[B, T, 8\]"),
     ("switch", X[None], {}, r"x = \[1, 2, 12, 8\]: expected \[B, T, 8\]"),
-    ("hash", X, {"vocab_size": VOCABULARY}, r"ids = None: expected int32 \[B, T\], which the router hash looks at"),
+    ("hash", X, {"vocab_size": VOCABULARY}, r"ids = None: expected int32 \[B, T\], which the router hash reads"),
   ],
 )
 def test_a_wrong_call_is_one_line(router, x, more, message):
@@ -148,7 +152,7 @@ def test_a_wrong_call_is_one_line(router, x, more, message):
 
 def test_a_call_with_a_batch_that_the_router_cannot_divide_is_refused():
   moe = layer({"name": "expert_choice", "group_size": 5})
-  with pytest.raises(ConfigError, match=r"group_size = 5: does not divide 2 x 12 = 24 tokens; 4 would"):
+  with pytest.raises(ConfigError, match=r"group_size = 5: expected a divisor of 2 x 12 = 24 tokens, such as 4"):
     moe(X)
 
 

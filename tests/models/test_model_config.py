@@ -124,7 +124,7 @@ def test_a_config_is_built_again_from_its_mapping(architecture):
 
 def test_error_in_a_mapping_about_causality_carries_the_whole_path():
   mapping = SIZES | {"decoder": {"layers": 2, "moe": {"num_experts": 4, "router": "expert_choice"}}}
-  path = r"^config\.model\.decoder\.moe\.router\.name = 'expert_choice': is not causal"
+  path = r"^config\.model\.decoder\.moe\.router\.name = 'expert_choice': expected a causal router"
   with pytest.raises(ConfigError, match=path):
     build(ModelConfig, mapping, "config.model")
 
@@ -133,5 +133,7 @@ def test_batches_that_a_router_cannot_divide_are_refused_with_its_path():
   encoder = stack(router("expert_choice", group_size=24))
   settings = config("encoder_decoder", stack(TIGHT_SWITCH), encoder)
   settings.check_batches(4, inputs_length=6, targets_length=5)
-  with pytest.raises(ConfigError, match=r"^encoder\.moe\.router\.group_size = 24: does not divide 4 x 8 = 32 tokens"):
+  with pytest.raises(
+    ConfigError, match=r"^encoder\.moe\.router\.group_size = 24: expected a divisor of 4 x 8 = 32 tokens"
+  ):
     settings.check_batches(4, inputs_length=8, targets_length=6)

@@ -111,7 +111,7 @@ class KMeans(TokenwiseRouter):
   def __init__(self, config: KMeansConfig, site: Site, *, rngs: nnx.Rngs):
     self.config, self.num_experts = config, site.num_experts
     self.centroids = RouterState(to_unit_length(jax.random.normal(rngs.params(), (site.num_experts, site.d_model))))
-    self.begun = RouterState(jnp.zeros((), jnp.int32))  # 1 once the centroids mean something
+    self.begun = RouterState(jnp.zeros((), jnp.int32))  # 1 once the centroids are initialised
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     points = jax.lax.stop_gradient(to_unit_length(inputs.tokens))

@@ -91,13 +91,13 @@ def test_padding_is_not_assigned_and_takes_no_place():
 
 
 def test_shuffling_without_a_key_and_groups_smaller_than_the_experts_are_refused():
-  with pytest.raises(ValueError, match=r"RouterInput\.key is None"):
+  with pytest.raises(ValueError, match=r"RouterInput\.key = None: expected a key"):
     route(make("base"), random_tokens(BATCH, LENGTH), training=True)
   for name in ("base", "sinkhorn_base"):
     choice = RouterConfig.choices[name]
     with pytest.raises(ConfigError, match=r"group_size = 2: expected at least one token for each of the 4 experts"):
       choice(group_size=2).check(Site(8, EXPERTS), batch=BATCH, length=LENGTH)
-    with pytest.raises(ConfigError, match=r"group_size = 24: does not divide"):
+    with pytest.raises(ConfigError, match=r"group_size = 24: expected a divisor of"):
       choice(group_size=24).check(Site(8, EXPERTS), batch=BATCH, length=LENGTH)
 
 

@@ -149,7 +149,7 @@ def test_a_capacity_that_does_not_fit_is_refused_before_anything_is_computed():
 
 def test_a_group_that_does_not_divide_the_batch_is_refused():
   choice = RouterConfig.choices["expert_choice"]
-  with pytest.raises(ConfigError, match=r"group_size = 24: does not divide 2 x 16 = 32 tokens"):
+  with pytest.raises(ConfigError, match=r"group_size = 24: expected a divisor of 2 x 16 = 32 tokens"):
     choice(group_size=24).groups(batch=2, length=16)
 
 

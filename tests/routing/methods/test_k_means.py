@@ -199,7 +199,9 @@ def test_balanced_experts_take_the_tokens_nearest_to_them():
 
 
 def test_the_first_centroids_need_a_key():
-  with pytest.raises(ValueError, match=r"KMeans draws its first centroids in training, but RouterInput\.key is None"):
+  with pytest.raises(
+    ValueError, match=r"RouterInput\.key = None: expected a key, as KMeans draws its first centroids in training"
+  ):
     make()(RouterInput(TOKENS, MASK), training=True)
 
 
@@ -210,9 +212,11 @@ def test_centroids_from_a_file_are_those_of_all_layers_or_of_each(tmp_path):
     stored = KMeansConfig(centroids=path).stored(Site(WIDTH, EXPERTS), "")
     np.testing.assert_array_equal(stored["centroids"], array)
     assert stored["begun"]  # so that the first batch does not replace them
-  with pytest.raises(ConfigError, match=r"has centroids of shape \(4, 8\), not \[experts, d_model\] = \(5, 8\)"):
+  with pytest.raises(ConfigError, match=r"expected centroids \[experts, d_model\] = \(5, 8\), .*, not \(4, 8\)"):
     KMeansConfig(centroids=str(tmp_path / "one.npz")).stored(Site(WIDTH, 5), "")
-  with pytest.raises(ConfigError, match=r"centroids = 'x\.npz': no such file; make it with scripts/build_centroids.py"):
+  with pytest.raises(
+    ConfigError, match=r"centroids = 'x\.npz': expected a file made by scripts/build_centroids.py, found none"
+  ):
     KMeansConfig(centroids="x.npz").stored(Site(WIDTH, EXPERTS), "")
   assert KMeansConfig().stored(Site(WIDTH, EXPERTS), "") == {}
 
@@ -220,7 +224,7 @@ def test_centroids_from_a_file_are_those_of_all_layers_or_of_each(tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"update": "fixed"}, "centroids = '': update = \"fixed\" needs a file; make it with scripts/build_centroids.py"),
+    ({"update": "fixed"}, "centroids = '': expected a file made by scripts/build_centroids.py for update = \"fixed\""),
     ({"decay": 1.0}, r"decay = 1\.0: expected at least 0 and less than 1"),
     ({"balanced": True, "capacity_factor": 1.0}, r"capacity_factor = 1\.0: expected None, since balanced"),
   ],
@@ -231,5 +235,5 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 
 def test_balanced_experts_need_as_many_tokens():
-  with pytest.raises(ConfigError, match="balanced = True: needs sequences of at least 8 tokens, one for each expert"):
+  with pytest.raises(ConfigError, match="balanced = True: expected sequences of at least 8 tokens, one per expert"):
     KMeansConfig(balanced=True).check(Site(WIDTH, 8), 2, 7)

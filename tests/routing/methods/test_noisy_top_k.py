@@ -91,8 +91,10 @@ def test_sparse_gates_are_zero_for_experts_not_chosen():
 
 
 def test_training_without_a_key_and_every_expert_at_once_are_refused():
-  with pytest.raises(ValueError, match="NoisyTopK draws random numbers in training"):
+  with pytest.raises(
+    ValueError, match=r"RouterInput\.key = None: expected a key, as NoisyTopK draws random numbers in training"
+  ):
     route(noisy(), random_tokens(1, 8), training=True)
   choice = RouterConfig.choices["noisy_top_k"]
-  with pytest.raises(ConfigError, match=r"load_loss = 0\.1: needs top_k < 4 experts"):
+  with pytest.raises(ConfigError, match=r"load_loss = 0\.1: expected 0 unless top_k < 4 experts"):
     choice(top_k=4).check(Site(8, 4), batch=1, length=16)

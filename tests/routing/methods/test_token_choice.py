@@ -154,7 +154,7 @@ def test_noise_has_the_standard_deviation_asked_for_over_the_number_of_experts()
 
 @pytest.mark.parametrize("name", ["switch", "gshard"])
 def test_a_random_router_without_a_key_is_an_error_in_training(name):
-  with pytest.raises(ValueError, match="key is None"):
+  with pytest.raises(ValueError, match=r"RouterInput\.key = None: expected a key"):
     route(make(name), random_tokens(1, 8), training=True)
 
 
@@ -241,13 +241,13 @@ def test_published_methods_come_with_their_published_options(name):
     ({"capacity_factor": 0.0}, "capacity_factor = 0.0: expected more than 0"),
     ({"eval_capacity_factor": -1.0}, "eval_capacity_factor = -1.0: expected more than 0"),
     ({"capacity_factor": None, "eval_capacity_factor": 2.0}, "eval_capacity_factor = 2.0: expected None"),
-    ({"group_size": 8}, "group_size = 8: expected 0: where slots are served by position"),
+    ({"group_size": 8}, "group_size = 8: expected 0: where slots are filled by position"),
     ({"order": "batch_priority", "group_size": -1}, "group_size = -1"),
     ({"top_k": 1, "renormalize": True}, "renormalize = True: expected False for top_k = 1"),
-    ({"top_k": 3, "second_expert": "random"}, "second_expert = 'random': 'random' needs top_k = 2"),
+    ({"top_k": 3, "second_expert": "random"}, "second_expert = 'random': expected 'all' unless top_k = 2"),
     ({"jitter": 1.0}, "jitter = 1.0: expected at least 0 and less than 1"),
     ({"z_loss": -0.1}, "z_loss = -0.1: expected at least 0"),
-    ({"load_loss": 0.1}, "load_loss = 0.1: needs noise > 0"),
+    ({"load_loss": 0.1}, "load_loss = 0.1: expected 0 unless noise > 0"),
     ({"scores": "tanh"}, "scores = 'tanh': expected one of 'softmax', 'sigmoid'"),
     ({"order": "random"}, "order = 'random': expected one of 'sequence', 'batch_priority'"),
     ({"capacity": 2.0}, "capacity = 2.0: unknown field"),
@@ -263,7 +263,7 @@ def test_more_choices_than_experts_are_refused():
   choice = RouterConfig.choices["token_choice"]
   with pytest.raises(ConfigError, match=r"top_k = 5: expected at most the 4 experts"):
     choice(top_k=5).check(Site(8, 4), batch=1, length=16)
-  with pytest.raises(ConfigError, match=r"load_loss = 0\.1: needs top_k < 4 experts"):
+  with pytest.raises(ConfigError, match=r"load_loss = 0\.1: expected 0 unless top_k < 4 experts"):
     choice(top_k=4, noise=1.0, load_loss=0.1).check(Site(8, 4), batch=1, length=16)
 
 
