@@ -21,6 +21,8 @@ from typing import Any
 # Arrays live on the host; the TPU devices are for compilation only. JAX reads this when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import jax
+
 from configs.pretrain.base import SLICES
 from moe.planning import plan_for
 from moe.planning.page import plan_table
@@ -37,7 +39,8 @@ class ExpertChoiceByMasks(ExpertChoice):
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     output = super().__call__(inputs, training=training)
-    return dataclasses.replace(output, routing=one_hot_masks(output.routing, inputs.mask.shape[1]))
+    with jax.named_scope("dispatch"):
+      return dataclasses.replace(output, routing=one_hot_masks(output.routing, inputs.mask.shape[1]))
 
 
 def router_changes(name: str, **options) -> dict[str, Any]:
