@@ -21,6 +21,7 @@ from typing import Any
 # Arrays live on the host; the TPU devices are for compilation only. JAX reads this when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import jax
 from flax import nnx
 
 from configs.pretrain.base import SLICES
@@ -47,7 +48,8 @@ class ExpertChoiceByMasks(ExpertChoice):
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     output = super().__call__(inputs, training=training)
-    return dataclasses.replace(output, routing=one_hot_masks(output.routing, inputs.mask.shape[1]))
+    with jax.named_scope("dispatch"):
+      return dataclasses.replace(output, routing=one_hot_masks(output.routing, inputs.mask.shape[1]))
 
 
 def router_changes(name: str, **options) -> dict[str, Any]:

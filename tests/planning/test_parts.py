@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from moe.parallel.mesh import make_mesh
 from moe.planning import hlo
+from moe.planning.compile import compile_step
 from moe.planning.costs import program_costs
 from moe.planning.parts import part_of
+from moe.training.experiment import load_config
+from tests.training.tiny import tiny_mapping
 
 N, LAYERS = 16, 3
 PRODUCT = 2 * N**3
@@ -72,8 +76,11 @@ def loss(weights, x, attend=attend):
     return jnp.square(x @ x).sum()
 
 
-def flops_by_part(f, *arguments):
-  text = jax.jit(f).lower(*arguments).compile().as_text()
+def compiled(f, *arguments):
+  return jax.jit(f).lower(*arguments).compile().as_text()
+
+
+def flops_by_part(text):
   found = collections.Counter()
   for cost in program_costs(hlo.parse(text), 1).costs:
     found[part_of(cost.op_name)] += cost.runs * cost.flops
@@ -86,12 +93,12 @@ PARTS = {"attention": 4 * LAYERS * PRODUCT, "experts": 4 * LAYERS * PRODUCT, "vo
 
 
 def test_forward_passes_are_attributed_in_and_after_a_loop():
-  found = flops_by_part(loss, WEIGHTS, X)
+  found = flops_by_part(compiled(loss, WEIGHTS, X))
   assert found == {"attention": LAYERS * PRODUCT, "experts": LAYERS * PRODUCT, "vocabulary": PRODUCT}
 
 
 def test_backward_passes_belong_to_their_forward_passes():
-  assert flops_by_part(jax.grad(loss), WEIGHTS, X) == PARTS
+  assert flops_by_part(compiled(jax.grad(loss), WEIGHTS, X)) == PARTS
 
 
 def test_bodies_of_shard_map_keep_their_scopes():
@@ -101,7 +108,7 @@ def test_bodies_of_shard_map_keep_their_scopes():
   def sharded(weights, x):
     return jax.shard_map(loss, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)(weights, x)
 
-  assert flops_by_part(jax.grad(sharded), WEIGHTS, X) == PARTS
+  assert flops_by_part(compiled(jax.grad(sharded), WEIGHTS, X)) == PARTS
 
 
 def test_a_function_in_another_file_is_still_the_same_part(tmp_path):
@@ -109,4 +116,16 @@ def test_a_function_in_another_file_is_still_the_same_part(tmp_path):
   file.write_text(f"import jax\nimport jax.numpy as jnp\n\n{inspect.getsource(inspect.unwrap(attend))}")
   moved = runpy.run_path(str(file))["attend"]
   assert inspect.getsourcefile(inspect.unwrap(moved)) == str(file)
-  assert flops_by_part(jax.grad(lambda weights, x: loss(weights, x, moved)), WEIGHTS, X) == PARTS
+  text = compiled(jax.grad(lambda weights, x: loss(weights, x, moved)), WEIGHTS, X)
+  assert flops_by_part(text) == PARTS
+
+
+def test_every_product_of_a_train_step_is_in_a_named_part(tmp_path):
+  config = load_config(tiny_mapping(tmp_path / "corpus"))
+  program = compile_step(config, make_mesh(config.mesh, jax.devices()[:1]))
+  found = flops_by_part(program.text)
+  tokens, d, f, experts = 4 * 16, config.model.d_model, config.model.d_ff, config.model.num_experts
+  # One MoE layer of capacity 2 with two matrices; a forward pass and two products of that size backward.
+  assert found["experts"] == 3 * 2 * (2 * tokens) * 2 * d * f
+  assert found["router"] == 3 * 2 * tokens * d * experts
+  assert set(found) == {"experts", "router", "attention", "position bias", "feed-forward", "vocabulary"}
