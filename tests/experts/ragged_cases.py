@@ -12,7 +12,7 @@ CASES = [((0, 0, 0), "gelu"), ((0, 0, 321), "gelu"), ((256, 0, 128), "gelu"), ((
 
 
 def problem(sizes, gated, dtype=jnp.float32):
-  """Arguments of `ragged_feed_forward` with a tail of 9 places that belong to no expert, one of them a real row."""
+  """Arguments of `ragged_feed_forward` with a tail of 9 assignments to no expert, one of a real row."""
   random, tokens = np.random.default_rng(0), 50
   rows = np.append(random.integers(0, tokens, sum(sizes)), [2] + [tokens] * 8)
   shape = (EXPERTS, WIDTH, HIDDEN)

@@ -43,7 +43,7 @@ class Mixture(Router):
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig(RouterConfig):
-  """Without a place among the choices, as other tests go through all of these."""
+  """Not registered, because other tests run over all routers that are."""
 
   name = "tests_mixture"
 
@@ -96,7 +96,7 @@ def route(layer: MoE, x: jax.Array, segments: jax.Array) -> tuple[jax.Array, Rou
   return tokens, layer.router(RouterInput(tokens, groups.cut(segments) > 0), training=False).routing
 
 
-def places(routing: Routing, tokens: jax.Array) -> np.ndarray | None:
+def one_hot(routing: Routing, tokens: jax.Array) -> np.ndarray | None:
   """1 at (index of the weight, group, token, expert) of every assignment."""
   if isinstance(routing, SoftRouting):
     return None
@@ -140,7 +140,7 @@ def test_outputs_and_gradients_equal_a_loop_over_assignments(router, batch):
     return jnp.vdot(nnx.merge(graph, params)(x, segments=segments, training=False)[0], cotangent)
 
   tokens, routing = jax.jit(lambda params: route(nnx.merge(graph, params), x, segments))(params)
-  table = places(routing, tokens)
+  table = one_hot(routing, tokens)
 
   def slow(params, x):
     return jnp.vdot(naive(nnx.merge(graph, params), x, segments, table), cotangent)
@@ -219,7 +219,7 @@ def test_the_report_carries_losses_and_metrics_of_the_router(batch):
   np.testing.assert_allclose(report.auxiliary_loss, expected, rtol=1e-6)
 
 
-def test_shared_experts_are_added_with_weight_one_whatever_the_router_says(batch):
+def test_shared_experts_are_added_with_weight_one_for_any_router(batch):
   x, segments = batch
   with_shared = MoE(WIDTH, EXPERTS, HIDDEN, CONFIGS[0], form="geglu", shared_experts=2, rngs=nnx.Rngs(0))
   assert with_shared.shared.up[...].shape == (WIDTH, 2 * HIDDEN)

@@ -1,4 +1,4 @@
-"""The layer in somebody else's model: ten lines, checked where it is made and where it is called."""
+"""The layer in any model: ten lines, checked when it is made and when it is called."""
 
 import functools
 
@@ -169,7 +169,7 @@ def balanced(path: str) -> dict:
   return {"name": "hash", "function": "balanced", "table": path}
 
 
-def test_a_hash_table_is_read_where_the_layer_is_made_and_obeyed(table):
+def test_a_hash_table_is_read_when_the_layer_is_made_and_obeyed(table):
   path, experts = table
   moe = layer(balanced(path), vocab_size=VOCABULARY)
   np.testing.assert_array_equal(moe.router.table[...], experts)
@@ -179,7 +179,7 @@ def test_a_hash_table_is_read_where_the_layer_is_made_and_obeyed(table):
     np.testing.assert_array_equal(found, experts[0, IDS[b]][routing.token[b, : len(found)]])
 
 
-def test_files_are_left_alone_where_somebody_else_reads_them(table):
+def test_files_are_not_read_where_training_will_read_them(table):
   moe = layer(balanced(table[0]), vocab_size=VOCABULARY, read_files=False)
   assert (moe.router.table[...] == -1).all()
   layer(balanced("nowhere.npz"), vocab_size=VOCABULARY, read_files=False)

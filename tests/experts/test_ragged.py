@@ -95,7 +95,7 @@ def lowered(platform, width):
   [("tpu", 128, 7), ("tpu", 24, 7), ("cuda", 128, 7), ("cuda", 24, 0), ("cpu", 128, 0), ("rocm", 128, 0)],
 )
 def test_platforms_with_kernels_use_them_for_all_seven_products(platform, width, calls):
-  """A network's 2, its gradients' 4, and one anew; Triton takes no width of 24."""
+  """A network's 2, its gradients' 4, and one that is recomputed; Triton cannot tile a width of 24."""
   program = lowered(platform, width)
   assert program.count("tpu_custom_call") + program.count("xla.gpu.triton") == calls
   assert "ragged_dot" not in program
@@ -114,9 +114,9 @@ def test_only_the_tiles_that_hold_assignments_are_counted_and_every_expert_has_o
 @pytest.mark.parametrize("sizes", [(0, 0, 0), (400, 0, 0), (1, 398, 1), (128, 128, 144), (129, 1, 257)])
 def test_tiles_hold_every_assignment_once_and_beside_its_own_expert_only(sizes):
   tiles = ragged_tiles.cut(jnp.array(sizes), 400, 128)
-  expert, place = np.repeat(tiles.expert, 128), np.asarray(tiles.place)
-  held = place < 400
-  np.testing.assert_array_equal(place[held], np.arange(sum(sizes)))
+  expert, assignment = np.repeat(tiles.expert, 128), np.asarray(tiles.place)
+  held = assignment < 400
+  np.testing.assert_array_equal(assignment[held], np.arange(sum(sizes)))
   np.testing.assert_array_equal(expert[held], np.repeat(np.arange(3), sizes))
   assert (np.diff(tiles.expert) >= 0).all()
   assert held.sum() == held[: int(tiles.used) * 128].sum()

@@ -64,7 +64,7 @@ class Reference:
     return model
 
   def ours(self, prefix: str) -> dict[tuple, np.ndarray]:
-    """Weights (`w_`) or gradients (`grad_`) under our names; a layer the file leaves out is NaN."""
+    """Weights (`w_`) or gradients (`grad_`) under our names; a layer that the file leaves out is NaN."""
     named = {name[len(prefix) :]: array for name, array in self.arrays.items() if name.startswith(prefix)}
     ours, layers = {}, {}
     for name, array in named.items():
@@ -76,14 +76,14 @@ class Reference:
         case [side, "block", "0", "layer", "0", "SelfAttention", "relative_attention_bias"]:
           ours[side, "bias", "table"] = array
         case [side, "block", layer, "layer", part, *rest]:
-          layers.setdefault((side, *self._place(side, int(part), rest)), {})[int(layer)] = array
-    for (side, *place), arrays in layers.items():
+          layers.setdefault((side, *self._names(side, int(part), rest)), {})[int(layer)] = array
+    for (side, *names), arrays in layers.items():
       some = next(iter(arrays.values()))
       stack = [arrays.get(layer, np.full_like(some, np.nan)) for layer in range(self.settings["num_layers"])]
-      ours[side, "units", 0, "blocks", 0, *place] = np.stack([each.T for each in stack])
+      ours[side, "units", 0, "blocks", 0, *names] = np.stack([each.T for each in stack])
     return ours
 
-  def _place(self, side: str, part: int, rest: list[str]) -> tuple[str, str]:
+  def _names(self, side: str, part: int, rest: list[str]) -> tuple[str, str]:
     parts = ["attention", "feed_forward"] if side == "encoder" else ["attention", "cross_attention", "feed_forward"]
     match rest:
       case ["layer_norm"]:

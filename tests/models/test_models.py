@@ -1,4 +1,4 @@
-"""What every model must do, whatever its router."""
+"""What every model does with any router."""
 
 import dataclasses
 

@@ -30,7 +30,7 @@ def token_weights(routing: Routing, n: int, num_experts: int) -> np.ndarray:
     token, weight = routing.token[group].ravel(), routing.weight[group].ravel()
     for t, e, w in zip(token, expert[group].ravel(), weight, strict=True):
       if t == n:
-        assert w == 0, "an empty place with a weight"
+        assert w == 0, "an empty slot with a weight"
         continue
       assert np.isnan(weights[group, t, e]), f"expert {e} holds token {t} twice"
       weights[group, t, e] = w
@@ -105,7 +105,7 @@ def with_kernel(router, kernel):
 def of_sequences(
   routing: Routing, batch: int, length: int, num_experts: int = NUM_EXPERTS, by_position: bool = False
 ) -> np.ndarray:
-  """`token_weights` as `[B, T, E]`, whatever the groups."""
+  """`token_weights` as `[B, T, E]`, for any groups."""
   groups = Groups(batch * length // routing.token.shape[0], by_position)
   return groups.join(token_weights(routing, groups.size, num_experts), batch, length)
 

@@ -84,8 +84,8 @@ def test_the_published_queue_of_all_first_choices_before_any_second_leaks():
     gates, choices = jax.lax.top_k(probs, 2)
     everybody = jnp.ones(choices.shape, bool)
     equal = jnp.ones(len(choices))  # batch priority among equals is the published queue
-    place = queues.queue_by_priority(choices, everybody, equal, NUM_EXPERTS)
-    kept = place < 24  # of 32 choices for an expert on average: some second ones are dropped
+    ahead = queues.queue_by_priority(choices, everybody, equal, NUM_EXPERTS)
+    kept = ahead < 24  # of 32 choices for an expert on average: some second ones are dropped
     return jnp.where(kept, gates, 0).reshape(BATCH, LENGTH, 2)
 
   tokens = random_tokens(BATCH, LENGTH)

@@ -25,10 +25,10 @@ def random_choices(n: int, k: int, experts: int):
 def to_slots(choices, gates, wanted, experts: int, capacity: int, priority: bool = False):
   """One group with an axis for it."""
   if priority:
-    place = queues.queue_by_priority(choices, wanted, gates[:, 0], experts)
+    ahead = queues.queue_by_priority(choices, wanted, gates[:, 0], experts)
   else:
-    place = queues.queue_by_position(choices, wanted, experts)
-  return grouped(queues.slot_routing(choices, gates, wanted, place, experts, capacity))
+    ahead = queues.queue_by_position(choices, wanted, experts)
+  return grouped(queues.slot_routing(choices, gates, wanted, ahead, experts, capacity))
 
 
 def grouped(routing):
@@ -36,26 +36,26 @@ def grouped(routing):
 
 
 def test_tokens_queue_by_position_with_all_their_choices():
-  # Token 1's second choice of expert 0 stands before token 2's first choice of it.
+  # Token 1's second choice of expert 0 is ahead of token 2's first choice of it.
   np.testing.assert_array_equal(queues.queue_by_position(CHOICES, ALL, 3), [[0, 0], [1, 1], [2, 0]])
 
 
-def test_unwanted_choices_stand_in_no_queue():
+def test_unwanted_choices_do_not_queue():
   wanted = jnp.array([[True, True], [True, False], [True, True]])
-  places = np.asarray(queues.queue_by_position(CHOICES, wanted, 3))
-  assert places[2, 0] == 1
+  ahead = np.asarray(queues.queue_by_position(CHOICES, wanted, 3))
+  assert ahead[2, 0] == 1
 
 
-def test_with_priority_first_choices_stand_before_second_ones_and_confident_tokens_before_others():
-  places = queues.queue_by_priority(CHOICES, ALL, jnp.array([0.5, 0.6, 0.9]), 3)
+def test_with_priority_first_choices_queue_before_second_ones_and_confident_tokens_before_others():
+  ahead = queues.queue_by_priority(CHOICES, ALL, jnp.array([0.5, 0.6, 0.9]), 3)
   # Expert 0: token 2, token 0, then the second choice of token 1. Expert 1: token 1 first, token 0 second.
-  np.testing.assert_array_equal(places, [[1, 1], [0, 2], [0, 0]])
+  np.testing.assert_array_equal(ahead, [[1, 1], [0, 2], [0, 0]])
 
 
 def test_the_tables_of_a_literal_example():
   weight = jnp.array([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2]])
-  place = queues.queue_by_position(CHOICES, ALL, 4)
-  routing = queues.slot_routing(CHOICES, weight, ALL, place, num_experts=4, capacity=2)
+  ahead = queues.queue_by_position(CHOICES, ALL, 4)
+  routing = queues.slot_routing(CHOICES, weight, ALL, ahead, num_experts=4, capacity=2)
   np.testing.assert_array_equal(routing.token, [[0, 1], [0, 1], [2, 3], [3, 3]])
   np.testing.assert_array_equal(routing.weight, np.float32([[0.6, 0.3], [0.4, 0.7], [0.2, 0], [0, 0]]))
 
@@ -100,9 +100,9 @@ def test_ragged_and_slots_without_a_limit_agree():
 
 def test_the_gradient_of_a_weight_is_one_where_it_was_kept_and_zero_where_dropped():
   choices, gates, wanted = map(jnp.asarray, random_choices(30, 2, 4))
-  place = queues.queue_by_position(choices, wanted, 4)
-  kept = wanted & (place < 5)
-  slots = jax.grad(lambda w: queues.slot_routing(choices, w, wanted, place, 4, 5).weight.sum())(gates)
+  ahead = queues.queue_by_position(choices, wanted, 4)
+  kept = wanted & (ahead < 5)
+  slots = jax.grad(lambda w: queues.slot_routing(choices, w, wanted, ahead, 4, 5).weight.sum())(gates)
   ragged = jax.grad(lambda w: queues.ragged_routing(choices, w, wanted, 4).weight.sum())(gates)
   np.testing.assert_array_equal(slots, kept)
   np.testing.assert_array_equal(ragged, wanted)

@@ -1,4 +1,4 @@
-"""What holds for every router: the registry, gradients, dtypes, jit."""
+"""What holds for every router: names, gradients, dtypes, jit."""
 
 import jax
 import jax.numpy as jnp

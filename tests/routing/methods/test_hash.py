@@ -212,7 +212,7 @@ def final_loss(function: str) -> float:
 
 
 def test_the_oracle_collapses_the_loss_of_a_language_model_and_a_causal_hash_cannot():
-  """The positive control of the leak tests: four tokens drawn evenly cost ln 4 nats, whatever has been read."""
+  """The positive control of the leak tests: four tokens drawn evenly cost ln 4 nats, whatever the context."""
   assert len({plain_hash((token,), 0, 8, 7) for token in range(2, 6)}) == 4  # the four have experts of their own
   assert final_loss("future") < 0.1
   assert final_loss("random") > 0.95 * np.log(4)

@@ -109,7 +109,7 @@ def test_the_penalty_steers_training_to_the_wanted_sparsity():
 
 
 def test_the_coefficient_recovers_from_any_time_of_too_much_sparsity():
-  """As a plain number it would be 0 for ever."""
+  """As a plain number it would stay 0."""
   router = make("relu")
   router.log_coefficient[...] = router.log_coefficient[...] - 1000 * np.log(1.2)
   assert trained(router, jnp.abs(random_tokens(2, 16))) != 0

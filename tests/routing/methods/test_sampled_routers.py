@@ -161,9 +161,9 @@ def test_from_costs_alone_the_policy_learns_which_expert_is_right_for_which_toke
 
   def loss(router, key):
     output = router(inputs(key), training=True)
-    # `token` is sorted by expert: the place of a token in it tells which one took it.
-    place = jnp.argsort(output.routing.token[0])[: mask.size]
-    expert = jnp.searchsorted(jnp.cumsum(output.routing.group_sizes[0]), place, side="right")
+    # `token` is sorted by expert: a token's index in it tells which one took it.
+    index = jnp.argsort(output.routing.token[0])[: mask.size]
+    expert = jnp.searchsorted(jnp.cumsum(output.routing.group_sizes[0]), index, side="right")
     return policy_loss(output.policy, jnp.where(expert == right[kinds[0]], 1.0, 3.0)[None], mask)
 
   router = descend(router, loss, 400, 0.05)

@@ -198,7 +198,7 @@ def test_later_rounds_fill_slots_that_earlier_ones_leave_empty():
 
 
 def test_slots_that_no_token_is_left_for_stay_empty():
-  token = accept(scores_of(64, 8), all_real(64), k=24, b=2)  # 192 slots for 128 places
+  token = accept(scores_of(64, 8), all_real(64), k=24, b=2)  # 192 slots for at most 128 assignments
   assert (token == 64).sum() == 64
   assert (experts_per_token(token, 64) == 2).all()
 
