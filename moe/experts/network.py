@@ -40,6 +40,7 @@ class Experts(nnx.Module):
     self.gate = parameter(d_model) if form in GATED else None
     self.down = parameter(d_ff)
 
+  @jax.named_scope("experts")
   def weights(self) -> Weights:
     """The parameters in the compute dtype, as `slots` and `ragged` take them."""
     ups = [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]
