@@ -22,8 +22,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 
 def main() -> None:
+  from moe.evaluation.continuation import continue_texts
   from moe.evaluation.restore import check_vocabulary, restore
-  from moe.evaluation.text import continue_texts
   from moe.training.feed import open_vocabulary
 
   prompts = [*_PROMPT.value, *_read(_FILE.value)]

@@ -71,7 +71,7 @@ def test_imports_are_found_wherever_they_stand():
   source = "import moe.data\nfrom moe import nn\ndef f():\n  from moe.training.step import train_step\n"
   assert imports_of(source) == {"data", "nn", "training.step.train_step"}
   assert misplaced("models.stack", source) == ["data", "training.step.train_step"]
-  assert misplaced("evaluation.text", source) == []
+  assert misplaced("evaluation.continuation", source) == []
   assert misplaced("routing.top_k", "from moe.models import Batch") == ["models.Batch"]
   assert misplaced("commands", "import moe.train") == ["train"]
 

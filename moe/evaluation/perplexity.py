@@ -5,7 +5,7 @@ import dataclasses
 from moe.data import DataConfig
 from moe.evaluation.restore import Trained, check_vocabulary
 from moe.training.feed import byte_lengths, open_pipeline, open_vocabulary
-from moe.training.metrics import Record
+from moe.training.metrics_file import Record
 from moe.training.step import make_eval_step
 from moe.training.validation import evaluate_batches
 

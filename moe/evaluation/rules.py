@@ -9,7 +9,7 @@ from moe.data import DataConfig
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import Trained
 from moe.models import ModelConfig
-from moe.training.metrics import Record
+from moe.training.metrics_file import Record
 from moe.training.state import split
 
 MEANS = ("loss", "perplexity", "bits_per_byte", "accuracy")

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 from moe.data import DataConfig, DataError, validation_text
+from moe.evaluation.continuation import continue_texts
 from moe.evaluation.restore import restore
-from moe.evaluation.text import continue_texts
 from moe.training.experiment import ExperimentConfig
 from moe.training.feed import open_pipeline, open_vocabulary
 from moe.training.figure import draw_loss
-from moe.training.metrics import Record
+from moe.training.metrics_file import Record
 from moe.training.trainer import Summary
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from moe.experts import LayerReport, MoE
 from moe.models.model_config import ModelConfig, MoEConfig
 from moe.nn.attention import Attention
-from moe.nn.dropout import dropout, split
+from moe.nn.dropout import dropout, split_key
 from moe.nn.feed_forward import FeedForward
 from moe.nn.norm import RMSNorm
 from moe.nn.relative_position import RelativeBias
@@ -90,7 +90,7 @@ class Block(nnx.Module):
     Returns:
       `[B, T, d]`, and the report of the MoE layer, if any.
     """
-    keys, rate = split(key, 7), self.dropout
+    keys, rate = split_key(key, 7), self.dropout
     bias = context.bias if self.bias is None else self.bias(x.shape[1])
     y = self.attention_norm(x)
     x += dropout(self.attention(y, y, context.mask, bias, rate=rate, key=keys[0]), rate, keys[1])

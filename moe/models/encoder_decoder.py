@@ -12,7 +12,7 @@ from moe.models.model_config import ModelConfig, StackConfig
 from moe.models.stack import Stack, StackOutput
 from moe.models.types import Batch, DecodeState, ModelOutput
 from moe.nn.attention import segment_mask
-from moe.nn.dropout import split
+from moe.nn.dropout import split_key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class EncoderDecoder(nnx.Module):
       training: whether routers draw random numbers and use their training capacity.
       key: feeds dropout and random routers; None turns dropout off.
     """
-    encoder_key, decoder_key = split(key, 2)
+    encoder_key, decoder_key = split_key(key, 2)
     encoded = self.encode(batch, training=training, key=encoder_key)
     memory_mask = segment_mask(batch["targets_segments"], batch["inputs_segments"])
     decoded = read_targets(

@@ -18,7 +18,7 @@ from flax import nnx
 from moe.experts import LayerReport
 from moe.models.block import Block, Cache, Context, relative_bias
 from moe.models.model_config import ModelConfig, MoEConfig, StackConfig
-from moe.nn.dropout import dropout, split
+from moe.nn.dropout import dropout, split_key
 from moe.nn.norm import RMSNorm
 from moe.parallel.mesh import keep_rows
 from moe.parallel.sharding import name_axes
@@ -95,7 +95,7 @@ class Unit(nnx.Module):
   ) -> tuple[jax.Array, list[LayerReport]]:
     """`[B, T, d]`, and the reports of the MoE blocks."""
     reports = []
-    for block, block_key in zip(self.blocks, split(key, len(self.blocks)), strict=True):
+    for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
       x, report = block(x, context, training=training, key=block_key)
       reports += [] if report is None else [report]
     return x, reports
@@ -140,7 +140,7 @@ class Stack(nnx.Module):
   def __call__(self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None) -> StackOutput:
     """Applies all blocks to `x [B, T, d]`."""
     context = self._with_bias(context, lambda bias: bias(x.shape[1]))
-    first_key, last_key, units_key = split(key, 3)
+    first_key, last_key, units_key = split_key(key, 3)
     unit_keys = None if units_key is None else jax.random.split(units_key, sum(self.repeats))
     x = dropout(x, self.dropout, first_key)
     reports, done = [], 0

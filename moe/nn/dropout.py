@@ -12,6 +12,6 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def split(key: jax.Array | None, count: int) -> list[jax.Array] | list[None]:
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array] | list[None]:
   """`count` independent keys, or as many Nones without a key."""
   return [None] * count if key is None else list(jax.random.split(key, count))

@@ -23,7 +23,7 @@ from moe.routing import Routing, SoftRouting
 from moe.routing.weights import layer_weights
 from moe.training.checkpoint import CheckpointError
 from moe.training.feed import open_pipeline, open_vocabulary
-from moe.training.metrics import read_metrics
+from moe.training.metrics_file import read_metrics
 from moe.training.state import merge
 from moe.training.step import micro_batches
 from moe.training.workdir import Workdir

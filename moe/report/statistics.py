@@ -83,7 +83,7 @@ class TokenCount:
   lift: float
 
 
-def top_tokens(
+def frequent_tokens(
   ids: np.ndarray, chosen: np.ndarray, most: int, least_total: int
 ) -> list[tuple[list[TokenCount], list[TokenCount]]]:
   """For every expert its most frequent items, and its most over-represented ones (lift above 1).

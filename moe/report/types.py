@@ -8,7 +8,7 @@ import numpy as np
 from moe.evaluation.restore import Trained
 from moe.models.count import ParameterCounts
 from moe.report import statistics
-from moe.training.metrics import Record
+from moe.training.metrics_file import Record
 
 # The warning that goes with every loss of a run whose routers may see the future.
 LEAKS = "future leakage"

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from moe.figures import png_figure
-from moe.training.metrics import Record, read_metrics
+from moe.training.metrics_file import Record, read_metrics
 
 
 def draw_loss(metrics: pathlib.Path, path: pathlib.Path, title: str, gzip_bits: float | None = None) -> None:

@@ -17,7 +17,7 @@ from moe.data import Pipeline
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError
 from moe.training.experiment import ExperimentConfig
 from moe.training.feed import whole_position
-from moe.training.metrics import MetricsWriter, Record, flatten_layers
+from moe.training.metrics_file import MetricsWriter, Record, flatten_layers
 from moe.training.progress import Clock, Progress
 from moe.training.state import TrainState
 from moe.training.validation import evaluate_batches

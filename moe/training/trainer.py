@@ -19,7 +19,7 @@ from moe.training.checkpoint import Checkpoints
 from moe.training.experiment import ExperimentConfig
 from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary
 from moe.training.hooks import Hook, Log, Run, StepInfo, save, validate
-from moe.training.metrics import MetricsWriter, Record, read_metrics
+from moe.training.metrics_file import MetricsWriter, Record, read_metrics
 from moe.training.progress import Clock, Progress
 from moe.training.setup import Setup
 from moe.training.state import TrainState, stored_router_state

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from moe.data import DataError
 from moe.parallel.mesh import put_batch
-from moe.training.metrics import Record, flatten_layers
+from moe.training.metrics_file import Record, flatten_layers
 from moe.training.step import bits_per_byte
 
 Batch = Mapping[str, np.ndarray]

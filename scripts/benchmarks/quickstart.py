@@ -16,7 +16,7 @@ import numpy as np
 
 from moe.evaluation.summary import gzip_bits_per_byte
 from moe.models.count import count_parameters
-from moe.training.metrics import read_metrics
+from moe.training.metrics_file import read_metrics
 from moe.training.workdir import Workdir
 from scripts.benchmarks.arguments import new_path
 

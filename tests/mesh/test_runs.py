@@ -11,7 +11,7 @@ from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import restore
 from moe.parallel.mesh import MeshConfig
 from moe.training.experiment import load_config
-from moe.training.metrics import read_metrics
+from moe.training.metrics_file import read_metrics
 from moe.training.trainer import train
 from tests.training.tiny import tiny_mapping, write_corpus
 

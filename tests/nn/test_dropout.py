@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe.nn.dropout import dropout, split
+from moe.nn.dropout import dropout, split_key
 
 
 def test_dropout_zeroes_its_share_and_keeps_the_mean():
@@ -22,6 +22,6 @@ def test_no_key_or_no_rate_means_no_dropout():
 
 
 def test_split_gives_different_keys_or_nones():
-  assert split(None, 3) == [None] * 3
-  keys = split(jax.random.key(0), 3)
+  assert split_key(None, 3) == [None] * 3
+  keys = split_key(jax.random.key(0), 3)
   assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == 3

@@ -93,7 +93,7 @@ def test_without_a_token_that_two_experts_share_there_is_no_coactivation():
 
 def test_top_tokens_are_counted_and_compared_with_all_tokens(chosen):
   ids = np.random.default_rng(3).zipf(1.7, 200) % 9
-  for expert, (frequent, typical) in enumerate(statistics.top_tokens(ids, chosen, most=4, least_total=5)):
+  for expert, (frequent, typical) in enumerate(statistics.frequent_tokens(ids, chosen, most=4, least_total=5)):
     taken, totals = collections.Counter(ids[chosen[:, expert]]), collections.Counter(ids)
     lift = {i: taken[i] / max(taken.total(), 1) / (totals[i] / 200) for i in totals}
     assert [item.count for item in frequent] == [count for _, count in taken.most_common(4)]

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from moe.training.metrics import read_metrics
+from moe.training.metrics_file import read_metrics
 from tests.parallel.processes import free_port
 
 

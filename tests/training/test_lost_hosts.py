@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from moe.training.metrics import read_metrics
+from moe.training.metrics_file import read_metrics
 from tests.parallel.processes import Hosts
 from tests.training.tiny import tiny_mapping, write_corpus
 

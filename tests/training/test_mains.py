@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from moe.training.metrics import read_metrics
+from moe.training.metrics_file import read_metrics
 from tests.training.tiny import tiny_mapping
 
 STEPS = 120

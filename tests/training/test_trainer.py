@@ -20,7 +20,7 @@ from moe.training.checkpoint import CheckpointError, Checkpoints
 from moe.training.experiment import load_config
 from moe.training.feed import join_positions
 from moe.training.hooks import TrainingStopped
-from moe.training.metrics import MetricsWriter, read_metrics
+from moe.training.metrics_file import MetricsWriter, read_metrics
 from moe.training.trainer import train
 from moe.training.workdir import WorkdirError
 from tests.training.test_checkpoint import full_disk

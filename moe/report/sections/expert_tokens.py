@@ -39,7 +39,7 @@ def positions_section(runs: Sequence[Run]) -> Section | None:
 
 
 def _panel(run: Run, name: str, layer: Layer) -> dict:
-  tops = statistics.top_tokens(layer.ids, layer.chosen, _MOST_ITEMS, _LEAST_TOTAL)
+  tops = statistics.frequent_tokens(layer.ids, layer.chosen, _MOST_ITEMS, _LEAST_TOTAL)
   experts = [
     (
       [_chip(run, item, f"×{item.count}") for item in frequent],

@@ -22,7 +22,7 @@ from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
 
 
-def moving_average(centroids: jax.Array, points: jax.Array, chosen: jax.Array, decay: float) -> jax.Array:
+def moved_centroids(centroids: jax.Array, points: jax.Array, chosen: jax.Array, decay: float) -> jax.Array:
   """`decay * mu + (1 - decay) * mean` of each expert's points, over all groups; a centroid without points stays.
 
   Args:
@@ -133,7 +133,7 @@ class KMeans(TokenwiseRouter):
     centroids, count = self.centroids[...], self.num_experts
     self.centroids[...] = jax.lax.cond(
       self.begun[...] > 0,
-      lambda: moving_average(centroids, points, chosen, self.config.decay),
+      lambda: moved_centroids(centroids, points, chosen, self.config.decay),
       lambda: spread(points.reshape(-1, points.shape[-1]), inputs.mask.reshape(-1), count, inputs.key),
     )
     self.begun[...] = jnp.ones((), jnp.int32)

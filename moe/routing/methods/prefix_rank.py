@@ -57,7 +57,7 @@ def spread_chance(count: jax.Array, num_experts: int) -> jax.Array:
   return ((place + expert) >> 8).astype(jnp.float32) * 2.0**-24
 
 
-def normalized(weight: jax.Array, chosen: jax.Array) -> jax.Array:
+def normalized_over_chosen(weight: jax.Array, chosen: jax.Array) -> jax.Array:
   """The weights `[..., E]` divided by the sum of the token's chosen ones, if there are any."""
   total = jnp.where(chosen, weight, 0.0).sum(-1, keepdims=True)
   return weight / jnp.where(total > 0, total, 1.0)
@@ -161,7 +161,7 @@ class PrefixRank(TokenwiseRouter):
     chance = spread_chance(earlier.count, self.num_experts)
     chosen = among_the_best(earlier, share, chance, *self._past_scores(scores))
     probs = jax.nn.softmax(logits)
-    weight = normalized(probs, chosen) if self.config.renormalize else probs
+    weight = normalized_over_chosen(probs, chosen) if self.config.renormalize else probs
     z_loss = router_z_loss(logits, mask)
     return Selection(chosen, weight, probs, {"z": z_loss}, self.config.z_loss * z_loss)
 

@@ -85,7 +85,7 @@ def largest_shares(share: jax.Array, weight: jax.Array, capacity: int) -> SlotRo
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftExpertChoiceConfig(TokenwiseConfig, CapacityConfig, name="soft_expert_choice"):
+class SoftExpertChoiceConfig(CapacityConfig, name="soft_expert_choice"):
   """Soft expert choice: every expert spreads a budget over the tokens of a group.
 
   Attributes:

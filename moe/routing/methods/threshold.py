@@ -18,7 +18,7 @@ from moe.config import require
 from moe.routing.capacity import ExpertBudgetConfig, expert_choice_capacity, token_choice_capacity
 from moe.routing.losses import router_z_loss
 from moe.routing.methods.position_grouped import share_of_real_tokens
-from moe.routing.methods.prefix_rank import normalized
+from moe.routing.methods.prefix_rank import normalized_over_chosen
 from moe.routing.router import RouterState, Site
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.highest import highest
@@ -134,7 +134,7 @@ class Threshold(TokenwiseRouter):
     chosen = scores > self.threshold[...]
     if training:
       chosen = self._learn(scores, inputs.mask, chosen)
-    weight = normalized(gates, chosen) if self.config.renormalize else gates
+    weight = normalized_over_chosen(gates, chosen) if self.config.renormalize else gates
     z_loss = router_z_loss(logits, inputs.mask)
     return Selection(chosen, weight, probs, {"z": z_loss}, self.config.z_loss * z_loss)
 

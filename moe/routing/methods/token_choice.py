@@ -57,7 +57,7 @@ class TokenChoiceConfig(TopKConfig, name="token_choice"):
     load_loss: weight of Shazeer et al.'s load loss; needs noise, and applies in training only.
   """
 
-  paper = "a frame of options; the published methods have names of their own"
+  paper = "the common form; published settings of it have names of their own"
 
   capacity_factor: float | None = 2.0
   order: Literal["sequence", "batch_priority"] = "sequence"

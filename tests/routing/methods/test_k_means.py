@@ -11,7 +11,7 @@ from flax import nnx
 from moe.config import ConfigError, build
 from moe.evaluation.leak_meters import company_leak, future_leak
 from moe.routing import RouterConfig, RouterInput, Site
-from moe.routing.methods.k_means import KMeans, KMeansConfig, moving_average, nearest_tokens
+from moe.routing.methods.k_means import KMeans, KMeansConfig, moved_centroids, nearest_tokens
 from moe.routing.solvers.clustering import assign, k_means, lloyd_step, means, spread, squared_distances, to_unit_length
 from tests.routing.naive import token_weights
 
@@ -106,7 +106,7 @@ def test_the_moving_average_goes_straight_to_the_mean_of_all_groups_and_leaves_e
   member = member.at[0, :3, 0].set(True).at[2, 5:7, 0].set(True).at[1, :, 1].set(True)
   centroids = jax.random.normal(jax.random.key(5), (EXPERTS, WIDTH))
   mean = np.concatenate([points[0, :3], points[2, 5:7]]).mean(0)
-  moved = moving_average(centroids, points, member, 0.9)
+  moved = moved_centroids(centroids, points, member, 0.9)
   np.testing.assert_allclose(moved[0], 0.9 * np.asarray(centroids[0]) + 0.1 * mean, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(moved[2:], centroids[2:])
   np.testing.assert_allclose(means(points, member, centroids)[0], mean, rtol=1e-5, atol=1e-6)
@@ -135,7 +135,7 @@ def test_the_first_batch_gives_centroids_that_are_its_real_tokens_and_later_ones
   for centroid in np.asarray(first.centroids[...]):
     assert (np.abs(real - centroid).max(-1) < 1e-6).any()
   output, second = step(first)
-  expected = moving_average(first.centroids[...], to_unit_length(TOKENS), jnp.asarray(chosen(output)), 0.9)
+  expected = moved_centroids(first.centroids[...], to_unit_length(TOKENS), jnp.asarray(chosen(output)), 0.9)
   np.testing.assert_allclose(second.centroids[...], expected, rtol=1e-5, atol=1e-6)
   assert (np.asarray(second.centroids[...]) != np.asarray(first.centroids[...])).any()
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from moe.config import ConfigError
 from moe.routing import RaggedRouting, RouterConfig, RouterInput, Site
-from moe.routing.methods.prefix_rank import among_the_best, normalized, spread_chance
+from moe.routing.methods.prefix_rank import among_the_best, normalized_over_chosen, spread_chance
 from moe.routing.solvers.ranks import Earlier, rank_among_earlier
 from tests.routing.naive import inputs_of, make, of_sequences, random_tokens, routing_of, token_weights, with_kernel
 
@@ -157,7 +157,7 @@ def test_weights_are_the_scores_or_sum_to_one():
   )
   total = np.nansum(plain, -1, keepdims=True)
   np.testing.assert_allclose(summed, plain / np.where(total > 0, total, 1), rtol=1e-5)
-  np.testing.assert_array_equal(normalized(jnp.ones((1, 2)), jnp.zeros((1, 2), bool)), [[1, 1]])
+  np.testing.assert_array_equal(normalized_over_chosen(jnp.ones((1, 2)), jnp.zeros((1, 2), bool)), [[1, 1]])
 
 
 def test_the_gradient_is_that_of_the_chosen_scores():

@@ -5,8 +5,8 @@ from flax import nnx
 
 from moe.config import ConfigError
 from moe.data import make_vocabulary
+from moe.evaluation.continuation import continue_texts
 from moe.evaluation.restore import Trained, check_vocabulary
-from moe.evaluation.text import continue_texts
 from moe.parallel.mesh import make_mesh
 from moe.training.experiment import load_config
 from moe.training.state import split

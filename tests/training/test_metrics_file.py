@@ -7,7 +7,7 @@ import pytest
 
 from moe.training import metrics
 from moe.training.figure import draw_loss
-from moe.training.metrics import MetricsWriter, flatten_layers, read_metrics
+from moe.training.metrics_file import MetricsWriter, flatten_layers, read_metrics
 from moe.training.progress import Clock, Progress
 
 
