@@ -75,8 +75,8 @@ class RelativeBias(nnx.Module):
 
   def _square(self, table: jax.Array, length: int) -> jax.Array:
     """`[heads, length, length]` from `table [buckets, heads]`."""
-    places = jnp.arange(length)
-    return self._lookup(table, places[None, :] - places[:, None])
+    index = jnp.arange(length)
+    return self._lookup(table, index[None, :] - index[:, None])
 
   def _lookup(self, table: jax.Array, distances: jax.Array) -> jax.Array:
     """`[Q, K]` distances to `[heads, Q, K]`.

@@ -55,11 +55,11 @@ def shard_parameters(params: nnx.State, mesh: Mesh, fsdp: bool) -> dict[str, Any
     fsdp: see `MeshConfig`.
   """
 
-  def place(variable: nnx.Variable) -> NamedSharding:
+  def sharding(variable: nnx.Variable) -> NamedSharding:
     axes = variable.get_metadata().get("axes", ())
     return NamedSharding(mesh, _spec(axes, variable.shape, mesh, fsdp))
 
-  return nnx.to_pure_dict(nnx.map_state(lambda _, variable: place(variable), params))
+  return nnx.to_pure_dict(nnx.map_state(lambda _, variable: sharding(variable), params))
 
 
 def shard_statistics(statistics: Any, params: Any, mesh: Mesh) -> Any:
@@ -75,7 +75,7 @@ def shard_statistics(statistics: Any, params: Any, mesh: Mesh) -> Any:
   """
   found = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
-  def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+  def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
     keys = _keys(path)
     if keys not in found:
       return NamedSharding(mesh, PartitionSpec())
@@ -86,7 +86,7 @@ def shard_statistics(statistics: Any, params: Any, mesh: Mesh) -> Any:
       return NamedSharding(mesh, PartitionSpec(*(spec[axis] for axis in kept)))
     return NamedSharding(mesh, PartitionSpec())
 
-  return jax.tree_util.tree_map_with_path(place, statistics)
+  return jax.tree_util.tree_map_with_path(sharding, statistics)
 
 
 def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:

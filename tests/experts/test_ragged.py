@@ -114,7 +114,7 @@ def test_only_the_tiles_that_hold_assignments_are_counted_and_every_expert_has_o
 @pytest.mark.parametrize("sizes", [(0, 0, 0), (400, 0, 0), (1, 398, 1), (128, 128, 144), (129, 1, 257)])
 def test_tiles_hold_every_assignment_once_and_beside_its_own_expert_only(sizes):
   tiles = ragged_tiles.cut(jnp.array(sizes), 400, 128)
-  expert, assignment = np.repeat(tiles.expert, 128), np.asarray(tiles.place)
+  expert, assignment = np.repeat(tiles.expert, 128), np.asarray(tiles.assignment)
   held = assignment < 400
   np.testing.assert_array_equal(assignment[held], np.arange(sum(sizes)))
   np.testing.assert_array_equal(expert[held], np.repeat(np.arange(3), sizes))

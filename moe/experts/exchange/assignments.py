@@ -51,13 +51,13 @@ def of_rows(routing: SlotRouting | RaggedRouting, flat: jax.Array, first: jax.Ar
   here = (row >= 0) & (row < count)
   # Compacting the local assignments keeps their order, so those of an expert stay one run.
   before = jnp.cumsum(here) - here
-  place = jnp.where(here, before, len(row))
+  index = jnp.where(here, before, len(row))
   ends = jnp.cumsum(sizes)
   through = jnp.concatenate([jnp.zeros(1, before.dtype), jnp.cumsum(here)])[ends]
   room = min(len(row), len(sizes) * count)
   return Assignments(
-    row=jnp.full(room, count, jnp.int32).at[place].set(row, mode="drop"),
-    weight=jnp.zeros(room, jnp.float32).at[place].set(weight, mode="drop"),
+    row=jnp.full(room, count, jnp.int32).at[index].set(row, mode="drop"),
+    weight=jnp.zeros(room, jnp.float32).at[index].set(weight, mode="drop"),
     sizes=jnp.diff(through, prepend=0),
     expected=_expected(-(-len(row) * count // flat.size), count),
   )

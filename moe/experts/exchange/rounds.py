@@ -66,12 +66,13 @@ class _Exchange:
   def round(self, index, ragged, tokens, row, weight, weights) -> jax.Array:
     """What the assignments of one round add to the output, float32 `[N, d]`."""
     totals = self.sent.sum(axis=1)  # [P]
-    place = index * self.quota + jnp.arange(self.quota)  # [quota]
-    place = jnp.where(place < totals[:, None], place + (jnp.cumsum(totals) - totals)[:, None], len(row))  # [P, quota]
-    rows = row.at[place].get(mode="fill", fill_value=len(tokens))
+    before = (jnp.cumsum(totals) - totals)[:, None]
+    number = index * self.quota + jnp.arange(self.quota)  # [quota]
+    assignment = jnp.where(number < totals[:, None], before + number, len(row))  # [P, quota]
+    rows = row.at[assignment].get(mode="fill", fill_value=len(tokens))
     arrived = _swap(tokens.at[rows].get(mode="fill", fill_value=0))
     y = _swap(self._compute(index, ragged, arrived, weights))
-    weighted = y * weight.at[place].get(mode="fill", fill_value=0)[..., None]
+    weighted = y * weight.at[assignment].get(mode="fill", fill_value=0)[..., None]
     return jnp.zeros(tokens.shape, jnp.float32).at[rows].add(weighted, mode="drop")
 
   def _compute(self, index, ragged, arrived, weights) -> jax.Array:

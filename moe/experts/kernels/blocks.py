@@ -22,8 +22,8 @@ def forward(activation, tokens, rows, weight, sizes, ups, down):
   def expert(out, of):
     start, size, ups, down = of
 
-    def add_block(places, out):
-      row, weights = assigned(rows, weight, places)
+    def add_block(assignments, out):
+      row, weights = assigned(rows, weight, assignments)
       y = grouped_network.output(_product, activation, fetch(tokens, row), weights, ups, down)
       return out.at[row].add(y, mode="drop")
 
@@ -40,14 +40,14 @@ def backward(activation, tokens, rows, weight, sizes, ups, down, gradient):
   def expert(sums, of):
     start, size, ups, down = of
 
-    def add_block(places, sums):
+    def add_block(assignments, sums):
       (d_tokens, d_weight), matrices = sums
-      row, weights = assigned(rows, weight, places)
+      row, weights = assigned(rows, weight, assignments)
       block = grouped_network.gradients(
         _product, _outer, activation, fetch(tokens, row), fetch(gradient, row), weights, ups, down
       )
       d_tokens = d_tokens.at[row].add(block[0], mode="drop")
-      d_weight = d_weight.at[places].set(block[1], mode="drop")
+      d_weight = d_weight.at[assignments].set(block[1], mode="drop")
       return (d_tokens, d_weight), jax.tree.map(jnp.add, matrices, block[2:])
 
     sums, matrices = _over_run(add_block, start, size, (sums, _zeros((ups, down))))
@@ -59,12 +59,12 @@ def backward(activation, tokens, rows, weight, sizes, ups, down, gradient):
 
 
 def _over_run(add_block: Callable, start: jax.Array, size: jax.Array, sums):
-  """Applies `add_block(places, sums)` to each block of a run of `size` places; padding is out of range."""
+  """Applies `add_block(assignments, sums)` to each block of a run of `size` assignments; padding is out of range."""
   wide = size // _WIDE * _WIDE
 
   def add(first, width, index, sums):
-    places = first + index * width + jnp.arange(width)
-    return add_block(jnp.where(places < start + size, places, NOWHERE), sums)
+    assignments = first + index * width + jnp.arange(width)
+    return add_block(jnp.where(assignments < start + size, assignments, NOWHERE), sums)
 
   sums = jax.lax.fori_loop(0, size // _WIDE, functools.partial(add, start, _WIDE), sums)
   return jax.lax.fori_loop(0, -(-(size - wide) // _NARROW), functools.partial(add, start + wide, _NARROW), sums)

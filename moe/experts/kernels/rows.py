@@ -7,9 +7,9 @@ import jax.numpy as jnp
 NOWHERE = jnp.iinfo(jnp.int32).max
 
 
-def assigned(rows: jax.Array, weight: jax.Array, places: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The tokens and weights of the assignments at `places`; `NOWHERE` and 0 for places out of range."""
-  return rows.at[places].get(mode="fill", fill_value=NOWHERE), weight.at[places].get(mode="fill", fill_value=0)
+def assigned(rows: jax.Array, weight: jax.Array, which: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The tokens and weights of some assignments; `NOWHERE` and 0 for indices out of range."""
+  return rows.at[which].get(mode="fill", fill_value=NOWHERE), weight.at[which].get(mode="fill", fill_value=0)
 
 
 def fetch(array: jax.Array, rows: jax.Array) -> jax.Array:

@@ -38,13 +38,13 @@ class Tiles(NamedTuple):
     expert: int32 `[T]`, ascending.
     first: int32 `[E]`, each expert's first tile. Every expert has at least one, if only of padding.
     used: int32 scalar, the actual number of tiles.
-    place: int32 `[T * R]`, index of each row among the assignments; out of range for padding.
+    assignment: int32 `[T * R]`, index of each row among the assignments; out of range for padding.
   """
 
   expert: jax.Array
   first: jax.Array
   used: jax.Array
-  place: jax.Array
+  assignment: jax.Array
 
 
 def cut(sizes: jax.Array, assignments: int, rows: int) -> Tiles:
@@ -54,9 +54,9 @@ def cut(sizes: jax.Array, assignments: int, rows: int) -> Tiles:
   ends = jnp.cumsum(tiles)
   expert = jnp.repeat(jnp.arange(len(sizes), dtype=jnp.int32), tiles, total_repeat_length=bound)
   within = (jnp.arange(bound) - (ends - tiles)[expert])[:, None] * rows + jnp.arange(rows)  # [T, R]
-  place = (jnp.cumsum(sizes) - sizes)[expert][:, None] + within
-  place = jnp.where(within < sizes[expert][:, None], place, NOWHERE)
-  return Tiles(expert, ends - tiles, ends[-1], place.reshape(-1))
+  assignment = (jnp.cumsum(sizes) - sizes)[expert][:, None] + within
+  assignment = jnp.where(within < sizes[expert][:, None], assignment, NOWHERE)
+  return Tiles(expert, ends - tiles, ends[-1], assignment.reshape(-1))
 
 
 def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down):
@@ -84,7 +84,7 @@ def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, dow
     product, outer, activation, fetch(tokens, row), fetch(gradient, row), weights, ups, down
   )
   d_tokens = jnp.zeros_like(tokens, jnp.float32).at[row].add(d_x, mode="drop").astype(tokens.dtype)
-  return d_tokens, jnp.zeros_like(weight).at[tiles.place].set(d_weight, mode="drop"), d_ups, d_down
+  return d_tokens, jnp.zeros_like(weight).at[tiles.assignment].set(d_weight, mode="drop"), d_ups, d_down
 
 
 def like(x: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
@@ -103,4 +103,4 @@ def _tiles(kernels, rows, weight, sizes) -> tuple[Tiles, jax.Array, jax.Array]:
   """The tiles, and the token and weight of each of their rows."""
   wide = len(rows) >= 8 * kernels.rows * len(sizes)
   tiles = cut(sizes, len(rows), kernels.rows if wide else kernels.rows // 2)
-  return tiles, *assigned(rows, weight, tiles.place)
+  return tiles, *assigned(rows, weight, tiles.assignment)

@@ -52,9 +52,9 @@ def spread_chance(count: jax.Array, num_experts: int) -> jax.Array:
   An additive recurrence in both indices with powers of the inverse plastic number as steps, in units of 2^-32: more
   evenly spread over positions and experts than random numbers, and the same on every machine.
   """
-  place = (count[..., None] + 1).astype(jnp.uint32) * jnp.uint32(3242174889)
+  position = (count[..., None] + 1).astype(jnp.uint32) * jnp.uint32(3242174889)
   expert = jnp.arange(1, num_experts + 1, dtype=jnp.uint32) * jnp.uint32(2447445414)
-  return ((place + expert) >> 8).astype(jnp.float32) * 2.0**-24
+  return ((position + expert) >> 8).astype(jnp.float32) * 2.0**-24
 
 
 def normalized_over_chosen(weight: jax.Array, chosen: jax.Array) -> jax.Array:

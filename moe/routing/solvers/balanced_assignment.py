@@ -129,9 +129,9 @@ def _first_table(net: jax.Array, mask: jax.Array, room: jax.Array) -> jax.Array:
   capacity = -(-n // num_experts)
   best, choice = highest(net, min(2, num_experts))
   choice, wanted = choice[:, :1], mask[:, None]
-  place = queue_by_priority(choice, wanted, best[:, 0] - best[:, -1], num_experts)
-  seated = wanted & (place < room)
-  table = slot_routing(choice, best[:, :1], seated, place, num_experts, capacity).token
+  position = queue_by_priority(choice, wanted, best[:, 0] - best[:, -1], num_experts)
+  seated = wanted & (position < room)
+  table = slot_routing(choice, best[:, :1], seated, position, num_experts, capacity).token
   left = jnp.argsort((seated | ~wanted)[:, 0], stable=True).astype(jnp.int32)
   free = (table == n) & (jnp.arange(capacity) < room)
   rank = jnp.cumsum(free.reshape(-1)).reshape(free.shape) - 1

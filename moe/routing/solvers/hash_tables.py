@@ -95,8 +95,8 @@ def count_pairs(parts: Iterable[tuple[np.ndarray, np.ndarray]], vocabulary: int)
   pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
   for previous, following in parts:
     new, times = np.unique(previous.astype(np.int64) * vocabulary + following, return_counts=True)
-    pairs, place = np.unique(np.concatenate([pairs, new]), return_inverse=True)
-    counts = np.bincount(place, np.concatenate([counts, times])).astype(np.int64)
+    pairs, inverse = np.unique(np.concatenate([pairs, new]), return_inverse=True)
+    counts = np.bincount(inverse, np.concatenate([counts, times])).astype(np.int64)
   return pairs, counts
 
 

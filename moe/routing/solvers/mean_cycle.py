@@ -58,10 +58,10 @@ def _walk(weight: jax.Array, best: jax.Array, end: jax.Array) -> jax.Array:
 
 def _cycle_on(walk: jax.Array) -> jax.Array:
   """int32 `[E]`, successors on the first cycle closed by the backward walk; every cycle on it has the largest mean."""
-  place = jnp.arange(walk.size)
-  met_again = (walk[:, None] == walk) & (place[:, None] < place)
+  index = jnp.arange(walk.size)
+  met_again = (walk[:, None] == walk) & (index[:, None] < index)
   close = met_again.any(0).argmax()
-  on_cycle = (place > met_again[:, close].argmax()) & (place <= close)
+  on_cycle = (index > met_again[:, close].argmax()) & (index <= close)
   nodes = walk.size - 1
   following = jnp.arange(nodes, dtype=jnp.int32)
   return following.at[jnp.where(on_cycle, walk, nodes)].set(jnp.roll(walk, 1).astype(jnp.int32), mode="drop")

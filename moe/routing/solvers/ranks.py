@@ -59,17 +59,17 @@ def earlier_before(order: jax.Array) -> jax.Array:
   n = len(order)
   levels = (n - 1).bit_length()
   size = 1 << levels  # so that segments halve evenly; the added times come last and are never counted
-  place = jnp.arange(size, dtype=jnp.int32)
+  index = jnp.arange(size, dtype=jnp.int32)
 
   def split(level: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     order, count = state
     half = jnp.right_shift(size, level + 1)
     late = (order & half) > 0
-    start = place & -2 * half
+    start = index & -2 * half
     early = (~late).astype(jnp.int32)
     # Half of every segment before this one is early, hence start / 2.
     before = jnp.cumsum(early) - early - start // 2
-    to = jnp.where(late, half + place - before, start + before)
+    to = jnp.where(late, half + index - before, start + before)
 
     def moved(values: jax.Array) -> jax.Array:
       return jnp.zeros_like(values).at[to].set(values, unique_indices=True)

@@ -14,7 +14,7 @@ def histogram(scores: jax.Array, mask: jax.Array) -> jax.Array:
     mask: bool `[..., n]`.
   """
   num_experts = scores.shape[-1]
-  at = jnp.minimum(_place(scores).astype(jnp.int32), BINS - 1).reshape(-1, num_experts)
+  at = jnp.minimum(_in_bins(scores).astype(jnp.int32), BINS - 1).reshape(-1, num_experts)
   real = mask.reshape(-1, 1).astype(jnp.float32)
   counts = jnp.zeros((num_experts, BINS), jnp.float32).at[jnp.arange(num_experts), at].add(real)
   return counts / jnp.maximum(real.sum(), 1.0)
@@ -31,10 +31,10 @@ def share_above(scores: jax.Array, histogram: jax.Array) -> jax.Array:
   share = histogram / jnp.where(total > 0, total, 1.0)
   above = jnp.pad(jnp.cumsum(share[:, ::-1], axis=1)[:, ::-1], ((0, 0), (0, 1)))
   edges = jnp.arange(BINS + 1, dtype=jnp.float32)
-  return jax.vmap(lambda place, values: jnp.interp(place, edges, values), (-1, 0), -1)(_place(scores), above)
+  return jax.vmap(lambda at, values: jnp.interp(at, edges, values), (-1, 0), -1)(_in_bins(scores), above)
 
 
-def _place(scores: jax.Array) -> jax.Array:
+def _in_bins(scores: jax.Array) -> jax.Array:
   """A score's coordinate in bins, from 0 to BINS."""
   log_odds = jnp.clip(jnp.log(scores) - jnp.log1p(-scores), -LIMIT, LIMIT)
   return (log_odds + LIMIT) * (BINS / (2 * LIMIT))
