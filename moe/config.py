@@ -14,6 +14,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
+from ml_collections import ConfigDict
+
 T = TypeVar("T")
 
 
@@ -83,14 +85,17 @@ def build(cls: type[T], values: Any, path: str = "config", default: Any = None) 
 
   Args:
     cls: a dataclass, or a family.
-    values: the fields by name; of a choice the name alone will do.
+    values: the fields by name, in a mapping or a `ConfigDict`; of a choice the name alone will do.
     path: of the section, for errors.
     default: the choice that is meant where no name is given.
 
   Raises:
     ConfigError: an unknown field, a missing one, a value of another type, or what `cls.__post_init__` refuses.
   """
-  values = values.read() if isinstance(values, Text) else values
+  if isinstance(values, Text):
+    values = values.read()
+  if isinstance(values, ConfigDict):
+    values = values.to_dict()
   chooses = issubclass(cls, Choice)
   if chooses and isinstance(values, str):
     values = {"name": values}
@@ -102,7 +107,9 @@ def build(cls: type[T], values: Any, path: str = "config", default: Any = None) 
   hints = typing.get_type_hints(cls)
   for name in values:
     if name not in fields:
-      raise ConfigError(f"{path}.{name}", values[name], f"unknown field; {cls.__name__} has {', '.join(fields)}")
+      raise ConfigError(
+        f"{path}.{name}", values[name], f"unknown field; {cls.__name__} has {', '.join(fields) or 'none'}"
+      )
   for name, field in fields.items():
     required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     if required and name not in values:
@@ -195,20 +202,23 @@ def override(values: Mapping[str, Any], fields: Iterable[tuple[str, Any]]) -> di
 
   Args:
     values: the tree.
-    fields: each a dotted name and its value. A section that is given another `name` starts again from the defaults of
-      that choice, so give its name before its other fields. `section=NAME` does the same as `section.name=NAME`, except
-      that it drops the other fields of the same choice too.
+    fields: each a dotted name and its value. The last one of a name counts, and sections come before their fields. One
+      that is given another `name` starts again from the defaults of that choice. `section=NAME` does the same as
+      `section.name=NAME`, except that it drops the other fields of the same choice too.
   """
   result = {name: override(value, ()) if isinstance(value, Mapping) else value for name, value in values.items()}
-  for field, value in fields:
+  for field, value in sorted(fields, key=lambda one: one[0].removesuffix(".name").count(".")):
     *sections, last = field.split(".")
     section = result
     for name in sections:
       inner = section.get(name)
-      if not isinstance(inner, dict):
+      inner = inner.read() if isinstance(inner, Text) else inner
+      if isinstance(inner, Mapping):
+        section[name] = dict(inner)
+      else:
         section[name] = {"name": inner} if isinstance(inner, str) else {}
       section = section[name]
-    if last == "name" and section.get("name", value) != value:
+    if last == "name" and section.get("name") != value:
       section.clear()
     section[last] = value
   return result

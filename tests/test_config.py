@@ -1,6 +1,7 @@
 """Configs: what `build` accepts, what its errors say, choices by name, and trees that are changed and compared."""
 
 import dataclasses
+import itertools
 import json
 from typing import Literal
 
@@ -274,5 +275,19 @@ def test_text_that_a_field_cannot_hold_is_refused(field, text, message):
   assert error_of(Fields, override({}, [(field, Text(text))])).startswith(message)
 
 
-def test_the_name_of_a_section_that_has_none_yet_keeps_its_other_fields():
-  assert override({"side": 2.0}, [("name", Text("square"))]) == {"side": 2.0, "name": "square"}
+def test_sections_are_chosen_before_their_fields_are_set_whatever_the_order():
+  fields = [("shape.rest.width", 5.0), ("shape.rest.name", "rectangle"), ("shape", "cut"), ("title", "new")]
+  expected = Drawing(Cut(Rectangle(5.0)), title="new")
+  for order in itertools.permutations(fields):
+    assert build(Drawing, override(TREE, order)) == expected
+
+
+def test_a_section_without_a_name_starts_again_when_it_is_given_one():
+  assert override({"shape": {"side": 2.0}}, [("shape.name", "square")]) == {"shape": {"name": "square"}}
+
+
+def test_fields_of_a_section_that_is_given_as_text():
+  given = [("shape", Text('{"name": "rectangle", "width": 2}')), ("shape.height", Text("3"))]
+  assert build(Drawing, override(TREE, given)).shape == Rectangle(2.0, 3.0)
+  again = [("frame", Text("None")), ("frame.name", Text("square")), ("frame.side", Text("2"))]
+  assert build(Drawing, override(TREE, again)).frame == Square(2.0)

@@ -70,10 +70,11 @@ def test_a_section_that_is_only_a_name_can_be_given_fields(config_file):
   assert tree["model"]["decoder"]["moe"]["router"] == {"name": "expert_choice", "capacity_factor": "1.0"}
 
 
-def test_another_name_clears_the_fields_of_the_choice_before(config_file):
+def test_a_router_is_chosen_before_its_fields_are_set_whatever_the_order(config_file):
   router = "--config.model.decoder.moe.router"
-  tree = given(config_file, f"{router}.capacity_factor=1.0", f"{router}.name=glam")
-  assert tree["model"]["decoder"]["moe"]["router"] == {"name": "glam"}
+  overrides = [f"{router}.capacity_factor=1.0", f"{router}.name=glam"]
+  for line in (overrides, overrides[::-1]):
+    assert given(config_file, *line)["model"]["decoder"]["moe"]["router"] == {"name": "glam", "capacity_factor": "1.0"}
 
 
 def error_of(call, *arguments):

@@ -74,7 +74,7 @@ class MoE(nnx.Module):
     rngs: nnx.Rngs,
   ):
     for name, size in {"d_model": d_model, "num_experts": num_experts, "d_ff": d_ff}.items():
-      require(size >= 1, name, size, "expected at least 1")
+      require(isinstance(size, int) and size >= 1, name, size, "expected a whole number, at least 1")
     require(shared_experts >= 0, "shared_experts", shared_experts, "expected at least 0")
     require(form in ACTIVATIONS, "form", form, f"expected one of {', '.join(ACTIVATIONS)}")
     self.config = router if isinstance(router, RouterConfig) else build(RouterConfig, router, "router")
@@ -108,11 +108,15 @@ class MoE(nnx.Module):
       key: PRNG key, for routers that are random in training.
 
     Raises:
-      ValueError: `x` has the wrong shape, or an input that the router needs is missing.
+      ValueError: an input has the wrong shape, or one that the router needs is missing.
       ConfigError: a batch of this shape cannot be divided into the router's groups.
     """
-    if x.ndim != 3 or x.shape[-1] != self.site.d_model:
+    x = jnp.asarray(x)
+    if x.ndim != 3 or x.shape[-1] != self.site.d_model or x.size == 0:
       raise ValueError(f"x = {list(x.shape)}: expected [B, T, {self.site.d_model}]")
+    for name, array in {"segments": segments, "ids": ids, "positions": positions}.items():
+      if array is not None and array.shape != x.shape[:2]:
+        raise ValueError(f"{name} = {list(array.shape)}: expected {list(x.shape[:2])}")
     if ids is None and self.config.reads_ids:
       raise ValueError(f"ids = None: expected int32 [B, T], which the router {self.config.name} reads")
     batch, length, _ = x.shape

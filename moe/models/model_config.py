@@ -73,7 +73,9 @@ class StackConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Choice):
-  """An architecture and its sizes. Each one adds its stacks as fields of type `StackConfig`.
+  """An architecture and its sizes. Each one adds its stacks, as fields `encoder` and `decoder` of type `StackConfig`.
+
+  The decoder predicts the tokens that it reads, so its router has to be causal.
 
   Attributes:
     d_ff: hidden width of dense feed-forward networks.
@@ -110,6 +112,9 @@ class ModelConfig(Choice):
     for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_head"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
     require(0 <= self.dropout < 1, "dropout", self.dropout, "expected at least 0 and less than 1")
+    others = set(self.stacks) - {"encoder", "decoder"}
+    if others:
+      raise TypeError(f"{type(self).__name__}.{min(others)}: expected stacks named encoder or decoder")
     self._check_relative_positions()
     self._check_causality()
 

@@ -7,7 +7,10 @@ from moe.config import Choice, require
 
 
 class Placement(Choice):
-  """Where the MoE layers of a stack are; layers are counted from 0."""
+  """Where the MoE layers of a stack are; layers are counted from 0.
+
+  Metrics and reports count the MoE layers alone: `encoder/layer_0` is the first of them.
+  """
 
   def has_experts(self, layers: int) -> tuple[bool, ...]:
     """For each of `layers` layers, whether it is a MoE layer; at least one is.

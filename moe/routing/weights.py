@@ -14,7 +14,7 @@ def routing_weights(routing: Routing, n: int) -> jax.Array:
 
   Args:
     routing: of one layer.
-    n: tokens of a group.
+    n: tokens of a group; assignments of tokens from n on are ignored.
   """
   match routing:
     case SlotRouting():

@@ -96,4 +96,4 @@ def load_config(config: ConfigDict | Mapping[str, Any]) -> ExperimentConfig:
   Raises:
     ConfigError: the first wrong field, or the first combination that cannot work.
   """
-  return build(ExperimentConfig, config.to_dict() if isinstance(config, ConfigDict) else config)
+  return build(ExperimentConfig, config)

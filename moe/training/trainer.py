@@ -164,7 +164,7 @@ def _check_examples(validation: Pipeline) -> None:
   """Raises `DataError` now instead of at the first validation; leaves the pipeline at its position."""
   start = validation.position
   if next(validation, None) is None:
-    raise DataError("split 'validation'", "holds no example; choose another validation split or fraction")
+    raise DataError("split 'validation'", "holds no example: expected some; data.source says what is held out")
   validation.restore(start)
 
 

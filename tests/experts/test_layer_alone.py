@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
 from moe.config import ConfigError, build
 from moe.experts import MoE
@@ -88,10 +89,16 @@ def test_without_positions_they_are_counted_within_the_segments():
 def test_a_router_is_given_by_its_name_its_mapping_or_its_config():
   named, mapped = layer("glam"), layer({"name": "glam"})
   configured = layer(build(RouterConfig, {"name": "glam"}))
-  assert named.config == mapped.config == configured.config
+  from_file = layer(ConfigDict({"name": "glam"}))
+  assert named.config == mapped.config == configured.config == from_file.config
   assert named.router.config is named.config
-  for other in (mapped, configured):
+  for other in (mapped, configured, from_file):
     assert_same(call(other), call(named))
+
+
+def test_arrays_may_be_numpys():
+  moe = layer("switch")
+  assert_same(moe(np.asarray(X), segments=np.asarray(SEGMENTS)), moe(X, segments=SEGMENTS))
 
 
 @pytest.mark.parametrize(
@@ -110,9 +117,10 @@ def test_a_router_is_given_by_its_name_its_mapping_or_its_config():
     ({"router": "swich"}, "router.name = 'swich'", "expected one of adaptive_mixture, "),
     ({"router": {"name": "switch", "top": 2}}, "router.top = 2", "unknown field; SwitchConfig has "),
     ({"router": {"capacity_factor": 2.0}}, "router.name = None", "expected one of "),
-    ({"num_experts": 0}, "num_experts = 0", "expected at least 1"),
-    ({"d_model": 0}, "d_model = 0", "expected at least 1"),
-    ({"d_ff": -16}, "d_ff = -16", "expected at least 1"),
+    ({"num_experts": 0}, "num_experts = 0", "expected a whole number, at least 1"),
+    ({"d_model": 0}, "d_model = 0", "expected a whole number, at least 1"),
+    ({"d_ff": -16}, "d_ff = -16", "expected a whole number, at least 1"),
+    ({"d_ff": 16.0}, "d_ff = 16.0", "expected a whole number, at least 1"),
     ({"shared_experts": -1}, "shared_experts = -1", "expected at least 0"),
     (
       {"router": {"name": "expert_choice", "capacity_factor": 9.0}, "num_experts": 8},
@@ -135,18 +143,23 @@ def test_a_wrong_construction_is_one_line_that_names_the_field(arguments, field,
 
 
 @pytest.mark.parametrize(
-  ("router", "x", "more", "message"),
+  ("router", "x", "inputs", "message"),
   [
     ("switch", X[..., :-1], {}, r"x = \[2, 12, 7\]: expected \[B, T, 8\]"),
     ("switch", X[0], {}, r"x = \[12, 8\]: expected \[B, T, 8\]"),
     ("switch", X[None], {}, r"x = \[1, 2, 12, 8\]: expected \[B, T, 8\]"),
-    ("hash", X, {"vocab_size": VOCABULARY}, r"ids = None: expected int32 \[B, T\], which the router hash reads"),
+    ("switch", X[:0], {}, r"x = \[0, 12, 8\]: expected \[B, T, 8\]"),
+    ("switch", X, {"segments": SEGMENTS.T}, r"segments = \[12, 2\]: expected \[2, 12\]"),
+    ("switch", X, {"segments": SEGMENTS[0]}, r"segments = \[12\]: expected \[2, 12\]"),
+    ("position_grouped", X, {"positions": POSITIONS.T}, r"positions = \[12, 2\]: expected \[2, 12\]"),
+    ("hash", X, {"ids": IDS[:1]}, r"ids = \[1, 12\]: expected \[2, 12\]"),
+    ("hash", X, {}, r"ids = None: expected int32 \[B, T\], which the router hash reads"),
   ],
 )
-def test_a_wrong_call_is_one_line(router, x, more, message):
-  moe = layer(router, **more)
+def test_a_wrong_call_is_one_line(router, x, inputs, message):
+  moe = layer(router, vocab_size=VOCABULARY)
   with pytest.raises(ValueError, match=message) as caught:
-    moe(x)
+    moe(x, **inputs)
   assert "\n" not in str(caught.value)
 
 

@@ -79,7 +79,9 @@ def test_what_all_architectures_have_works_with_its_stacks(architecture):
   assert list(config.stacks) == ["encoder"]
   assert not config.leaks_future  # there is no decoder whose loss could be false
   config.check_batches(2, inputs_length=3, targets_length=5)
-  with pytest.raises(ConfigError, match=r"^encoder\.moe\.router\.group_size = 5: does not divide 2 x 8 = 16 tokens"):
+  with pytest.raises(
+    ConfigError, match=r"^encoder\.moe\.router\.group_size = 5: expected a divisor of 2 x 8 = 16 tokens"
+  ):
     router = {"name": "expert_choice", "group_size": 5}
     encoder = MAPPING["encoder"] | {"moe": MAPPING["encoder"]["moe"] | {"router": router}}
     build(ModelConfig, MAPPING | {"encoder": encoder}).check_batches(2, inputs_length=3, targets_length=5)
@@ -93,3 +95,15 @@ def test_its_name_is_unknown_elsewhere():
     ConfigError, match=r"config\.model\.name = 'encoder_only': expected one of decoder, encoder_decoder"
   ):
     build(ModelConfig, MAPPING, "config.model")
+
+
+def test_its_stacks_are_an_encoder_or_a_decoder_so_that_a_leak_is_never_missed():
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class TrunkConfig(ModelConfig):
+    row_format = "targets"
+
+    trunk: StackConfig
+
+  sizes = {name: MAPPING[name] for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_head")}
+  with pytest.raises(TypeError, match=r"^TrunkConfig\.trunk: expected stacks named encoder or decoder$"):
+    TrunkConfig(**sizes, trunk=StackConfig(layers=1))
