@@ -162,10 +162,10 @@ def _exchanged(
     preceding = jnp.argsort(following)
     return jnp.where(gains, table[preceding], table), potential, gains[0], count + 1
 
-  def going_on(state: tuple) -> jax.Array:
+  def unfinished(state: tuple) -> jax.Array:
     return state[2] & (state[3] < max_exchanges)
 
-  return jax.lax.while_loop(going_on, exchange, (table, price, jnp.array(True), 0))[:2]
+  return jax.lax.while_loop(unfinished, exchange, (table, price, jnp.array(True), 0))[:2]
 
 
 def _certified(

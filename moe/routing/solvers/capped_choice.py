@@ -122,12 +122,12 @@ def deferred_acceptance(scores: jax.Array, mask: jax.Array, k: int, b: int, max_
     taken = kept.at[token, experts[:, None]].get(mode="fill", fill_value=False)
     return refused | (offered & ~kept), jnp.where(taken, token, n), (offered & ~kept).any(), count + 1
 
-  def going_on(state: tuple) -> jax.Array:
+  def unfinished(state: tuple) -> jax.Array:
     return state[2] & (state[3] < max_rounds)
 
   refused = jnp.broadcast_to(~mask[:, None], scores.shape)
   state = (refused, jnp.full((num_experts, k), n, jnp.int32), jnp.array(True), 0)
-  return jax.lax.while_loop(going_on, one_round, state)[1]
+  return jax.lax.while_loop(unfinished, one_round, state)[1]
 
 
 def _level(values: jax.Array, total: int, lam: float) -> jax.Array:

@@ -40,9 +40,9 @@ def sinkhorn_plan(logits: jax.Array, mask: jax.Array, tolerance: float = 1e-4, m
     bias = bias - off
     return bias, excess(bias), count + 1
 
-  def going_on(state: tuple) -> jax.Array:
+  def unfinished(state: tuple) -> jax.Array:
     _, off, count = state
     return (jnp.abs(jnp.expm1(off)).max() > tolerance) & (count < max_iterations)
 
   start = jnp.zeros(num_experts, jnp.float32)
-  return jnp.exp(log_plan(jax.lax.while_loop(going_on, iteration, (start, excess(start), 0))[0]))
+  return jnp.exp(log_plan(jax.lax.while_loop(unfinished, iteration, (start, excess(start), 0))[0]))
