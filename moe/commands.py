@@ -14,6 +14,8 @@ from absl import logging as absl_logging
 from moe.config import ConfigError, require
 from moe.config_file import read_config, split_configs
 
+flags.disclaim_key_flags()  # the entry point that calls a function below owns its flags: `--help` lists them
+
 _configs: list[list[str]] = []  # each config that was given, with its overrides
 
 

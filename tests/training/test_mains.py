@@ -127,9 +127,12 @@ def test_sigterm_saves_and_is_not_reported_as_success(whole, start, config_file,
   ("arguments", "said"),
   [
     (["--config.train.kep=3"], "config.train.kep = 3: unknown field; TrainConfig has steps,"),
-    (["--config.modle.d_model=3"], 'Did you mean "model"'),
+    (
+      ["--config.modle.d_model=3"],
+      "config.modle = {'d_model': '3'}: unknown field; ExperimentConfig has seed, model, ",
+    ),
     (["--config.data.source.path=nothing/*.txt"], "'nothing/*.txt': expected to match at least one file"),
-    (["--config=no.py"], "--config = 'no.py': no such file"),
+    (["--config=no.py"], "'no.py']: expected one config file"),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(start, config_file, tmp_path, arguments, said):
@@ -137,6 +140,11 @@ def test_bad_input_is_one_line_and_exit_code_2(start, config_file, tmp_path, arg
   assert code == 2 and said in error
   assert len(error.splitlines()) == 1 and error.startswith("error: ")
   assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_the_flags_that_all_entry_points_share(start):
+  _, out, _ = finish(start("train", "--help"))
+  assert {"--config:", "--workdir:", "--processes:"} <= {line.split()[0] for line in out.splitlines() if line.strip()}
 
 
 def test_a_full_disk_is_one_line_and_exit_code_1(start, config_file, tmp_path):
