@@ -126,10 +126,10 @@ def test_sigterm_saves_and_is_not_reported_as_success(whole, start, config_file,
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
-    (["--config.train.kep=3"], "config.train.kep = 3: unknown field; TrainConfig has steps,"),
+    (["--config.train.kep=3"], "config.train.kep = '3': unknown field; TrainConfig has steps,"),
     (
       ["--config.modle.d_model=3"],
-      "config.modle = {'d_model': '3'}: unknown field; ExperimentConfig has seed, model, ",
+      "config.modle = {'d_model': '3'}: unknown field; ExperimentConfig has seed, ",
     ),
     (["--config.data.source.path=nothing/*.txt"], "'nothing/*.txt': expected to match at least one file"),
     (["--config=no.py"], "'no.py']: expected one config file"),
