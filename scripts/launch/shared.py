@@ -103,7 +103,7 @@ def train_command(options: argparse.Namespace, python: str = "python") -> list[s
   """
   config = pathlib.Path(options.config)
   given = ROOT / str(config).partition(":")[0]
-  require(given.is_file(), "--config", options.config, "no such file")
+  require(given.is_file(), "--config", options.config, "expected an existing file")
   require(
     given.resolve().is_relative_to(ROOT),
     "--config",

@@ -83,7 +83,7 @@ def test_bad_input_and_a_missing_tool_are_one_line(cloud, start):
   executable(cloud.bin / "mkdir", "#!/bin/bash\n")
   said = {
     "--nodes=0": "error: --nodes = 0: expected at least 1\n",
-    "--config=no.py": "error: --config = 'no.py': no such file\n",
+    "--config=no.py": "error: --config = 'no.py': expected an existing file\n",
   }
   for argument, error in said.items():
     assert cloud.launch("slurm", *start, argument).stderr == error

@@ -289,7 +289,7 @@ def test_nothing_is_deleted_without_a_yes(cloud):
   [
     (["create", *SLICE, "--accelerator-type=v9-16"], "--accelerator-type = 'v9-16': expected one of v4, v5litepod,"),
     (["create", *SLICE, "--accelerator-type=v4"], "--accelerator-type = 'v4': expected one of"),
-    (["start", *SLICE, "--config=no.py", "--workdir=/a"], "--config = 'no.py': no such file"),
+    (["start", *SLICE, "--config=no.py", "--workdir=/a"], "--config = 'no.py': expected an existing file"),
     (["start", *SLICE, "--config=/etc/passwd", "--workdir=/a"], "--config = '/etc/passwd': expected a file in"),
     (["start", *SLICE, "--config=configs/new.py", "--workdir=gs://a"], "--workdir = 'gs://a': expected an absolute"),
     (["start", *SLICE, *TRAIN, "--config.a"], "argument = '--config.a': expected the form --config.FIELD=VALUE"),

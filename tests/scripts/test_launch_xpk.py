@@ -94,7 +94,7 @@ def test_verbs_that_end_something_ask_first(cloud, arguments, command):
 def test_bad_input_and_a_missing_tool_are_one_line(cloud, start):
   said = {
     "--workdir=run": "error: --workdir = 'run': expected an absolute path, on a disk shared by all hosts\n",
-    "--config=no.py": "error: --config = 'no.py': no such file\n",
+    "--config=no.py": "error: --config = 'no.py': expected an existing file\n",
   }
   for argument, error in said.items():
     assert cloud.launch("xpk", *start, argument).stderr == error
