@@ -1,7 +1,5 @@
 """The k highest values along an axis, on any mesh."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -12,10 +10,14 @@ def highest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   Equal to `jax.lax.top_k`, which XLA shards on TPUs only: elsewhere it gathers the scores of all groups first. It does
   shard a sort, so that is used on a mesh.
   """
-  if jax.sharding.get_abstract_mesh().empty:
-    return _chosen(x, k)
-  on_tpu, elsewhere = (functools.partial(function, k=k) for function in (_chosen, _sorted))
-  return jax.lax.platform_dependent(x, tpu=on_tpu, default=elsewhere)
+  mesh = jax.sharding.get_abstract_mesh()
+  # Not `jax.lax.platform_dependent`: it leaves a conditional, whose collectives XLA's CPU backend does not order with
+  # those outside, so that processes can wait for each other forever.
+  return _chosen(x, k) if mesh.empty or _platform(mesh) == "tpu" else _sorted(x, k)
+
+
+def _platform(mesh: jax.sharding.AbstractMesh) -> str | None:
+  return None if mesh.abstract_device is None else mesh.abstract_device.platform
 
 
 def _chosen(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
