@@ -14,8 +14,6 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
-from ml_collections import ConfigDict
-
 T = TypeVar("T")
 
 
@@ -94,7 +92,7 @@ def build(cls: type[T], values: Any, path: str = "config", default: Any = None) 
   """
   if isinstance(values, Text):
     values = values.read()
-  if isinstance(values, ConfigDict):
+  if hasattr(values, "to_dict"):  # a ConfigDict; data can be read without ml_collections
     values = values.to_dict()
   chooses = issubclass(cls, Choice)
   if chooses and isinstance(values, str):

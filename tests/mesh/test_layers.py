@@ -15,7 +15,7 @@ from moe.routing import RouterConfig
 from tests.mesh.hlo import collectives, shapes
 
 # Sizes that no two axes share, so that a shape in a compiled program tells what it is.
-BATCH, LENGTH, WIDTH, HIDDEN, EXPERTS, VOCABULARY = 8, 18, 40, 56, 16, 50
+BATCH, LENGTH, WIDTH, HIDDEN, EXPERTS, VOCABULARY = 8, 18, 44, 56, 16, 50
 SLOTS = 3
 KEYS = jax.random.split(jax.random.key(0), 3)
 X, COTANGENT = (jax.random.normal(key, (BATCH, LENGTH, WIDTH)) for key in KEYS[:2])

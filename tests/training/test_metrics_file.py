@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from moe.training import metrics
+from moe.training import metrics_file
 from moe.training.figure import draw_loss
 from moe.training.metrics_file import MetricsWriter, flatten_layers, read_metrics
 from moe.training.progress import Clock, Progress
@@ -90,7 +90,7 @@ def test_training_continues_if_tensorboards_files_cannot_be_written(tmp_path, mo
     def close(self):
       raise AssertionError("used again after it had failed")
 
-  monkeypatch.setattr(metrics, "_tensorboard", lambda folder: Failing())
+  monkeypatch.setattr(metrics_file, "_tensorboard", lambda folder: Failing())
   writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "events")
   writer.write(1, "train", {"loss": 1.5})
   writer.write(2, "train", {"loss": 1.0})

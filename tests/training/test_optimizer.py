@@ -3,11 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
-from moe.config import ConfigError, build
-from moe.models import ModelConfig
-from moe.training.optimizer import Adafactor, AdamW, OptimizerConfig, stacked_axes
+from moe.config import ConfigError
+from moe.training.optimizer import Adafactor, AdamW, OptimizerConfig
 from moe.training.schedule import Constant, ConstantRsqrt, Cosine, Linear, ScheduleConfig
 
 
@@ -121,22 +119,6 @@ def test_stacked_layers_and_experts_are_updated_as_if_each_matrix_were_alone(nam
   for one, other in zip(together, alone):
     for key, value in apart(one).items():
       np.testing.assert_allclose(value, other[key], rtol=2e-5, err_msg=key)
-
-
-def test_the_models_stacked_axes_are_those_of_layers_and_experts():
-  """Sizes tell: every axis of layers or experts is counted, and no other."""
-  units, experts = 3, 5
-  sizes = {"vocab_size": 64, "d_model": 8, "d_ff": 16, "num_heads": 2, "d_head": 4}
-  moe = {"num_experts": experts, "router": "expert_choice"}
-  stacks = {"encoder": {"layers": 2 * units, "moe": moe}, "decoder": {"layers": units}}
-  config = build(ModelConfig, {"name": "encoder_decoder"} | sizes | stacks)
-  _, params, _ = nnx.split(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))), nnx.Param, ...)
-  leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(params))
-  counts = jax.tree_util.tree_leaves_with_path(stacked_axes(params))
-  for (path, leaf), (same_path, count) in zip(leaves, counts, strict=True):
-    expected = (leaf.shape[0] == units) + (leaf.shape[0] == units and leaf.ndim == 4)
-    assert (path, count) == (same_path, expected), jax.tree_util.keystr(path)
-  assert sum(count == 2 for _, count in counts) == 2
 
 
 def test_weight_decay_applies_to_matrices_only():
