@@ -12,7 +12,6 @@ Every plan is written as soon as it is made; the same command resumes after an i
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import pathlib
@@ -26,6 +25,7 @@ from flax import nnx
 
 from configs.pretrain.base import SLICES
 from moe.config import override
+from moe.config_file import read_config_file
 from moe.planning import plan_for
 from moe.planning.page import plan_table
 from moe.planning.topology import parse_slice
@@ -114,8 +114,7 @@ def main() -> None:
 
 def changed(config: str, changes: dict[str, Any]) -> dict[str, Any]:
   """The tree of a pretraining config with some fields replaced, by their dotted names."""
-  tree = importlib.import_module(f"configs.pretrain.{config}").get_config().to_dict()
-  return override(tree, changes.items())
+  return override(read_config_file(f"configs/pretrain/{config}.py"), changes.items())
 
 
 if __name__ == "__main__":
