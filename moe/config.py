@@ -9,6 +9,8 @@ import ast
 import contextlib
 import dataclasses
 import json
+import math
+import numbers
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,17 +18,28 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 
 T = TypeVar("T")
 
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+
 
 class ConfigError(ValueError):
   """One wrong field: its name, the value given, and what would be right."""
 
   def __init__(self, field: str, value: Any, expected: str):
-    super().__init__(f"{field} = {value!r}: {expected}")
+    super().__init__(f"{field} = {_shown(value)}: {expected}")
     self.field, self.value, self.expected = field, value, expected
 
   def under(self, path: str) -> "ConfigError":
     """The same error with the field's name completed by the section it belongs to."""
     return ConfigError(f"{path}.{self.field}", self.value, self.expected)
+
+
+def _shown(value: Any) -> str:
+  """The value as Python writes it, cut where it is too long for a line."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python does not write out whole numbers of thousands of digits
+    return "a whole number of thousands of digits"
+  return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def require(condition: bool, field: str, value: Any, expected: str) -> None:
@@ -43,7 +56,8 @@ class Text(str):
   def read(self) -> Any:
     """What it is as JSON or as a Python literal, or else the text itself."""
     for parse in (json.loads, ast.literal_eval):
-      with contextlib.suppress(ValueError, SyntaxError):
+      # The last two are what deeply nested brackets end in.
+      with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         return parse(str(self))
     return str(self)
 
@@ -140,7 +154,8 @@ def _check(hint: Any, value: Any, path: str, field: Any = None) -> Any:
     (inner,) = (argument for argument in arguments if argument is not type(None))
     return _check(inner, value, path, field)
   if origin is Literal:
-    if value not in arguments:
+    # Python holds 1 and True to be equal.
+    if not any(type(value) is type(allowed) and value == allowed for allowed in arguments):
       raise ConfigError(path, value, f"expected one of {', '.join(map(repr, arguments))}")
     return value
   if origin is tuple:
@@ -149,10 +164,27 @@ def _check(hint: Any, value: Any, path: str, field: Any = None) -> Any:
     return tuple(_check(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
   if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, Choice)):
     return value if isinstance(value, hint) else build(hint, value, path, _default(field))
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+  return _checked_scalar(hint, value, path)
+
+
+def _checked_scalar(hint: type, value: Any, path: str) -> Any:
+  """A `bool`, `int`, `float` or `str` that the rest of the code can compute with; numbers may also be NumPy's."""
+  kind: Any = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
+  if not isinstance(value, kind) or (isinstance(value, bool) and hint is not bool):
     raise ConfigError(path, value, f"expected {hint.__name__}, got {type(value).__name__}")
+  if hint is int:
+    value = int(value)
+    # What JAX computes with; a larger number would overflow somewhere in a trace, or wrap without a word.
+    require(-(2**31) <= value < 2**31, path, value, "expected a whole number of at most 32 bits, less than 2^31")
+  if hint is float:
+    try:
+      value = float(value)
+    except OverflowError:
+      value = math.inf
+    require(abs(value) <= _LARGEST, path, value, "expected a number that is finite in float32")
+  if hint is str:
+    whole = "\0" not in value and value.encode(errors="replace").decode() == value
+    require(whole, path, value, "expected text without NUL and without half surrogate pairs")
   return value
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from moe.config import Choice, ConfigError, Text, as_mapping, build, differences, override, parse_field, require
@@ -273,6 +274,51 @@ def test_the_field_decides_how_text_is_read(field, text, value):
 )
 def test_text_that_a_field_cannot_hold_is_refused(field, text, message):
   assert error_of(Fields, override({}, [(field, Text(text))])).startswith(message)
+
+
+@pytest.mark.parametrize("text", ["Infinity", "-Infinity", "NaN", "1e999", "1e39", "1" + "0" * 400])
+def test_numbers_are_finite(text):
+  assert error_of(Fields, {"number": Text(text)}).endswith("expected a number that is finite in float32")
+
+
+def test_whole_numbers_have_at_most_32_bits():
+  assert build(Fields, {"count": 2**31 - 1}).count == 2**31 - 1 and build(Fields, {"count": -(2**31)}).count == -(2**31)
+  for value in (2**31, -(2**31) - 1, Text("99999999999999999999")):
+    assert error_of(Fields, {"count": value}).endswith("expected a whole number of at most 32 bits, less than 2^31")
+
+
+@pytest.mark.parametrize("value", ["a\0b", "half a pair \ud83d", "\udcff"])
+def test_text_can_be_written_as_utf8_and_passed_to_the_operating_system(value):
+  assert error_of(Fields, {"word": value}).endswith("expected text without NUL and without half surrogate pairs")
+  assert build(Fields, {"word": "naïve 🙂"}).word == "naïve 🙂"
+
+
+def test_numbers_of_numpy_become_plain_ones():
+  fields = build(Fields, {"number": np.float32(0.5), "count": np.int64(3), "limit": np.int32(4)})
+  assert (fields.number, fields.count, fields.limit) == (0.5, 3, 4)
+  assert [type(value) for value in (fields.number, fields.count, fields.limit)] == [float, int, int]
+  assert error_of(Fields, {"number": np.float32("nan")}).endswith("expected a number that is finite in float32")
+
+
+def test_true_is_not_one_of_the_numbers_that_a_field_allows():
+  @dataclasses.dataclass(frozen=True)
+  class Levels:
+    level: Literal[1, 2] = 1
+
+  assert error_of(Levels, {"level": True}) == "config.level = True: expected one of 1, 2"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{" * 100_000, "(" * 100_000, "-" * 100_000 + "1"])
+def test_deeply_nested_text_is_text(text):
+  assert build(Fields, {"word": Text(text)}).word == text
+  assert error_of(Fields, {"count": Text(text)}).endswith("expected int, got str")
+
+
+def test_a_long_value_is_cut_in_its_error():
+  assert len(error_of(Fields, {"count": "a" * 10**6})) < 300
+  assert error_of(Fields, {"count": 10**5000}) == (
+    "config.count = a whole number of thousands of digits: expected a whole number of at most 32 bits, less than 2^31"
+  )
 
 
 def test_sections_are_chosen_before_their_fields_are_set_whatever_the_order():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from moe.config import Choice, require
-from moe.data.batch import Examples, RowShape
+from moe.data.batch import Examples, RowFormat, RowShape
 from moe.data.documents import Documents
 from moe.data.vocabulary import Vocabulary
 
@@ -22,19 +22,28 @@ class ObjectiveConfig(Choice):
 
   Attributes:
     reads_pairs: whether it reads documents with inputs and targets; otherwise it reads plain text.
+    has_inputs: whether its examples have inputs, which a row of inputs and targets needs; a row of one sequence can do
+      without.
   """
 
   reads_pairs: ClassVar[bool] = False
+  has_inputs: ClassVar[bool] = True
 
   def check(self, inputs_length: int, targets_length: int) -> None:
     """Raises `ConfigError` unless rows of these lengths can hold an example."""
     require(inputs_length >= 2, "inputs_length", inputs_length, "expected at least 2")
     require(targets_length >= 2, "targets_length", targets_length, "expected at least 2")
 
+  def check_format(self, row_format: RowFormat) -> None:
+    """Raises `ConfigError` unless rows of this format can hold an example."""
+    fits = self.has_inputs or row_format == "targets"
+    expected = "expected an objective with inputs, since the model reads inputs and targets"
+    require(fits, "objective.name", self.name, expected)
+
   def make(self, shape: RowShape, vocabulary: Vocabulary) -> Objective:
     """The function from a block of documents and a key to the block's examples.
 
     Raises:
-      ConfigError: the objective needs another row format, longer rows, or more sentinels.
+      ConfigError: the objective needs longer rows, or more sentinels.
     """
     raise NotImplementedError

@@ -123,6 +123,7 @@ def make_pipeline(
   """
   vocabulary = make_vocabulary(config)
   source = make_source(config, split, vocabulary)
+  config.objective.check_format(row_format)
   _check_objective(config.objective, source.supervised)
   shape = config.row_shape(row_format)
   rules = StreamRules(

@@ -45,7 +45,7 @@ class StackConfig:
   """An encoder or a decoder.
 
   Attributes:
-    layers: blocks.
+    layers: blocks, at most 1,000.
     moe: its MoE layers; None for a dense stack.
   """
 
@@ -53,7 +53,7 @@ class StackConfig:
   moe: MoEConfig | None = None
 
   def __post_init__(self):
-    require(self.layers >= 1, "layers", self.layers, "expected at least 1")
+    require(1 <= self.layers <= 1000, "layers", self.layers, "expected from 1 to 1000")
     if self.moe is not None:
       try:
         self.moe.placement.has_experts(self.layers)

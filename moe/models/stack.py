@@ -5,7 +5,6 @@ compiling 4. Any placement of experts is split into runs of such units with as f
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,12 +52,9 @@ def units_of(has_experts: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
     has_experts: for each layer whether it is a MoE layer.
   """
   layers = tuple(has_experts)
-
-  @functools.cache
-  def best(start: int) -> tuple[int, tuple[tuple[tuple[bool, ...], int], ...]]:
-    """Layers to compile from `start` on, and the units."""
-    if start == len(layers):
-      return 0, ()
+  # For each layer, the layers to compile from there to the end, and the units.
+  best: list[tuple[int, tuple[tuple[tuple[bool, ...], int], ...]]] = [(0, ())] * (len(layers) + 1)
+  for start in reversed(range(len(layers))):
     found = []
     for size in range(1, len(layers) - start + 1):
       unit = layers[start : start + size]
@@ -66,11 +62,10 @@ def units_of(has_experts: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
         end = start + size * repeats
         if layers[end - size : end] != unit:
           break
-        cost, rest = best(end)
+        cost, rest = best[end]
         found.append((size + cost, ((unit, repeats), *rest)))
-    return min(found, key=lambda one: (one[0], len(one[1])))
-
-  return list(best(0)[1])
+    best[start] = min(found, key=lambda one: (one[0], len(one[1])))
+  return list(best[0][1])
 
 
 class Unit(nnx.Module):

@@ -78,6 +78,10 @@ class ExperimentConfig:
     batch, parts = self.data.batch_size, self.train.accumulation
     require(batch % parts == 0, "train.accumulation", parts, f"expected a divisor of data.batch_size = {batch}")
     try:
+      self.data.objective.check_format(self.model.row_format)
+    except ConfigError as error:
+      raise error.under("data") from None
+    try:
       self.model.check_batches(batch // parts, self.data.inputs_length, self.data.targets_length)
     except ConfigError as error:
       raise error.under("model") from None

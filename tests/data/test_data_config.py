@@ -80,7 +80,7 @@ def test_a_source_and_an_objective_are_found_by_name_and_saved_with_it(changes, 
 @pytest.mark.parametrize(
   ("changes", "row_format", "field"),
   [
-    ({"objective": "causal_lm", "inputs_length": 0}, "inputs_and_targets", "objective"),
+    ({"objective": "causal_lm", "inputs_length": 0}, "inputs_and_targets", "objective.name"),
     ({"objective": "text_to_text"}, "inputs_and_targets", "objective"),
     ({"objective": "span_corruption", "targets_length": 2}, "inputs_and_targets", "targets_length"),
     ({"objective": "span_corruption", "extra_ids": 0}, "inputs_and_targets", "extra_ids"),

@@ -48,7 +48,7 @@ def test_refused_fields_of_a_stack_are_named(changes, field):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"decoder": {"layers": 0}}, "config.model.decoder.layers = 0: expected at least 1"),
+    ({"decoder": {"layers": 0}}, "config.model.decoder.layers = 0: expected from 1 to 1000"),
     (
       {"decoder": {"layers": 2, "moe": {"num_experts": 4}}},
       "config.model.decoder.moe.router = None: is missing and has no default",

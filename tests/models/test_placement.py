@@ -12,6 +12,11 @@ from moe.models.stack import units_of
 DENSE, MOE = (False,), (True,)
 
 
+def test_a_thousand_layers_are_divided_without_recursion():
+  pattern = [layer % 2 == 1 for layer in range(1000)]
+  assert units_of(pattern) == [((False, True), 500)]
+
+
 @pytest.mark.parametrize(
   ("placement", "layers", "expected"),
   [

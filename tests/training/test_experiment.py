@@ -42,6 +42,7 @@ def test_a_config_dict_and_the_mapping_it_is_saved_as_mean_the_same(corpus):
     ("optimizer.schedule", {"name": "step"}, "expected one of constant, constant_rsqrt, cosine, linear"),
     ("optimizer.schedule.final_fraction", 0.1, "unknown field; Constant has"),
     ("seed", -1, "expected at least 0"),
+    ("seed", 2**32, "expected a whole number of at most 32 bits"),
     ("model.decoder.moe", {"num_experts": 4, "router": "expert_choice"}, "not causal"),
   ],
 )
@@ -50,6 +51,15 @@ def test_a_wrong_field_is_one_line_with_its_full_name(corpus, path, value, said)
     load_config(changed(corpus, path, value))
   assert str(error.value).startswith(f"config.{path}") and said in str(error.value)
   assert "\n" not in str(error.value)
+
+
+def test_an_objective_without_inputs_needs_a_model_that_reads_none(corpus):
+  mapping = tiny_mapping(corpus)
+  mapping["data"] |= {"objective": "causal_lm", "inputs_length": 0}
+  with pytest.raises(ConfigError, match=r"^config.data.objective.name = 'causal_lm': .* the model reads inputs"):
+    load_config(mapping)
+  mapping["model"] = tiny_decoder(mapping)
+  assert load_config(mapping).model.stack_lengths(0, 16) == {"decoder": 16}
 
 
 def test_an_empty_optimizer_section_means_adafactor_with_its_published_schedule(corpus):

@@ -16,6 +16,8 @@ from moe.data.windows import cut_windows
 class CausalLMConfig(ObjectiveConfig, name="causal_lm"):
   """Needs rows of one sequence, without inputs."""
 
+  has_inputs = False
+
   def check(self, inputs_length: int, targets_length: int) -> None:
     require(
       inputs_length == 0, "inputs_length", inputs_length, "expected 0, since a causal language model has no inputs"
@@ -23,8 +25,6 @@ class CausalLMConfig(ObjectiveConfig, name="causal_lm"):
     require(targets_length >= 2, "targets_length", targets_length, "expected at least 2")
 
   def make(self, shape: RowShape, vocabulary: Vocabulary) -> Objective:
-    fits = shape.format == "targets"
-    require(fits, "objective", self.name, "expected an objective with inputs, since the model reads inputs and targets")
     return lambda documents, key: CausalExamples(documents, shape.targets_length)
 
 
