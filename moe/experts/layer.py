@@ -109,7 +109,7 @@ class MoE(nnx.Module):
 
     Raises:
       ValueError: an input has the wrong shape, or one that the router needs is missing.
-      ConfigError: a batch of this shape cannot be divided into the router's groups.
+      ConfigError: in training, a batch of this shape cannot be divided into the router's groups.
     """
     x = jnp.asarray(x)
     if x.ndim != 3 or x.shape[-1] != self.site.d_model or x.size == 0:
@@ -122,8 +122,9 @@ class MoE(nnx.Module):
     batch, length, _ = x.shape
     segments = jnp.ones((batch, length), jnp.int32) if segments is None else segments
     positions = segment_positions(segments) if positions is None else positions
-    self.config.check(self.site, batch, length)
-    groups = self.config.groups(batch, length)
+    if training:
+      self.config.check(self.site, batch, length)
+    groups = self.config.groups(batch, length, training=training)
     tokens, mask, ids, positions = (None if a is None else groups.cut(a) for a in (x, segments > 0, ids, positions))
     with jax.named_scope("router"):
       output = self.router(RouterInput(tokens, mask, ids, positions, key), training=training)

@@ -159,7 +159,7 @@ class ModelConfig(Choice):
     return dataclasses.replace(self, allow_future_leakage=False, **changes)
 
   def check_batches(self, rows: int, inputs_length: int, targets_length: int) -> None:
-    """Raises `ConfigError` if a router cannot divide (micro-)batches of this shape into its groups."""
+    """Raises `ConfigError` if a router cannot divide training (micro-)batches of this shape into its groups."""
     lengths = self.stack_lengths(inputs_length, targets_length)
     for name, stack in self.stacks.items():
       if stack.moe is None:

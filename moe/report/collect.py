@@ -126,7 +126,7 @@ def stack_layers(model: ModelConfig, stack: str, routing: Routing, batch: Batch)
   ids = batch[side] if stack == "encoder" else np.asarray(shift_right(batch[side], segments))
   real, soft = segments > 0, isinstance(routing, SoftRouting)
   layers = []
-  groups = model.stacks[stack].router.groups(*segments.shape)
+  groups = model.stacks[stack].router.groups(*segments.shape, training=False)
   for table in np.asarray(layer_weights(routing, groups, *segments.shape)):
     weights = table[real]
     least = 1 / weights.shape[-1] if soft else 0.0

@@ -53,7 +53,7 @@ def decoder_masks(trained: Trained, batch: Batch) -> Masks:
 
   def masks(ids: jax.Array) -> jax.Array:
     found = jax.device_get(routing(jnp.pad(ids, ((0, 0), (0, 1)), constant_values=2)))
-    groups = router.groups(rows, length)
+    groups = router.groups(rows, length, training=False)
     return layer_weights(found, groups, rows, length)[:, :, 1:] > 0
 
   return masks

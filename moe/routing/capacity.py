@@ -80,17 +80,20 @@ class GroupBudgetConfig(ExpertBudgetConfig):
   softmax: Literal["experts", "tokens"] = "experts"
 
 
-def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float) -> int:
-  """Tokens per expert: k = n * c / E (Zhou et al. 2022, eq. 1), rounded half up.
+def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float, *, training: bool = True) -> int:
+  """Tokens per expert: k = n * c / E (Zhou et al. 2022, eq. 1), rounded half up; in evaluation from 1 to n.
 
   Args:
     group: n, tokens of the routing group, padding included (shapes are static).
     num_experts: E.
     capacity_factor: c, experts per token on average.
+    training: whether n is the config's; evaluation takes whatever there is, down to one token.
 
   Raises:
-    ConfigError: k would be less than 1 or more than n.
+    ConfigError: in training, k would be less than 1 or more than n.
   """
+  if not training:
+    return token_choice_capacity(group, num_experts, capacity_factor)
   k = _round_half_up(group, num_experts, capacity_factor)
   require(
     1 <= k <= group,

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from moe.config import ConfigError
+from moe.config import ConfigError, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +32,34 @@ class Groups:
     return x.reshape(batch, length, *x.shape[2:])
 
 
-def checked_groups(group_size: int, batch: int, length: int) -> Groups:
+def check_group_size(group_size: int, default: str = "the whole batch") -> None:
+  """Raises `ConfigError` unless it is a number of tokens, or 0 for the default."""
+  require(group_size >= 0, "group_size", group_size, f"expected at least 0, and 0 means {default}")
+
+
+def checked_groups(group_size: int, batch: int, length: int, *, training: bool = True) -> Groups:
   """Groups of `group_size` tokens, or a single group of the whole batch if it is 0.
 
+  Batches of evaluation and decoding have the shape of what there is to read, so there the size is a wish: if it divides
+  the batch it is taken, else the next larger divisor, and a smaller batch is one group. Groups are then never smaller
+  than in training while there are tokens enough.
+
   Raises:
-    ConfigError: it does not divide `batch * length`; the message suggests the nearest divisor.
+    ConfigError: in training, it does not divide `batch * length`; the message suggests the nearest divisor.
   """
   total = batch * length
   if group_size == 0:
     return Groups(total)
-  if group_size < 0 or total % group_size:
+  if not training:
+    return Groups(next((size for size in range(group_size, total) if total % size == 0), total))
+  if total % group_size:
     near = min((size for size in range(1, total + 1) if total % size == 0), key=lambda size: abs(size - group_size))
     raise ConfigError(
       "group_size", group_size, f"expected a divisor of {batch} x {length} = {total} tokens, such as {near}"
     )
   return Groups(group_size)
+
+
+def within_sequences(group_size: int, length: int) -> bool:
+  """Whether no group of `group_size` tokens (0: the whole batch) holds tokens of two sequences of `length`."""
+  return group_size > 0 and length % group_size == 0

@@ -66,16 +66,18 @@ class RouterConfig(Choice):
     """
     return None
 
-  def groups(self, batch: int, length: int) -> Groups:
+  def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
     """How `batch` sequences of `length` tokens are divided into routing groups.
 
+    In evaluation every batch can be divided: groups shrink to what there is (`checked_groups`).
+
     Raises:
-      ConfigError: the batch cannot be divided into groups of the requested size.
+      ConfigError: in training, the batch cannot be divided into groups of the requested size.
     """
     raise NotImplementedError
 
   def check(self, site: Site, batch: int, length: int) -> None:
-    """Raises `ConfigError` if the options do not fit the layer or batches of this shape. Computes nothing."""
+    """Raises `ConfigError` if the options do not fit the layer or training batches of this shape. Computes nothing."""
     self.check_site(site)
     self.groups(batch, length)
 

@@ -49,7 +49,7 @@ class TokenwiseConfig(RouterConfig):
   def is_batch_independent(self, length: int, *, training: bool) -> bool:
     return True
 
-  def groups(self, batch: int, length: int) -> Groups:
+  def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
     return Groups(length)
 
 

@@ -119,8 +119,10 @@ class TopKConfig(CapacityConfig):
   def is_batch_independent(self, length: int, *, training: bool) -> bool:
     return True
 
-  def groups(self, batch: int, length: int) -> Groups:
-    return Groups(length) if self.queues_by_sequence else checked_groups(self.group_size, batch, length)
+  def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
+    return (
+      Groups(length) if self.queues_by_sequence else checked_groups(self.group_size, batch, length, training=training)
+    )
 
   def check_site(self, site: Site) -> None:
     super().check_site(site)

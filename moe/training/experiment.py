@@ -81,10 +81,6 @@ class ExperimentConfig:
       self.data.objective.check_format(self.model.row_format)
     except ConfigError as error:
       raise error.under("data") from None
-    try:
-      self.model.check_batches(batch // parts, self.data.inputs_length, self.data.targets_length)
-    except ConfigError as error:
-      raise error.under("model") from None
 
   def check_mesh(self, mesh: Mesh) -> None:
     """Raises `ConfigError` unless the mesh divides the model and its batches."""
@@ -100,4 +96,11 @@ def load_config(config: ConfigDict | Mapping[str, Any]) -> ExperimentConfig:
   Raises:
     ConfigError: the first wrong field, or the first combination that cannot work.
   """
-  return build(ExperimentConfig, config)
+  built = build(ExperimentConfig, config)
+  # Not in `__post_init__`: a model may be evaluated on batches that its routers could not be trained with.
+  rows = built.data.batch_size // built.train.accumulation
+  try:
+    built.model.check_batches(rows, built.data.inputs_length, built.data.targets_length)
+  except ConfigError as error:
+    raise error.under("config.model") from None
+  return built

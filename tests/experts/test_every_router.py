@@ -1,5 +1,7 @@
 """A layer with each router there is: what the backward pass recomputes, and when state moves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,11 @@ X, COTANGENT = (jax.random.normal(key, (BATCH, LENGTH, WIDTH)) for key in KEYS[:
 SEGMENTS = jnp.ones((BATCH, LENGTH), jnp.int32).at[1, 9:].set(0)
 POSITIONS = jnp.broadcast_to(jnp.arange(LENGTH), (BATCH, LENGTH))
 IDS = jax.random.randint(KEYS[2], (BATCH, LENGTH), 2, VOCABULARY)
+
+GROUPED = [
+  *("expert_choice", "capped_expert_choice", "soft_expert_choice", "strictly_balanced", "base", "sinkhorn_base"),
+  *("soft_moe", "batch_priority", "dropless"),
+]
 
 
 def layer(name: str):
@@ -53,6 +60,30 @@ def test_a_recomputed_layer_decides_the_same_and_moves_its_state_once(name):
   plain, recomputed = gradients(run), gradients(jax.checkpoint(run))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed)
   assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(plain[0]))
+
+
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    *((name, {}) for name in sorted(RouterConfig.choices)),
+    *((name, {"group_size": 128}) for name in GROUPED),
+    ("k_means", {"balanced": True}),
+    ("soft_moe", {"group_size": 64, "capacity_factor": 1.0}),
+  ],
+)
+def test_a_router_that_trains_on_large_batches_evaluates_on_any(name, options):
+  moe = MoE(WIDTH, 2 * EXPERTS, 8, {"name": name, **options}, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
+  graph, state = nnx.split(moe)
+
+  def apply(state, x, key=None):
+    return nnx.merge(graph, state)(x, ids=jnp.full(x.shape[:2], 7), training=key is not None, key=key)[0]
+
+  draw = functools.partial(jax.random.normal, jax.random.key(0))
+  jax.eval_shape(apply, state, draw((4, 32, WIDTH)), jax.random.key(1))  # raises where training does
+  for batch, length in [(1, 1), (1, 3), (3, 7)]:
+    y = jax.jit(apply)(state, draw((batch, length, WIDTH)))
+    assert y.shape == (batch, length, WIDTH)
+    assert jnp.isfinite(y).all()
 
 
 @pytest.mark.parametrize("name", sorted(RouterConfig.choices))

@@ -56,7 +56,7 @@ class MixtureConfig(RouterConfig):
   def is_batch_independent(self, length, *, training):
     return True
 
-  def groups(self, batch, length):
+  def groups(self, batch, length, *, training=True):
     return Groups(length)
 
 

@@ -92,7 +92,7 @@ def _routing_of(graph, state, tokens, mask, key, *, training: bool):
 @functools.partial(jax.jit, static_argnames=("graph", "training"))
 def _route(graph, state, tokens, mask, key, *, training: bool):
   router, (batch, length, _) = nnx.merge(graph, state), tokens.shape
-  groups = router.config.groups(batch, length)
+  groups = router.config.groups(batch, length, training=training)
   return router(inputs_of(tokens, groups, mask, key), training=training)
 
 

@@ -42,6 +42,11 @@ def test_expert_choice_refuses_less_than_one_and_more_than_all_tokens(group, exp
   assert "\n" not in message
 
 
+def test_in_evaluation_an_expert_takes_at_least_one_token_and_at_most_all():
+  assert [expert_choice_capacity(group, 64, 2.0, training=False) for group in (1, 16, 100)] == [1, 1, 3]
+  assert expert_choice_capacity(2, 4, 4.25, training=False) == 2
+
+
 def test_the_bounds_that_the_error_names_are_accepted():
   assert expert_choice_capacity(16, 64, 64 / 16) == 1
   assert expert_choice_capacity(16, 4, 4.0) == 16

@@ -104,3 +104,9 @@ def test_a_group_size_that_does_not_divide_the_batch_is_refused_with_the_nearest
   with pytest.raises(ConfigError, match=r"group_size = 100: expected a divisor of 8 x 64 = 512 tokens, such as 128"):
     checked_groups(100, batch=8, length=64)
   assert checked_groups(0, batch=8, length=64) == Groups(512)
+
+
+def test_in_evaluation_a_group_is_the_next_larger_divisor_of_the_batch_or_all_of_it():
+  found = [checked_groups(128, batch, length, training=False).size for batch, length in [(8, 64), (3, 129), (5, 60)]]
+  assert found == [128, 129, 150]
+  assert [checked_groups(128, 1, length, training=False).size for length in (1, 100, 131)] == [1, 100, 131]

@@ -79,6 +79,13 @@ def test_the_routing_group_must_divide_a_micro_batch_not_the_batch(corpus):
     load_config(mapping)
 
 
+def test_a_model_can_be_evaluated_on_batches_that_it_could_not_be_trained_with(corpus):
+  config = load_config(changed(corpus, "model.encoder.moe.router", {"name": "expert_choice", "group_size": 64}))
+  other = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=3))
+  with pytest.raises(ConfigError, match=r"^config.model.encoder.moe.router.group_size = 64: .* 3 x 16 = 48"):
+    load_config(as_mapping(other))
+
+
 def test_a_decoders_group_is_of_inputs_and_targets_together(corpus):
   mapping = tiny_mapping(corpus)
   router = {"name": "expert_choice", "group_size": 128}

@@ -12,7 +12,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing import queues
-from moe.routing.groups import Groups, checked_groups
+from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterConfig, Site
 from moe.routing.sampling import training_key
@@ -38,7 +38,7 @@ class BaseConfig(RouterConfig, name="base"):
   shuffle: bool = True
 
   def __post_init__(self):
-    require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
+    check_group_size(self.group_size)
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "Base":
     return Base(self, site, rngs=rngs)
@@ -47,9 +47,9 @@ class BaseConfig(RouterConfig, name="base"):
     return not training
 
   def is_batch_independent(self, length: int, *, training: bool) -> bool:
-    return not training or (not self.shuffle and self.group_size > 0 and length % self.group_size == 0)
+    return not training or (not self.shuffle and within_sequences(self.group_size, length))
 
-  def groups(self, batch: int, length: int) -> Groups:
+  def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
     """A single group; the router splits it into the groups of the assignment."""
     return Groups(batch * length)
 

@@ -62,7 +62,8 @@ class CappedExpertChoice(ExpertChoice):
   config: CappedExpertChoiceConfig
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
-    n, k = len(mask), expert_choice_capacity(len(mask), self.num_experts, self.config.factor(training))
+    n, factor = len(mask), self.config.factor(training)
+    k = expert_choice_capacity(n, self.num_experts, factor, training=training)
     token = capped_choice(jax.lax.stop_gradient(scores), mask, k, self.config)
     weight = scores.at[token, jnp.arange(self.num_experts)[:, None]].get(mode="fill", fill_value=0.0)
     return SlotRouting(token, jnp.where(token < n, weight, 0.0))

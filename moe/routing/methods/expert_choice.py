@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.config import require
 from moe.routing.capacity import ExpertBudgetConfig, GroupBudgetConfig, expert_choice_capacity
-from moe.routing.groups import Groups, checked_groups
+from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.losses import router_z_loss
 from moe.routing.methods.prefix_rank import PrefixRankConfig
 from moe.routing.metrics import routing_metrics
@@ -58,7 +57,7 @@ class ExpertChoiceConfig(GroupBudgetConfig, name="expert_choice"):
 
   def __post_init__(self):
     super().__post_init__()
-    require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
+    check_group_size(self.group_size)
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "ExpertChoice":
     return ExpertChoice(self, site, rngs=rngs)
@@ -67,7 +66,7 @@ class ExpertChoiceConfig(GroupBudgetConfig, name="expert_choice"):
     return False
 
   def is_batch_independent(self, length: int, *, training: bool) -> bool:
-    return self.group_size > 0 and length % self.group_size == 0
+    return within_sequences(self.group_size, length)
 
   def causal_twin(self) -> RouterConfig | None:
     """Dropless prefix-rank choice; None for a softmax over tokens, which no causal rule can compute."""
@@ -76,8 +75,8 @@ class ExpertChoiceConfig(GroupBudgetConfig, name="expert_choice"):
     shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(ExpertBudgetConfig)}
     return PrefixRankConfig(**shared, slack=None)
 
-  def groups(self, batch: int, length: int) -> Groups:
-    return checked_groups(self.group_size, batch, length)
+  def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
+    return checked_groups(self.group_size, batch, length, training=training)
 
   def check(self, site: Site, batch: int, length: int) -> None:
     super().check(site, batch, length)
@@ -114,5 +113,5 @@ class ExpertChoice(Router):
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
     """The choice in one group with scores `[n, E]` and mask `[n]`."""
-    k = expert_choice_capacity(len(mask), self.num_experts, self.config.factor(training))
+    k = expert_choice_capacity(len(mask), self.num_experts, self.config.factor(training), training=training)
     return expert_choice(scores, mask, k)

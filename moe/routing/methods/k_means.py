@@ -117,7 +117,7 @@ class KMeans(TokenwiseRouter):
     points = jax.lax.stop_gradient(to_unit_length(inputs.tokens))
     distances = squared_distances(points, self.centroids[...])
     if self.config.balanced:
-      k = expert_choice_capacity(points.shape[1], self.num_experts, 1.0)
+      k = expert_choice_capacity(points.shape[1], self.num_experts, 1.0, training=training)
       chosen = jax.vmap(lambda d, m: nearest_tokens(d, m, k))(distances, inputs.mask)
     else:
       chosen = jax.nn.one_hot(jnp.argmin(distances, axis=-1), self.num_experts, dtype=bool)

@@ -65,7 +65,7 @@ class PositionGroupedConfig(GroupBudgetConfig, name="position_grouped"):
   def causal_twin(self) -> None:
     """None: it is causal itself."""
 
-  def groups(self, batch: int, length: int) -> Groups:
+  def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
     return Groups(batch, by_position=True)
 
   def check(self, site: Site, batch: int, length: int) -> None:
@@ -84,17 +84,18 @@ class PositionGroupedConfig(GroupBudgetConfig, name="position_grouped"):
 class PositionGrouped(ExpertChoice):
   """Each expert takes c / E of the real tokens at every position, rounded half up.
 
-  As sequences end, the budget shrinks with the number still running: for fewer than E / 2c it rounds to zero, and their
-  tokens skip the layer. A sequence's outputs depend on the others in its batch, in decoding too: the same sequences
-  decoded together are routed as in teacher forcing.
+  As sequences end, the budget shrinks with the number still running: for fewer than E / 2c it rounds to zero in
+  training, and their tokens skip the layer; in evaluation each expert takes at least one. A sequence's outputs depend
+  on the others in its batch, in decoding too: the same sequences decoded together are routed as in teacher forcing.
   """
 
   config: PositionGroupedConfig
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
     factor = self.config.factor(training)
-    k = expert_choice_capacity(len(mask), self.num_experts, factor)
-    return choice_of_few(scores, mask, k, share_of_real_tokens(mask.sum(), self.num_experts, factor))
+    k = expert_choice_capacity(len(mask), self.num_experts, factor, training=training)
+    share = share_of_real_tokens(mask.sum(), self.num_experts, factor)
+    return choice_of_few(scores, mask, k, share if training else jnp.maximum(share, 1))
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
     """Empty: nothing is remembered."""

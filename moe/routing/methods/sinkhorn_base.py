@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from moe.config import require
+from moe.routing.groups import within_sequences
 from moe.routing.router import Site
 from moe.routing.solvers.sinkhorn import sinkhorn_plan
 from moe.routing.top_k import Logits, TopKConfig, TopKRouter
@@ -39,7 +40,7 @@ class SinkhornBaseConfig(TopKConfig, name="sinkhorn_base"):
     return not training
 
   def is_batch_independent(self, length: int, *, training: bool) -> bool:
-    return not training or (self.group_size > 0 and length % self.group_size == 0)
+    return not training or within_sequences(self.group_size, length)
 
   def check(self, site: Site, batch: int, length: int) -> None:
     super().check(site, batch, length)

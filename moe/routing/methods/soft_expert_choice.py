@@ -15,7 +15,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing.capacity import CapacityConfig, expert_choice_capacity, token_choice_capacity
-from moe.routing.groups import Groups, checked_groups
+from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterState, Site
 from moe.routing.scores import router_kernel, router_logits
@@ -108,7 +108,7 @@ class SoftExpertChoiceConfig(CapacityConfig, name="soft_expert_choice"):
 
   def __post_init__(self):
     super().__post_init__()
-    require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
+    check_group_size(self.group_size)
     require(self.smoothing > 0, "smoothing", self.smoothing, "expected more than 0; expert_choice is the limit")
     require(self.buffer >= 1, "buffer", self.buffer, "expected at least 1: an expert has slots for its budget")
 
@@ -119,10 +119,10 @@ class SoftExpertChoiceConfig(CapacityConfig, name="soft_expert_choice"):
     return False
 
   def is_batch_independent(self, length: int, *, training: bool) -> bool:
-    return self.group_size > 0 and length % self.group_size == 0
+    return within_sequences(self.group_size, length)
 
-  def groups(self, batch: int, length: int) -> Groups:
-    return checked_groups(self.group_size, batch, length)
+  def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
+    return checked_groups(self.group_size, batch, length, training=training)
 
   def check(self, site: Site, batch: int, length: int) -> None:
     super().check(site, batch, length)
@@ -145,7 +145,7 @@ class SoftExpertChoice(Router):
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     n, factor = inputs.mask.shape[1], self.config.factor(training)
-    k = expert_choice_capacity(n, self.num_experts, factor)
+    k = expert_choice_capacity(n, self.num_experts, factor, training=training)
     capacity = token_choice_capacity(n, self.num_experts, factor * self.config.buffer)
     log_probs = jax.nn.log_softmax(router_logits(inputs.tokens, self.kernel[...]))
     mask = jnp.broadcast_to(inputs.mask[:, None], (len(inputs.mask), self.num_experts, n))

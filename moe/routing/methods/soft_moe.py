@@ -12,7 +12,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing.capacity import expert_choice_capacity
-from moe.routing.groups import Groups, checked_groups
+from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterConfig, Site
 from moe.routing.scores import router_logits
@@ -100,7 +100,7 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
     factor = self.capacity_factor
     require(self.slots is None or self.slots >= 1, "slots", self.slots, "expected at least 1 for each expert, or None")
     require(factor is None or factor > 0, "capacity_factor", factor, "expected more than 0, or None")
-    require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means a whole sequence")
+    check_group_size(self.group_size, "a whole sequence")
     require(
       self.slots is None or factor is None, "capacity_factor", factor, f"expected None beside slots = {self.slots}"
     )
@@ -119,10 +119,10 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
     return False
 
   def is_batch_independent(self, length: int, *, training: bool) -> bool:
-    return self.group_size == 0 or length % self.group_size == 0
+    return within_sequences(self.group_size or length, length)
 
-  def groups(self, batch: int, length: int) -> Groups:
-    return checked_groups(self.group_size or length, batch, length)
+  def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
+    return checked_groups(self.group_size or length, batch, length, training=training)
 
   def check(self, site: Site, batch: int, length: int) -> None:
     super().check(site, batch, length)

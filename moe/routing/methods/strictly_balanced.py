@@ -9,7 +9,7 @@ from flax import nnx
 from moe.config import require
 from moe.routing import queues
 from moe.routing.capacity import expert_choice_capacity
-from moe.routing.groups import Groups, checked_groups
+from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.methods.expert_choice import expert_choice, renormalized
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterConfig, Site
@@ -74,7 +74,7 @@ class StrictlyBalancedConfig(RouterConfig, name="strictly_balanced"):
 
   def __post_init__(self):
     require(self.capacity_factor > 0, "capacity_factor", self.capacity_factor, "expected more than 0")
-    require(self.group_size >= 0, "group_size", self.group_size, "expected at least 0, and 0 means the whole batch")
+    check_group_size(self.group_size)
     require(self.threshold_loss > 0, "threshold_loss", self.threshold_loss, "expected more than 0: it moves thresholds")
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "StrictlyBalanced":
@@ -84,10 +84,10 @@ class StrictlyBalancedConfig(RouterConfig, name="strictly_balanced"):
     return not training
 
   def is_batch_independent(self, length: int, *, training: bool) -> bool:
-    return not training or (self.group_size > 0 and length % self.group_size == 0)
+    return not training or within_sequences(self.group_size, length)
 
-  def groups(self, batch: int, length: int) -> Groups:
-    return checked_groups(self.group_size, batch, length)
+  def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
+    return checked_groups(self.group_size, batch, length, training=training)
 
   def check(self, site: Site, batch: int, length: int) -> None:
     super().check(site, batch, length)

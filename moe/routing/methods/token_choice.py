@@ -13,6 +13,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing import queues
+from moe.routing.groups import within_sequences
 from moe.routing.losses import importance_loss, load_loss
 from moe.routing.router import RouterConfig, Site
 from moe.routing.top_k import (
@@ -100,7 +101,7 @@ class TokenChoiceConfig(TopKConfig, name="token_choice"):
     return self.dropless or self.queues_by_sequence
 
   def is_batch_independent(self, length: int, *, training: bool) -> bool:
-    return self.is_causal(training=training) or (self.group_size > 0 and length % self.group_size == 0)
+    return self.is_causal(training=training) or within_sequences(self.group_size, length)
 
   def causal_twin(self) -> RouterConfig:
     """The same router with capacity counted by position instead of by priority."""

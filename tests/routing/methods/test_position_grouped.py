@@ -7,7 +7,7 @@ import pytest
 
 from moe.config import ConfigError, build
 from moe.evaluation.leak_meters import company_leak, future_leak
-from moe.routing import RouterConfig, Site
+from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods.expert_choice import expert_choice
 from moe.routing.methods.position_grouped import choice_of_few
 from tests.routing.naive import make, of_sequences, random_tokens, routing_of, with_kernel
@@ -40,6 +40,14 @@ def test_the_budget_is_counted_from_the_sequences_that_go_on():
   real = np.asarray(mask.sum(0))
   np.testing.assert_array_equal(taken.sum(0), np.repeat(np.floor(real / 4 + 0.5)[:, None], 4, axis=1))
   assert not taken[~np.asarray(mask)].any()
+
+
+def test_in_evaluation_a_lone_sequence_has_experts_too():
+  router, tokens = make("position_grouped", capacity_factor=1.0), random_tokens(1, LENGTH)
+  assert not np.isnan(weights_of(router, tokens)).any()
+  state = router.init_decode_state(1, LENGTH)
+  output, _ = router.decode(RouterInput(tokens[:, :1], jnp.ones((1, 1), bool)), state)
+  np.testing.assert_allclose(output.routing.weight.sum(), 1, rtol=1e-6)
 
 
 def test_with_all_slots_filled_it_is_the_plain_choice_and_with_none_it_is_empty():
