@@ -15,6 +15,7 @@ from moe.experts.network import Experts
 from moe.nn.activations import ACTIVATIONS, Form
 from moe.nn.attention import segment_positions
 from moe.nn.feed_forward import FeedForward
+from moe.nn.streams import named_streams
 from moe.parallel.mesh import current_mesh
 from moe.routing import Groups, Policy, RouterConfig, RouterInput, RouterOutput, Routing, Site
 from moe.routing.files import load_state
@@ -80,10 +81,11 @@ class MoE(nnx.Module):
     self.config = router if isinstance(router, RouterConfig) else build(RouterConfig, router, "router")
     self.site = Site(d_model, num_experts, vocab_size)
     self.config.check_site(self.site)
-    self.router = self.config.make(self.site, rngs)
-    dtype = jnp.dtype(dtype)
-    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, rngs=rngs)
-    self.shared = FeedForward(d_model, shared_experts * d_ff, form, dtype, rngs=rngs) if shared_experts else None
+    dtype, of = jnp.dtype(dtype), named_streams(rngs)
+    self.router = self.config.make(self.site, of("router"))
+    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, rngs=of("experts"))
+    width = shared_experts * d_ff
+    self.shared = FeedForward(d_model, width, form, dtype, rngs=of("shared")) if shared_experts else None
     if read_files:
       load_state(self.router, self.config.stored(self.site, None))
 

@@ -36,9 +36,8 @@ class Experts(nnx.Module):
       shape = (num_experts, d_model, d_ff)
       return normal(rngs, shape, fan_in**-0.5, ("expert", "embed", "ff"))
 
-    self.up = parameter(d_model)
+    self.up, self.down = parameter(d_model), parameter(d_ff)
     self.gate = parameter(d_model) if form in GATED else None
-    self.down = parameter(d_ff)
 
   @jax.named_scope("experts")
   def weights(self) -> Weights:

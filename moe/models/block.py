@@ -15,6 +15,7 @@ from moe.nn.dropout import dropout, split_key
 from moe.nn.feed_forward import FeedForward
 from moe.nn.norm import RMSNorm
 from moe.nn.relative_position import RelativeBias
+from moe.nn.streams import named_streams
 
 Cache = dict[str, dict[str, jax.Array]]
 
@@ -69,18 +70,19 @@ class Block(nnx.Module):
   """
 
   def __init__(self, config: ModelConfig, moe: MoEConfig | None, *, causal: bool, cross: bool, rngs: nnx.Rngs):
-    d, dtype = config.d_model, config.compute_dtype
+    d, dtype, of = config.d_model, config.compute_dtype, named_streams(rngs)
     self.dropout = config.dropout
 
-    def attention() -> Attention:
-      return Attention(d, config.num_heads, config.d_head, dtype, rngs=rngs)
+    def attention(name: str) -> Attention:
+      return Attention(d, config.num_heads, config.d_head, dtype, rngs=of(name))
 
-    self.attention_norm, self.attention = RMSNorm(d), attention()
-    self.bias = relative_bias(config, causal=causal, rngs=rngs) if config.relative_bias == "per_layer" else None
-    self.cross_norm, self.cross_attention = (RMSNorm(d), attention()) if cross else (None, None)
-    self.feed_forward_norm = RMSNorm(d)
-    self.feed_forward = None if moe else FeedForward(d, config.d_ff, config.feed_forward, dtype, rngs=rngs)
-    self.moe = _moe_layer(config, moe, rngs) if moe else None
+    self.attention_norm, self.attention = RMSNorm(d), attention("attention")
+    per_layer = config.relative_bias == "per_layer"
+    self.bias = relative_bias(config, causal=causal, rngs=of("bias")) if per_layer else None
+    self.cross_norm, self.cross_attention = (RMSNorm(d), attention("cross_attention")) if cross else (None, None)
+    self.feed_forward_norm, form = RMSNorm(d), config.feed_forward
+    self.feed_forward = None if moe else FeedForward(d, config.d_ff, form, dtype, rngs=of("feed_forward"))
+    self.moe = _moe_layer(config, moe, of("moe")) if moe else None
 
   def __call__(
     self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None

@@ -10,6 +10,7 @@ from moe.models.embedding import TokenEmbedding
 from moe.models.model_config import ModelConfig, StackConfig
 from moe.models.stack import Stack
 from moe.models.types import Batch, DecodeState, ModelOutput
+from moe.nn.streams import named_streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,9 @@ class Decoder(nnx.Module):
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.embedding = TokenEmbedding(config, rngs=rngs)
-    self.decoder = Stack(config, config.decoder, causal=True, rngs=rngs)
+    of = named_streams(rngs)
+    self.embedding = TokenEmbedding(config, rngs=of("embedding"))
+    self.decoder = Stack(config, config.decoder, causal=True, rngs=of("decoder"))
 
   def __call__(self, batch: Batch, *, training: bool, key: jax.Array | None = None) -> ModelOutput:
     """Logits of all targets by teacher forcing; arguments as in `EncoderDecoder`."""

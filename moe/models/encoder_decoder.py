@@ -13,6 +13,7 @@ from moe.models.stack import Stack, StackOutput
 from moe.models.types import Batch, DecodeState, ModelOutput
 from moe.nn.attention import segment_mask
 from moe.nn.dropout import split_key
+from moe.nn.streams import named_streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,10 @@ class EncoderDecoder(nnx.Module):
 
   def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.embedding = TokenEmbedding(config, rngs=rngs)
-    self.encoder = Stack(config, config.encoder, causal=False, rngs=rngs)
-    self.decoder = Stack(config, config.decoder, causal=True, cross=True, rngs=rngs)
+    of = named_streams(rngs)
+    self.embedding = TokenEmbedding(config, rngs=of("embedding"))
+    self.encoder = Stack(config, config.encoder, causal=False, rngs=of("encoder"))
+    self.decoder = Stack(config, config.decoder, causal=True, cross=True, rngs=of("decoder"))
 
   def __call__(self, batch: Batch, *, training: bool, key: jax.Array | None = None) -> ModelOutput:
     """Logits of all targets by teacher forcing.

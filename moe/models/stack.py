@@ -19,6 +19,7 @@ from moe.models.block import Block, Cache, Context, relative_bias
 from moe.models.model_config import ModelConfig, MoEConfig, StackConfig
 from moe.nn.dropout import dropout, split_key
 from moe.nn.norm import RMSNorm
+from moe.nn.streams import named_streams
 from moe.parallel.mesh import keep_rows
 from moe.parallel.sharding import name_axes
 from moe.routing import Policy, RouterState, Routing
@@ -69,7 +70,7 @@ def units_of(has_experts: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
 
 
 class Unit(nnx.Module):
-  """Consecutive blocks; `has_experts` says which of them are MoE blocks."""
+  """Consecutive blocks; `has_experts` says which of them are MoE blocks, `keys` begin their streams of parameters."""
 
   def __init__(
     self,
@@ -79,11 +80,12 @@ class Unit(nnx.Module):
     *,
     causal: bool,
     cross: bool,
-    rngs: nnx.Rngs,
+    keys: jax.Array,
   ):
-    self.blocks = nnx.List(
-      [Block(config, moe if experts else None, causal=causal, cross=cross, rngs=rngs) for experts in has_experts]
-    )
+    def block(experts: bool, key: jax.Array) -> Block:
+      return Block(config, moe if experts else None, causal=causal, cross=cross, rngs=nnx.Rngs(key))
+
+    self.blocks = nnx.List([block(*each) for each in zip(has_experts, keys, strict=True)])
 
   def __call__(
     self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None
@@ -119,17 +121,21 @@ class Stack(nnx.Module):
     plan = units_of(stack.has_experts)
     self.repeats = tuple(repeats for _, repeats in plan)
 
-    def repeated(has_experts: tuple[bool, ...], repeats: int) -> Unit:
-      def make(rngs):
-        return Unit(config, stack.moe, has_experts, causal=causal, cross=cross, rngs=rngs)
+    of, numbers = named_streams(rngs), itertools.count()
 
-      unit = nnx.split_rngs(splits=repeats)(nnx.vmap(make))(rngs)
+    def repeated(has_experts: tuple[bool, ...], repeats: int) -> Unit:
+      def make(keys):
+        return Unit(config, stack.moe, has_experts, causal=causal, cross=cross, keys=keys)
+
+      # By the layer's number: where the experts are changes nothing else in any layer.
+      keys = [[of(f"layer_{next(numbers)}").params() for _ in has_experts] for _ in range(repeats)]
+      unit = nnx.vmap(make)(jnp.stack([jnp.stack(each) for each in keys]))
       name_axes(unit, "layer")
       return unit
 
     self.units = nnx.List([repeated(*each) for each in plan])
     shared = config.relative_bias == "shared"
-    self.bias = relative_bias(config, causal=causal, rngs=rngs) if shared else None
+    self.bias = relative_bias(config, causal=causal, rngs=of("bias")) if shared else None
     self.norm = RMSNorm(config.d_model)
 
   def __call__(self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None) -> StackOutput:

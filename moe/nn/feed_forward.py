@@ -19,8 +19,8 @@ class FeedForward(nnx.Module):
   def __init__(self, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, *, rngs: nnx.Rngs):
     self.form, self.dtype = form, dtype
     self.up = normal(rngs, (d_model, d_ff), d_model**-0.5, ("embed", "ff"))
-    self.gate = normal(rngs, (d_model, d_ff), d_model**-0.5, ("embed", "ff")) if form in GATED else None
     self.down = normal(rngs, (d_ff, d_model), d_ff**-0.5, ("ff", "embed"))
+    self.gate = normal(rngs, (d_model, d_ff), d_model**-0.5, ("embed", "ff")) if form in GATED else None
 
   @jax.named_scope("feed_forward")
   def __call__(self, x: jax.Array, *, rate: float = 0.0, key: jax.Array | None = None) -> jax.Array:
