@@ -112,7 +112,7 @@ def build(cls: type[T], values: Any, path: str = "config", default: Any = None) 
   if chooses and isinstance(values, str):
     values = {"name": values}
   if not isinstance(values, Mapping):
-    raise ConfigError(path, values, f"expected the fields of {cls.__name__}")
+    raise ConfigError(path, values, f"expected {_section(cls)}")
   if chooses:
     cls, values = _chosen(cast(Any, cls), values, path, default)
   fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
@@ -133,6 +133,13 @@ def build(cls: type[T], values: Any, path: str = "config", default: Any = None) 
     raise error.under(path) from None
 
 
+def _section(cls: Any) -> str:
+  """What to write where a section belongs."""
+  if issubclass(cls, Choice):
+    return f"the name, or the fields, of one of {', '.join(sorted(cls.choices))}"
+  return f"a section with the fields {', '.join(field.name for field in dataclasses.fields(cls))}"
+
+
 def _chosen(family: type[Choice], values: Mapping[str, Any], path: str, default: Any) -> tuple[Any, dict[str, Any]]:
   """The member that the values name, and its fields."""
   values = dict(values)
@@ -147,7 +154,7 @@ def _check(hint: Any, value: Any, path: str, field: Any = None) -> Any:
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   is_union = origin in (typing.Union, types.UnionType)
   if isinstance(value, Text) and not is_union:
-    value = str(value) if hint is str or value in arguments else value.read()
+    value = str(value) if hint is str or value in arguments else _number(value) if hint is float else value.read()
   if is_union:
     if value is None or (isinstance(value, Text) and value.read() is None):
       return None
@@ -165,6 +172,14 @@ def _check(hint: Any, value: Any, path: str, field: Any = None) -> Any:
   if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, Choice)):
     return value if isinstance(value, hint) else build(hint, value, path, _default(field))
   return _checked_scalar(hint, value, path)
+
+
+def _number(text: Text) -> Any:
+  """The text as a number, with the words that Python has for numbers, such as "inf"; else as any field's."""
+  try:
+    return float(text)
+  except ValueError:
+    return text.read()
 
 
 def _checked_scalar(hint: type, value: Any, path: str) -> Any:

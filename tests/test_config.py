@@ -113,7 +113,8 @@ def test_a_config_object_stands_for_itself():
     ({"name": "cut", "rest": {"name": "rectangle", "width": -1}}, "config.rest.width = -1.0: expected more than 0"),
     ({"name": "cut", "rest": "square", "parts": [1, "a"]}, "config.parts[1] = 'a': expected int, got str"),
     ({"name": "cut", "rest": "square", "parts": 3}, "config.parts = 3: expected a list"),
-    (3, "config = 3: expected the fields of Shape"),
+    (3, "config = 3: expected the name, or the fields, of one of cut, rectangle, square"),
+    ({"name": "cut", "rest": None}, "config.rest = None: expected the name, or the fields, of one of "),
   ],
 )
 def test_errors_name_the_whole_path_the_value_and_what_is_expected(values, message):
@@ -276,7 +277,7 @@ def test_text_that_a_field_cannot_hold_is_refused(field, text, message):
   assert error_of(Fields, override({}, [(field, Text(text))])).startswith(message)
 
 
-@pytest.mark.parametrize("text", ["Infinity", "-Infinity", "NaN", "1e999", "1e39", "1" + "0" * 400])
+@pytest.mark.parametrize("text", ["Infinity", "-Infinity", "NaN", "inf", "nan", "1e999", "1e39", "1" + "0" * 400])
 def test_numbers_are_finite(text):
   assert error_of(Fields, {"number": Text(text)}).endswith("expected a number that is finite in float32")
 

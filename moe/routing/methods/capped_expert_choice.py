@@ -52,6 +52,10 @@ class CappedExpertChoiceConfig(ExpertChoiceConfig, name="capped_expert_choice"):
     require(self.entropy > 0, "entropy", self.entropy, "expected more than 0")
     require(self.iterations >= 0, "iterations", self.iterations, "expected at least 0, and 0 means the solver's own")
 
+  def check_site(self, site: Site) -> None:
+    super().check_site(site)
+    require(self.cap <= site.num_experts, "cap", self.cap, f"expected at most the {site.num_experts} experts there are")
+
   def make(self, site: Site, rngs: nnx.Rngs) -> "CappedExpertChoice":
     return CappedExpertChoice(self, site, rngs=rngs)
 
