@@ -8,10 +8,12 @@ same whether or not the run was interrupted.
 from collections.abc import Callable
 from typing import ClassVar
 
+import numpy as np
+
 from moe.config import Choice, require
 from moe.data.batch import Examples, RowFormat, RowShape
 from moe.data.documents import Documents
-from moe.data.vocabulary import Vocabulary
+from moe.data.vocabulary import EOS, Vocabulary
 
 Key = tuple[int, ...]
 Objective = Callable[[Documents, Key], Examples]
@@ -47,3 +49,17 @@ class ObjectiveConfig(Choice):
       ConfigError: the objective needs longer rows, or more sentinels.
     """
     raise NotImplementedError
+
+  def prompt(self, ids: np.ndarray, shape: RowShape) -> np.ndarray:
+    """What the model reads of a text before it writes: ended and cut as the inputs of training.
+
+    Args:
+      ids: int32 `[n]`, the text's, without EOS.
+      shape: of the rows of training.
+    """
+    raise NotImplementedError
+
+
+def ended(ids: np.ndarray, longest: int) -> np.ndarray:
+  """int32, the beginning of `ids` and the EOS that ends it, together at most `longest` tokens."""
+  return np.append(ids[: longest - 1], EOS).astype(np.int32)

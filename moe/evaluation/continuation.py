@@ -1,68 +1,122 @@
-"""Continues text: from prompts to what a trained model writes after them."""
+"""Continues text: from prompts to what a trained model writes after them.
 
-from collections.abc import Sequence
+What is written after a prompt depends on the prompt and the model, not on the other prompts nor on how much is written:
+inputs end and are cut as in training, each is encoded on its own in a row as long as those of training, and routers
+count their capacity for such rows. Only rounding may differ, since sums over other shapes have another order.
+"""
 
-import jax
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
 import jax.numpy as jnp
 import numpy as np
 
 from moe.config import require
 from moe.data import Vocabulary
-from moe.evaluation.decoding import generate
+from moe.data.vocabulary import EOS
+from moe.evaluation.decoding import GREEDY, Sampling, generate
 from moe.evaluation.restore import Trained
+from moe.models import Batch
+from moe.training.experiment import ExperimentConfig
+
+MOST_TOKENS = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """What a model reads of a text.
+
+  Attributes:
+    ids: int32 `[n]`, ended and cut as in training.
+    cut: what is left out, in words; empty if nothing is.
+  """
+
+  ids: np.ndarray
+  cut: str
+
+
+def read_prompts(config: ExperimentConfig, vocabulary: Vocabulary, texts: Sequence[str]) -> list[Prompt]:
+  """What the model reads of each text, by the objective that it was trained with."""
+  shape, prompts = config.data.row_shape(config.model.row_format), []
+  for whole in vocabulary.encode_many(texts):
+    ids = config.data.objective.prompt(whole, shape)
+    read = ids[:-1] if len(ids) and ids[-1] == EOS else ids
+    which = "first" if np.array_equal(read, whole[: len(read)]) else "last"
+    cut = f"the model reads the {which} {len(read):,} of its {len(whole):,} tokens, as in training"
+    prompts.append(Prompt(ids, cut if len(read) < len(whole) else ""))
+  return prompts
 
 
 def continue_texts(
   trained: Trained,
   vocabulary: Vocabulary,
-  prompts: Sequence[str],
+  texts: Sequence[str],
   length: int,
-  *,
-  temperature: float = 0.0,
-  top_p: float = 1.0,
-  seed: int = 0,
+  sampling: Sampling = GREEDY,
 ) -> list[str]:
-  """What the model writes after each prompt.
+  """What the model writes after each text; arguments and errors as in `continue_prompts`."""
+  prompts = [prompt.ids for prompt in read_prompts(trained.config, vocabulary, texts)]
+  return [vocabulary.decode(ids.tolist()) for ids in continue_prompts(trained, prompts, length, sampling)]
+
+
+def continue_prompts(
+  trained: Trained,
+  prompts: Sequence[np.ndarray],
+  length: int,
+  sampling: Sampling = GREEDY,
+  *,
+  rows: int = 16,
+  progress: Callable[[int, int], None] = lambda done, most: None,
+) -> Iterator[np.ndarray]:
+  """The ids that the model writes after each prompt, int32 `[length]` with zeros after an end-of-text token.
 
   Args:
     trained: from `moe.evaluation.restore`.
-    vocabulary: the one it was trained with.
-    prompts: an encoder reads the last `inputs_length` tokens of each, a decoder all of them.
+    prompts: int32 `[n]`, the ids of each; they are continued in this order.
     length: tokens to write, at most; an end-of-text token ends sooner.
-    temperature: as in `generate`.
-    top_p: as in `generate`.
-    seed: of the sampling.
+    sampling: how tokens are chosen.
+    rows: prompts continued at a time.
+    progress: called every now and then with the steps done and the most there are, a step for each token of a row.
 
   Raises:
-    ConfigError: no prompt, no length, or a sampling option out of range.
+    ConfigError: no prompt, or a length out of range.
     ValueError: the decoder's router is not causal, so it cannot generate token by token.
   """
-  require(len(prompts) > 0, "prompt", list(prompts), "expected at least one")
-  require(length >= 1, "length", length, "expected at least 1")
+  check_request(len(prompts), length)
   config = trained.config
-  if config.model.row_format == "inputs_and_targets":
-    batch = _encoder_batch(vocabulary, prompts, config.data.inputs_length)
-  else:
-    batch = {"prompt": _rows([vocabulary.encode(prompt) for prompt in prompts])}
-  given = batch["prompt"].shape[1] if "prompt" in batch else 0
-  arrays = jax.tree.map(jnp.asarray, batch)
-  key = jax.random.key(seed)
-  tokens = generate(trained.model, arrays, given + length, temperature=temperature, top_p=top_p, key=key)
-  # The row of a shorter prompt has room for more than `length`.
-  starts = np.count_nonzero(batch["prompt"], axis=1) if given else np.zeros(len(prompts), int)
-  return [vocabulary.decode(row[start : start + length]) for row, start in zip(np.asarray(tokens), starts)]
+  row_length = config.model.stack_lengths(config.data.inputs_length, config.data.targets_length)["decoder"]
+  reads_inputs = config.model.row_format == "inputs_and_targets"
+  given = 0 if reads_inputs else max(map(len, prompts))
+  steps, batches = given + length, -(-len(prompts) // rows)
+  for index in range(batches):
+    first = index * rows
+    some = prompts[first : first + rows]
+    # Rows of the last batch without a prompt repeat its first, so that nothing is compiled again.
+    filled = [*some, *[some[0]] * (min(rows, len(prompts)) - len(some))]
+    batch = _inputs(config, filled) if reads_inputs else _prompts(filled, given)
+    report = lambda done, index=index: progress(index * steps + done, batches * steps)  # noqa: E731
+    tokens = generate(trained.model, batch, steps, row_length, sampling, first_row=first, progress=report)
+    for row, prompt in zip(np.asarray(tokens), some):
+      start = 0 if reads_inputs else len(prompt)
+      # The row of a shorter prompt has room for more than `length`.
+      yield row[start : start + length]
 
 
-def _encoder_batch(vocabulary: Vocabulary, prompts: Sequence[str], width: int) -> dict[str, np.ndarray]:
-  inputs = _rows([vocabulary.encode(prompt)[-width:] for prompt in prompts])
-  segments = (inputs > 0).astype(np.int32)
-  positions = np.arange(inputs.shape[1], dtype=np.int32) * segments
-  return {"inputs": inputs, "inputs_segments": segments, "inputs_positions": positions}
+def check_request(prompts: int, length: int) -> None:
+  """Raises `ConfigError` unless there are prompts and `length`, the tokens to write, is in range."""
+  require(prompts > 0, "prompt", None, "expected at least one")
+  require(1 <= length <= MOST_TOKENS, "length", length, f"expected from 1 to {MOST_TOKENS:,} tokens")
 
 
-def _rows(sequences: Sequence[np.ndarray]) -> np.ndarray:
-  """int32 `[B, T]`, each sequence followed by zeros."""
-  rows = np.zeros((len(sequences), max(1, *map(len, sequences), 1)), np.int32)
-  for row, sequence in zip(rows, sequences):
-    row[: len(sequence)] = sequence
-  return rows
+def _inputs(config: ExperimentConfig, prompts: Sequence[np.ndarray]) -> Batch:
+  """What an encoder reads: a row for each prompt, as long as those of training."""
+  shape, nothing = config.data.row_shape(config.model.row_format), np.zeros(0, np.int32)
+  batch = shape.empty(len(prompts))
+  for row, ids in enumerate(prompts):
+    shape.fill(batch, row, [(ids, nothing)])
+  return {name: jnp.asarray(array) for name, array in batch.items() if name.startswith("inputs")}
+
+
+def _prompts(prompts: Sequence[np.ndarray], width: int) -> Batch:
+  """What a decoder reads first: a row for each prompt, with zeros after it."""
+  return {"prompt": jnp.asarray([np.pad(ids, (0, width - len(ids))) for ids in prompts], jnp.int32)}

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from moe.data import DataConfig, DataError, validation_text
-from moe.evaluation.continuation import continue_texts
+from moe.evaluation.continuation import continue_prompts
+from moe.evaluation.decoding import Sampling
 from moe.evaluation.restore import restore
 from moe.training.experiment import ExperimentConfig
 from moe.training.feed import open_pipeline, open_vocabulary
@@ -73,14 +74,14 @@ def sample_lines(config: ExperimentConfig, summary: Summary) -> list[str]:
     return ["sample:     none, because a decoder that sees later tokens cannot generate"]
   if jax.process_count() > 1:
     return ["sample:     none with several hosts; use python -m moe.generate"]
-  trained, vocabulary = restore(summary.workdir.root, "latest"), open_vocabulary(config)
   try:
-    given = vocabulary.decode(_first_tokens(config).tolist())
-    length = config.data.targets_length
-    (written,) = continue_texts(trained, vocabulary, [given], length, temperature=0.8, top_p=0.95, seed=config.seed)
-  except DataError as error:  # the data are a token directory without the vocabulary's file
-    return [f"sample:     none ({error})"]
-  return ["sample at temperature 0.8; given", *_quoted(given), "the model continues", *_quoted(written)]
+    trained, vocabulary = restore(summary.workdir.root, "latest"), open_vocabulary(config)
+    given, sampling = _first_tokens(config), Sampling(temperature=0.8, top_p=0.95, seed=config.seed)
+    (written,) = continue_prompts(trained, [given], config.data.targets_length, sampling)
+    texts = [vocabulary.decode(ids.tolist()) for ids in (given, written)]
+  except Exception as error:  # the model is trained and saved: whatever goes wrong here does not make the run a failure
+    return [f"sample:     none ({error or type(error).__name__})"]
+  return ["sample at temperature 0.8; given", *_quoted(texts[0]), "the model continues", *_quoted(texts[1])]
 
 
 def _first_tokens(config: ExperimentConfig) -> np.ndarray:

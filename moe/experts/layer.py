@@ -134,7 +134,7 @@ class MoE(nnx.Module):
     return self._with_shared(y, x), _report(output, groups, batch, length)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """The router's state for decoding `batch` sequences of at most `length` tokens."""
+    """The router's state for decoding `batch` rows of `length` tokens."""
     return self.router.init_decode_state(batch, length)
 
   def decode(

@@ -6,6 +6,7 @@ Each is a pre-norm residual branch: `x + f(norm(x))`.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from moe.experts import LayerReport, MoE
@@ -28,12 +29,13 @@ class Context:
   Attributes:
     mask: bool, broadcastable to `[B, h, Q, T]`, for self-attention.
     ids: int32 `[B, Q]`, the tokens the stack reads.
-    positions: int32 `[B, Q]` within each segment.
+    positions: int32 `[B, Q]` within each segment, or within the routers' row when decoding.
     segments: int32 `[B, Q]`, 0 for padding; None when decoding.
     position: int32 scalar, the row index of the one query; None unless decoding.
     bias: float32 `[S, h, Q, T]` as in `Attention`, if the stack's blocks share it.
     memory: `[B, M, d]`, the encoder's output; None without one, and when decoding.
     memory_mask: bool `[B, 1, Q, M]`.
+    row_length: when decoding, after how many tokens routers begin a new row.
   """
 
   mask: jax.Array
@@ -44,6 +46,7 @@ class Context:
   bias: jax.Array | None = None
   memory: jax.Array | None = None
   memory_mask: jax.Array | None = None
+  row_length: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 def relative_bias(config: ModelConfig, *, causal: bool, rngs: nnx.Rngs) -> RelativeBias:
@@ -108,13 +111,13 @@ class Block(nnx.Module):
       y, report = self.moe(y, **about, training=training, key=keys[5])
     return x + dropout(y, rate, keys[6]), report
 
-  def init_cache(self, length: int, batch: int, memory: jax.Array | None) -> Cache:
+  def init_cache(self, batch: int, length: int, row_length: int, memory: jax.Array | None) -> Cache:
     """The cache for decoding `batch` sequences of at most `length` tokens; `memory [B, M, d]` as in `Context`."""
     cache = {"attention": self.attention.init_cache(batch, length)}
     if self.cross_attention is not None:
       cache["memory"] = dict(zip(("keys", "values"), self.cross_attention.project(memory), strict=True))
     if self.moe is not None:
-      cache["router"] = self.moe.init_decode_state(batch, length)
+      cache["router"] = self.moe.init_decode_state(batch, row_length)
     return cache
 
   def step(self, x: jax.Array, cache: Cache, context: Context) -> tuple[jax.Array, Cache]:
@@ -131,8 +134,14 @@ class Block(nnx.Module):
     y = self.feed_forward_norm(x)
     if self.moe is None:
       return x + self.feed_forward(y), new
-    y, new["router"] = self.moe.decode(y, cache["router"], context.ids, context.positions)
+    y, new["router"] = self.moe.decode(y, self._router_state(cache["router"], context), context.ids, context.positions)
     return x + y, new
+
+  def _router_state(self, state: dict[str, jax.Array], context: Context) -> dict[str, jax.Array]:
+    """The router's state before a token; after every `row_length` tokens it begins anew, as with a new row."""
+    begins = context.position % context.row_length == 0
+    new = self.moe.init_decode_state(context.ids.shape[0], context.row_length)
+    return jax.tree.map(lambda fresh, old: jnp.where(begins, fresh, old), new, state)
 
 
 def _moe_layer(config: ModelConfig, moe: MoEConfig, rngs: nnx.Rngs) -> MoE:

@@ -49,17 +49,19 @@ class Decoder(nnx.Module):
       policy={"decoder": decoded.policy},
     )
 
-  def start(self, batch: Batch, max_length: int) -> DecodeState:
+  def start(self, batch: Batch, max_length: int, row_length: int) -> DecodeState:
     """Makes empty caches for `max_length` tokens.
 
     Args:
       batch: `prompt` int32 `[B, P]`; only its number of rows is used, as `moe.evaluation.decoding` feeds it.
-      max_length: tokens, including the prompt; routers count their capacity for sequences of this length.
+      max_length: tokens, including the prompt.
+      row_length: tokens of a row of training. Routers count their capacity for rows of this length, however much is
+        written, and begin a new row after as many tokens.
 
     Raises:
       ValueError: the router is not causal.
     """
-    return start_decoding(self.config, self.decoder, batch["prompt"].shape[0], max_length)
+    return start_decoding(self.config, self.decoder, batch["prompt"].shape[0], max_length, row_length)
 
   def step(self, tokens: jax.Array, state: DecodeState) -> tuple[jax.Array, DecodeState]:
     """Logits float32 `[B, V]` of the next token, after `tokens` int32 `[B]` (0 at first): those of teacher forcing.

@@ -42,10 +42,11 @@ def start_decoding(
   stack: Stack,
   batch_size: int,
   max_length: int,
+  row_length: int,
   memory: jax.Array | None = None,
   memory_mask: jax.Array | None = None,
 ) -> DecodeState:
-  """Empty caches for `max_length` tokens, the length for which routers also count their capacity.
+  """Empty caches for `max_length` tokens, which routers see as rows of `row_length`.
 
   Raises:
     ValueError: the decoder's router is not causal.
@@ -56,7 +57,8 @@ def start_decoding(
       f"decoder.moe.router.name = {name!r}: expected a causal router to decode step by step; this one is not causal and"
       " decides on a token by those after it"
     )
-  return DecodeState(jnp.int32(0), stack.init_cache(batch_size, max_length, memory), memory_mask)
+  caches = stack.init_cache(batch_size, max_length, row_length, memory)
+  return DecodeState(jnp.int32(0), caches, memory_mask, row_length)
 
 
 def decode_step(
@@ -68,9 +70,10 @@ def decode_step(
   context = Context(
     mask=jnp.arange(length) <= state.position,
     ids=ids,
-    positions=jnp.full_like(ids, state.position),
+    positions=jnp.full_like(ids, state.position % state.row_length),
     position=state.position,
     memory_mask=state.memory_mask,
+    row_length=state.row_length,
   )
   x, caches = stack.step(embedding(ids), state.caches, context)
   return embedding.logits(x)[:, 0], dataclasses.replace(state, position=state.position + 1, caches=caches)

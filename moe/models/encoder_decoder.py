@@ -81,19 +81,28 @@ class EncoderDecoder(nnx.Module):
     )
     return self.encoder(self.embedding(batch["inputs"]), context, training=training, key=key)
 
-  def start(self, batch: Batch, max_length: int) -> DecodeState:
+  def start(self, batch: Batch, max_length: int, row_length: int) -> DecodeState:
     """Runs the encoder and makes empty caches for `max_length` target tokens.
 
     Args:
       batch: `inputs`, `inputs_positions`, `inputs_segments`; one example per row, not packed: only segment 1 is read.
-      max_length: target tokens; routers count their capacity for sequences of this length.
+        Each row is encoded on its own.
+      max_length: target tokens.
+      row_length: of the targets in training. Routers count their capacity for rows of this length, however much is
+        written, and begin a new row after as many tokens.
 
     Raises:
       ValueError: the decoder's router is not causal.
     """
     memory_mask = (batch["inputs_segments"] == 1)[:, None, None, :]
-    size = batch["inputs"].shape[0]
-    return start_decoding(self.config, self.decoder, size, max_length, self.encode(batch).x, memory_mask)
+    memory, size = self._encode_each(batch), batch["inputs"].shape[0]
+    return start_decoding(self.config, self.decoder, size, max_length, row_length, memory, memory_mask)
+
+  def _encode_each(self, batch: Batch) -> jax.Array:
+    """`encode` of every row as a batch of its own: no router sees two texts together."""
+    graph, variables = nnx.split(self)
+    rows = {name: array[:, None] for name, array in batch.items() if name.startswith("inputs")}
+    return jax.lax.map(lambda row: nnx.merge(graph, variables).encode(row).x, rows)[:, 0]
 
   def step(self, tokens: jax.Array, state: DecodeState) -> tuple[jax.Array, DecodeState]:
     """Logits float32 `[B, V]` of the next token, after `tokens` int32 `[B]` (0 at first): those of teacher forcing.

@@ -97,8 +97,8 @@ class Unit(nnx.Module):
       reports += [] if report is None else [report]
     return x, reports
 
-  def init_cache(self, length: int, batch: int, memory: jax.Array | None) -> list[Cache]:
-    return [block.init_cache(length, batch, memory) for block in self.blocks]
+  def init_cache(self, batch: int, length: int, row_length: int, memory: jax.Array | None) -> list[Cache]:
+    return [block.init_cache(batch, length, row_length, memory) for block in self.blocks]
 
   def step(self, x: jax.Array, caches: list[Cache], context: Context) -> tuple[jax.Array, list[Cache]]:
     new = []
@@ -190,12 +190,12 @@ class Stack(nnx.Module):
           state[...] = jnp.broadcast_to(jnp.asarray(mine, state.dtype), state.shape)
       first += repeats * len(routers)
 
-  def init_cache(self, batch: int, length: int, memory: jax.Array | None = None) -> list[list[Cache]]:
+  def init_cache(self, batch: int, length: int, row_length: int, memory: jax.Array | None = None) -> list[list[Cache]]:
     """Empty caches of all units (leading axis of repeats), with the keys and values of `memory [B, M, d]`, if any."""
 
     def caches(unit: Unit) -> list[Cache]:
       graph, variables = nnx.split(unit)
-      return jax.lax.map(lambda v: nnx.merge(graph, v).init_cache(length, batch, memory), variables)
+      return jax.lax.map(lambda v: nnx.merge(graph, v).init_cache(batch, length, row_length, memory), variables)
 
     return [caches(unit) for unit in self.units]
 

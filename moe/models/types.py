@@ -47,11 +47,13 @@ class DecodeState:
     position: int32 scalar, the same for all sequences of the batch.
     caches: those of the decoder's units and their blocks, with a leading axis of repeats.
     memory_mask: bool `[B, 1, 1, M]`, the encoder's real tokens; None without an encoder.
+    row_length: after how many tokens routers begin a new row.
   """
 
   position: jax.Array
   caches: list[list[Cache]]
   memory_mask: jax.Array | None
+  row_length: int = dataclasses.field(metadata={"static": True})
 
 
 def shift_right(tokens: jax.Array, segments: jax.Array) -> jax.Array:

@@ -116,15 +116,15 @@ class Router(nnx.Module):
     raise NotImplementedError
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """The state for decoding `batch` sequences of at most `length` tokens; the first axis of every array is `batch`."""
+    """The state for decoding `batch` rows of `length` tokens; the first axis of every array is `batch`."""
     raise NotImplementedError
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
-    """Routes the next token of each sequence exactly as evaluation on the full sequence would.
+    """Routes the next token of each sequence exactly as evaluation of its whole row, alone, would.
 
     Args:
       inputs: one group of `batch` tokens, `[1, batch, d]`: token i belongs to sequence i.
-      state: from `init_decode_state` or the previous call.
+      state: from `init_decode_state`, at the start of a row, or from the previous call.
 
     Raises:
       NotImplementedError: the router is not causal, so its decision on a token needs later tokens.

@@ -146,3 +146,41 @@ def test_pairs_are_trimmed_to_leave_room_for_eos():
     ([5, 1], [1]),
   ]
   assert examples.lengths.tolist() == [[len(a), len(b)] for a, b in found]
+
+
+SHORT, LONG = "abcdefgh", "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+@pytest.mark.parametrize(
+  ("objective", "inputs_length", "row_format", "read"),
+  [
+    ("causal_lm", 0, "targets", LONG[-16:]),
+    ("prefix_lm", 24, "inputs_and_targets", LONG[-24:]),
+    ("prefix_lm", 24, "targets", LONG[-24:]),
+    ("span_corruption", 24, "inputs_and_targets", LONG[:23] + "$"),
+    ("text_to_text", 24, "inputs_and_targets", LONG[:23] + "$"),
+    ("text_to_text", 24, "targets", LONG[:23] + "$"),
+  ],
+)
+def test_prompts_end_and_are_cut_as_inputs_of_training(objective, inputs_length, row_format, read):
+  """$ stands for EOS."""
+  config = make_config("standard_library", objective=objective, inputs_length=inputs_length)
+  vocabulary, shape = make_vocabulary(config), config.row_shape(row_format)
+
+  def prompt(text: str) -> list[int]:
+    return config.objective.prompt(vocabulary.encode(text), shape).tolist()
+
+  def expected(text: str) -> list[int]:
+    return [1 if letter == "$" else ord(letter) + 3 for letter in text]
+
+  assert prompt(LONG) == expected(read)
+  assert prompt(SHORT) == expected(SHORT + "$" * read.endswith("$"))
+  assert prompt("") == expected("$" * read.endswith("$"))
+
+
+@pytest.mark.parametrize("text", [SHORT, LONG])
+def test_a_prompt_is_what_training_reads_of_a_pair(text):
+  config = make_config("standard_library", objective="text_to_text", inputs_length=12)
+  ids = make_vocabulary(config).encode(text)
+  examples = PairExamples(Documents(Ragged.join([ids[:1]]), Ragged.join([ids])), 12, 16)
+  np.testing.assert_array_equal(config.objective.prompt(ids, config.row_shape("inputs_and_targets")), examples[0][0])

@@ -6,6 +6,7 @@ from flax import nnx
 from moe.config import ConfigError
 from moe.data import make_vocabulary
 from moe.evaluation.continuation import continue_texts
+from moe.evaluation.decoding import Sampling
 from moe.evaluation.restore import Trained, check_vocabulary
 from moe.parallel.mesh import make_mesh
 from moe.training.experiment import load_config
@@ -59,12 +60,15 @@ def test_at_most_length_tokens_are_written(decoder):
 def test_sampling_depends_only_on_its_seed(decoder):
   vocabulary = make_vocabulary(decoder.config.data)
   first, again, other = (
-    continue_texts(decoder, vocabulary, ["owls"], 16, temperature=1.0, seed=seed) for seed in (1, 1, 2)
+    continue_texts(decoder, vocabulary, ["owls"], 16, Sampling(1.0, seed=seed)) for seed in (1, 1, 2)
   )
   assert first == again != other
 
 
-@pytest.mark.parametrize(("prompts", "length", "field"), [([], 4, "prompt"), (["a"], 0, "length")])
+@pytest.mark.parametrize(
+  ("prompts", "length", "field"),
+  [([], 4, "prompt"), (["a"], 0, "length"), (["a"], -1, "length"), (["a"], 10**9, "length")],
+)
 def test_nothing_to_do_is_an_error(decoder, prompts, length, field):
   with pytest.raises(ConfigError, match=field):
     continue_texts(decoder, make_vocabulary(decoder.config.data), prompts, length)

@@ -75,4 +75,4 @@ def test_gradients_of_the_loss(reference, model):
 
 def test_greedy_ids(reference, model):
   expected = reference.arrays["out_greedy"][:, 1:]  # The first is the 0 that every decoder input begins with.
-  np.testing.assert_array_equal(generate(model, reference.batch(), expected.shape[1]), expected)
+  np.testing.assert_array_equal(generate(model, reference.batch(), expected.shape[1], expected.shape[1]), expected)

@@ -41,12 +41,17 @@ def decoded(router, tokens, mask) -> np.ndarray:
   return np.stack(columns, axis=1)
 
 
+def evaluated(router, tokens, mask) -> np.ndarray:
+  """`[1, T, E]` weights of one sequence, routed as a whole."""
+  by_position = router.config.groups(*mask.shape).by_position
+  return of_sequences(routing_of(router, tokens, mask=mask), *mask.shape, by_position=by_position)
+
+
 @pytest.mark.parametrize(("name", "options"), CAUSAL)
-def test_decoding_equals_routing_the_whole_sequence(name, options):
+def test_decoding_equals_routing_each_whole_sequence_alone(name, options):
   router, tokens = make(name, **options), random_tokens(BATCH, LENGTH)
   mask = jax.random.bernoulli(jax.random.key(5), 0.85, (BATCH, LENGTH))
-  by_position = router.config.groups(BATCH, LENGTH).by_position
-  whole = of_sequences(routing_of(router, tokens, mask=mask), BATCH, LENGTH, by_position=by_position)
+  whole = np.concatenate([evaluated(router, tokens[i : i + 1], mask[i : i + 1]) for i in range(BATCH)])
   steps = decoded(router, tokens, mask)
   np.testing.assert_array_equal(np.isnan(steps), np.isnan(whole))
   np.testing.assert_allclose(steps, whole, rtol=1e-5)

@@ -27,6 +27,10 @@ class CausalLMConfig(ObjectiveConfig, name="causal_lm"):
   def make(self, shape: RowShape, vocabulary: Vocabulary) -> Objective:
     return lambda documents, key: CausalExamples(documents, shape.targets_length)
 
+  def prompt(self, ids: np.ndarray, shape: RowShape) -> np.ndarray:
+    """The end of the text, as long as a window: windows begin anywhere in a document."""
+    return ids[-shape.targets_length :]
+
 
 class CausalExamples:
   """Every token of a document and its EOS, once, in windows as long as a row; inputs are empty."""

@@ -18,6 +18,10 @@ class PrefixLMConfig(ObjectiveConfig, name="prefix_lm"):
   def make(self, shape: RowShape, vocabulary: Vocabulary) -> Objective:
     return lambda documents, key: PrefixExamples(documents, shape.inputs_length, shape.targets_length, key)
 
+  def prompt(self, ids: np.ndarray, shape: RowShape) -> np.ndarray:
+    """The end of the text, which is what the targets continue: windows begin anywhere in a document."""
+    return ids[-shape.inputs_length :]
+
 
 class PrefixExamples:
   """A window split in two.

@@ -13,8 +13,8 @@ import numpy as np
 from moe.config import require
 from moe.data.batch import RowShape
 from moe.data.documents import Documents
-from moe.data.objective import Key, Objective, ObjectiveConfig
-from moe.data.vocabulary import EOS, Vocabulary
+from moe.data.objective import Key, Objective, ObjectiveConfig, ended
+from moe.data.vocabulary import Vocabulary
 from moe.data.windows import cut_windows
 
 
@@ -44,6 +44,10 @@ class SpanCorruptionConfig(ObjectiveConfig, name="span_corruption"):
     expected = f"expected at least {spans}, the spans of a window of {longest} tokens"
     require(vocabulary.extra_ids >= spans, "extra_ids", vocabulary.extra_ids, expected)
     return lambda documents, key: SpanExamples(documents, noise, longest, vocabulary.size - 1, key)
+
+  def prompt(self, ids: np.ndarray, shape: RowShape) -> np.ndarray:
+    """The beginning of the text, and EOS."""
+    return ended(ids, shape.inputs_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,7 @@ class SpanExamples:
     tokens = self._windows.tokens(i)
     mask = self._noise.mask(len(tokens), np.random.default_rng((*self._key, i)))
     inputs, targets = corrupt(tokens, mask, self._first_sentinel)
-    return np.append(inputs, np.int32(EOS)), np.append(targets, np.int32(EOS))
+    return ended(inputs, self.lengths[i, 0]), ended(targets, self.lengths[i, 1])
 
 
 def corrupt(tokens: np.ndarray, mask: np.ndarray, first_sentinel: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,8 @@ import numpy as np
 
 from moe.data.batch import RowShape
 from moe.data.documents import Documents
-from moe.data.objective import Objective, ObjectiveConfig
-from moe.data.vocabulary import EOS, Vocabulary
+from moe.data.objective import Objective, ObjectiveConfig, ended
+from moe.data.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,10 @@ class TextToTextConfig(ObjectiveConfig, name="text_to_text"):
 
   def make(self, shape: RowShape, vocabulary: Vocabulary) -> Objective:
     return lambda documents, key: PairExamples(documents, shape.inputs_length, shape.targets_length)
+
+  def prompt(self, ids: np.ndarray, shape: RowShape) -> np.ndarray:
+    """The beginning of the inputs, after the task's own preprocessors (prefixes, case), and EOS."""
+    return ended(ids, shape.inputs_length)
 
 
 class PairExamples:
@@ -30,6 +34,5 @@ class PairExamples:
     self.lengths = np.stack([np.minimum(part.lengths + 1, limit) for part, limit in zip(both, limits)], axis=1)
 
   def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-    both = (self._documents.inputs, self._documents.targets)
-    inputs, targets = (np.append(part[i][: n - 1], EOS).astype(np.int32) for part, n in zip(both, self.lengths[i]))
-    return inputs, targets
+    inputs, targets = self._documents.inputs, self._documents.targets
+    return ended(inputs[i], self.lengths[i, 0]), ended(targets[i], self.lengths[i, 1])

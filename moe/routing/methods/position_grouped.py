@@ -6,6 +6,7 @@ other sequence of the batch has the same text. Decoding a batch follows the same
 
 import dataclasses
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ class PositionGrouped(ExpertChoice):
 
   As sequences end, the budget shrinks with the number still running: for fewer than E / 2c it rounds to zero in
   training, and their tokens skip the layer; in evaluation each expert takes at least one. A sequence's outputs depend
-  on the others in its batch, in decoding too: the same sequences decoded together are routed as in teacher forcing.
+  on the others in its batch, except in decoding, where each is alone: every expert then takes its token.
   """
 
   config: PositionGroupedConfig
@@ -102,5 +103,13 @@ class PositionGrouped(ExpertChoice):
     return {}
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
-    """See the base class; tokens decoded together are one group."""
-    return self(inputs, training=False), state
+    """See the base class; every token is a group of its own, whatever is decoded beside it."""
+    alone = RouterInput(inputs.tokens.swapaxes(0, 1), inputs.mask.swapaxes(0, 1))  # [B, 1, ...]
+    routing: Any = self(alone, training=False).routing  # [B, E, C] of one token each
+    batch = len(routing.token)
+    token = jnp.where(routing.token == 0, jnp.arange(batch)[:, None, None], batch)
+
+    def one_group(array: jax.Array) -> jax.Array:
+      return array.swapaxes(0, 1).reshape(1, self.num_experts, -1)
+
+    return RouterOutput(SlotRouting(one_group(token), one_group(routing.weight)), {}, jnp.zeros(()), {}), state
