@@ -58,6 +58,11 @@ class Pipeline:
     streams = {str(index): [p.epoch, p.order, p.block, p.row] for index, p in self._positions.items()}
     return {"source": self._reader.source.fingerprint, "streams": streams}
 
+  @property
+  def skipped(self) -> int:
+    """Bad records passed over so far, by this host."""
+    return self._reader.source.skipped
+
   def restore(self, position: dict) -> None:
     """Resumes from `position`.
 

@@ -1,13 +1,20 @@
 """Where documents come from: what every source provides, and the config section that chooses one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Protocol
 
 from moe.config import Choice
 from moe.data.documents import Documents, Ragged, group
+from moe.data.errors import DataError
 from moe.data.vocabulary import Vocabulary
 
 SPLITS = ("train", "validation")
+
+
+def require_split(split: str, splits: Iterable[str], corpus: str) -> None:
+  """Raises `DataError` unless the corpus has the split."""
+  if split not in splits:
+    raise DataError(f"split {split!r}", f"expected one of {', '.join(splits)}, the splits of {corpus}")
 
 
 class Source(Protocol):
@@ -25,6 +32,10 @@ class Source(Protocol):
   varies: bool
   fingerprint: str
 
+  @property
+  def skipped(self) -> int:
+    """Bad records passed over so far."""
+
   def blocks(self, shard: int, start: int, epoch: int) -> Iterator[Documents]:
     """The shard's blocks from number `start` on. Block boundaries are always the same."""
 
@@ -41,6 +52,7 @@ class TextSource:
 
   supervised = False
   varies = False
+  skipped: int = 0
 
   def __init__(self, vocabulary: Vocabulary):
     self._vocabulary = vocabulary
@@ -84,6 +96,6 @@ class SourceConfig(Choice):
       seed: of preprocessing that is random.
 
     Raises:
-      ConfigError: a wrong field, or a split that the source does not have. DataError: the data cannot be read.
+      ConfigError: a wrong field. DataError: the data cannot be read, or do not have the split.
     """
     raise NotImplementedError

@@ -162,6 +162,7 @@ class Log:
     if log:
       values |= flatten_layers(jax.device_get(metrics["layers"]))
       values |= {"tokens_per_second": run.clock.tokens_per_second, "input_wait": run.clock.input_wait}
+      values |= {"skipped_records": run.pipeline.skipped} if run.pipeline.skipped else {}
       run.record(step, "train", values)
     if log or step == self._first:
       run.clock.restart()

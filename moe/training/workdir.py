@@ -6,7 +6,8 @@ import pathlib
 from moe.config import ConfigError, as_mapping, differences
 from moe.training.experiment import ExperimentConfig, load_config
 
-# Fields of config.train that change what is written and when, but no number of the run. So does config.mesh.
+# Fields of config.train that change what is written and when, but no number of the run. So does config.mesh; and
+# on_bad_record changes only what follows a line that would have ended the run.
 _FREE = ("log_every", "eval_every", "eval_batches", "checkpoint_every", "keep", "compilation_cache")
 
 
@@ -74,7 +75,7 @@ class Workdir:
       raise WorkdirError(f"{self.config} cannot be read: {error}") from None
 
   def _check_same(self, config: ExperimentConfig) -> None:
-    free = [f"config.train.{name}" for name in _FREE]
+    free = [f"config.train.{name}" for name in _FREE] + ["config.data.source.on_bad_record"]
     if not config.optimizer.schedule.depends_on_length:
       free.append("config.train.steps")
     found = differences(as_mapping(self.load_config()), as_mapping(config))

@@ -212,16 +212,20 @@ def test_data_that_changed_since_the_checkpoint_is_rejected(corpus):
 
 
 def test_an_error_while_reading_reaches_whoever_asks_for_batches(corpus):
-  with open(corpus.replace("*", "2"), "ab") as file:
-    file.write(b'{"text": "caf\xe9"}\n')
   with open(corpus.replace("*", "1"), "ab") as file:
-    file.write(b'{"text": "' + b"x" * 70_000 + b'\xe9"}\n')
-  with pytest.raises(DataError, match=r"2\.jsonl: is not UTF-8"):
-    start(make_config(TextConfig(corpus)))
-  write_json_lines(pathlib.Path(corpus.replace("*", "2")), [{"text": "good"}])
-  with start(make_config(TextConfig(corpus))) as pipeline, pytest.raises(DataError, match=r"1\.jsonl: is not UTF-8"):
+    file.write(b'{"text": "caf\xe9"}\n')
+  with (
+    start(make_config(TextConfig(corpus))) as pipeline,
+    pytest.raises(DataError, match=r"1\.jsonl, line 13: is not UTF-8"),
+  ):
     for _ in range(1000):
       next(pipeline)
+
+
+def test_a_bad_first_record_of_any_file_is_an_error_before_all_batches(corpus):
+  pathlib.Path(corpus.replace("*", "2")).write_bytes(b'{"text": "caf\xe9"}\n')
+  with pytest.raises(DataError, match=r"2\.jsonl, line 1: is not UTF-8"):
+    start(make_config(TextConfig(corpus)))
 
 
 def test_more_streams_than_examples_is_an_error_not_an_endless_wait(tmp_path):

@@ -5,8 +5,7 @@ import sysconfig
 
 import pytest
 
-from moe.config import ConfigError
-from moe.data import make_source, make_vocabulary, validation_text
+from moe.data import DataError, make_source, make_vocabulary, validation_text
 from moe.data.documents import held_out
 from tests.data.conftest import make_config
 
@@ -41,5 +40,5 @@ def test_validation_text_is_all_of_the_split():
 
 
 def test_another_split_is_rejected():
-  with pytest.raises(ConfigError, match="split = 'test': expected one of train, validation"):
+  with pytest.raises(DataError, match="split 'test': expected one of train, validation, the splits of the standard"):
     make_source(CONFIG, "test", make_vocabulary(CONFIG))

@@ -4,7 +4,7 @@ import pytest
 import seqio
 
 from moe.config import ConfigError
-from moe.data import make_pipeline, make_source, make_vocabulary, validation_text
+from moe.data import DataError, make_pipeline, make_source, make_vocabulary, validation_text
 from moe.data.sources.task import TaskConfig
 from tests.data.conftest import assert_same_batches, make_config, make_texts, segments
 
@@ -118,7 +118,6 @@ def test_a_part_of_a_split_is_a_split(data_dir):
     ({"task": "glue/sst2", "data_dir": "."}, {}, "task", "expected a dataset prepared in"),
     ({"task": "moe_test_mixture"}, {}, "task", "not a mixture"),
     ({"modules": ("no.such.module",)}, {}, "modules", "expected a module that can be imported"),
-    ({"train_split": "test"}, {}, "split", "expected one of train, validation, as in moe_test_lines"),
     ({}, {"extra_ids": 0}, "vocabulary", "which has 359 ids"),
     ({}, {"vocabulary": "configs/vocabularies/python_2k.model"}, "vocabulary", "expected the ids of the vocabulary of"),
     ({"task": "moe_test_pairs"}, {}, "objective", "expected one of text_to_text, .* pairs of inputs and targets"),
@@ -132,6 +131,11 @@ def test_each_wrong_task_is_rejected_in_one_line(fields, changes, field, problem
     make_pipeline(config, "inputs_and_targets", "train", training=True)
   assert error.value.field == field
   assert "\n" not in str(error.value)
+
+
+def test_a_split_that_the_task_does_not_have_is_rejected():
+  with pytest.raises(DataError, match="split 'test': expected one of train, validation, the splits of moe_test_lines"):
+    open_source(task("moe_test_lines"), "test")
 
 
 def test_a_dataset_without_the_named_feature_is_rejected(data_dir):

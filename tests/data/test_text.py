@@ -4,11 +4,12 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 
 import pytest
 
 from moe.config import ConfigError
-from moe.data import DataError, make_source, make_vocabulary, validation_text
+from moe.data import DataError, make_pipeline, make_source, make_vocabulary, validation_text
 from moe.data.sources import text
 from moe.data.sources.text import TextConfig
 from tests.data.conftest import make_config, make_texts, write_json_lines
@@ -116,6 +117,12 @@ def test_a_glob_that_matches_nothing_is_rejected(tmp_path):
     ("cut.txt.gz", gzip.compress(bytes(range(32, 120)) * 100)[:-20], "is damaged"),
     ("no_gzip.txt.gz", b"plain text", "is damaged"),
     ("no_xz.txt.xz", b"plain text", "is damaged"),
+    ("utf16.txt", "text".encode("utf-16"), r"is a binary file|is not UTF-8"),
+    ("table.csv", b"text,label\nx,1\n", "is not text: expected plain text or JSON lines"),
+    ("table.TSV.gz", gzip.compress(b"x\t1\n"), "is not text: expected"),
+    ("table.parquet", b"PAR1", "is not text: expected"),
+    ("archive.zip", b"PK", "is not text: expected"),
+    ("archive.tar.gz", gzip.compress(b"x"), "is not text: expected"),
   ],
 )
 def test_a_bad_file_is_named_before_anything_is_read(tmp_path, name, content, problem):
@@ -126,33 +133,86 @@ def test_a_bad_file_is_named_before_anything_is_read(tmp_path, name, content, pr
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-  ("line", "problem"),
-  [
-    (b"{not json}", "line 2: is not JSON"),
-    (b'{"title": "x"}', "line 2: has no text field 'text'"),
-    (b'{"text": 3}', "line 2: has no text field 'text'"),
-    (b"[1]", "line 2: has no text field 'text'"),
-    (b'{"text": "caf\xe9"}', r"a\.jsonl: is not UTF-8 \(byte 30\)"),
-  ],
-)
-def test_a_bad_line_is_named(tmp_path, line, problem):
-  (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n' + line + b"\n")
-  with pytest.raises(DataError, match=problem):
-    read(path=str(tmp_path / "a.jsonl"), validation_fraction=0.9)
-
-
 def test_a_file_that_turns_bad_late_is_named_with_the_byte(tmp_path):
   (tmp_path / "a.txt").write_bytes(b"x" * 300_000 + b"\xff")
   with pytest.raises(DataError, match=r"a\.txt: is not UTF-8 \(byte 300000\)"):
     read(path=str(tmp_path / "a.txt"))
 
 
-def test_zstandard_without_its_module_says_what_to_install(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("suffix", "needed"), [("zst", "pip install zstandard"), ("xz", "a Python with lzma")])
+def test_a_compression_that_cannot_be_read_here_says_what_it_needs(tmp_path, monkeypatch, suffix, needed):
   def missing(name):
     raise ImportError(name)
 
   monkeypatch.setattr("moe.data.formats.text_files.importlib.import_module", missing)
-  (tmp_path / "a.txt.zst").write_bytes(b"x")
-  with pytest.raises(DataError, match="pip install zstandard"):
-    read(path=str(tmp_path / "a.txt.zst"))
+  (tmp_path / f"a.txt.{suffix}").write_bytes(b"x")
+  with pytest.raises(DataError, match=re.escape(f"reading .{suffix} needs") + ".*" + re.escape(needed)):
+    read(path=str(tmp_path / f"a.txt.{suffix}"))
+
+
+def test_a_name_that_exists_is_no_pattern(tmp_path):
+  for folder in ("[v1] corpus", "v"):
+    (tmp_path / folder / "a?").mkdir(parents=True)
+    (tmp_path / folder / "a?" / "b*.txt").write_text(f"text of {folder}\n" * 40)
+    (tmp_path / folder / "a?" / "b2.txt").write_text("another")
+  one, all_ = (read(path=str(tmp_path / "[v1] corpus" / "a?" / name)) for name in ("b*.txt", "*.txt"))
+  assert "".join(one).startswith("text of [v1] corpus") and len(one) == 1
+  assert len(all_) == 2
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "a.txt").write_text("one line\n" * 40)
+  assert read(path="~/a.txt") == read(path=str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize(
+  ("path", "problem"),
+  [("", "expected the path of a file"), (".", "expected files, and this is a folder; .*matches all files in it")],
+)
+def test_no_path_and_a_folder_are_rejected(tmp_path, monkeypatch, path, problem):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ConfigError, match=f"path = '{re.escape(path)}': {problem}"):
+    read(path=path)
+
+
+@pytest.mark.parametrize("kilobytes", [1, 200, 300])
+def test_the_end_of_a_single_plain_file_is_held_out(tmp_path, kilobytes):
+  lines = [f"line {number} of a play\n" for number in range(kilobytes * 48)]
+  (tmp_path / "input.txt").write_text("".join(lines))
+  train, validation = (read(split, path=str(tmp_path / "input.txt")) for split in ("train", "validation"))
+  assert sorted("".join(train + validation).splitlines(True)) == sorted(lines)
+  if kilobytes < 256:
+    assert train + validation == ["".join(train), "".join(validation)]
+  share = len("".join(validation)) / len("".join(lines))
+  assert 0.05 <= share <= 0.1 or (kilobytes > 256 and share < 0.2)
+
+
+def test_few_documents_of_any_kind_have_their_ends_held_out(tmp_path):
+  write_json_lines(tmp_path / "a.jsonl", [{"text": "0123456789" * 4}, {"text": ""}])
+  where = {"path": str(tmp_path / "a.jsonl"), "validation_fraction": 0.1}
+  assert read("train", **where) == [("0123456789" * 4)[:36]]
+  assert read("validation", **where) == ["6789"]
+
+
+def test_documents_that_all_name_one_split_are_not_divided(tmp_path):
+  write_json_lines(tmp_path / "a.jsonl", [{"text": "all of it", "split": "train"}])
+  assert read("train", path=str(tmp_path / "a.jsonl")) == ["all of it"]
+  assert read("validation", path=str(tmp_path / "a.jsonl")) == []
+
+
+@pytest.mark.parametrize("objective", ["prefix_lm", "span_corruption", "causal_lm"])
+def test_one_short_file_has_validation_examples_for_every_objective(tmp_path, objective):
+  (tmp_path / "a.txt").write_text("one short line and another\n" * 4)
+  lengths = {"inputs_length": 0} if objective == "causal_lm" else {}
+  config = make_config(TextConfig(str(tmp_path / "a.txt")), objective=objective, **lengths)
+  row_format = "targets" if objective == "causal_lm" else "inputs_and_targets"
+  with make_pipeline(config, row_format, "validation", training=False) as pipeline:
+    assert next(pipeline)["loss_weights"].sum() > 0
+
+
+def test_only_documents_that_name_another_split_are_in_it(tmp_path):
+  write_json_lines(tmp_path / "a.jsonl", [{"text": "a", "split": "test"}, *({"text": str(i)} for i in range(60))])
+  assert read("test", path=str(tmp_path / "a.jsonl")) == ["a"]
+  with pytest.raises(DataError, match=r"split 'tset': expected one of test, train, validation, the splits of .*jsonl"):
+    read("tset", path=str(tmp_path / "a.jsonl"))

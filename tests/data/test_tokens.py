@@ -12,7 +12,7 @@ from moe.data import DataError, load_vocabulary, make_pipeline, make_source, mak
 from moe.data.formats.token_directory import token_dtype, write_meta, write_split
 from moe.data.sources.text import TextConfig
 from moe.data.sources.tokens import TokensConfig
-from tests.data.conftest import make_config
+from tests.data.conftest import make_config, write_json_lines
 
 BLOCKED = ("tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "tqdm", "ml_collections", "jax")
 
@@ -68,7 +68,7 @@ def test_a_directory_without_tokens_is_rejected(tmp_path):
 
 
 def test_an_unknown_split_is_rejected(tokens):
-  with pytest.raises(ConfigError, match=r"split = 'test': expected one of train, validation"):
+  with pytest.raises(DataError, match=r"split 'test': expected one of train, validation, the splits of .*tokens"):
     make_source(config_of(tokens), "test", make_vocabulary(config_of(tokens)))
 
 
@@ -111,8 +111,9 @@ def test_ids_have_no_text_to_compare_with(tokens):
     open_train(tokens).texts(0)
 
 
-def test_a_split_without_documents_trains_nothing_and_says_so(tmp_path, corpus):
-  write(tmp_path / "tokens", make_config(TextConfig(corpus, validation_fraction=1e-9)))
+def test_a_split_without_documents_trains_nothing_and_says_so(tmp_path):
+  write_json_lines(tmp_path / "a.jsonl", [{"text": "all of it", "split": "train"}])
+  write(tmp_path / "tokens", make_config(TextConfig(str(tmp_path / "a.jsonl"))))
   config = config_of(tmp_path / "tokens")
   with make_pipeline(config, "inputs_and_targets", "validation", training=False) as pipeline:
     assert list(pipeline) == []

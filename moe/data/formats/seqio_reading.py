@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from moe.config import ConfigError, require
 from moe.data.documents import Documents, Ragged, stable_hash
 from moe.data.errors import DataError
-from moe.data.source import TextSource
+from moe.data.source import TextSource, require_split
 from moe.data.sources.task import TaskConfig
 from moe.data.vocabulary import EOS, Vocabulary
 
@@ -64,10 +64,11 @@ class TaskSource:
   """
 
   varies = True
+  skipped = 0
 
   def __init__(self, task: seqio.Task, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int):
     self._task, self._split, self._lengths, self._seed = task, split, lengths, seed
-    _require_split(task.splits, split, task.name)
+    require_split(_whole(split), task.splits, task.name)
     require("targets" in task.output_features, "task", task.name, "expected a task with the feature 'targets'")
     require(not task.requires_caching, "task", task.name, "expected a task that does not need seqio's cache")
     self.supervised = "inputs" in task.output_features
@@ -118,7 +119,7 @@ class TfdsTextSource(TextSource):
       raise ConfigError("task", config.task, expected) from None
     prepared = bool(builder.info.splits)
     require(prepared, "task", config.task, f"expected a dataset prepared in {where}; run tfds build first")
-    _require_split(builder.info.splits, split, config.task)
+    require_split(_whole(split), builder.info.splits, config.task)
     features = builder.info.features
     key = config.text_key
     require(key in features, "text_key", key, f"expected a feature of {config.task}: {', '.join(features)}")
@@ -147,9 +148,9 @@ def _in_order() -> tf.data.Options:
   return options
 
 
-def _require_split(splits, split: str, name: str) -> None:
-  # "train[:90%]" is a part of "train".
-  require(split.split("[")[0] in splits, "split", split, f"expected one of {', '.join(splits)}, as in {name}")
+def _whole(split: str) -> str:
+  """The split that a part of one, such as "train[:90%]", belongs to."""
+  return split.partition("[")[0]
 
 
 def _without_eos(ids: np.ndarray) -> np.ndarray:

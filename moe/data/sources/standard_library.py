@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from moe.config import require
 from moe.data.documents import held_out, stable_hash
 from moe.data.errors import DataError
-from moe.data.source import SPLITS, SourceConfig, TextSource
+from moe.data.source import SPLITS, SourceConfig, TextSource, require_split
 from moe.data.vocabulary import Vocabulary
 
 _SUFFIXES = (".py", ".txt", ".rst")
@@ -43,14 +43,14 @@ class StandardLibrarySource(TextSource):
   """The files below `sysconfig.get_path("stdlib")`, a single shard sorted by name.
 
   Raises:
-    ConfigError: an unknown split. DataError: this Python is installed without its sources.
+    DataError: an unknown split, or this Python is installed without its sources.
   """
 
   num_shards = 1
 
   def __init__(self, vocabulary: Vocabulary, split: str, validation_fraction: float):
     super().__init__(vocabulary)
-    require(split in SPLITS, "split", split, f"expected one of {', '.join(SPLITS)}")
+    require_split(split, SPLITS, "the standard library")
     self._root = sysconfig.get_path("stdlib")
     chosen = split == "validation"
     self._names = [name for name in _names(self._root) if held_out(name, 0, validation_fraction) == chosen]

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from moe.config import require
 from moe.data.documents import BLOCK_DOCUMENTS, Documents, Ragged, stable_hash
 from moe.data.errors import DataError
 from moe.data.formats.token_directory import open_feature, read_meta
-from moe.data.source import SourceConfig
+from moe.data.source import SourceConfig, require_split
 from moe.data.vocabulary import StoredVocabulary, Vocabulary
 
 _BLOCK_TOKENS = 4 * 2**20
@@ -43,14 +42,16 @@ class TokensSource:
   """One split of a token directory. Each block is a shard, since any part of an array is read equally fast.
 
   Raises:
-    ConfigError: the directory or the split does not exist. DataError: files do not have the lengths in `meta.json`.
+    ConfigError: the directory does not exist. DataError: the split does not, files do not have the lengths in
+      `meta.json`, or ids are beyond the vocabulary.
   """
 
   varies = False
+  skipped = 0
 
   def __init__(self, directory: str, split: str):
     meta = read_meta(directory)
-    require(split in meta["splits"], "split", split, f"expected one of {', '.join(meta['splits'])}, as in {directory}")
+    require_split(split, meta["splits"], directory)
     self._features = {name: open_feature(directory, split, name, meta) for name in meta["features"]}
     self.supervised = "inputs" in self._features
     self._bounds = _block_bounds(self._features["targets"].offsets)
