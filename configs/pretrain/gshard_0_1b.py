@@ -1,4 +1,4 @@
-r"""GShard top-2 with 64 experts in the 0.1B model, on C4.
+r"""GShard top-2 with 64 experts and a causal queue (see `moe.routing.top_k`) in the 0.1B model, on C4.
 
 For the paper's other sizes, set `--config.model.decoder.moe.num_experts` to 16, 32 or 128.
 
@@ -13,4 +13,4 @@ from configs.pretrain import base
 
 
 def get_config():
-  return base.language_model("0.1b", 64, {"name": "gshard"})
+  return base.language_model("0.1b", 64, {"name": "causal_gshard"})

@@ -25,10 +25,26 @@ def queue_by_position(choices: jax.Array, wanted: jax.Array, num_experts: int) -
   return jnp.take_along_axis(jnp.cumsum(takes, axis=0) - takes, choices, axis=1)
 
 
+def queue_by_choice(choices: jax.Array, wanted: jax.Array, num_experts: int) -> jax.Array:
+  """int32 `[n, k]`, how many choices are ahead of each in GShard's queue (Lepikhin et al. 2020, algorithm 1).
+
+  All first choices queue by position, then all second ones, and so on. A later token's first choice is ahead of an
+  earlier token's second, so with more than one choice per token it is not causal.
+
+  Args:
+    choices: int32 `[n, k]`, different experts for each token, best first.
+    wanted: bool `[n, k]`.
+    num_experts: E.
+  """
+  n, k = choices.shape
+  ahead = queue_by_position(choices.T.reshape(k * n, 1), wanted.T.reshape(k * n, 1), num_experts)
+  return ahead.reshape(k, n).T
+
+
 def queue_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Array, num_experts: int) -> jax.Array:
   """int32 `[n, k]`, how many choices are ahead of each in V-MoE's batch priority (Riquelme et al. 2021, algorithm 2).
 
-  Tokens queue by decreasing priority, all first choices before any second choice. Not causal.
+  As `queue_by_choice`, but tokens queue by decreasing priority instead of by position. Not causal.
 
   Args:
     choices: int32 `[n, k]`, different experts for each token, best first.
@@ -36,14 +52,24 @@ def queue_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Array
     priority: float32 `[n]`, highest is served first, ties by position.
     num_experts: E.
   """
-  n, k = choices.shape
   order = jnp.argsort(-priority, stable=True)
+  ahead = queue_by_choice(choices[order], wanted[order], num_experts)
+  return jnp.zeros_like(ahead).at[order].set(ahead, unique_indices=True)
 
-  def queue(values: jax.Array) -> jax.Array:
-    return values[order].T.reshape(k * n, 1)
 
-  ahead = queue_by_position(queue(choices), queue(wanted), num_experts)
-  return jnp.zeros((n, k), ahead.dtype).at[order].set(ahead.reshape(k, n).T, unique_indices=True)
+def queue_each_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Array, num_experts: int) -> jax.Array:
+  """int32 `[n, k]`, how many choices are ahead of each where every single choice has a priority of its own.
+
+  By the expert's score, each expert keeps the tokens that score highest with it, as DeepSpeed's drop policy "probs".
+
+  Args:
+    choices: int32 `[n, k]`, different experts for each token.
+    wanted: bool `[n, k]`.
+    priority: float32 `[n, k]`, highest is served first, ties by position.
+    num_experts: E.
+  """
+  alone = queue_by_priority(choices.reshape(-1, 1), wanted.reshape(-1, 1), priority.reshape(-1), num_experts)
+  return alone.reshape(choices.shape)
 
 
 def slot_routing(

@@ -1,9 +1,10 @@
 """Every token goes to its k highest-ranked experts: the base of the token-choice family.
 
-Published code queues all first choices of a group before any second choice, across concatenated sequences. A later
-token can then displace an earlier token's second choice, and one sequence another's (6% of outputs, measured). Here
-slots are counted per sequence and by position, all choices of a token together: causal, independent of the batch, and
-the same when decoding step by step.
+GShard, and most published code after it, queues all first choices of a group before any second choice, across
+concatenated sequences. Few first choices are then dropped, but a later token can displace an earlier token's second
+choice, and one sequence another's. By default slots are counted per sequence and by position, all choices of a token
+together: causal, independent of the batch, and the same when decoding step by step. The price is that later tokens lose
+first choices to earlier tokens' second ones. `order` chooses.
 """
 
 import dataclasses
@@ -16,14 +17,16 @@ from flax import nnx
 from moe.config import require
 from moe.routing import queues
 from moe.routing.capacity import CapacityConfig, token_choice_capacity
-from moe.routing.groups import Groups, checked_groups
+from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.losses import balance_loss, router_z_loss
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, Site
+from moe.routing.router import Router, RouterConfig, Site
 from moe.routing.sampling import training_key
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.highest import highest
-from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing, SlotRouting
+from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing
+
+Order = Literal["token", "choice", "batch_priority", "score", "random"]
 
 
 def expert_scores(logits: jax.Array, kind: Literal["softmax", "sigmoid"]) -> jax.Array:
@@ -65,7 +68,15 @@ class TopKConfig(CapacityConfig):
     capacity_factor: each expert has capacity_factor * n / E slots in a group of n tokens (`moe.routing.capacity`), so
       top_k is the smallest that can hold every choice; None for dropless.
     eval_capacity_factor: the one for evaluation and decoding; None for the same. At E no choice is ever dropped.
-    group_size: tokens per group, where a group is not one sequence; 0 for the whole batch.
+    order: who gets the slots where there are too few (if dropless, no matter).
+      "token": earlier tokens first, each with all its choices; causal.
+      "choice": all first choices of the group by position, then all second ones, as in GShard, flaxformer, DeepSpeed's
+        top-2, Tutel, ST-MoE and V-MoE. Causal for top_k = 1 only, where it is the same as "token".
+      "batch_priority": as "choice", but the tokens with the highest first scores first (V-MoE's option of that name).
+      "score": each expert serves the choices that score highest with it, first or not (DeepSpeed's "probs").
+      "random": choices in random order in training, so that no position is favoured; "choice" in evaluation.
+    group_size: tokens per group, across sequences; 0 for one sequence if slots are filled by token, else for the whole
+      batch.
     scores: how logits become scores; the gates are the scores of the chosen experts.
     renormalize: whether the gates of a token's k choices sum to 1.
     balance_loss: weight of Switch's load balancing loss. Sigmoid scores are first divided by their sum over the
@@ -74,6 +85,7 @@ class TopKConfig(CapacityConfig):
   """
 
   top_k: int = 2
+  order: Order = "token"
   group_size: int = 0
   scores: Literal["softmax", "sigmoid"] = "softmax"
   renormalize: bool = False
@@ -83,12 +95,7 @@ class TopKConfig(CapacityConfig):
   def __post_init__(self):
     super().__post_init__()
     require(self.top_k >= 1, "top_k", self.top_k, "expected at least 1 expert per token")
-    require(
-      self.group_size == 0 or (self.group_size > 0 and not self.queues_by_sequence),
-      "group_size",
-      self.group_size,
-      "expected 0: where slots are filled by position a group is one sequence; more is for dropless and batch_priority",
-    )
+    check_group_size(self.group_size, "one sequence if slots are filled by token, else the whole batch")
     require(
       self.top_k > 1 or not self.renormalize,
       "renormalize",
@@ -105,19 +112,23 @@ class TopKConfig(CapacityConfig):
 
   @property
   def queues_by_sequence(self) -> bool:
-    """Whether slots are counted per sequence, by position."""
-    return not self.dropless
+    """Whether a group is one sequence, whatever its length."""
+    return not self.dropless and self.order == "token" and self.group_size == 0
 
   @property
   def draws(self) -> bool:
     """Whether training draws random numbers."""
-    return False
+    return not self.dropless and self.order == "random"
 
   def is_causal(self, *, training: bool) -> bool:
-    return True
+    return self.dropless or self.order == "token" or (self.order == "choice" and self.top_k == 1)
 
   def is_batch_independent(self, length: int, *, training: bool) -> bool:
-    return True
+    return self.dropless or self.queues_by_sequence or within_sequences(self.group_size, length)
+
+  def causal_twin(self) -> RouterConfig:
+    """The same router with each sequence's slots filled by token."""
+    return dataclasses.replace(self, order="token", group_size=0)
 
   def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
     return (
@@ -182,7 +193,7 @@ class Decision:
 
 
 class TopKRouter(Router):
-  """Base class; a method overrides `logits`, `ranking`, `wanted`, `queue`, `losses` or `learn` where it differs.
+  """Base class; a method overrides `logits`, `ranking`, `wanted`, `losses` or `learn` where it differs.
 
   The config field `NAME_loss` is the weight of the loss `NAME`.
   """
@@ -206,10 +217,6 @@ class TopKRouter(Router):
     """Bool `[G, n, k]`, the choices that queue for a slot."""
     return jnp.broadcast_to(mask[..., None], gates.shape)
 
-  def queue(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> jax.Array:
-    """int32 `[n, k]`, how many choices are ahead of each in its expert's queue, for one group."""
-    return queues.queue_by_position(choices, wanted, self.num_experts)
-
   def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
     """The losses by name, unweighted."""
     return {
@@ -232,7 +239,7 @@ class TopKRouter(Router):
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     key = training_key(self, inputs) if training and self.config.draws else None
     decision = self.decide(inputs, key, training=training)
-    routing = self._routing(decision, training)
+    routing = self._routing(decision, key, training=training)
     losses = self.losses(decision, training=training)
     total = sum((getattr(self.config, f"{name}_loss") * loss for name, loss in losses.items()), start=jnp.zeros(()))
     metrics = routing_metrics(routing, inputs.mask, normalized(decision.scores), asked=decision.wanted.sum())
@@ -240,24 +247,50 @@ class TopKRouter(Router):
       self.learn(decision)
     return RouterOutput(routing, losses, total, metrics)
 
-  def _routing(self, decision: Decision, training: bool) -> Routing:
-    asked = decision.choices, decision.gates, decision.wanted
+  def _routing(self, decision: Decision, key: jax.Array | None, *, training: bool) -> Routing:
+    choices, gates, wanted = decision.choices, decision.gates, decision.wanted
     if self.config.dropless:
-      return jax.vmap(lambda c, g, w: queues.ragged_routing(c, g, w, self.num_experts))(*asked)
+      return jax.vmap(lambda c, g, w: queues.ragged_routing(c, g, w, self.num_experts))(choices, gates, wanted)
     capacity = token_choice_capacity(decision.mask.shape[1], self.num_experts, self.config.factor(training))
+    ahead = self._ahead(decision, key, training=training)
+    return jax.vmap(lambda c, g, w, a: queues.slot_routing(c, g, w, a, self.num_experts, capacity))(
+      choices, gates, wanted, ahead
+    )
 
-    def one_group(choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> SlotRouting:
-      ahead = self.queue(choices, gates, wanted)
-      return queues.slot_routing(choices, gates, wanted, ahead, self.num_experts, capacity)
+  def _ahead(self, decision: Decision, key: jax.Array | None, *, training: bool) -> jax.Array:
+    """int32 `[G, n, k]`, how many choices are ahead of each in its expert's queue."""
+    order, choices, wanted = self.config.order, decision.choices, decision.wanted
+    if order == "random" and training:
+      priority = jax.random.uniform(jax.random.fold_in(key, 2), choices.shape)
+    else:
+      priority = jax.lax.stop_gradient(jnp.take_along_axis(decision.scores, choices, axis=-1))
+    by_choice = order == "choice" or (order == "random" and not training)
 
-    return jax.vmap(one_group)(*asked)
+    def one_group(choices: jax.Array, wanted: jax.Array, priority: jax.Array) -> jax.Array:
+      if order == "token":
+        return queues.queue_by_position(choices, wanted, self.num_experts)
+      if by_choice:
+        return queues.queue_by_choice(choices, wanted, self.num_experts)
+      if order == "batch_priority":
+        return queues.queue_by_priority(choices, wanted, priority[:, 0], self.num_experts)
+      return queues.queue_each_by_priority(choices, wanted, priority, self.num_experts)
+
+    return jax.vmap(one_group)(choices, wanted, priority)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """`free`: int32 `[batch, E]`, slots left; empty for a dropless router."""
+    """`free`: int32 `[batch, E]`, slots left; empty for a dropless router.
+
+    If a row is longer than a group, also the `slots` of a group, int32 `[batch, E]`, and int32 `[batch]`: tokens of a
+    `group`, and tokens `seen` of the row.
+    """
     if self.config.dropless:
       return {}
-    capacity = token_choice_capacity(length, self.num_experts, self.config.factor(training=False))
-    return {"free": jnp.full((batch, self.num_experts), capacity, jnp.int32)}
+    group = self.config.groups(1, length, training=False).size
+    capacity = token_choice_capacity(group, self.num_experts, self.config.factor(training=False))
+    slots = jnp.full((batch, self.num_experts), capacity, jnp.int32)
+    if group == length:
+      return {"free": slots}
+    return {"free": slots, "slots": slots, "group": jnp.full(batch, group), "seen": jnp.zeros(batch, jnp.int32)}
 
   def decode(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[RouterOutput, dict[str, jax.Array]]:
     """See the base class. The routing is ragged, with dropped choices in its tail; losses and metrics are left out."""
@@ -266,8 +299,12 @@ class TopKRouter(Router):
     decision = self.decide(inputs, None, training=False)
     choices, kept = decision.choices[0], decision.wanted[0]
     if state:
-      kept = kept & (jnp.take_along_axis(state["free"], choices, axis=1) > 0)
-      state = {"free": state["free"] - queues.wanted_experts(choices, kept, self.num_experts)}
+      free = state["free"]
+      if "group" in state:
+        begins = state["seen"] % state["group"] == 0
+        free, state = jnp.where(begins[:, None], state["slots"], free), state | {"seen": state["seen"] + 1}
+      kept = kept & (jnp.take_along_axis(free, choices, axis=1) > 0)
+      state = state | {"free": free - queues.wanted_experts(choices, kept, self.num_experts)}
     routing: RaggedRouting = queues.ragged_routing(choices, decision.gates[0], kept, self.num_experts)
     routing = jax.tree.map(lambda leaf: leaf[None], routing)
     return RouterOutput(routing, {}, jnp.zeros(()), {}), state

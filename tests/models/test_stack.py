@@ -108,7 +108,7 @@ def test_units_start_with_different_parameters():
 
 @functools.cache
 def gradients(remat: str):
-  settings = config("decoder", stack(router("gshard"), placement=EveryNth(1)), remat=remat, dropout=0.1)
+  settings = config("decoder", stack(router("causal_gshard"), placement=EveryNth(1)), remat=remat, dropout=0.1)
   graph, params = nnx.split(settings.make(nnx.Rngs(0)))
 
   def loss(params):

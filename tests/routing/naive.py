@@ -13,7 +13,11 @@ from moe.routing import Groups, RaggedRouting, RouterConfig, RouterInput, Routin
 D_MODEL, NUM_EXPERTS, VOCABULARY = 8, 4, 61
 
 # Options with which a leak shows in a few tokens, of routers whose default capacity drops next to none of them.
-TIGHT = {"batch_priority": {"capacity_factor": 0.75}, "sinkhorn_base": {"group_size": 16}}
+TIGHT = {
+  "batch_priority": {"capacity_factor": 0.75},
+  "gshard": {"capacity_factor": 0.75},
+  "sinkhorn_base": {"group_size": 16},
+}
 
 
 def token_weights(routing: Routing, n: int, num_experts: int) -> np.ndarray:

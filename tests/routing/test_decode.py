@@ -11,11 +11,14 @@ from tests.routing.naive import ids_of, make, of_sequences, random_tokens, route
 BATCH, LENGTH, EXPERTS = 3, 20, 4
 DROPPING = [
   ("switch", {"eval_capacity_factor": 0.6}),
-  ("gshard", {"eval_capacity_factor": 1.0}),
+  ("causal_gshard", {"eval_capacity_factor": 1.0}),
   ("glam", {"eval_capacity_factor": 0.5}),
   ("token_choice", {"top_k": 3, "capacity_factor": 1.5}),
   ("token_choice", {"top_k": 2, "capacity_factor": 4.0}),
   ("token_choice", {"capacity_factor": None}),
+  ("token_choice", {"capacity_factor": 1.0, "group_size": 5}),
+  ("switch", {"eval_capacity_factor": 0.6, "order": "choice", "group_size": LENGTH}),
+  ("switch", {"eval_capacity_factor": 1.0, "order": "choice", "group_size": 10}),
   ("loss_free", {"capacity_factor": 0.75}),
   ("hash", {"function": "bigram", "hashes": 2, "capacity_factor": 1.5}),
   ("k_means", {"capacity_factor": 1.0}),

@@ -61,7 +61,7 @@ def test_padding_alone_gives_zeros_not_nan():
     np.testing.assert_array_equal(metrics[name], 0, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["expert_choice", "switch", "gshard", "glam", "token_choice"])
+@pytest.mark.parametrize("name", ["expert_choice", "switch", "causal_gshard", "glam", "token_choice"])
 def test_every_router_reports_the_same_metrics_in_float32(name):
   key = jax.random.key(0)
   metrics = route(make(name), random_tokens(2, 16), training=True, key=key).metrics

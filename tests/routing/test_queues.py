@@ -21,13 +21,15 @@ def random_choices(n: int, k: int, experts: int):
   return choices, gates, rng.uniform(size=(n, k)) < 0.8
 
 
-@functools.partial(jax.jit, static_argnames=("experts", "capacity", "priority"))
-def to_slots(choices, gates, wanted, experts: int, capacity: int, priority: bool = False):
+@functools.partial(jax.jit, static_argnames=("experts", "capacity", "order"))
+def to_slots(choices, gates, wanted, experts: int, capacity: int, order: str = "token"):
   """One group with an axis for it."""
-  if priority:
-    ahead = queues.queue_by_priority(choices, wanted, gates[:, 0], experts)
-  else:
-    ahead = queues.queue_by_position(choices, wanted, experts)
+  ahead = {
+    "token": lambda: queues.queue_by_position(choices, wanted, experts),
+    "choice": lambda: queues.queue_by_choice(choices, wanted, experts),
+    "priority": lambda: queues.queue_by_priority(choices, wanted, gates[:, 0], experts),
+    "each": lambda: queues.queue_each_by_priority(choices, wanted, gates, experts),
+  }[order]()
   return grouped(queues.slot_routing(choices, gates, wanted, ahead, experts, capacity))
 
 
@@ -44,6 +46,17 @@ def test_unwanted_choices_do_not_queue():
   wanted = jnp.array([[True, True], [True, False], [True, True]])
   ahead = np.asarray(queues.queue_by_position(CHOICES, wanted, 3))
   assert ahead[2, 0] == 1
+
+
+def test_by_choice_all_first_choices_queue_before_any_second():
+  # Expert 0: the first choices of tokens 0 and 2, then the second one of token 1.
+  np.testing.assert_array_equal(queues.queue_by_choice(CHOICES, ALL, 3), [[0, 1], [0, 2], [1, 0]])
+
+
+def test_with_a_priority_for_each_choice_it_does_not_matter_whether_it_is_the_first():
+  priority = jnp.array([[0.6, 0.4], [0.5, 0.45], [0.9, 0.1]])
+  # Expert 0: 0.9 of token 2, 0.6 of token 0, 0.45 of token 1. Expert 1: 0.5 of token 1, 0.4 of token 0.
+  np.testing.assert_array_equal(queues.queue_each_by_priority(CHOICES, ALL, priority, 3), [[1, 1], [0, 2], [0, 0]])
 
 
 def test_with_priority_first_choices_queue_before_second_ones_and_confident_tokens_before_others():
@@ -75,21 +88,19 @@ SIZES = pytest.mark.parametrize(
 
 
 @SIZES
-def test_slots_equal_serving_one_choice_after_another(n, k, experts, capacity):
+@pytest.mark.parametrize("order", ["token", "choice", "priority", "each"])
+def test_slots_equal_serving_one_choice_after_another(order, n, k, experts, capacity):
   example = random_choices(n, k, experts)
-  queue = [(token, choice) for token in range(n) for choice in range(k)]
+  confident = np.argsort(-example[1][:, 0], kind="stable")
+  each = np.argsort(-example[1].ravel(), kind="stable")
+  queue = {
+    "token": [(token, choice) for token in range(n) for choice in range(k)],
+    "choice": [(token, choice) for choice in range(k) for token in range(n)],
+    "priority": [(token, choice) for choice in range(k) for token in confident],
+    "each": [divmod(int(index), k) for index in each],
+  }[order]
   expected = serve(*example, queue, experts, capacity)
-  np.testing.assert_array_equal(token_weights(to_slots(*example, experts, capacity), n, experts)[0], expected)
-
-
-@SIZES
-def test_priority_equals_serving_choices_in_its_order(n, k, experts, capacity):
-  example = random_choices(n, k, experts)
-  order = np.argsort(-example[1][:, 0], kind="stable")
-  queue = [(token, choice) for choice in range(k) for token in order]
-  expected = serve(*example, queue, experts, capacity)
-  routing = to_slots(*example, experts, capacity, priority=True)
-  np.testing.assert_array_equal(token_weights(routing, n, experts)[0], expected)
+  np.testing.assert_array_equal(token_weights(to_slots(*example, experts, capacity, order), n, experts)[0], expected)
 
 
 def test_ragged_and_slots_without_a_limit_agree():

@@ -13,17 +13,19 @@ from moe.routing.scores import router_kernel, router_logits
 from tests.routing.naive import NUM_EXPERTS, make, random_tokens, route, routing_of, with_kernel
 
 VARIANTS = [
-  *[(name, {}) for name in ("expert_choice", "switch", "gshard", "glam", "token_choice")],
+  *[(name, {}) for name in ("expert_choice", "switch", "causal_gshard", "gshard", "glam", "token_choice")],
   ("expert_choice", {"renormalize": True, "z_loss": 0.1, "group_size": 16}),
   ("token_choice", {"capacity_factor": None, "renormalize": True, "z_loss": 0.1}),
   ("token_choice", {"order": "batch_priority", "noise": 1.0, "importance_loss": 0.1, "load_loss": 0.1}),
+  ("token_choice", {"order": "score", "capacity_factor": 1.0}),
+  ("token_choice", {"order": "random", "capacity_factor": 1.0, "group_size": 16}),
   ("token_choice", {"scores": "sigmoid", "renormalize": True, "balance_loss": 0.1}),
   ("noisy_top_k", {}),
 ]
 
 
 def test_the_published_families_are_registered():
-  assert {"expert_choice", "switch", "gshard", "glam", "token_choice"} <= RouterConfig.choices.keys()
+  assert {"expert_choice", "switch", "gshard", "causal_gshard", "glam", "token_choice"} <= RouterConfig.choices.keys()
 
 
 def test_an_unknown_router_is_refused_with_the_names_there_are():

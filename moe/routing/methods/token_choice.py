@@ -1,7 +1,9 @@
 """Token choice with fixed rules: Switch, GShard, GLaM, V-MoE, dropless and their relatives.
 
 One implementation; the published methods are its configs. They differ in whom an expert with too few slots serves
-(`order`), in what is random in training, and in the losses that keep the experts balanced.
+(`order`), in what is random in training, and in the losses that balance the experts. A causal queue is the default
+here, so that decoders can use it: only `gshard` and `batch_priority` queue as published. Papers on decoders seldom say
+how they queue, and their code (GLaM's is GShard's) is not causal.
 """
 
 import dataclasses
@@ -12,13 +14,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing import queues
-from moe.routing.groups import within_sequences
 from moe.routing.losses import importance_loss, load_loss
 from moe.routing.router import RouterConfig, Site
 from moe.routing.top_k import (
   Decision,
   Logits,
+  Order,
   TopKConfig,
   TopKRouter,
   check_load_loss,
@@ -49,8 +50,6 @@ class TokenChoiceConfig(TopKConfig, name="token_choice"):
   """Token choice with fixed rules; adds fields to those of every top-k router.
 
   Attributes:
-    order: who gets the slots. "sequence": a group is one sequence, earlier tokens first; causal. "batch_priority":
-      V-MoE's, the most confident tokens of the group first.
     second_expert: "all", or "random": in training the second expert is kept with probability min(1, 2 g_2).
     jitter: in training the router's input is multiplied by uniform(1 - jitter, 1 + jitter).
     noise: in training the logits get Gaussian noise of standard deviation noise / E.
@@ -61,7 +60,6 @@ class TokenChoiceConfig(TopKConfig, name="token_choice"):
   paper = "the common form; published settings of it have names of their own"
 
   capacity_factor: float | None = 2.0
-  order: Literal["sequence", "batch_priority"] = "sequence"
   second_expert: Literal["all", "random"] = "all"
   jitter: float = 0.0
   noise: float = 0.0
@@ -87,26 +85,19 @@ class TokenChoiceConfig(TopKConfig, name="token_choice"):
     )
 
   @property
-  def queues_by_sequence(self) -> bool:
-    return not self.dropless and self.order == "sequence"
-
-  @property
   def draws(self) -> bool:
-    return self.jitter > 0 or self.noise > 0 or self.second_expert == "random"
+    return super().draws or self.jitter > 0 or self.noise > 0 or self.second_expert == "random"
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "TokenChoice":
     return TokenChoice(self, site, rngs=rngs)
 
-  def is_causal(self, *, training: bool) -> bool:
-    return self.dropless or self.queues_by_sequence
-
-  def is_batch_independent(self, length: int, *, training: bool) -> bool:
-    return self.is_causal(training=training) or within_sequences(self.group_size, length)
-
   def causal_twin(self) -> RouterConfig:
-    """The same router with capacity counted by position instead of by priority."""
+    return self._causal(TokenChoiceConfig)
+
+  def _causal(self, cls: "type[TokenChoiceConfig]") -> RouterConfig:
+    """The same options, but for the order of service, under the name of `cls`."""
     options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-    return TokenChoiceConfig(**(options | {"order": "sequence", "group_size": 0}))
+    return cls(**(options | {"order": "token", "group_size": 0}))
 
   def check_site(self, site: Site) -> None:
     super().check_site(site)
@@ -126,18 +117,37 @@ class SwitchConfig(TokenChoiceConfig, name="switch"):
 
 
 @dataclasses.dataclass(frozen=True)
-class GShardConfig(TokenChoiceConfig, name="gshard"):
-  """Lepikhin et al. 2020, arXiv 2006.16668: top-2, the second by chance, gates renormalised, capacity 2 n / E."""
+class CausalGShardConfig(TokenChoiceConfig, name="causal_gshard"):
+  """GShard for decoders: its gates and chances, with each sequence's slots filled by token."""
 
-  paper = "Lepikhin et al. 2020, arXiv 2006.16668"
+  paper = "Lepikhin et al. 2020, arXiv 2006.16668, with a causal queue"
 
   renormalize: bool = True
   second_expert: Literal["all", "random"] = "random"
 
 
 @dataclasses.dataclass(frozen=True)
+class GShardConfig(CausalGShardConfig, name="gshard"):
+  """Lepikhin et al. 2020, arXiv 2006.16668: top-2, the second by chance, gates renormalised, capacity 2 n / E.
+
+  First choices of a group queue before second ones. The paper's groups are a device's tokens; flaxformer's have about
+  4,096, of several sequences: set `group_size`, since the default is the whole batch.
+  """
+
+  paper = "Lepikhin et al. 2020, arXiv 2006.16668"
+
+  order: Order = "choice"
+
+  def causal_twin(self) -> RouterConfig:
+    return self._causal(CausalGShardConfig)
+
+
+@dataclasses.dataclass(frozen=True)
 class GLaMConfig(TokenChoiceConfig, name="glam"):
-  """Du et al. 2021, arXiv 2112.06905: top-2, both experts always, gates renormalised."""
+  """Du et al. 2021, arXiv 2112.06905: top-2, both experts always, gates renormalised.
+
+  With the causal queue; `order="choice"` is that of GShard's code, on which the paper builds.
+  """
 
   paper = "Du et al. 2021, arXiv 2112.06905"
 
@@ -155,7 +165,7 @@ class BatchPriorityConfig(TokenChoiceConfig, name="batch_priority"):
   paper = "Riquelme et al. 2021 (V-MoE), arXiv 2106.05974"
 
   capacity_factor: float | None = 2.1
-  order: Literal["sequence", "batch_priority"] = "batch_priority"
+  order: Order = "batch_priority"
   noise: float = 1.0
   balance_loss: float = 0.0
   importance_loss: float = 0.005
@@ -189,11 +199,6 @@ class TokenChoice(TopKRouter):
     everyone = super().wanted(gates, mask, key)
     by_chance = self.config.second_expert == "random" and key is not None
     return everyone & second_by_chance(gates, key) if by_chance else everyone
-
-  def queue(self, choices: jax.Array, gates: jax.Array, wanted: jax.Array) -> jax.Array:
-    if self.config.order == "sequence":
-      return super().queue(choices, gates, wanted)
-    return queues.queue_by_priority(choices, wanted, gates[:, 0], self.num_experts)
 
   def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
     losses, logits = super().losses(decision, training=training), decision.logits

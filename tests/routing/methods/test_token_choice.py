@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from moe.config import ConfigError, build
 from moe.routing import Groups, RaggedRouting, RouterConfig, Site
@@ -13,6 +14,7 @@ from tests.routing.naive import make, of_sequences, random_tokens, route, routin
 
 EXPERTS = 4
 PROBS = np.float32([[0.5, 0.3, 0.1, 0.1], [0.6, 0.2, 0.1, 0.1], [0.5, 0.1, 0.3, 0.1], [0.1, 0.6, 0.2, 0.1]])
+CONTESTED = np.float32([[0.1, 0.6, 0.2, 0.1], [0.3, 0.5, 0.1, 0.1], [0.6, 0.3, 0.05, 0.05], [0.1, 0.1, 0.2, 0.6]])
 
 
 def route_probs(name, probs, *, training=False, mask=None, key=None, **options):
@@ -28,7 +30,7 @@ def assert_tables(routing, token, weight):
   np.testing.assert_allclose(routing.weight[0], weight, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gshard", "glam"])
+@pytest.mark.parametrize("name", ["causal_gshard", "glam"])
 def test_top_two_with_renormalised_gates(name):
   # C = 2 * 4 / 4 = 2. Token 2 finds expert 0 full, token 3 finds expert 1 full; their second gates stay as they were.
   output = route_probs(name, PROBS)
@@ -47,10 +49,83 @@ def test_switch_has_one_raw_gate_and_drops_what_comes_too_late():
 
 
 def test_an_earlier_second_choice_is_served_before_a_later_first_choice():
-  probs = np.float32([[0.1, 0.6, 0.2, 0.1], [0.3, 0.5, 0.1, 0.1], [0.6, 0.3, 0.05, 0.05], [0.1, 0.1, 0.2, 0.6]])
-  # C = 1. Expert 0 goes to token 1's second choice, though token 2 wants it first; GShard's queue would give it to 2.
-  output = route_probs("token_choice", probs, capacity_factor=1.0)
+  # C = 1. Expert 0 goes to token 1's second choice, though token 2 wants it first; GShard's queue gives it to 2.
+  output = route_probs("token_choice", CONTESTED, capacity_factor=1.0)
   assert_tables(output.routing, [[1], [0], [0], [3]], [[0.3], [0.6], [0.2], [0.6]])
+
+
+def test_by_choice_every_first_choice_is_served_before_any_second():
+  # C = 1. The firsts are 1, 1, 0, 3: token 2 gets expert 0, which token 1 wanted second.
+  output = route_probs("gshard", CONTESTED, capacity_factor=1.0)
+  third = np.float32([0.6 / 0.8, 0.2 / 0.8])
+  assert_tables(output.routing, [[2], [0], [0], [3]], [[0.6 / 0.9], [third[0]], [third[1]], [third[0]]])
+
+
+def test_a_group_across_sequences_shares_its_slots():
+  # Two sequences of two tokens, C = 1 for each expert of the group of four: the same decision as on one sequence.
+  router = make("gshard", num_experts=EXPERTS, d_model=EXPERTS, capacity_factor=1.0)
+  router.kernel[...] = jnp.eye(EXPERTS)
+  one, two = (route(router, jnp.log(jnp.array(CONTESTED)).reshape(rows, -1, EXPERTS)).routing for rows in (1, 2))
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_by_score_an_expert_serves_whoever_scores_highest_with_it_first_choice_or_not():
+  # C = 1. Expert 0: 0.3 of token 1's second choice, 0.6 of token 2's first. Expert 1: 0.6, 0.5, and 0.3 of a second.
+  output = route_probs("token_choice", CONTESTED, capacity_factor=1.0, order="score")
+  assert_tables(output.routing, [[2], [0], [0], [3]], [[0.6], [0.6], [0.2], [0.6]])
+  second = np.float32([[0.55, 0.45, 0, 0], [0.3, 0.2, 0.5, 0], [0.1, 0.1, 0.2, 0.6], [0.1, 0.1, 0.2, 0.6]]) + 1e-9
+  # Expert 0 has nobody before token 0; expert 2's slot goes to the first choice 0.5; with C = 1 a second choice of 0.45
+  # is served, as no one wants expert 1 more.
+  served = route_probs("token_choice", second, capacity_factor=1.0, order="score").routing
+  np.testing.assert_array_equal(served.token, [[[0], [0], [1], [2]]])
+  # Two tokens want expert 1: the second choice of token 0 with 0.45 is ahead of the first choice of token 1 with 0.4.
+  rival = np.float32([[0.5, 0.45, 0.05, 0], [0.2, 0.4, 0.35, 0.05], [0.1, 0.1, 0.2, 0.6], [0.1, 0.1, 0.2, 0.6]]) + 1e-9
+  by_score, by_choice = (
+    route_probs("token_choice", rival, capacity_factor=1.0, order=order).routing.token[0, 1]
+    for order in ("score", "choice")
+  )
+  assert (by_score.tolist(), by_choice.tolist()) == ([0], [1])
+
+
+def test_priorities_are_scores_before_renormalisation():
+  # Renormalised over two experts, token 1's gate 0.4 / 0.5 would be ahead of token 0's 0.5 / 0.9.
+  probs = np.float32([[0.5, 0.4, 0.05, 0.05], [0.4, 0.1, 0.25, 0.25], [0.1, 0.1, 0.2, 0.6], [0.1, 0.1, 0.2, 0.6]])
+  for order in ("score", "batch_priority"):
+    output = route_probs("token_choice", probs, capacity_factor=1.0, order=order, renormalize=True)
+    assert output.routing.token[0, 0].tolist() == [0]
+
+
+def test_random_order_favours_no_position_in_training_and_is_by_choice_in_evaluation():
+  router = make("token_choice", capacity_factor=0.25, order="random", top_k=1, num_experts=EXPERTS, d_model=EXPERTS)
+  router.kernel[...] = jnp.eye(EXPERTS)
+  tokens = jnp.broadcast_to(10 * jax.nn.one_hot(0, EXPERTS), (1, 32, EXPERTS))
+  # All 32 tokens want expert 0, which has 2 slots.
+  served = jax.jit(jax.vmap(lambda key: route(router, tokens, training=True, key=key).routing.token[0, 0]))(
+    jax.random.split(jax.random.key(0), 2000)
+  )
+  times = np.bincount(np.asarray(served).ravel(), minlength=32)
+  assert len(times) == 32 and times.sum() == 4000
+  np.testing.assert_allclose(times, 125, atol=5 * np.sqrt(125))
+  np.testing.assert_array_equal(route(router, tokens).routing.token[0, 0], [0, 1])
+
+
+@pytest.mark.parametrize(
+  ("order", "group", "share", "late"),
+  [("token", 256, 0.138, 0.399), ("choice", 256, 0.0079, 0.027), ("choice", 512, 0.00073, 0.0028)],
+)
+def test_share_of_first_choices_dropped_with_64_experts_and_a_capacity_factor_of_2(order, group, share, late):
+  """Of all, and of the last quarter's. The queue ahead of a random choice is binomial, so both have a closed form."""
+  experts, batch, slots = 64, 8192 // group, group * 2 // 64
+  queued = np.arange(group) * (2 if order == "token" else 1)  # choices of all experts before a first one, by position
+  full = binom.sf(slots - 1, queued, 1 / experts)
+  assert full.mean() == pytest.approx(share, rel=0.01)
+  assert full[-group // 4 :].mean() == pytest.approx(late, rel=0.01)
+  router = make("glam", num_experts=experts, d_model=experts, order=order, group_size=group)
+  router.kernel[...] = jnp.eye(experts)
+  tokens = random_tokens(batch, group, experts)
+  kept = ~np.isnan(token_weights(routing_of(router, tokens), group, experts))
+  firsts = np.take_along_axis(kept, np.argmax(tokens, -1)[..., None], -1)
+  assert 1 - firsts.mean() == pytest.approx(share, abs=5 * np.sqrt(share / firsts.size))
 
 
 def test_batch_priority_gives_the_only_slot_to_the_largest_gate():
@@ -58,9 +133,9 @@ def test_batch_priority_gives_the_only_slot_to_the_largest_gate():
   assert_tables(output.routing, [[1], [3], [4], [4]], [[0.6], [0.6], [0], [0]])
 
 
-def test_batch_priority_is_sequence_order_where_nothing_is_dropped():
+def test_batch_priority_is_token_order_where_nothing_is_dropped():
   tokens = random_tokens(2, 16)
-  orders = [make("token_choice", capacity_factor=4.0, order=order) for order in ("sequence", "batch_priority")]
+  orders = [make("token_choice", capacity_factor=4.0, order=order) for order in ("token", "batch_priority")]
   by_sequence, by_priority = (of_sequences(routing_of(router, tokens), 2, 16) for router in orders)
   np.testing.assert_allclose(by_sequence, by_priority, rtol=1e-6)
 
@@ -72,7 +147,7 @@ def test_batch_priority_serves_padding_last_of_all():
   assert_tables(output.routing, [[0], [3], [4], [4]], [[0.5], [0.6], [0], [0]])
 
 
-@pytest.mark.parametrize("name", ["switch", "gshard", "glam", "token_choice"])
+@pytest.mark.parametrize("name", ["switch", "causal_gshard", "gshard", "glam", "token_choice"])
 def test_padding_takes_no_capacity(name):
   tokens = random_tokens(1, 16)
   mask = jnp.arange(16)[None] % 2 == 1
@@ -118,7 +193,7 @@ def test_the_second_expert_is_kept_with_twice_its_gate(second, probability):
 
 
 def test_gshard_draws_the_second_expert_in_training_only():
-  router, tokens = make("gshard", capacity_factor=4.0), random_tokens(8, 32)
+  router, tokens = make("gshard", capacity_factor=4.0, group_size=32), random_tokens(8, 32)
   everyone = token_weights(routing_of(router, tokens), 32, 4)
   output = route(router, tokens, training=True, key=jax.random.key(0))
   drawn = token_weights(output.routing, 32, 4)
@@ -197,20 +272,34 @@ def test_the_causal_twin_of_batch_priority_serves_by_position():
   config = build(RouterConfig, {"name": "batch_priority", "capacity_factor": 0.75, "group_size": 8})
   twin = config.causal_twin()
   assert twin.is_causal(training=True) and not config.is_causal(training=False)
-  assert (twin.order, twin.group_size, twin.capacity_factor) == ("sequence", 0, 0.75)
+  assert (twin.order, twin.group_size, twin.capacity_factor) == ("token", 0, 0.75)
   tokens = random_tokens(2, 16)
-  priority, by_position = (
-    make("batch_priority", capacity_factor=0.75, order=o) for o in ("batch_priority", "sequence")
-  )
+  priority, by_position = (make("batch_priority", capacity_factor=0.75, order=o) for o in ("batch_priority", "token"))
   kept = ~np.isnan(of_sequences(routing_of(by_position, tokens), 2, 16))
   # The first tokens of each sequence are served; priority leaves some of them out.
   assert kept[:, 0].sum() == 4
   assert (kept != ~np.isnan(of_sequences(routing_of(priority, tokens), 2, 16))).any()
 
 
+def test_the_causal_twin_of_gshard_is_causal_gshard_with_its_options():
+  config = build(RouterConfig, {"name": "gshard", "capacity_factor": 1.5, "group_size": 8})
+  twin = config.causal_twin()
+  assert (twin.name, twin.order, twin.group_size, twin.capacity_factor) == ("causal_gshard", "token", 0, 1.5)
+  assert twin.is_causal(training=True) and twin.is_batch_independent(16, training=True)
+  # Chunks of a sequence keep sequences apart, but within one a later token pushes out an earlier one.
+  assert not config.is_causal(training=True) and config.is_batch_independent(16, training=True)
+
+
 PUBLISHED = {
   "switch": {"top_k": 1, "capacity_factor": 1.25, "eval_capacity_factor": 2.0, "jitter": 0.01, "balance_loss": 0.01},
-  "gshard": {"top_k": 2, "capacity_factor": 2.0, "renormalize": True, "second_expert": "random", "balance_loss": 0.01},
+  "gshard": {
+    "top_k": 2,
+    "order": "choice",
+    "capacity_factor": 2.0,
+    "renormalize": True,
+    "second_expert": "random",
+    "balance_loss": 0.01,
+  },
   "glam": {"top_k": 2, "capacity_factor": 2.0, "second_expert": "all", "balance_loss": 0.01},
   "dropless": {"top_k": 2, "capacity_factor": None, "balance_loss": 0.01},
   "batch_priority": {
@@ -231,7 +320,9 @@ PUBLISHED = {
 def test_published_methods_come_with_their_published_options(name):
   options = RouterConfig.choices[name]()
   assert {field: getattr(options, field) for field in PUBLISHED[name]} == PUBLISHED[name]
-  assert options.queues_by_sequence == (options.capacity_factor is not None and name != "batch_priority")
+  assert options.queues_by_sequence == (
+    options.capacity_factor is not None and name not in ("gshard", "batch_priority")
+  )
 
 
 @pytest.mark.parametrize(
@@ -241,7 +332,6 @@ def test_published_methods_come_with_their_published_options(name):
     ({"capacity_factor": 0.0}, "capacity_factor = 0.0: expected more than 0"),
     ({"eval_capacity_factor": -1.0}, "eval_capacity_factor = -1.0: expected more than 0"),
     ({"capacity_factor": None, "eval_capacity_factor": 2.0}, "eval_capacity_factor = 2.0: expected None"),
-    ({"group_size": 8}, "group_size = 8: expected 0: where slots are filled by position"),
     ({"order": "batch_priority", "group_size": -1}, "group_size = -1"),
     ({"top_k": 1, "renormalize": True}, "renormalize = True: expected False for top_k = 1"),
     ({"top_k": 3, "second_expert": "random"}, "second_expert = 'random': expected 'all' unless top_k = 2"),
@@ -249,7 +339,10 @@ def test_published_methods_come_with_their_published_options(name):
     ({"z_loss": -0.1}, "z_loss = -0.1: expected at least 0"),
     ({"load_loss": 0.1}, "load_loss = 0.1: expected 0 unless noise > 0"),
     ({"scores": "tanh"}, "scores = 'tanh': expected one of 'softmax', 'sigmoid'"),
-    ({"order": "random"}, "order = 'random': expected one of 'sequence', 'batch_priority'"),
+    (
+      {"order": "sequence"},
+      "order = 'sequence': expected one of 'token', 'choice', 'batch_priority', 'score', 'random'",
+    ),
     ({"capacity": 2.0}, "capacity = 2.0: unknown field"),
   ],
 )
@@ -267,9 +360,10 @@ def test_more_choices_than_experts_are_refused():
     choice(top_k=4, noise=1.0, load_loss=0.1).check(Site(8, 4), batch=1, length=16)
 
 
-def test_sequences_are_the_groups_of_sequence_order():
+def test_sequences_are_the_groups_of_token_order_unless_a_size_is_given():
   choice = RouterConfig.choices["token_choice"]
   assert choice().groups(batch=8, length=16) == Groups(16)
+  assert choice(group_size=64).groups(batch=8, length=16) == Groups(64)
   assert choice(order="batch_priority").groups(batch=8, length=16) == Groups(128)
   assert choice(order="batch_priority", group_size=64).groups(batch=8, length=16) == Groups(64)
   assert choice(capacity_factor=None).groups(batch=8, length=16) == Groups(128)
