@@ -1,7 +1,5 @@
 """E feed-forward networks side by side: weights `[E, d, f]`, no biases."""
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.experts.kernels.ragged import ragged_feed_forward
+from moe.experts.kernels.recompute import activate_and_project
 from moe.nn.activations import ACTIVATIONS, GATED, Form
 from moe.nn.linear import normal
 
@@ -49,7 +48,7 @@ class Experts(nnx.Module):
   def slots(self, weights: Weights, inputs: jax.Array) -> jax.Array:
     """Each expert on its own rows, `[E, R, d]` to `[E, R, d]`, for all experts or the shard that `weights` holds."""
     before = [jnp.einsum("erd,edf->erf", inputs, up) for up in weights.ups]
-    return _activate_and_project(self.activation, before, weights.down)
+    return activate_and_project(self.activation, before, weights.down)
 
   @jax.named_scope("experts")
   def ragged(
@@ -57,28 +56,3 @@ class Experts(nnx.Module):
   ) -> jax.Array:
     """`[N, d]` to `[N, d]`: each token's weighted sum over its assignments, which are sorted by expert."""
     return ragged_feed_forward(self.activation, tokens, rows, weight, sizes, weights.ups, weights.down)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _activate_and_project(activation: Callable, before: list[jax.Array], down: jax.Array) -> jax.Array:
-  """`activation(*before) @ down^T` for every expert, saving only `before` for the backward pass.
-
-  Recomputing the activation costs a few elementwise operations and saves `[E, R, f]` buffers, the largest of all.
-  """
-  return jnp.einsum("erf,edf->erd", activation(*before), down)
-
-
-def _forward(activation, before, down):
-  return _activate_and_project(activation, before, down), (before, down)
-
-
-def _backward(activation, kept, gradient):
-  before, down = kept
-  d_down = jnp.einsum("erd,erf->edf", gradient, activation(*before))
-  # Without the barrier the compiler keeps activations or their derivatives alive: one or two more `[E, R, f]` buffers.
-  before, gradient, d_down = jax.lax.optimization_barrier((before, gradient, d_down))
-  _, pull_back = jax.vjp(activation, *before)
-  return list(pull_back(jnp.einsum("erd,edf->erf", gradient, down))), d_down
-
-
-_activate_and_project.defvjp(_forward, _backward)

@@ -11,8 +11,13 @@ import math
 from fractions import Fraction
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
+
 from moe.config import require
-from moe.routing.router import RouterConfig, Site
+from moe.routing.router import RouterConfig
+
+Counted = Literal["real", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,43 +48,6 @@ class CapacityConfig(RouterConfig):
     return self.capacity_factor if training or self.eval_capacity_factor is None else self.eval_capacity_factor
 
 
-@dataclasses.dataclass(frozen=True)
-class ExpertBudgetConfig(CapacityConfig):
-  """Base config of routers whose experts take c * n / E of n tokens, exactly or on average.
-
-  Attributes:
-    capacity_factor: c, experts per token on average; 2 is the work of top-2 token choice.
-    renormalize: whether the weights of a token's experts sum to 1; in Zhou et al. they do not.
-    z_loss: weight of the router z-loss; Zhou et al. have no auxiliary loss.
-  """
-
-  capacity_factor: float = 2.0
-  renormalize: bool = False
-  z_loss: float = 0.0
-
-  def __post_init__(self):
-    super().__post_init__()
-    require(self.z_loss >= 0, "z_loss", self.z_loss, "expected at least 0")
-
-  def check_site(self, site: Site) -> None:
-    super().check_site(site)
-    for training in (True, False):
-      factor, experts = self.factor(training), site.num_experts
-      require(factor <= experts, "capacity_factor", factor, f"expected at most the {experts} experts there are")
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupBudgetConfig(ExpertBudgetConfig):
-  """Base config of routers whose experts choose tokens within a group.
-
-  Attributes:
-    softmax: what the scores, and so the gates, sum to 1 over: "experts" as in Zhou et al.; over "tokens", gates are
-      about 1 / n and the layer's output needs a norm.
-  """
-
-  softmax: Literal["experts", "tokens"] = "experts"
-
-
 def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float, *, training: bool = True) -> int:
   """Tokens per expert: k = n * c / E (Zhou et al. 2022, eq. 1), rounded half up; in evaluation from 1 to n.
 
@@ -103,6 +71,45 @@ def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float,
     f"so a capacity factor from {num_experts / group:g} to {num_experts}",
   )
   return k
+
+
+def share_of_real_tokens(real: jax.Array, num_experts: int, capacity_factor: float) -> jax.Array:
+  """int32, c / E of a number of tokens known only at run time, rounded half up; 0 for few tokens.
+
+  Args:
+    real: int32, tokens that are not padding.
+    num_experts: E.
+    capacity_factor: c <= E. If c / E has a denominator of 2^15 or more, the nearest fraction with a smaller one is
+      used, so that all products fit into int32.
+  """
+  share = (Fraction(str(capacity_factor)) / num_experts).limit_denominator(2**15 - 1)
+  p, q = share.numerator, share.denominator
+  return real // q * p + (2 * p * (real % q) + q) // (2 * q)
+
+
+def expert_budget(
+  mask: jax.Array, num_experts: int, capacity_factor: float, counted: Counted, *, training: bool
+) -> tuple[int, jax.Array | int]:
+  """How many slots an expert of expert choice has in a group, and how many of them it fills.
+
+  Shapes are static, so slots are counted by the group's n tokens. The budget is c / E of those that count, rounded half
+  up: with few real tokens 0 in training, and their tokens skip the layer; in evaluation at least 1.
+
+  Args:
+    mask: bool `[..., n]`, False for padding.
+    num_experts: E.
+    capacity_factor: c.
+    counted: the tokens that the budget is a share of, "real" or "all".
+    training: as in `expert_choice_capacity`.
+
+  Returns:
+    k, and an int32 `[...]` that is at most k, or k itself.
+  """
+  k = expert_choice_capacity(mask.shape[-1], num_experts, capacity_factor, training=training)
+  if counted == "all":
+    return k, k
+  share = share_of_real_tokens(mask.sum(-1, dtype=jnp.int32), num_experts, capacity_factor)
+  return k, jnp.clip(share, 0 if training else 1, k)
 
 
 def token_choice_capacity(group: int, num_experts: int, capacity_factor: float) -> int:

@@ -8,9 +8,9 @@ from moe.config import ConfigError
 from moe.routing.capacity import (
   actual_capacity_factor,
   expert_choice_capacity,
+  share_of_real_tokens,
   token_choice_capacity,
 )
-from moe.routing.methods.position_grouped import share_of_real_tokens
 from moe.routing.methods.prefix_rank import capacity_with_slack
 
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import expert_choice_capacity
 from moe.routing.methods.expert_choice import ExpertChoice, ExpertChoiceConfig
 from moe.routing.router import Site
 from moe.routing.solvers.capped_choice import deferred_acceptance, dykstra_plan, top_tokens, two_block_plan
@@ -66,24 +65,26 @@ class CappedExpertChoice(ExpertChoice):
   config: CappedExpertChoiceConfig
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
-    n, factor = len(mask), self.config.factor(training)
-    k = expert_choice_capacity(n, self.num_experts, factor, training=training)
-    token = capped_choice(jax.lax.stop_gradient(scores), mask, k, self.config)
+    n, (k, taken) = len(mask), self.budget(mask, training=training)
+    token = capped_choice(jax.lax.stop_gradient(scores), mask, k, taken, self.config)
     weight = scores.at[token, jnp.arange(self.num_experts)[:, None]].get(mode="fill", fill_value=0.0)
     return SlotRouting(token, jnp.where(token < n, weight, 0.0))
 
 
-def capped_choice(scores: jax.Array, mask: jax.Array, k: int, config: CappedExpertChoiceConfig) -> jax.Array:
+def capped_choice(
+  scores: jax.Array, mask: jax.Array, k: int, taken: jax.Array | int, config: CappedExpertChoiceConfig
+) -> jax.Array:
   """int32 `[E, k]`, the tokens of each expert in one group; n in empty slots.
 
   Args:
     scores: float32 `[n, E]`.
     mask: bool `[n]`, False for padding.
-    k: tokens per expert.
+    k: slots per expert.
+    taken: int32 scalar, tokens per expert, at most k.
     config: cap, solver and its settings.
   """
   iterations = config.iterations or _ITERATIONS[config.solver]
   if config.solver == "hard":
-    return deferred_acceptance(scores, mask, k, config.cap, iterations)
+    return deferred_acceptance(scores, mask, k, config.cap, iterations, taken)
   plan = {"dual": two_block_plan, "dykstra": dykstra_plan}[config.solver]
-  return top_tokens(plan(scores, mask, k, config.cap, config.entropy, iterations), k)
+  return top_tokens(plan(scores, mask, taken, config.cap, config.entropy, iterations), k, taken)

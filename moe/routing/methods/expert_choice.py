@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.routing.capacity import ExpertBudgetConfig, GroupBudgetConfig, expert_choice_capacity
+from moe.routing.budget import ExpertBudgetConfig, GroupBudgetConfig
+from moe.routing.capacity import expert_budget, expert_choice_capacity
 from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.losses import router_z_loss
 from moe.routing.methods.prefix_rank import PrefixRankConfig
@@ -17,7 +18,7 @@ from moe.routing.solvers.highest import highest
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
 
 
-def expert_choice(scores: jax.Array, mask: jax.Array, k: int) -> SlotRouting:
+def expert_choice(scores: jax.Array, mask: jax.Array, k: int, taken: jax.Array | int | None = None) -> SlotRouting:
   """Equations 1 to 3 of the paper for one group: G, I = TopK(S^T, k), both `[E, k]`.
 
   Padding ranks below every real token; a slot with only padding left stays empty (token n, weight 0). The gradient
@@ -26,10 +27,11 @@ def expert_choice(scores: jax.Array, mask: jax.Array, k: int) -> SlotRouting:
   Args:
     scores: float32 `[n, E]`, softmax over experts.
     mask: bool `[n]`, False for padding.
-    k: tokens per expert.
+    k: slots per expert.
+    taken: tokens per expert, which fill the first slots; None for k.
   """
   weight, token = highest(jnp.where(mask[:, None], scores, -1.0).T, k)
-  empty = weight < 0
+  empty = weight < 0 if taken is None else (weight < 0) | (jnp.arange(k) >= taken)
   return SlotRouting(jnp.where(empty, scores.shape[0], token), jnp.where(empty, 0.0, weight))
 
 
@@ -47,7 +49,7 @@ class ExpertChoiceConfig(GroupBudgetConfig, name="expert_choice"):
   """Expert choice: every expert takes its top k tokens of each group.
 
   Attributes:
-    capacity_factor, eval_capacity_factor, renormalize, z_loss, softmax: as in every form of it.
+    capacity_factor, eval_capacity_factor, renormalize, z_loss, softmax, counted: as in every form of it.
     group_size: tokens per group; 0 for the whole batch.
   """
 
@@ -113,5 +115,9 @@ class ExpertChoice(Router):
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
     """The choice in one group with scores `[n, E]` and mask `[n]`."""
-    k = expert_choice_capacity(len(mask), self.num_experts, self.config.factor(training), training=training)
-    return expert_choice(scores, mask, k)
+    return expert_choice(scores, mask, *self.budget(mask, training=training))
+
+  def budget(self, mask: jax.Array, *, training: bool) -> tuple[int, jax.Array | int]:
+    """`expert_budget` of one group."""
+    factor = self.config.factor(training)
+    return expert_budget(mask, self.num_experts, factor, self.config.counted, training=training)

@@ -5,6 +5,7 @@ centroids follow the training tokens as a moving average (Roy et al. 2021, Routi
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityConfig, expert_choice_capacity
+from moe.routing.capacity import CapacityConfig, expert_budget
 from moe.routing.files import read_arrays
 from moe.routing.router import RouterState, Site
 from moe.routing.solvers.clustering import means, spread, squared_distances, to_unit_length
@@ -34,16 +35,19 @@ def moved_centroids(centroids: jax.Array, points: jax.Array, chosen: jax.Array, 
   return centroids + (1 - decay) * (means(points, chosen, centroids) - centroids)
 
 
-def nearest_tokens(distances: jax.Array, mask: jax.Array, k: int) -> jax.Array:
+def nearest_tokens(distances: jax.Array, mask: jax.Array, k: int, taken: jax.Array | int | None = None) -> jax.Array:
   """Bool `[n, E]`: the k real tokens of one group that are nearest to each centroid, ties to the earlier.
 
   Args:
     distances: float32 `[n, E]`.
     mask: bool `[n]`.
-    k: tokens per expert.
+    k: tokens per expert, at most.
+    taken: int32 scalar, how many of these; None for all.
   """
   tokens = highest(jnp.where(mask[:, None], -distances, -jnp.inf).T, k)[1]
-  chosen = jnp.zeros(distances.shape, bool).at[tokens, jnp.arange(distances.shape[1])[:, None]].set(True)
+  if taken is not None:
+    tokens = jnp.where(jnp.arange(k) < taken, tokens, len(mask))
+  chosen = jnp.zeros(distances.shape, bool).at[tokens, jnp.arange(distances.shape[1])[:, None]].set(True, mode="drop")
   return chosen & mask[:, None]
 
 
@@ -56,8 +60,8 @@ class KMeansConfig(TokenwiseConfig, CapacityConfig, name="k_means"):
     decay: of the moving average, per micro-batch.
     centroids: path of initial centroids made by `scripts/build_centroids.py`. Without one, the first batch routes by
       random directions, and the centroids are then initialised to tokens of that batch far from each other (k-means++).
-    balanced: whether an expert takes the n / E nearest of a sequence's n tokens, like expert choice with centroids as
-      the router: balanced, but not causal.
+    balanced: whether an expert takes the n / E nearest of a sequence's n real tokens, like expert choice with centroids
+      as the router: balanced, but not causal.
   """
 
   paper = "Gross et al. 2017, arXiv 1704.06363"
@@ -117,13 +121,15 @@ class KMeans(TokenwiseRouter):
     points = jax.lax.stop_gradient(to_unit_length(inputs.tokens))
     distances = squared_distances(points, self.centroids[...])
     if self.config.balanced:
-      k = expert_choice_capacity(points.shape[1], self.num_experts, 1.0, training=training)
-      chosen = jax.vmap(lambda d, m: nearest_tokens(d, m, k))(distances, inputs.mask)
+      chosen = jax.vmap(functools.partial(self._balanced, training=training))(distances, inputs.mask)
     else:
       chosen = jax.nn.one_hot(jnp.argmin(distances, axis=-1), self.num_experts, dtype=bool)
     if training and self.config.update == "moving_average":
       self._move(points, chosen & inputs.mask[..., None], inputs)
     return Selection(chosen, jnp.ones(chosen.shape, jnp.float32))
+
+  def _balanced(self, distances: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
+    return nearest_tokens(distances, mask, *expert_budget(mask, self.num_experts, 1.0, "real", training=training))
 
   def _move(self, points: jax.Array, chosen: jax.Array, inputs: RouterInput) -> None:
     if inputs.key is None:

@@ -5,7 +5,6 @@ other sequence of the batch has the same text. Decoding a batch follows the same
 """
 
 import dataclasses
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -13,39 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import GroupBudgetConfig, expert_choice_capacity
+from moe.routing.budget import GroupBudgetConfig
 from moe.routing.groups import Groups
-from moe.routing.methods.expert_choice import ExpertChoice, expert_choice
+from moe.routing.methods.expert_choice import ExpertChoice
 from moe.routing.router import Site
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
-
-
-def share_of_real_tokens(real: jax.Array, num_experts: int, capacity_factor: float) -> jax.Array:
-  """int32, c / E of a number of tokens known only at run time, rounded half up; 0 for few tokens.
-
-  Args:
-    real: int32, tokens that are not padding.
-    num_experts: E.
-    capacity_factor: c <= E. If c / E has a denominator of 2^15 or more, the nearest fraction with a smaller one is
-      used, so that all products fit into int32.
-  """
-  share = (Fraction(str(capacity_factor)) / num_experts).limit_denominator(2**15 - 1)
-  p, q = share.numerator, share.denominator
-  return real // q * p + (2 * p * (real % q) + q) // (2 * q)
-
-
-def choice_of_few(scores: jax.Array, mask: jax.Array, k: int, taken: jax.Array) -> SlotRouting:
-  """Expert choice with k slots per expert, `[E, k]`, and only the first `taken` filled.
-
-  Args:
-    scores: float32 `[n, E]`.
-    mask: bool `[n]`, False for padding.
-    k: slots per expert.
-    taken: int32 scalar, tokens each expert takes.
-  """
-  routing = expert_choice(scores, mask, k)
-  filled = jnp.arange(k) < taken
-  return SlotRouting(jnp.where(filled, routing.token, scores.shape[0]), jnp.where(filled, routing.weight, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +62,6 @@ class PositionGrouped(ExpertChoice):
   """
 
   config: PositionGroupedConfig
-
-  def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
-    factor = self.config.factor(training)
-    k = expert_choice_capacity(len(mask), self.num_experts, factor, training=training)
-    share = share_of_real_tokens(mask.sum(), self.num_experts, factor)
-    return choice_of_few(scores, mask, k, share if training else jnp.maximum(share, 1))
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
     """Empty: nothing is remembered."""

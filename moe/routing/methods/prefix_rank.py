@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import ExpertBudgetConfig
+from moe.routing.budget import ExpertBudgetConfig
 from moe.routing.losses import router_z_loss
 from moe.routing.router import RouterState, Site
 from moe.routing.scores import router_kernel, router_logits

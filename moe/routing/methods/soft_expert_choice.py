@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import CapacityConfig, expert_choice_capacity, token_choice_capacity
+from moe.routing.capacity import CapacityConfig, Counted, expert_budget, expert_choice_capacity, token_choice_capacity
 from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterState, Site
@@ -27,7 +27,9 @@ Gate = Literal["softmax", "one"]
 _BISECTIONS = 24
 
 
-def relaxed_top_k(scores: jax.Array, mask: jax.Array, k: int, smoothing: float) -> jax.Array:
+def relaxed_top_k(
+  scores: jax.Array, mask: jax.Array, k: int, smoothing: float, taken: jax.Array | int | None = None
+) -> jax.Array:
   """Argmax of <scores, a> - smoothing / 2 |a|^2 over 0 <= a <= 1, sum a = k: clip((scores - tau) / smoothing, 0, 1).
 
   The gradient is that of the exact solution: on the active set, where 0 < a < 1, da = (ds - mean ds) / smoothing.
@@ -38,11 +40,12 @@ def relaxed_top_k(scores: jax.Array, mask: jax.Array, k: int, smoothing: float) 
     mask: bool `[..., n]`, False for padding, which receives 0.
     k: the budget, at most n; if fewer tokens are real, their number.
     smoothing: lambda, > 0, in units of the scores.
+    taken: int32 `[..., 1]`, a budget known only at run time, at most k; None for k.
 
   Returns:
     float32 `[..., n]`.
   """
-  budget = jnp.minimum(mask.sum(-1, keepdims=True), k)
+  budget = jnp.minimum(mask.sum(-1, keepdims=True), k if taken is None else taken)
   # Relative to the k-th highest score, in units of lambda, the threshold lies in [-1, 0], so a small lambda costs no
   # precision. Shifting all scores changes nothing, hence no gradient through the shift.
   ranked = highest(jax.lax.stop_gradient(jnp.where(mask, scores, -jnp.inf)), k)[0]
@@ -96,6 +99,7 @@ class SoftExpertChoiceConfig(CapacityConfig, name="soft_expert_choice"):
     buffer: slots per expert, in units of its budget. Shares that find no slot are lost; the metric `overflow` is their
       fraction of the budget, which a smaller lambda or a larger buffer reduces.
     gate: what the shares are multiplied by: "softmax", the router's probability, as in expert choice, or "one".
+    counted: as in expert choice, the tokens that the budget is a share of: "real", or "all", padding included.
   """
 
   paper = "relaxed top-k, Blondel et al. 2020, arXiv 2002.08871, on Zhou et al. 2022, arXiv 2202.09368"
@@ -105,6 +109,7 @@ class SoftExpertChoiceConfig(CapacityConfig, name="soft_expert_choice"):
   smoothing: float = 0.2
   buffer: float = 2.0
   gate: Gate = "softmax"
+  counted: Counted = "real"
 
   def __post_init__(self):
     super().__post_init__()
@@ -145,11 +150,12 @@ class SoftExpertChoice(Router):
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     n, factor = inputs.mask.shape[1], self.config.factor(training)
-    k = expert_choice_capacity(n, self.num_experts, factor, training=training)
+    k, taken = expert_budget(inputs.mask[:, None], self.num_experts, factor, self.config.counted, training=training)
     capacity = token_choice_capacity(n, self.num_experts, factor * self.config.buffer)
     log_probs = jax.nn.log_softmax(router_logits(inputs.tokens, self.kernel[...]))
     mask = jnp.broadcast_to(inputs.mask[:, None], (len(inputs.mask), self.num_experts, n))
-    share = relaxed_top_k(log_probs.swapaxes(1, 2), mask, k, self.config.smoothing).swapaxes(1, 2)
+    taken = jnp.expand_dims(taken, -1)  # [G, 1, 1]
+    share = relaxed_top_k(log_probs.swapaxes(1, 2), mask, k, self.config.smoothing, taken).swapaxes(1, 2)
     routing = jax.vmap(lambda s, w: largest_shares(s, w, capacity))(share, _weight(share, log_probs, self.config.gate))
     metrics = routing_metrics(routing, inputs.mask, jnp.exp(log_probs))
     return RouterOutput(routing, {}, jnp.zeros(()), metrics | {"overflow": _overflow(share, routing.token)})

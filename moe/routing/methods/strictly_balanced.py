@@ -8,7 +8,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing import queues
-from moe.routing.capacity import expert_choice_capacity
+from moe.routing.capacity import Counted, expert_budget, expert_choice_capacity
 from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.methods.expert_choice import expert_choice, renormalized
 from moe.routing.metrics import routing_metrics
@@ -61,7 +61,8 @@ class StrictlyBalancedConfig(RouterConfig, name="strictly_balanced"):
 
   Attributes:
     capacity_factor: experts per token on average; in training an expert takes exactly m = n * capacity_factor / E of a
-      group's n tokens, padding included; in evaluation whatever passes its threshold.
+      group's n tokens; in evaluation whatever passes its threshold.
+    counted: the tokens among these n: "real", or "all", padding included.
     group_size: tokens per group in training; 0 for the whole batch.
     threshold_loss: weight of L_batchwise, here a mean over tokens instead of the paper's sum over the batch.
   """
@@ -71,6 +72,7 @@ class StrictlyBalancedConfig(RouterConfig, name="strictly_balanced"):
   capacity_factor: float = 2.0
   group_size: int = 0
   threshold_loss: float = 1.0
+  counted: Counted = "real"
 
   def __post_init__(self):
     require(self.capacity_factor > 0, "capacity_factor", self.capacity_factor, "expected more than 0")
@@ -114,8 +116,13 @@ class StrictlyBalanced(Router):
 
   def _batchwise(self, scores: jax.Array, mask: jax.Array) -> RouterOutput:
     n = mask.shape[1]
-    m = expert_choice_capacity(n, self.num_experts, self.config.capacity_factor)
-    routing = jax.vmap(lambda s, real: renormalized(expert_choice(s, real, m), n))(scores, mask)
+    factor, counted = self.config.capacity_factor, self.config.counted
+
+    def one_group(scores: jax.Array, mask: jax.Array) -> SlotRouting:
+      budget = expert_budget(mask, self.num_experts, factor, counted, training=True)
+      return renormalized(expert_choice(scores, mask, *budget), n)
+
+    routing = jax.vmap(one_group)(scores, mask)
     batchwise = jax.vmap(lambda r: batchwise_mask(r, n))(routing)
     loss = threshold_loss(scores, self.thresholds[...], batchwise, mask)
     metrics = routing_metrics(routing, mask, scores)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import ExpertBudgetConfig, expert_choice_capacity, token_choice_capacity
+from moe.routing.budget import ExpertBudgetConfig
+from moe.routing.capacity import expert_choice_capacity, share_of_real_tokens, token_choice_capacity
 from moe.routing.losses import router_z_loss
-from moe.routing.methods.position_grouped import share_of_real_tokens
 from moe.routing.methods.prefix_rank import normalized_over_chosen
 from moe.routing.router import RouterState, Site
 from moe.routing.scores import router_kernel, router_logits

@@ -23,7 +23,7 @@ _BISECTIONS = 20
 
 
 def dykstra_plan(
-  scores: jax.Array, mask: jax.Array, k: int, b: int, lam: float = 0.001, iterations: int = 100
+  scores: jax.Array, mask: jax.Array, k: jax.Array | int, b: int, lam: float = 0.001, iterations: int = 100
 ) -> jax.Array:
   """float32 `[E, n]`: log A after rounds of Dykstra's projections in Kullback-Leibler divergence, as published.
 
@@ -42,7 +42,7 @@ def dykstra_plan(
 
   def projections(_, state: tuple) -> tuple:
     log_plan, column, entry = state
-    log_plan += math.log(k) - jax.nn.logsumexp(log_plan, axis=1, keepdims=True)
+    log_plan += jnp.log(jnp.maximum(k, 1)) - jax.nn.logsumexp(log_plan, axis=1, keepdims=True)
     log_plan += column
     shift = jnp.minimum(0.0, math.log(b) - jax.nn.logsumexp(log_plan, axis=0))
     log_plan += shift + entry
@@ -54,7 +54,7 @@ def dykstra_plan(
 
 
 def two_block_plan(
-  scores: jax.Array, mask: jax.Array, k: int, b: int, lam: float = 0.001, iterations: int = 20
+  scores: jax.Array, mask: jax.Array, k: jax.Array | int, b: int, lam: float = 0.001, iterations: int = 20
 ) -> jax.Array:
   """float32 `[E, n]`: log A of the same program, min(0, (S^T + u - v) / lam), by block ascent in its dual.
 
@@ -82,18 +82,27 @@ def two_block_plan(
   return jnp.where(mask, jnp.minimum((of_experts + u[:, None] - v) / lam, 0.0), -jnp.inf)
 
 
-def top_tokens(log_plan: jax.Array, k: int) -> jax.Array:
+def top_tokens(log_plan: jax.Array, k: int, taken: jax.Array | int | None = None) -> jax.Array:
   """int32 `[E, k]`: TopK(A, k), the tokens each expert takes, largest first; n where only padding is left.
 
   Args:
     log_plan: float32 `[E, n]`, log A; -inf for padding only.
-    k: tokens per expert.
+    k: slots per expert.
+    taken: tokens per expert, which fill the first slots; None for k.
   """
   value, token = highest(log_plan, k)
-  return jnp.where(value == -jnp.inf, log_plan.shape[1], token)
+  empty = value == -jnp.inf if taken is None else (value == -jnp.inf) | (jnp.arange(k) >= taken)
+  return jnp.where(empty, log_plan.shape[1], token)
 
 
-def deferred_acceptance(scores: jax.Array, mask: jax.Array, k: int, b: int, max_rounds: int = 100) -> jax.Array:
+def deferred_acceptance(
+  scores: jax.Array,
+  mask: jax.Array,
+  k: int,
+  b: int,
+  max_rounds: int = 100,
+  taken: jax.Array | int | None = None,
+) -> jax.Array:
   """int32 `[E, k]`: the tokens each expert takes, n in slots that stay empty. No token is taken more than b times.
 
   Gale and Shapley 1962 with experts proposing: each proposes to the k tokens that score highest with it and have not
@@ -106,21 +115,22 @@ def deferred_acceptance(scores: jax.Array, mask: jax.Array, k: int, b: int, max_
   Args:
     scores: float32 `[n, E]`, finite.
     mask: bool `[n]`, False for padding.
-    k: tokens per expert.
+    k: slots per expert.
     b: experts per token, at most.
     max_rounds: bound on the rounds; at least 1.
+    taken: tokens per expert, at most k; None for k. The other slots stay empty.
   """
   n, num_experts = scores.shape
   experts = jnp.arange(num_experts)
 
   def one_round(state: tuple) -> tuple:
     refused, _, _, count = state
-    token = top_tokens(jnp.where(refused, -jnp.inf, scores).T, k)
+    token = top_tokens(jnp.where(refused, -jnp.inf, scores).T, k, taken)
     offered = jnp.zeros((n, num_experts), bool).at[token, experts[:, None]].set(True, mode="drop")
     liked = highest(jnp.where(offered, scores, -jnp.inf), min(b, num_experts))[1]
     kept = offered & (liked[..., None] == experts).any(1)
-    taken = kept.at[token, experts[:, None]].get(mode="fill", fill_value=False)
-    return refused | (offered & ~kept), jnp.where(taken, token, n), (offered & ~kept).any(), count + 1
+    accepted = kept.at[token, experts[:, None]].get(mode="fill", fill_value=False)
+    return refused | (offered & ~kept), jnp.where(accepted, token, n), (offered & ~kept).any(), count + 1
 
   def unfinished(state: tuple) -> jax.Array:
     return state[2] & (state[3] < max_rounds)
@@ -130,7 +140,7 @@ def deferred_acceptance(scores: jax.Array, mask: jax.Array, k: int, b: int, max_
   return jax.lax.while_loop(unfinished, one_round, state)[1]
 
 
-def _level(values: jax.Array, total: int, lam: float) -> jax.Array:
+def _level(values: jax.Array, total: jax.Array | int, lam: float) -> jax.Array:
   """`[R]`: the x of each row with sum min(1, exp((values + x) / lam)) = total, or a larger sum if no x gives less.
 
   Args:
@@ -138,7 +148,7 @@ def _level(values: jax.Array, total: int, lam: float) -> jax.Array:
     total: the target sum; all entries are 1 if there are fewer.
     lam: temperature, in units of the values.
   """
-  low = lam * math.log(total / values.shape[1]) - values.max(1)
+  low = lam * jnp.log(jnp.maximum(total, 1) / values.shape[1]) - values.max(1)
   high = -jnp.where(jnp.isfinite(values), values, jnp.inf).min(1)
 
   def halve(_, interval: tuple) -> tuple:

@@ -94,6 +94,16 @@ def test_slots_that_only_padding_is_left_for_stay_empty():
   np.testing.assert_array_equal(np.asarray(routing.weight)[routing.token == 12], 0)
 
 
+def test_a_budget_below_the_slots_fills_the_first_of_them():
+  scores, mask = scores_of(12, 4), jnp.arange(12) != 3
+  plain = expert_choice(scores, mask, 5)
+  jax.tree.map(np.testing.assert_array_equal, expert_choice(scores, mask, 5, jnp.int32(5)), plain)
+  some = expert_choice(scores, mask, 5, jnp.int32(2))
+  np.testing.assert_array_equal(some.token[:, :2], plain.token[:, :2])
+  np.testing.assert_array_equal(some.token[:, 2:], np.full((4, 3), 12))
+  np.testing.assert_array_equal(some.weight[:, 2:], np.zeros((4, 3)))
+
+
 def test_a_real_token_whose_score_underflows_still_comes_before_padding():
   scores = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]])
   routing = expert_choice(scores, jnp.array([True, True, False, False]), 2)

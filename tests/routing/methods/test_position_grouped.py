@@ -8,8 +8,6 @@ import pytest
 from moe.config import ConfigError, build
 from moe.evaluation.leak_meters import company_leak, future_leak
 from moe.routing import RouterConfig, RouterInput, Site
-from moe.routing.methods.expert_choice import expert_choice
-from moe.routing.methods.position_grouped import choice_of_few
 from tests.routing.naive import make, of_sequences, random_tokens, routing_of, with_kernel
 
 BATCH, LENGTH = 6, 8
@@ -48,16 +46,6 @@ def test_in_evaluation_a_lone_sequence_has_experts_too():
   state = router.init_decode_state(1, LENGTH)
   output, _ = router.decode(RouterInput(tokens[:, :1], jnp.ones((1, 1), bool)), state)
   np.testing.assert_allclose(output.routing.weight.sum(), 1, rtol=1e-6)
-
-
-def test_with_all_slots_filled_it_is_the_plain_choice_and_with_none_it_is_empty():
-  scores, mask = jax.nn.softmax(random_tokens(1, 12, 4)[0]), jnp.arange(12) != 3
-  plain = expert_choice(scores, mask, 5)
-  jax.tree.map(np.testing.assert_array_equal, choice_of_few(scores, mask, 5, jnp.int32(5)), plain)
-  some = choice_of_few(scores, mask, 5, jnp.int32(2))
-  np.testing.assert_array_equal(some.token[:, :2], plain.token[:, :2])
-  np.testing.assert_array_equal(some.token[:, 2:], np.full((4, 3), 12))
-  np.testing.assert_array_equal(some.weight[:, 2:], np.zeros((4, 3)))
 
 
 def test_it_sees_its_company_but_neither_its_future_nor_other_positions():
