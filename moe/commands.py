@@ -39,7 +39,7 @@ def given_config() -> dict[str, Any]:
     ConfigError: there is none, or more than one; or what is wrong with it.
   """
   files = [one[0].partition("=")[2] for one in _configs]
-  require(len(files) == 1, "--config", files, "expected one config file")
+  require(len(files) == 1, "--config", files or None, "expected one config file")
   return read_config(_configs[0])
 
 

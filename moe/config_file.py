@@ -67,7 +67,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     try:
       with open(path, encoding="utf-8") as file:
         values = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
       raise ConfigError("--config", path, f"expected JSON ({error})") from None
   else:
     values = _from_python(path)
@@ -89,14 +89,15 @@ def _from_python(path: str) -> Any:
     config = module.get_config()
   except ConfigError:
     raise
-  except Exception as error:  # a config file is a program: anything can go wrong in it
-    raise ConfigError("--config", path, f"line {_line(error, path)}: {type(error).__name__}: {error}") from None
+  except (Exception, SystemExit) as error:  # a config file is a program: anything can go wrong in it
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    raise ConfigError("--config", path, f"line {_line(error, path)}: {what}") from None
   finally:
     sys.path.pop(0)
   return config.to_dict() if hasattr(config, "to_dict") else config
 
 
-def _line(error: Exception, path: str) -> int | str:
+def _line(error: BaseException, path: str) -> int | str:
   """The last line of the file that the error passed through."""
   if isinstance(error, SyntaxError) and error.lineno:
     return error.lineno

@@ -13,7 +13,7 @@ import pathlib
 from absl import flags
 
 from moe import commands
-from moe.config import ConfigError
+from moe.config import ConfigError, require
 
 commands.define_config(several=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice to plan for, such as v5p:8x8x8.", required=True)
@@ -38,6 +38,8 @@ def main() -> None:
   arguments = commands.given_configs()
   if not arguments:
     raise ConfigError("--config", None, "expected at least one config file")
+  tokens = _TOKENS.value
+  require(tokens is None or 1 <= tokens <= 1e18, "--tokens", tokens, "expected from 1 to 1e18")
   files = {flag: _new_file(flag, value) for flag, value in (("--out", _OUT.value), ("--figure", _FIGURE.value))}
   where = parse_slice(_TOPOLOGY.value)
   configs = {_name(one, arguments): load_config(read_config(one)) for one in arguments}
@@ -48,9 +50,9 @@ def main() -> None:
       refused[name] = plan
       continue
     plans[name] = plan
-    print("\n".join(plan_lines(name, plan, _TOKENS.value)), flush=True)
+    print("\n".join(plan_lines(name, plan, tokens)), flush=True)
   if len(plans) > 1:
-    print("\n".join(["", *plan_table(plans, _TOKENS.value)]))
+    print("\n".join(["", *plan_table(plans, tokens)]))
   if files["--out"]:
     found = {name: {"fits": True} | dataclasses.asdict(plan) for name, plan in plans.items()}
     found |= {name: {"fits": False, "why": why} for name, why in refused.items()}

@@ -101,6 +101,9 @@ def test_an_override_needs_a_config_before_it_and_a_value(config_file):
     ("number.py", "def get_config():\n  return 3", "expected a config of sections, got int"),
     ("fails.py", "\n\ndef get_config():\n  return {}['seed']", "line 4: KeyError: 'seed'"),
     ("syntax.py", "\ndef get_config(:\n", "line 2: SyntaxError: "),
+    ("exits.py", "\nraise SystemExit(3)", "line 2: SystemExit: 3"),
+    ("lines.py", "raise ValueError('two\\nlines')", "line 1: ValueError: two lines"),
+    ("deep.json", "[" * 100_000, "expected JSON ("),
     ("imports.py", "import no_such_module\n", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
   ],
 )
