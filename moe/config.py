@@ -13,7 +13,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 T = TypeVar("T")
@@ -29,8 +29,18 @@ class ConfigError(ValueError):
     self.field, self.value, self.expected = field, value, expected
 
   def under(self, path: str) -> "ConfigError":
-    """The same error with the field's name completed by the section it belongs to."""
-    return ConfigError(f"{path}.{self.field}", self.value, self.expected)
+    """The same error with the field's name completed by the section it belongs to, unless it is whole already."""
+    whole = self.field.startswith(("config.", "--"))
+    return self if whole else ConfigError(f"{path}.{self.field}", self.value, self.expected)
+
+
+@contextlib.contextmanager
+def in_section(path: str) -> Iterator[None]:
+  """Completes what a `ConfigError` raised inside calls its field by the section that the field belongs to."""
+  try:
+    yield
+  except ConfigError as error:
+    raise error.under(path) from None
 
 
 def _shown(value: Any) -> str:
@@ -127,10 +137,8 @@ def build(cls: type[T], values: Any, path: str = "config", default: Any = None) 
     if required and name not in values:
       raise ConfigError(f"{path}.{name}", None, "is missing and has no default")
   checked = {name: _check(hints[name], values[name], f"{path}.{name}", fields[name]) for name in values}
-  try:
+  with in_section(path):
     return cls(**checked)
-  except ConfigError as error:
-    raise error.under(path) from None
 
 
 def _section(cls: Any) -> str:

@@ -35,10 +35,10 @@ def main() -> None:
   from moe.training.experiment import load_config
   from moe.training.workdir import Workdir, write_new
 
-  mesh = build(MeshConfig, override({}, map(parse_field, _MESH.value)), "mesh")
+  mesh = build(MeshConfig, override({}, map(parse_field, _MESH.value)), "config.mesh")
   trained = restore(_WORKDIR.value, _STEP.value, mesh)
   data = load_config(commands.given_config()).data if commands.given_configs() else trained.config.data
-  data = build(DataConfig, override(as_mapping(data), map(parse_field, _DATA.value)), "data")
+  data = build(DataConfig, override(as_mapping(data), map(parse_field, _DATA.value)), "config.data")
   split = _SPLIT.value
   result = evaluate_by_rules(trained, data, split, _BATCHES.value)
   about = {"step": trained.step, "split": split, "batches": _BATCHES.value, "data": as_mapping(data)}

@@ -46,7 +46,8 @@ def main() -> None:
   trained = restore(_WORKDIR.value, _STEP.value)
   if trained.config.model.evaluates_on_future:
     router = trained.config.model.decoder_router
-    raise ConfigError("model.decoder.moe.router", router.name, "expected a causal router, to generate token by token")
+    wanted = "expected a causal router, to generate token by token"
+    raise ConfigError("config.model.decoder.moe.router", router.name, wanted)
   vocabulary = open_vocabulary(trained.config)
   check_vocabulary(trained, vocabulary)
   prompts = read_prompts(trained.config, vocabulary, texts)

@@ -30,6 +30,6 @@ def parse_data(options: argparse.Namespace) -> DataConfig:
   defaults = {"inputs_length": 512, "targets_length": 512, "batch_size": 1}
   values = read_config_file(options.config).get("data", {}) if options.config else defaults
   values = override(values, map(parse_field, options.data))
-  source = build(SourceConfig, values.get("source", {}), "data.source")
+  source = build(SourceConfig, values.get("source", {}), "config.data.source")
   values = {"vocabulary": "" if source.stores_vocabulary else "bytes"} | values | {"source": source}
-  return build(DataConfig, values, "data")
+  return build(DataConfig, values, "config.data")

@@ -1,6 +1,6 @@
 """What a data config reads: its vocabulary, its documents, its validation text."""
 
-from moe.config import require
+from moe.config import in_section, require
 from moe.data.data_config import DataConfig
 from moe.data.source import Source
 from moe.data.vocabulary import Vocabulary, load_vocabulary
@@ -13,13 +13,15 @@ def make_vocabulary(config: DataConfig) -> Vocabulary:
     ConfigError: the vocabulary is missing or unusable, or differs from the one that the source stores.
     DataError: the source is damaged.
   """
-  stored = config.source.stored_vocabulary()
-  if stored is None:
-    return load_vocabulary(config.vocabulary, config.extra_ids)
-  if config.vocabulary:
-    named = load_vocabulary(config.vocabulary, stored.extra_ids)
-    expected = f"expected the vocabulary that {config.source.corpus} was made with, or '' to use it"
-    require(named.fingerprint == stored.fingerprint, "vocabulary", config.vocabulary, expected)
+  with in_section("config.data.source"):
+    stored = config.source.stored_vocabulary()
+  with in_section("config.data"):
+    if stored is None:
+      return load_vocabulary(config.vocabulary, config.extra_ids)
+    if config.vocabulary:
+      named = load_vocabulary(config.vocabulary, stored.extra_ids)
+      expected = f"expected the vocabulary that {config.source.corpus} was made with, or '' to use it"
+      require(named.fingerprint == stored.fingerprint, "vocabulary", config.vocabulary, expected)
   return stored
 
 
@@ -29,7 +31,8 @@ def make_source(config: DataConfig, split: str, vocabulary: Vocabulary) -> Sourc
   Raises:
     ConfigError, DataError: as `SourceConfig.make`.
   """
-  return config.source.make(split, vocabulary, config.lengths, config.seed)
+  with in_section("config.data.source"):
+    return config.source.make(split, vocabulary, config.lengths, config.seed)
 
 
 def validation_text(config: DataConfig, limit: int = 2**25) -> bytes:

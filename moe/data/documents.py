@@ -7,9 +7,11 @@ only whole blocks are in memory. A position in any source is then two integers.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+
+from moe.data.errors import DataError
 
 BLOCK_DOCUMENTS = 8192
 BLOCK_CHARACTERS = 16 * 2**20
@@ -48,6 +50,28 @@ class Documents:
 
   def __len__(self) -> int:
     return len(self.targets)
+
+
+def check_ids(documents: Ragged, size: int, name: Callable[[int], str]) -> None:
+  """Checks that every id is one of a vocabulary.
+
+  Args:
+    documents: of any integers.
+    size: of the vocabulary.
+    name: what to call document i in an error.
+
+  Raises:
+    DataError: the first id that is not.
+  """
+  first, last = documents.offsets[0], documents.offsets[-1]
+  ids = documents.flat[first:last]
+  if len(ids) == 0 or (ids.min() >= 0 and ids.max() < size):
+    return
+  at = int(np.flatnonzero((ids < 0) | (ids >= size))[0])
+  number = int(np.searchsorted(documents.offsets, first + at, "right")) - 1
+  position = first + at - documents.offsets[number]
+  problem = f"has id {ids[at]} at position {position}: expected ids from 0 to {size - 1}, those of the vocabulary"
+  raise DataError(name(number), problem)
 
 
 def group(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from moe.config import require
+from moe.config import in_section, require
 from moe.data.batch import Batch, RowFormat
 from moe.data.corpus import make_source, make_vocabulary
 from moe.data.data_config import DataConfig
@@ -128,11 +128,13 @@ def make_pipeline(
   """
   vocabulary = make_vocabulary(config)
   source = make_source(config, split, vocabulary)
-  config.objective.check_format(row_format)
-  _check_objective(config.objective, source.supervised)
   shape = config.row_shape(row_format)
+  with in_section("config.data"):
+    config.objective.check_format(row_format)
+    _check_objective(config.objective, source.supervised)
+    objective = config.objective.make(shape, vocabulary)
   rules = StreamRules(
-    objective=config.objective.make(shape, vocabulary),
+    objective=objective,
     shape=shape,
     number=config.streams,
     seed=config.seed,

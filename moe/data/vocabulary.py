@@ -89,8 +89,11 @@ class SentencePieceVocabulary:
       import sentencepiece
     except ImportError:
       raise ConfigError("vocabulary", path, "expected the package sentencepiece to be installed") from None
-    with open(path, "rb") as file:
-      model = file.read()
+    try:
+      with open(path, "rb") as file:
+        model = file.read()
+    except OSError as error:
+      raise ConfigError("vocabulary", path, f"expected a file that can be read ({error.strerror})") from None
     self._processor = sentencepiece.SentencePieceProcessor()
     try:
       self._processor.LoadFromSerializedProto(model)
@@ -159,12 +162,14 @@ class StoredVocabulary:
 
 
 def load_vocabulary(name: str, extra_ids: int) -> Vocabulary:
-  """The vocabulary "bytes", or that of a SentencePiece file.
+  """The vocabulary "bytes", or that of a SentencePiece file, whose path may begin with "~".
 
   Raises:
     ConfigError: as `SentencePieceVocabulary`.
   """
-  return ByteVocabulary(extra_ids) if name == "bytes" else SentencePieceVocabulary(name, extra_ids)
+  if name == "bytes":
+    return ByteVocabulary(extra_ids)
+  return SentencePieceVocabulary(os.path.expanduser(name), extra_ids)
 
 
 def _fingerprint(model: bytes, extra_ids: int) -> str:

@@ -91,8 +91,8 @@ def check_vocabulary(trained: Trained, vocabulary: Vocabulary) -> None:
   old = trained.vocabulary
   wanted = f"expected the checkpoint's vocabulary, {old['name']}"
   sizes = f"{wanted}: it has {old['size']} tokens, this one {vocabulary.size}"
-  require(vocabulary.size >= old["size"], "data.vocabulary", vocabulary.name, sizes)
-  require(vocabulary.fingerprint == old["fingerprint"], "data.vocabulary", vocabulary.name, wanted)
+  require(vocabulary.size >= old["size"], "config.data.vocabulary", vocabulary.name, sizes)
+  require(vocabulary.fingerprint == old["fingerprint"], "config.data.vocabulary", vocabulary.name, wanted)
 
 
 def _number(checkpoints: Checkpoints, step: str) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from moe.config import Choice, ConfigError, require
+from moe.config import Choice, in_section, require
 from moe.models.placement import EveryNth, Placement
 from moe.nn.activations import Form
 from moe.routing import RouterConfig, Site
@@ -55,10 +55,8 @@ class StackConfig:
   def __post_init__(self):
     require(1 <= self.layers <= 1000, "layers", self.layers, "expected from 1 to 1000")
     if self.moe is not None:
-      try:
+      with in_section("moe.placement"):
         self.moe.placement.has_experts(self.layers)
-      except ConfigError as error:
-        raise error.under("moe.placement") from None
 
   @property
   def has_experts(self) -> tuple[bool, ...]:
@@ -164,10 +162,8 @@ class ModelConfig(Choice):
     for name, stack in self.stacks.items():
       if stack.moe is None:
         continue
-      try:
+      with in_section(f"{name}.moe.router"):
         stack.moe.router.check(self.site(stack.moe), rows, lengths[name])
-      except ConfigError as error:
-        raise error.under(f"{name}.moe.router") from None
 
   def check_mesh(self, mesh: Mesh) -> None:
     """Raises `ConfigError` unless what the mesh divides can be divided evenly."""

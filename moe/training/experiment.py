@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moe.config import ConfigError, build, require
+from moe.config import build, in_section, require
 from moe.data.data_config import DataConfig
 from moe.models import ModelConfig
 from moe.parallel.mesh import MeshConfig, check_rows
@@ -77,10 +77,8 @@ class ExperimentConfig:
     require(warmup <= steps, "optimizer.schedule.warmup_steps", warmup, wanted)
     batch, parts = self.data.batch_size, self.train.accumulation
     require(batch % parts == 0, "train.accumulation", parts, f"expected a divisor of data.batch_size = {batch}")
-    try:
+    with in_section("data"):
       self.data.objective.check_format(self.model.row_format)
-    except ConfigError as error:
-      raise error.under("data") from None
 
   def check_mesh(self, mesh: Mesh) -> None:
     """Raises `ConfigError` unless the mesh divides the model and its batches."""
@@ -99,8 +97,6 @@ def load_config(config: ConfigDict | Mapping[str, Any]) -> ExperimentConfig:
   built = build(ExperimentConfig, config)
   # Not in `__post_init__`: a model may be evaluated on batches that its routers could not be trained with.
   rows = built.data.batch_size // built.train.accumulation
-  try:
+  with in_section("config.model"):
     built.model.check_batches(rows, built.data.inputs_length, built.data.targets_length)
-  except ConfigError as error:
-    raise error.under("config.model") from None
   return built

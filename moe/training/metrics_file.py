@@ -1,16 +1,15 @@
 """Metrics on disk: `metrics.jsonl`, one JSON object per line, and TensorBoard's event files."""
 
-import contextlib
 import importlib.util
 import json
 import math
-import os
 import pathlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from moe.data.quiet_import import quiet_import
 
 Record = dict[str, Any]
 
@@ -95,21 +94,7 @@ def _tensorboard(folder: pathlib.Path) -> Any:
   if missing:
     print(f"not installed: {', '.join(missing)}; metrics go to metrics.jsonl only, not to TensorBoard", flush=True)
     return None
-  with _silent_stderr():
+  with quiet_import():
     from clu import metric_writers
 
   return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-  """Discards stderr: TensorFlow's C++ writes there on import, whatever its log level."""
-  sys.stderr.flush()
-  kept = os.dup(2)
-  with open(os.devnull, "wb") as nothing:
-    os.dup2(nothing.fileno(), 2)
-  try:
-    yield
-  finally:
-    os.dup2(kept, 2)
-    os.close(kept)

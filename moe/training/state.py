@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from moe.config import ConfigError, require
+from moe.config import in_section, require
 from moe.models import ModelConfig
 from moe.parallel.mesh import replicated
 from moe.parallel.sharding import shard_parameters, shard_statistics, stacked_axes
@@ -94,11 +94,9 @@ def stored_router_state(config: ModelConfig, vocabulary: str) -> Stored:
     if stack.moe is None:
       continue
     router, site = stack.moe.router, config.site(stack.moe)
-    try:
+    with in_section(f"config.model.{name}.moe.router"):
       stored[name] = router.stored(site, vocabulary)
       _check_shapes(stored[name], router, site, sum(stack.has_experts))
-    except ConfigError as error:
-      raise error.under(f"model.{name}.moe.router") from None
   return stored
 
 

@@ -32,6 +32,10 @@ GOOD = {"source": "standard_library", "vocabulary": "bytes", "inputs_length": 24
     ({"source": {"name": "standard_library", "path": "*.txt"}}, "source.path"),
     ({"source": "text"}, "source.path"),
     ({"source": "tokens"}, "source.path"),
+    ({"source": {"name": "text", "path": ""}}, "source.path"),
+    ({"source": {"name": "text", "path": "*.txt", "on_bad_record": "ignore"}}, "source.on_bad_record"),
+    ({"source": {"name": "tokens", "path": " "}}, "source.path"),
+    ({"source": {"name": "task", "task": ""}}, "source.task"),
     ({"source": "task"}, "source.task"),
     ({"source": {"name": "standard_library", "task": "c4/en"}}, "source.task"),
     ({"source": {"name": "standard_library", "data_dir": "tfds"}}, "source.data_dir"),
@@ -91,4 +95,4 @@ def test_an_objective_that_cannot_be_served_is_rejected(changes, row_format, fie
   config = make_config("standard_library", **changes)
   with pytest.raises(ConfigError) as error:
     make_pipeline(config, row_format, "train", training=True)
-  assert error.value.field == field
+  assert error.value.field == f"config.data.{field}"

@@ -172,7 +172,7 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path):
   command = [sys.executable, SCRIPTS / "tokenize_corpus.py", *text("none*"), "--out", "x"]
   result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
   assert result.returncode == 1
-  assert result.stderr == "error: path = 'none*': expected to match at least one file\n"
+  assert result.stderr == "error: config.data.source.path = 'none*': expected to match at least one file\n"
 
 
 def tokens_config(directory, **changes):

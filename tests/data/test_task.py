@@ -1,7 +1,11 @@
 """seqio tasks and TFDS datasets by name."""
 
+import pathlib
+import shutil
+
 import pytest
 import seqio
+import tensorflow as tf
 
 from moe.config import ConfigError
 from moe.data import DataError, make_pipeline, make_source, make_vocabulary, validation_text
@@ -114,10 +118,10 @@ def test_a_part_of_a_split_is_a_split(data_dir):
 @pytest.mark.parametrize(
   ("fields", "changes", "field", "problem"),
   [
-    ({"task": "moe_no_such_task"}, {}, "task", "expected a registered seqio task, or a TFDS dataset in"),
-    ({"task": "glue/sst2", "data_dir": "."}, {}, "task", "expected a dataset prepared in"),
-    ({"task": "moe_test_mixture"}, {}, "task", "not a mixture"),
-    ({"modules": ("no.such.module",)}, {}, "modules", "expected a module that can be imported"),
+    ({"task": "moe_no_such_task"}, {}, "source.task", "expected a registered seqio task, or a TFDS dataset in"),
+    ({"task": "glue/sst2", "data_dir": "."}, {}, "source.task", "expected a dataset prepared in"),
+    ({"task": "moe_test_mixture"}, {}, "source.task", "not a mixture"),
+    ({"modules": ("no.such.module",)}, {}, "source.modules", "expected a module that can be imported"),
     ({}, {"extra_ids": 0}, "vocabulary", "which has 359 ids"),
     ({}, {"vocabulary": "configs/vocabularies/python_2k.model"}, "vocabulary", "expected the ids of the vocabulary of"),
     ({"task": "moe_test_pairs"}, {}, "objective", "expected one of text_to_text, .* pairs of inputs and targets"),
@@ -129,13 +133,87 @@ def test_each_wrong_task_is_rejected_in_one_line(fields, changes, field, problem
   config = make_config(TaskConfig(**({"task": "moe_test_lines", "modules": (MODULE,)} | fields)), **changes)
   with pytest.raises(ConfigError, match=problem) as error:
     make_pipeline(config, "inputs_and_targets", "train", training=True)
-  assert error.value.field == field
+  assert error.value.field == f"config.data.{field}"
   assert "\n" not in str(error.value)
 
 
 def test_a_split_that_the_task_does_not_have_is_rejected():
   with pytest.raises(DataError, match="split 'test': expected one of train, validation, the splits of moe_test_lines"):
     open_source(task("moe_test_lines"), "test")
+
+
+@pytest.fixture
+def add_task():
+  """Registers a task of the test's own until its end; `preprocessor` maps each example to what the task gives."""
+  names = []
+
+  def add(preprocessor, vocabulary):
+    names.append(f"moe_test_{len(names)}")
+    source = seqio.FunctionDataSource(
+      lambda split, shuffle_files: tf.data.Dataset.range(3, output_type=tf.int64), splits=("train",)
+    )
+    seqio.TaskRegistry.add(
+      names[-1],
+      source=source,
+      preprocessors=[lambda dataset: dataset.map(preprocessor)],
+      output_features={"targets": seqio.Feature(vocabulary, add_eos=False)},
+    )
+    return names[-1]
+
+  yield add
+  for name in names:
+    seqio.TaskRegistry.remove(name)
+
+
+@pytest.mark.parametrize("wrong", [359, -1, 2**40])
+def test_an_id_beyond_the_vocabulary_is_named_with_its_example(add_task, wrong):
+  name = add_task(
+    lambda n: {"targets": tf.stack([5, tf.where(n == 2, tf.constant(wrong, tf.int64), n)])},
+    seqio.PassThroughVocabulary(359),
+  )
+  with pytest.raises(DataError, match=rf"shard 0, example 2: has id {wrong} at position 1: expected ids from 0 to 358"):
+    documents(task(name))
+
+
+@pytest.mark.parametrize(
+  ("preprocessor", "problem"),
+  [
+    (lambda n: {"inputs": tf.stack([n])}, "targets"),
+    (lambda n: {"targets": tf.constant([0.5])}, "float|token ids"),
+    (lambda n: {"targets": tf.debugging.check_numerics([tf.constant(float("nan"))], "not finite")}, "not finite"),
+    (lambda n: {"targets": n["text"]}, "cannot be read"),
+  ],
+  ids=["no feature", "no ids", "fails while reading", "fails at once"],
+)
+def test_a_task_that_does_not_work_is_one_line(add_task, preprocessor, problem):
+  with pytest.raises(DataError, match=problem) as error:
+    documents(task(add_task(preprocessor, seqio.PassThroughVocabulary(359))))
+  assert "\n" not in str(error.value)
+
+
+def test_truncated_records_are_named_with_their_shard(data_dir, tmp_path):
+  parts = pathlib.Path("offline_text", "wikitext2_eval")
+  shutil.copytree(data_dir / "tfds" / parts, tmp_path / parts)
+  for path in (tmp_path / parts).rglob("*validation*.tfrecord*"):
+    path.write_bytes(path.read_bytes()[:-100])
+  config = make_config(TaskConfig(str(parts), data_dir=str(tmp_path)))
+  with pytest.raises(DataError, match=r"eval, split validation, shard 0: cannot be read \(DataLossError") as error:
+    documents(config, "validation")
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["c4/en:9.9.9", "c4/zz", "c4/en:", "c4/en:3.1.0/more", "../c4", "no such data set"])
+def test_a_dataset_or_version_that_does_not_exist_is_one_line(data_dir, name):
+  with pytest.raises(ConfigError, match=r"^config\.data\.source\.task = .*: expected a registered seqio task") as error:
+    open_source(make_config(TaskConfig(name, data_dir=str(data_dir / "tfds"))))
+  assert "\n" not in str(error.value)
+
+
+def test_a_module_that_fails_is_one_line(tmp_path, monkeypatch):
+  (tmp_path / "failing_tasks.py").write_text("undefined")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(ConfigError, match=r"modules = 'failing_tasks': .*\(NameError: name 'undefined' is not defined\)"):
+    open_source(make_config(TaskConfig("moe_test_lines", modules=("failing_tasks",))))
 
 
 def test_a_dataset_without_the_named_feature_is_rejected(data_dir):

@@ -63,7 +63,7 @@ def test_ids_are_stored_as_narrow_as_the_vocabulary_allows():
 
 
 def test_a_directory_without_tokens_is_rejected(tmp_path):
-  with pytest.raises(ConfigError, match=r"path = .*: expected a directory with meta\.json"):
+  with pytest.raises(ConfigError, match=r"^config\.data\.source\.path = .*: expected a directory with meta\.json"):
     open_train(tmp_path)
 
 
@@ -98,6 +98,42 @@ def test_a_missing_file_is_named(tokens, name):
   (tokens / name).unlink()
   with pytest.raises(DataError, match=name):
     open_train(tokens)
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(359, "359"), (2**16 - 1, "65535")])
+def test_an_id_beyond_the_vocabulary_is_named_with_its_document_and_position(tokens, wrong, said, small_blocks):
+  offsets = np.load(tokens / "train.targets.offsets.npy")
+  ids = np.memmap(tokens / "train.targets.bin", np.uint16, "r+")
+  ids[offsets[7] + 3] = wrong
+  ids.flush()
+  source = open_train(tokens)
+  next(source.blocks(0, 0, 0))
+  problem = rf"train\.targets\.bin, document 7: has id {said} at position 3: expected ids from 0 to 358"
+  with pytest.raises(DataError, match=problem):
+    next(source.blocks(1, 0, 0))
+
+
+def test_offsets_that_go_back_are_rejected(tokens):
+  path = tokens / "train.targets.offsets.npy"
+  offsets = np.load(path)
+  offsets[[3, 4]] = offsets[[4, 3]]
+  np.save(path, offsets)
+  with pytest.raises(DataError, match=r"offsets\.npy: does not match meta\.json"):
+    open_train(tokens)
+
+
+@pytest.mark.parametrize("part", ["dtype", "features", "splits", "vocabulary"])
+def test_a_description_without_one_of_its_parts_is_rejected(tokens, part):
+  meta = json.loads((tokens / "meta.json").read_text())
+  del meta[part]
+  (tokens / "meta.json").write_text(json.dumps(meta))
+  with pytest.raises(DataError, match=r"meta\.json: is damaged: parts are missing"):
+    open_train(tokens)
+
+
+def test_a_home_folder_is_found(tokens, monkeypatch):
+  monkeypatch.setenv("HOME", str(tokens.parent))
+  assert open_train("~/tokens").fingerprint == open_train(tokens).fingerprint
 
 
 def test_another_format_is_rejected(tokens):

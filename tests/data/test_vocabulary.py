@@ -5,8 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from moe.config import ConfigError
-from moe.data import load_vocabulary, make_source, make_vocabulary
+from moe.config import ConfigError, as_mapping, build
+from moe.data import DataConfig, load_vocabulary, make_source, make_vocabulary
 from tests.data.conftest import make_config, make_texts
 
 PYTHON_2K = str(pathlib.Path(__file__).parents[2] / "configs" / "vocabularies" / "python_2k.model")
@@ -70,6 +70,19 @@ def test_t5s_own_vocabulary_gives_t5s_ids(data_dir):
   vocabulary = load_vocabulary(str(model), 100)
   assert vocabulary.size == 32100
   assert vocabulary.encode("The house is wonderful.").tolist() == [37, 629, 19, 1627, 5]
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(pathlib.Path(PYTHON_2K).parent))
+  assert load_vocabulary("~/python_2k.model", 0).fingerprint == load_vocabulary(PYTHON_2K, 0).fingerprint
+
+
+@pytest.mark.parametrize("name", ["none.model", ""])
+def test_an_error_names_the_whole_field(name):
+  with pytest.raises(ConfigError, match=rf"^config\.data\.vocabulary = '{name}': expected 'bytes' or"):
+    make_vocabulary(
+      build(DataConfig, as_mapping(make_config("standard_library")) | {"vocabulary": name}, "config.data")
+    )
 
 
 def test_a_missing_vocabulary_is_named(tmp_path):

@@ -158,7 +158,7 @@ def test_errors_of_the_scripts_are_one_line_and_nothing_is_overwritten(tmp_path,
   out = tmp_path / "t.npz"
   with pytest.raises(SystemExit, match="error: --hashes = 3: expected a divisor of --experts = 4"):
     table("balanced", out, *of_text, "--hashes", 3)
-  with pytest.raises(SystemExit, match=r"error: data\.vocabulary = 'bytes': .*checkpoint"):
+  with pytest.raises(SystemExit, match=r"error: config\.data\.vocabulary = 'bytes': .*checkpoint"):
     table("clustered", out, *of_text, "--data", "extra_ids=1", "--workdir", baseline)
   with pytest.raises(SystemExit, match=r"error: .*nowhere holds no run"):
     script("build_centroids", "--workdir", tmp_path / "nowhere", "--stack", "encoder", "--experts", 4, "--out", out)

@@ -4,24 +4,26 @@ A registered task gives token ids by its own preprocessors; of a TFDS dataset, o
 shard by shard and in order. Shuffling is the pipeline's, so that a position in the data is a few integers.
 """
 
+import contextlib
 import importlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import numpy as np
-import seqio
-import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from moe.config import ConfigError, require
-from moe.data.documents import Documents, Ragged, stable_hash
+from moe.data.documents import Documents, Ragged, check_ids, stable_hash
 from moe.data.errors import DataError
+from moe.data.quiet_import import quiet_import
 from moe.data.source import TextSource, require_split
 from moe.data.sources.task import TaskConfig
 from moe.data.vocabulary import EOS, Vocabulary
+
+with quiet_import():
+  import seqio
+  import tensorflow as tf
+  import tensorflow_datasets as tfds
 
 BLOCK_EXAMPLES = 2048
 _PROBE = "The quick brown fox, 42 naïve cafés."
@@ -40,15 +42,17 @@ def open_task(
     seed: of the task's preprocessors.
 
   Raises:
-    ConfigError: no such module, task, dataset, split or text feature; or the task has another vocabulary.
+    ConfigError: no such module, task, dataset or text feature; or the task has another vocabulary.
+    DataError: no such split, or the data cannot be read.
   """
   # TensorFlow would otherwise reserve the accelerator's memory.
   tf.config.set_visible_devices([], "GPU")
   for module in config.modules:
     try:
       importlib.import_module(module)
-    except ModuleNotFoundError as error:
-      raise ConfigError("modules", module, f"expected a module that can be imported ({error})") from None
+    except Exception as error:  # a module is a program: anything can go wrong in it
+      wanted = f"expected a module that can be imported ({type(error).__name__}: {_first_line(error)})"
+      raise ConfigError("modules", module, wanted) from None
   if config.task in seqio.TaskRegistry.names():
     return TaskSource(seqio.TaskRegistry.get(config.task), split, vocabulary, lengths, seed)
   mixture = config.task in seqio.MixtureRegistry.names()
@@ -60,7 +64,8 @@ class TaskSource:
   """A registered seqio task with the feature `targets`, and perhaps `inputs`.
 
   Raises:
-    ConfigError: the task does not have the split or `targets`, or has another vocabulary.
+    ConfigError: the task does not have `targets`, or has another vocabulary. DataError: it does not have the split, or
+      cannot be read; while reading, also an id beyond the vocabulary.
   """
 
   varies = True
@@ -68,22 +73,37 @@ class TaskSource:
 
   def __init__(self, task: seqio.Task, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int):
     self._task, self._split, self._lengths, self._seed = task, split, lengths, seed
-    require_split(_whole(split), task.splits, task.name)
+    self._vocabulary_size = vocabulary.size
+    with _one_line(task.name):
+      require_split(_whole(split), task.splits, task.name)
     require("targets" in task.output_features, "task", task.name, "expected a task with the feature 'targets'")
     require(not task.requires_caching, "task", task.name, "expected a task that does not need seqio's cache")
     self.supervised = "inputs" in task.output_features
     self._names = ("inputs", "targets") if self.supervised else ("targets",)
     for name in self._names:
       _check_vocabulary(task.output_features[name].vocabulary, task.name, vocabulary)
-    shards = task.source.list_shards(split)
-    self.num_shards = len(shards)
-    self.fingerprint = f"{stable_hash(task.name, split, len(shards)):016x}"
+    with _one_line(task.name):
+      self.num_shards = len(task.source.list_shards(split))
+    self.fingerprint = f"{stable_hash(task.name, split, self.num_shards):016x}"
 
   def blocks(self, shard: int, start: int, epoch: int) -> Iterator[Documents]:
-    examples = self._dataset(shard, epoch).skip(start * BLOCK_EXAMPLES).as_numpy_iterator()
-    while block := list(itertools.islice(examples, BLOCK_EXAMPLES)):
-      columns = {name: [_without_eos(example[name]) for example in block] for name in self._names}
-      yield Documents(**{name: Ragged.join(arrays) for name, arrays in columns.items()})
+    where = f"{self._task.name}, split {self._split}, shard {shard}"
+    with _one_line(where):
+      first = start * BLOCK_EXAMPLES
+      examples = self._dataset(shard, epoch).skip(first).as_numpy_iterator()
+      while block := list(itertools.islice(examples, BLOCK_EXAMPLES)):
+        yield Documents(**{name: self._ids(block, name, where, first) for name in self._names})
+        first += len(block)
+
+  def _ids(self, examples: list[dict[str, np.ndarray]], name: str, where: str, first: int) -> Ragged:
+    """A feature of some examples, int32; without an EOS that the task appended, since the objective appends its own."""
+    found = [np.asarray(example[name]) for example in examples if name in example]
+    is_ids = len(found) == len(examples) and found[0].ndim == 1 and np.issubdtype(found[0].dtype, np.integer)
+    if not is_ids:
+      raise DataError(where, f"has no feature {name!r} of token ids after the task's preprocessors")
+    ids = Ragged.join([array[:-1] if len(array) and array[-1] == EOS else array for array in found])
+    check_ids(ids, self._vocabulary_size, lambda i: f"{where}, example {first + i}")
+    return Ragged(ids.flat.astype(np.int32), ids.offsets)
 
   def texts(self, shard: int) -> Iterator[str]:
     raise DataError(self._task.name, "is a seqio task, which gives token ids and no text")
@@ -104,18 +124,18 @@ class TfdsTextSource(TextSource):
   """A text feature of a prepared TFDS dataset.
 
   Raises:
-    ConfigError: the dataset, its split or the feature does not exist, or is not prepared in `data_dir`.
+    ConfigError: the dataset or the feature does not exist, or is not prepared in `data_dir`. DataError: the split does
+      not exist, or cannot be read.
   """
 
   def __init__(self, config: TaskConfig, split: str, vocabulary: Vocabulary):
     super().__init__(vocabulary)
     where = config.data_dir or "the default TFDS directory"
+    data_dir = os.path.expanduser(config.data_dir) or None
     try:
-      builder = tfds.builder(config.task, data_dir=config.data_dir or None)
-    except (ValueError, ImportError, OSError) as error:
-      # After its first line, DatasetNotFoundError lists every dataset.
-      reason = str(error).splitlines()[0]
-      expected = f"expected a registered seqio task, or a TFDS dataset in {where} ({reason})"
+      builder = tfds.builder(config.task, data_dir=data_dir)
+    except Exception as error:  # TFDS has a dozen
+      expected = f"expected a registered seqio task, or a TFDS dataset in {where} ({_first_line(error)})"
       raise ConfigError("task", config.task, expected) from None
     prepared = bool(builder.info.splits)
     require(prepared, "task", config.task, f"expected a dataset prepared in {where}; run tfds build first")
@@ -126,20 +146,39 @@ class TfdsTextSource(TextSource):
     is_text = features[key].dtype in (str, tf.string, np.dtype(object))
     require(is_text, "text_key", key, f"expected a text feature of {config.task}")
     name = ":".join(builder.info.full_name.rsplit("/", 1))
-    self._source = seqio.TfdsDataSource(name, tfds_data_dir=config.data_dir or None, read_only=True)
     self._key, self._split, self._name = key, split, config.task
-    self.num_shards = len(self._source.list_shards(split))
+    with _one_line(config.task):
+      self._source = seqio.TfdsDataSource(name, tfds_data_dir=data_dir, read_only=True)
+      self.num_shards = len(self._source.list_shards(split))
     self.fingerprint = f"{stable_hash(name, split, builder.info.splits[split].num_examples):016x}"
 
   def texts(self, shard: int) -> Iterator[str]:
     info = seqio.ShardInfo(shard, self.num_shards) if self.num_shards > 1 else None
-    dataset = self._source.get_dataset(split=self._split, shuffle=False, shard_info=info)
-    dataset = dataset.map(lambda example: example[self._key]).with_options(_in_order())
-    for text in dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
-      try:
-        yield text.decode()
-      except UnicodeDecodeError:
-        raise DataError(self._name, f"has text that is not UTF-8 in shard {shard}") from None
+    where = f"{self._name}, split {self._split}, shard {shard}"
+    with _one_line(where):
+      dataset = self._source.get_dataset(split=self._split, shuffle=False, shard_info=info)
+      dataset = dataset.map(lambda example: example[self._key]).with_options(_in_order())
+      for number, text in enumerate(dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
+        try:
+          yield text.decode()
+        except UnicodeDecodeError:
+          raise DataError(f"{where}, example {number}", "has text that is not UTF-8") from None
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+  """Reports in one line whatever goes wrong in TensorFlow, TFDS, or a task's own functions."""
+  try:
+    yield
+  except (ConfigError, DataError):
+    raise
+  except Exception as error:
+    raise DataError(name, f"cannot be read ({type(error).__name__}: {_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+  """The first line of a message: after it, TFDS lists every dataset it knows."""
+  return next(iter(str(error).strip().splitlines()), "no reason given")
 
 
 def _in_order() -> tf.data.Options:
@@ -153,15 +192,9 @@ def _whole(split: str) -> str:
   return split.partition("[")[0]
 
 
-def _without_eos(ids: np.ndarray) -> np.ndarray:
-  """The ids, int32, without an EOS that the task appended: the objective appends its own."""
-  ids = np.asarray(ids, np.int32)
-  return ids[:-1] if len(ids) and ids[-1] == EOS else ids
-
-
 def _check_vocabulary(of_task: seqio.Vocabulary, name: str, ours: Vocabulary) -> None:
   expected = f"expected the vocabulary of task {name}, which has {of_task.vocab_size} ids"
-  require(of_task.vocab_size <= ours.size, "vocabulary", ours.name, expected)
+  require(of_task.vocab_size <= ours.size, "config.data.vocabulary", ours.name, expected)
   if isinstance(of_task, (seqio.SentencePieceVocabulary, seqio.ByteVocabulary)):
     same = list(of_task.encode(_PROBE)) == ours.encode(_PROBE).tolist()
-    require(same, "vocabulary", ours.name, f"expected the ids of the vocabulary of task {name}")
+    require(same, "config.data.vocabulary", ours.name, f"expected the ids of the vocabulary of task {name}")

@@ -19,6 +19,7 @@ from moe.data.vocabulary import Vocabulary
 
 FORMAT = 1
 META = "meta.json"
+_OF_VOCABULARY = ("name", "size", "extra_ids", "fingerprint", "byte_lengths")
 
 
 def read_meta(directory: str) -> dict:
@@ -33,10 +34,15 @@ def read_meta(directory: str) -> dict:
   try:
     with open(path, encoding="utf-8") as file:
       meta = json.load(file)
-  except (json.JSONDecodeError, UnicodeDecodeError):
+  except (ValueError, RecursionError, OSError):
     raise DataError(path, "is damaged: not JSON") from None
   if not isinstance(meta, dict) or meta.get("format") != FORMAT:
     raise DataError(path, f"is not of format {FORMAT}; make the directory again with scripts/tokenize_corpus.py")
+  vocabulary = meta.get("vocabulary")
+  described = isinstance(vocabulary, dict) and vocabulary.keys() >= set(_OF_VOCABULARY)
+  whole = described and len(vocabulary["byte_lengths"]) == vocabulary["size"]
+  if not whole or not meta.keys() >= {"dtype", "features", "splits"}:
+    raise DataError(path, "is damaged: parts are missing; make the directory again")
   return meta
 
 
@@ -48,17 +54,18 @@ def open_feature(directory: str, split: str, feature: str, meta: dict) -> Ragged
   """
   dtype, entry = np.dtype(meta["dtype"]), meta["splits"][split]
   tokens, documents = entry["tokens"][feature], entry["documents"]
-  path = _path(directory, split, feature, "bin")
+  path = feature_path(directory, split, feature, "bin")
   expected = tokens * dtype.itemsize
   found = os.path.getsize(path) if os.path.isfile(path) else 0
   if found != expected:
     raise DataError(path, f"has {found} bytes, expected {expected} from {META}; make the directory again")
-  path_of_offsets = _path(directory, split, feature, "offsets.npy")
+  path_of_offsets = feature_path(directory, split, feature, "offsets.npy")
   try:
     offsets = np.load(path_of_offsets)
   except (OSError, ValueError, EOFError):
     raise DataError(path_of_offsets, "is missing or damaged; make the directory again") from None
-  if len(offsets) != documents + 1 or offsets[-1] != tokens:
+  ends = len(offsets) == documents + 1 and offsets[0] == 0 and offsets[-1] == tokens
+  if not ends or (np.diff(offsets) < 0).any():
     raise DataError(path_of_offsets, f"does not match {META}; make the directory again")
   # An empty file cannot be mapped.
   flat = np.memmap(path, dtype, "r") if tokens else np.zeros(0, dtype)
@@ -93,7 +100,7 @@ def write_split(
         progress(len(block))
   offsets = {name: np.concatenate([[0], *lengths[name]]).cumsum().astype(np.int64) for name in names}
   for name in names:
-    np.save(_path(directory, split, name, "offsets.npy"), offsets[name])
+    np.save(feature_path(directory, split, name, "offsets.npy"), offsets[name])
   return {"documents": len(offsets["targets"]) - 1, "tokens": {name: int(offsets[name][-1]) for name in names}}
 
 
@@ -129,7 +136,7 @@ class _Writers:
   """One open file per feature."""
 
   def __init__(self, directory: str, split: str, names: tuple[str, ...]):
-    self.files = {name: open(_path(directory, split, name, "bin"), "wb") for name in names}  # noqa: SIM115
+    self.files = {name: open(feature_path(directory, split, name, "bin"), "wb") for name in names}  # noqa: SIM115
 
   def __enter__(self) -> "_Writers":
     return self
@@ -139,5 +146,6 @@ class _Writers:
       file.close()
 
 
-def _path(directory: str, split: str, feature: str, suffix: str) -> str:
+def feature_path(directory: str, split: str, feature: str, suffix: str) -> str:
+  """The file of a feature: "bin" its ids, "offsets.npy" where each document begins."""
   return os.path.join(directory, f"{split}.{feature}.{suffix}")

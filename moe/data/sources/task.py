@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+from moe.config import require
 from moe.data.source import Source, SourceConfig
 from moe.data.vocabulary import Vocabulary
 
@@ -26,6 +27,9 @@ class TaskConfig(SourceConfig, name="task"):
   train_split: str = "train"
   validation_split: str = "validation"
   modules: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    require(bool(self.task.strip()), "task", self.task, "expected the name of a seqio task or of a TFDS dataset")
 
   @property
   def corpus(self) -> str:

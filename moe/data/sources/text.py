@@ -47,6 +47,7 @@ class TextConfig(SourceConfig, name="text"):
   on_bad_record: Literal["error", "skip"] = "error"
 
   def __post_init__(self):
+    require(bool(self.path.strip()), "path", self.path, "expected the path of a file, or a glob of files")
     fraction = self.validation_fraction
     require(0 < fraction < 1, "validation_fraction", fraction, "expected between 0 and 1")
 
@@ -177,7 +178,6 @@ def _find(field: str, pattern: str) -> tuple[list[str], str]:
 
   The beginning of the pattern that exists as it is written is no pattern, whatever characters it has.
   """
-  require(bool(pattern.strip()), field, pattern, "expected the path of a file, or a glob of files")
   parts = pathlib.PurePath(os.path.expanduser(pattern)).parts
   existing = next((n for n in range(len(parts), 0, -1) if os.path.exists(os.path.join(*parts[:n]))), 0)
   fixed, rest = os.path.join("", *parts[:existing]), os.path.join("", *parts[existing:])

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from moe.data.documents import BLOCK_DOCUMENTS, Documents, Ragged, stable_hash
+from moe.config import require
+from moe.data.documents import BLOCK_DOCUMENTS, Documents, Ragged, check_ids, stable_hash
 from moe.data.errors import DataError
-from moe.data.formats.token_directory import open_feature, read_meta
+from moe.data.formats.token_directory import feature_path, open_feature, read_meta
 from moe.data.source import SourceConfig, require_split
 from moe.data.vocabulary import StoredVocabulary, Vocabulary
 
@@ -27,15 +29,19 @@ class TokensConfig(SourceConfig, name="tokens"):
 
   path: str
 
+  def __post_init__(self):
+    require(bool(self.path.strip()), "path", self.path, "expected a directory")
+
   @property
   def corpus(self) -> str:
     return self.path
 
   def stored_vocabulary(self) -> StoredVocabulary:
-    return StoredVocabulary(self.path, read_meta(self.path)["vocabulary"])
+    directory = os.path.expanduser(self.path)
+    return StoredVocabulary(directory, read_meta(directory)["vocabulary"])
 
   def make(self, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int) -> "TokensSource":
-    return TokensSource(self.path, split)
+    return TokensSource(os.path.expanduser(self.path), split, vocabulary.size)
 
 
 class TokensSource:
@@ -49,8 +55,9 @@ class TokensSource:
   varies = False
   skipped = 0
 
-  def __init__(self, directory: str, split: str):
+  def __init__(self, directory: str, split: str, vocabulary_size: int):
     meta = read_meta(directory)
+    self._directory, self._split, self._vocabulary_size = directory, split, vocabulary_size
     require_split(split, meta["splits"], directory)
     self._features = {name: open_feature(directory, split, name, meta) for name in meta["features"]}
     self.supervised = "inputs" in self._features
@@ -62,7 +69,15 @@ class TokensSource:
     del epoch
     if start == 0 and len(self._bounds) > 1:
       first, last = self._bounds[shard : shard + 2]
-      yield Documents(**{k: Ragged(v.flat, v.offsets[first : last + 1]) for k, v in self._features.items()})
+      yield Documents(**{name: self._part(name, first, last) for name in self._features})
+
+  def _part(self, name: str, first: int, last: int) -> Ragged:
+    """A feature of the documents from `first` to `last`, with checked ids."""
+    whole = self._features[name]
+    part = Ragged(whole.flat, whole.offsets[first : last + 1])
+    path = feature_path(self._directory, self._split, name, "bin")
+    check_ids(part, self._vocabulary_size, lambda i: f"{path}, document {first + i}")
+    return part
 
   def texts(self, shard: int) -> Iterator[str]:
     raise DataError("tokens", "a directory of token ids has no text")
