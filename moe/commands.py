@@ -1,8 +1,11 @@
-"""What all entry points share: the config flag, errors as one line, runs over several hosts."""
+"""What all mains and scripts share: the config flag, errors as one line, closed pipes, runs over several hosts."""
 
+import argparse
 import contextlib
 import logging
 import os
+import pathlib
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,7 +14,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from moe.config import ConfigError, require
+from moe.config import ConfigError, UserError, require
 from moe.config_file import read_config, split_configs
 
 flags.disclaim_key_flags()  # the entry point that calls a function below owns its flags: `--help` lists them
@@ -52,12 +55,46 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
   def call(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
       _silence_orbax()
-    with _report_errors():
+    with _with_other_hosts():
       if len(argv) > 1:
         raise ConfigError("argument", argv[1], "expected the form --NAME=VALUE")
       main()
 
-  app.run(call, argv, flags_parser=_parse)
+  with _reported():
+    app.run(call, argv, flags_parser=_parse)
+
+
+def run_script(main: Callable[[], None]) -> None:
+  """Calls the `main` of a script, which parses its arguments with a `Parser`; it ends as `run` does."""
+  with _reported():
+    main()
+
+
+class Parser(argparse.ArgumentParser):
+  """The arguments of a script; a wrong one is one line, as of a main."""
+
+  def __init__(self, **options: Any):
+    super().__init__(allow_abbrev=False, **options)
+
+  def error(self, message: str) -> NoReturn:
+    _fail(2, message)
+
+
+def new_path(flag: str, value: str) -> pathlib.Path:
+  """A path that a script will write to when its work is done, tried before that.
+
+  Raises:
+    ConfigError: something is there already, or nothing can be written there.
+  """
+  path = pathlib.Path(value).expanduser()
+  try:
+    path.open("x").close()
+    path.unlink()
+  except FileExistsError:
+    raise ConfigError(flag, value, "expected a path that does not exist") from None
+  except OSError as error:
+    raise ConfigError(flag, value, f"expected a path that can be written ({error.strerror})") from None
+  return path
 
 
 def define_hosts() -> Callable[[], None]:
@@ -112,17 +149,38 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     _configs[:], rest = split_configs(argv)
     return flags.FLAGS(rest)
-  except (flags.Error, ConfigError) as error:
+  except flags.Error as error:
     _fail(2, str(error))
 
 
 @contextlib.contextmanager
-def _report_errors() -> Iterator[None]:
-  from moe.data.errors import DataError
+def _reported() -> Iterator[None]:
+  """Ends the process with one line for what the user can mend, and in silence if nobody reads on or wants more."""
+  try:
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+  except UserError as error:
+    _fail(error.code, str(error))
+  except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)
+  except BrokenPipeError:  # as of `| head -1`
+    nowhere = os.open(os.devnull, os.O_WRONLY)  # for what Python still holds, and writes when it ends
+    for stream in (1, 2):
+      os.dup2(nowhere, stream)
+    sys.exit(128 + signal.SIGPIPE)
+  except RuntimeError as error:
+    if "Unable to initialize backend" not in str(error):
+      raise
+    wanted = f"expected a platform that JAX finds on this machine ({str(error).splitlines()[0]})"
+    _fail(2, str(ConfigError("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", ""), wanted)))
+
+
+@contextlib.contextmanager
+def _with_other_hosts() -> Iterator[None]:
+  """Ends together with the other processes of the run, if there are any."""
   from moe.parallel import hosts
-  from moe.training.checkpoint import CheckpointError
-  from moe.training.hooks import TrainingStopped
-  from moe.training.workdir import WorkdirError
 
   try:
     yield
@@ -130,12 +188,9 @@ def _report_errors() -> Iterator[None]:
   except SystemExit:
     hosts.leave()  # all processes were asked to stop
     raise
-  except (ConfigError, DataError, WorkdirError, hosts.JoinError) as error:
-    hosts.fail(error, str(error), 2)
-    _fail(2, str(error))
-  except (CheckpointError, TrainingStopped) as error:
-    hosts.fail(error, str(error), 1)
-    _fail(1, str(error))
+  except UserError as error:
+    hosts.fail(error, str(error), error.code)
+    raise
   except BaseException as error:
     hosts.fail(error)
     raise

@@ -21,7 +21,17 @@ T = TypeVar("T")
 _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+  """What the user can mend. Mains and scripts print it as one line and end with its exit code.
+
+  Attributes:
+    code: 2 for what is wrong before the work begins, 1 for work that began well and had to stop.
+  """
+
+  code: ClassVar[int] = 2
+
+
+class ConfigError(UserError, ValueError):
   """One wrong field: its name, the value given, and what would be right."""
 
   def __init__(self, field: str, value: Any, expected: str):

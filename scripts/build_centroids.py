@@ -1,6 +1,6 @@
 r"""Makes the first centroids of k-means routing: k-means on the inputs of a trained model's routers.
 
-python scripts/build_centroids.py --workdir runs/baseline --stack decoder --experts 16 --out centroids.npz
+python -m scripts.build_centroids --workdir runs/baseline --stack decoder --experts 16 --out centroids.npz
 
 The baseline has MoE layers, with any router, where the new run will have them; each gets its own centroids. Train
 with `--config.model.decoder.moe.router.name=k_means --config.model.decoder.moe.router.centroids=centroids.npz`.
@@ -9,22 +9,18 @@ with `--config.model.decoder.moe.router.name=k_means --config.model.decoder.moe.
 import argparse
 import dataclasses
 import itertools
-import os
-import sys
 
 import jax
 import numpy as np
 from flax import nnx
 
-from moe.config import ConfigError, require
-from moe.data import DataError
+from moe.commands import Parser, new_path, run_script
+from moe.config import require
 from moe.evaluation.restore import Trained, check_vocabulary, restore
 from moe.routing import RouterInput, RouterOutput
 from moe.routing.files import write_arrays
 from moe.routing.solvers.clustering import k_means, to_unit_length
-from moe.training.checkpoint import CheckpointError
 from moe.training.feed import open_pipeline, open_vocabulary
-from moe.training.workdir import WorkdirError
 
 
 class Recorder(nnx.Module):
@@ -39,11 +35,7 @@ class Recorder(nnx.Module):
 
 
 def main(arguments: list[str] | None = None) -> None:
-  options = _parse(arguments)
-  try:
-    build(options)
-  except (ConfigError, DataError, WorkdirError, CheckpointError) as error:
-    sys.exit(f"error: {error}")
+  build(_parse(arguments))
 
 
 def build(options: argparse.Namespace) -> None:
@@ -53,9 +45,10 @@ def build(options: argparse.Namespace) -> None:
     ConfigError: the file exists, or an option is wrong. DataError: the data cannot be read. WorkdirError,
       CheckpointError: the baseline cannot be restored.
   """
-  if os.path.exists(options.out):
-    raise ConfigError("--out", options.out, "expected a path that does not exist")
-  require(options.experts >= 1, "--experts", options.experts, "expected at least 1")
+  out = new_path("--out", options.out)
+  for name in ("experts", "batches"):
+    require(getattr(options, name) >= 1, f"--{name}", getattr(options, name), "expected at least 1")
+  require(options.seed >= 0, "--seed", options.seed, "expected at least 0")
   trained = restore(options.workdir, options.step)
   stack = trained.config.model.stacks.get(options.stack)
   sparse = stack is not None and stack.moe is not None
@@ -63,12 +56,14 @@ def build(options: argparse.Namespace) -> None:
   layers = layer_inputs(trained, options.stack, options.batches)
   centroids = []
   for number, points in enumerate(layers):
+    enough = options.experts <= len(points)
+    require(enough, "--experts", options.experts, f"expected at most the {len(points)} tokens of --batches")
     found, objective = k_means(points, options.experts, jax.random.key(options.seed + number))
     centroids.append(np.asarray(found))
     spread = float(np.square(points - points.mean(0)).sum(-1).mean())
     print(f"layer {number}: {len(points)} tokens; {objective[-1] / spread:.1%} of their variance is within clusters")
-  write_arrays(options.out, centroids=np.stack(centroids))
-  print(f"wrote {options.out}: {len(centroids)} layers of {options.experts} centroids")
+  write_arrays(str(out), centroids=np.stack(centroids))
+  print(f"wrote {out}: {len(centroids)} layers of {options.experts} centroids")
 
 
 def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]:
@@ -101,7 +96,7 @@ def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("--workdir", required=True, help="the run of the baseline")
   parser.add_argument("--stack", choices=("encoder", "decoder"), required=True, help="whose layers to read")
   parser.add_argument("--experts", type=int, required=True)
@@ -113,4 +108,4 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

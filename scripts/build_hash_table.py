@@ -1,22 +1,22 @@
 r"""Makes the table of a hash layer, which assigns token ids to experts, from a corpus or a trained baseline.
 
-python scripts/build_hash_table.py --function balanced --experts 16 --config configs/quickstart.py --out balanced.npz
-python scripts/build_hash_table.py --function predicted_future --experts 16 --data source=tokens \
+python -m scripts.build_hash_table --function balanced --experts 16 --config configs/quickstart.py --out balanced.npz
+python -m scripts.build_hash_table --function predicted_future --experts 16 --data source=tokens \
   --data source.path=tokens --out next.npz
-python scripts/build_hash_table.py --function clustered --experts 16 --workdir runs/baseline --out clustered.npz
+python -m scripts.build_hash_table --function clustered --experts 16 --workdir runs/baseline --out clustered.npz
 
 Train with `--config.model.decoder.moe.router.function=balanced` and `...router.table=balanced.npz`. The corpus is the
 training split. Frequencies are of the ids that a decoder reads: a 0, then the document.
 """
 
 import argparse
-import os
-import sys
+import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moe.config import ConfigError, require
+from moe.commands import Parser, new_path, run_script
+from moe.config import require
 from moe.data import DataConfig, DataError, Vocabulary, make_source, make_vocabulary
 from moe.data.command_line import add_data_options, parse_data
 from moe.data.documents import Ragged
@@ -36,14 +36,7 @@ _OF_EMBEDDINGS = ("clustered", "dispersed")
 
 
 def main(arguments: list[str] | None = None) -> None:
-  from moe.training.checkpoint import CheckpointError
-  from moe.training.workdir import WorkdirError
-
-  options = _parse(arguments)
-  try:
-    build(options)
-  except (ConfigError, DataError, WorkdirError, CheckpointError) as error:
-    sys.exit(f"error: {error}")
+  build(_parse(arguments))
 
 
 def build(options: argparse.Namespace) -> None:
@@ -53,10 +46,10 @@ def build(options: argparse.Namespace) -> None:
     ConfigError: the file exists, or an option is wrong. DataError: the data cannot be read. WorkdirError,
       CheckpointError: the baseline cannot be restored.
   """
-  if os.path.exists(options.out):
-    raise ConfigError("--out", options.out, "expected a path that does not exist")
+  out = new_path("--out", options.out)
   sections = options.experts >= 1 and options.hashes >= 1 and options.experts % options.hashes == 0
   require(sections, "--hashes", options.hashes, f"expected a divisor of --experts = {options.experts}")
+  require(options.seed >= 0, "--seed", options.seed, "expected at least 0")
   buckets = options.experts // options.hashes
   config, embeddings = _config_and_embeddings(options)
   vocabulary = make_vocabulary(config)
@@ -73,7 +66,7 @@ def build(options: argparse.Namespace) -> None:
       tables = list(predicted_future(prediction, buckets, options.hashes, options.seed))
     case _:
       tables = _of_embeddings(embeddings[: vocabulary.size], options.function, buckets, options)
-  _write(np.stack(tables).astype(np.int32), vocabulary, config, options)
+  _write(out, np.stack(tables).astype(np.int32), vocabulary, config, options)
   _report(tables, frequency, buckets)
 
 
@@ -133,11 +126,13 @@ def _draws(options: argparse.Namespace) -> list[np.random.Generator]:
   return [np.random.default_rng([options.seed, number]) for number in range(options.hashes)]
 
 
-def _write(tables: np.ndarray, vocabulary: Vocabulary, config: DataConfig, options: argparse.Namespace) -> None:
+def _write(
+  out: pathlib.Path, tables: np.ndarray, vocabulary: Vocabulary, config: DataConfig, options: argparse.Namespace
+) -> None:
   baseline = f" and the baseline {options.workdir}, step {options.step}" if options.workdir else ""
   source = f"{config.source.corpus}{baseline}, seed {options.seed}"
-  HashTable(tables, options.experts, vocabulary.fingerprint, options.function, source).write(options.out)
-  print(f"wrote {options.out}: {options.function}, {len(tables)} x {vocabulary.size} tokens, of {source}")
+  HashTable(tables, options.experts, vocabulary.fingerprint, options.function, source).write(str(out))
+  print(f"wrote {out}: {options.function}, {len(tables)} x {vocabulary.size} tokens, of {source}")
 
 
 def _report(tables: Sequence[np.ndarray], frequency: np.ndarray, buckets: int) -> None:
@@ -151,7 +146,7 @@ def _report(tables: Sequence[np.ndarray], frequency: np.ndarray, buckets: int) -
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("--function", choices=TABLE_FUNCTIONS, required=True)
   parser.add_argument("--experts", type=int, required=True)
   parser.add_argument("--hashes", type=int, default=1, help="of MultiHash: sections that the experts are divided into")
@@ -172,4 +167,4 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

@@ -1,9 +1,9 @@
 r"""Tokenizes a corpus once: a directory of token ids that training opens in seconds and without TensorFlow.
 
-python scripts/tokenize_corpus.py --config configs/quickstart.py --out tokens
-python scripts/tokenize_corpus.py --data source=text --data source.path="corpus/*.jsonl.xz" \
+python -m scripts.tokenize_corpus --config configs/quickstart.py --out tokens
+python -m scripts.tokenize_corpus --data source=text --data source.path="corpus/*.jsonl.xz" \
   --data vocabulary=corpus.model --out tokens
-python scripts/tokenize_corpus.py --data source=task --data source.task=c4/en:3.1.0 \
+python -m scripts.tokenize_corpus --data source=task --data source.task=c4/en:3.1.0 \
   --data vocabulary=t5.model --out tokens
 
 Train with `--config.data.source.name=tokens --config.data.source.path=tokens`.
@@ -11,14 +11,15 @@ Train with `--config.data.source.name=tokens --config.data.source.path=tokens`.
 
 import argparse
 import os
+import pathlib
 import shutil
-import sys
 import tempfile
 
 from tqdm import tqdm
 
-from moe.config import ConfigError, require
-from moe.data import DataConfig, DataError, make_source, make_vocabulary
+from moe.commands import Parser, new_path, run_script
+from moe.config import require
+from moe.data import DataConfig, make_source, make_vocabulary
 from moe.data.command_line import add_data_options, parse_data
 from moe.data.formats.token_directory import write_meta, write_split
 from moe.data.source import SPLITS
@@ -26,27 +27,20 @@ from moe.data.source import SPLITS
 
 def main(arguments: list[str] | None = None) -> None:
   options = _parse(arguments)
-  try:
-    tokenize(parse_data(options), options.out)
-  except (ConfigError, DataError) as error:
-    sys.exit(f"error: {error}")
+  tokenize(parse_data(options), new_path("--out", options.out))
 
 
-def tokenize(config: DataConfig, out: str) -> None:
+def tokenize(config: DataConfig, out: pathlib.Path) -> None:
   """Writes both splits to a temporary directory next to `out`, and renames it when it is complete.
 
   Raises:
-    ConfigError: `out` exists, or the config's data cannot be used. DataError: the source cannot be read.
+    ConfigError: the config's data cannot be used. DataError: the source cannot be read.
   """
-  if os.path.exists(out):
-    raise ConfigError("--out", out, "expected a path that does not exist")
   stored = config.source.stores_vocabulary
-  require(not stored, "source", config.source.name, "expected a source that is not token ids already")
+  require(not stored, "config.data.source", config.source.name, "expected a source that is not token ids already")
   vocabulary = make_vocabulary(config)
   sources = {split: make_source(config, split, vocabulary) for split in SPLITS}
-  parent = os.path.dirname(os.path.abspath(out))
-  os.makedirs(parent, exist_ok=True)
-  directory = tempfile.mkdtemp(dir=parent, prefix=os.path.basename(out) + ".part")
+  directory = tempfile.mkdtemp(dir=out.parent, prefix=out.name + ".part")
   try:
     splits = {}
     for split, source in sources.items():
@@ -63,11 +57,11 @@ def tokenize(config: DataConfig, out: str) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   add_data_options(parser)
   parser.add_argument("--out", required=True, help="the directory to write")
   return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

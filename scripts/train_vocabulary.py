@@ -1,23 +1,22 @@
 r"""Trains a lossless SentencePiece vocabulary on the training split of any source of text.
 
-python scripts/train_vocabulary.py --data source=text --data source.path="corpus/*.jsonl.xz" --size 32000 \
+python -m scripts.train_vocabulary --data source=text --data source.path="corpus/*.jsonl.xz" --size 32000 \
   --out corpus.model
-python scripts/train_vocabulary.py --data source=standard_library --size 2048 --across_spaces \
+python -m scripts.train_vocabulary --data source=standard_library --size 2048 --across_spaces \
   --out configs/vocabularies/python_2k.model
 """
 
 import argparse
 import io
 import itertools
-import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 
 import sentencepiece
 
-from moe.config import ConfigError
+from moe.commands import Parser, new_path, run_script
+from moe.config import ConfigError, require
 from moe.data import DataConfig, DataError, load_vocabulary, make_source
 from moe.data.command_line import add_data_options, parse_data
 
@@ -25,11 +24,7 @@ _CHECKED_DOCUMENTS = 200
 
 
 def main(arguments: list[str] | None = None) -> None:
-  options = _parse(arguments)
-  try:
-    train(options)
-  except (ConfigError, DataError) as error:
-    sys.exit(f"error: {error}")
+  train(_parse(arguments))
 
 
 def train(options: argparse.Namespace) -> None:
@@ -38,26 +33,24 @@ def train(options: argparse.Namespace) -> None:
   Raises:
     ConfigError: the file exists, or the size does not suit the text. DataError: the source has no text.
   """
-  if os.path.exists(options.out):
-    raise ConfigError("--out", options.out, "expected a path that does not exist")
+  out = new_path("--out", options.out)
+  require(1 <= options.size < 2**31, "--size", options.size, "expected from 1 to 2^31 - 1")
   config = parse_data(options)
   texts = list(_texts(config, options.characters))
   if not texts:
     raise DataError(config.source.corpus, "has no training text")
   model = _train(texts, options.size, options.across_spaces)
-  with tempfile.NamedTemporaryFile(dir=os.path.dirname(options.out) or ".", suffix=".part", delete=False) as file:
+  with tempfile.NamedTemporaryFile() as file:
     file.write(model)
-  try:
+    file.flush()
     _check(file.name, texts[:_CHECKED_DOCUMENTS])
-    os.rename(file.name, options.out)
-  except BaseException:
-    os.unlink(file.name)
-    raise
-  print(f"wrote {options.out}: {options.size} pieces, {len(model)} bytes")
+  with out.open("xb") as new:
+    new.write(model)
+  print(f"wrote {out}: {options.size} pieces, {len(model)} bytes")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   add_data_options(parser)
   parser.add_argument("--size", type=int, required=True, help="pieces, including 3 special ones and 256 bytes")
   parser.add_argument("--across_spaces", action="store_true", help="allow pieces of several words; good for programs")
@@ -115,4 +108,4 @@ def _check(path: str, texts: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

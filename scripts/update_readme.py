@@ -10,6 +10,8 @@ import re
 import textwrap
 from collections.abc import Callable
 
+from moe.commands import Parser, run_script
+from moe.config import UserError
 from scripts.benchmarks.cost_tables import layer_table, mesh_table, step_table
 from scripts.benchmarks.router_table import router_table
 from scripts.benchmarks.study_table import study_table
@@ -130,12 +132,12 @@ def updated_documents(documents: dict[str, str], blocks: dict[str, str]) -> dict
     blocks: by name; their links to `docs/` are relative to the repository's root.
 
   Raises:
-    SystemExit: no document has the markers of a block.
+    UserError: no document has the markers of a block.
   """
   for name, block in blocks.items():
     marked = re.compile(f"<!-- {name} -->\n.*?<!-- /{name} -->", flags=re.DOTALL)
     if not any(marked.search(text) for text in documents.values()):
-      raise SystemExit(f"error: {name}: expected a block with this name in {' or '.join(documents)}")
+      raise UserError(f"{name}: expected a block with this name in {' or '.join(documents)}")
     whole = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
     documents = {path: marked.sub(_constant(_linked(whole, path)), text) for path, text in documents.items()}
   return documents
@@ -151,10 +153,11 @@ def _constant(text: str) -> Callable[[re.Match], str]:
   return lambda match: text
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+  Parser(description=__doc__.splitlines()[0]).parse_args(arguments)
   for path, text in updated_documents(read_documents(), measured_blocks()).items():
     (ROOT / path).write_text(text)
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

@@ -22,7 +22,7 @@ import traceback
 import jax
 from jax._src import distributed  # the only way to the coordinator's key-value store
 
-from moe.config import require
+from moe.config import UserError, require
 
 _HEARTBEAT, _REASON, _END = "moe/heartbeat", "moe/reason", "moe/end"
 # A process is lost after this many checks without a new heartbeat.
@@ -35,7 +35,7 @@ _MAY_BE_A_LOSS = re.compile("gloo|nccl|unavailable|deadline_exceeded|aborted|can
 _AGAIN = "start the same command on every host again to resume from the newest checkpoint"
 
 
-class JoinError(RuntimeError):
+class JoinError(UserError):
   """The run's processes could not be joined."""
 
 

@@ -25,11 +25,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
+from moe.config import UserError
 from moe.training.state import TrainState
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
   """A checkpoint could not be written, or none could be read."""
+
+  code = 1
 
 
 class NonFiniteError(CheckpointError):

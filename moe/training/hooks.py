@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from moe.config import UserError
 from moe.data import Pipeline
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError
 from moe.training.experiment import ExperimentConfig
@@ -36,8 +37,10 @@ _SCALARS = (
 )
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(UserError):
   """Training cannot continue; the message says why, at which step, and what is saved."""
+
+  code = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from moe.config import ConfigError, as_mapping, differences
+from moe.config import ConfigError, UserError, as_mapping, differences
 from moe.training.experiment import ExperimentConfig, load_config
 
 # Fields of config.train that change what is written and when, but no number of the run. So does config.mesh; and
@@ -11,7 +11,7 @@ from moe.training.experiment import ExperimentConfig, load_config
 _FREE = ("log_every", "eval_every", "eval_batches", "checkpoint_every", "keep", "compilation_cache")
 
 
-class WorkdirError(RuntimeError):
+class WorkdirError(UserError):
   """The workdir holds something else than this run, or cannot be written to."""
 
 

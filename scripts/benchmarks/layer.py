@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe.commands import run_script
 from moe.config import ConfigError, build
 from moe.markdown import markdown_table
 from moe.parallel.host_memory import keep_freed_memory
@@ -198,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from moe.commands import run_script
 from moe.config import build
 from moe.evaluation.mask_information import Masks, mask_information
 from moe.routing import RouterConfig, RouterInput, RouterState, Site
@@ -108,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from moe.commands import run_script
 from moe.config import ConfigError
 from moe.models.count import count_parameters
 from moe.parallel.host_memory import keep_freed_memory
@@ -143,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

@@ -24,6 +24,7 @@ import jax
 from flax import nnx
 
 from configs.pretrain.base import SLICES
+from moe.commands import run_script
 from moe.config import override
 from moe.config_file import read_config_file
 from moe.planning import plan_for
@@ -118,4 +119,4 @@ def changed(config: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

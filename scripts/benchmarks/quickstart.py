@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 
+from moe.commands import run_script
 from moe.evaluation.summary import gzip_bits_per_byte
 from moe.models.count import count_parameters
 from moe.training.metrics_file import read_metrics
@@ -58,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe.commands import run_script
 from moe.config import ConfigError
 from moe.models import MoEConfig
 from moe.parallel.host_memory import keep_freed_memory
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

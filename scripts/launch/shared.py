@@ -6,10 +6,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from moe.config import ConfigError, require
+from moe.config import UserError, require
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ARCHIVE = "build/launch/source.tar.gz"  # git ignores build/
@@ -21,8 +21,10 @@ _INSTALL = {
 }
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UserError):
   """A command failed or is missing, or a cluster is not in the required state."""
+
+  code = 1
 
 
 class Shell:
@@ -148,13 +150,3 @@ def confirm(question: str, yes: bool, shell: Shell) -> None:
     raise LaunchError(f"{question} There is no terminal to answer at: give --yes")
   if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
     raise LaunchError("not confirmed; nothing was done")
-
-
-def run_script(main: Callable[[], None]) -> None:
-  """Runs a launch script; an error is one line, Ctrl-C is silent."""
-  try:
-    main()
-  except (ConfigError, LaunchError) as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit(130)

@@ -16,6 +16,7 @@ import os
 import shlex
 import sys
 
+from moe.commands import Parser, run_script
 from moe.config import require
 from scripts.launch.shared import (
   ROOT,
@@ -25,7 +26,6 @@ from scripts.launch.shared import (
   add_yes,
   confirm,
   parse_options,
-  run_script,
   train_command,
 )
 
@@ -93,12 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   verbs = parser.add_subparsers(dest="verb", required=True)
   for verb in ("start", "log", "delete"):
-    its = verbs.add_parser(verb, allow_abbrev=False)
+    its = verbs.add_parser(verb)
     its.add_argument("name", help="of the job")
     add_dry_run(its)
     if verb == "start":

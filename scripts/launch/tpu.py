@@ -16,6 +16,7 @@ import dataclasses
 import shlex
 import time
 
+from moe.commands import Parser, run_script
 from moe.config import require
 from scripts.launch.shared import (
   ARCHIVE,
@@ -28,7 +29,6 @@ from scripts.launch.shared import (
   pack,
   parse_options,
   require_shared,
-  run_script,
   train_command,
 )
 
@@ -234,12 +234,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   verbs = parser.add_subparsers(dest="verb", required=True)
   for verb in ("create", "install", "start", "log", "stop", "resume", "delete"):
-    its = verbs.add_parser(verb, allow_abbrev=False)
+    its = verbs.add_parser(verb)
     its.add_argument("name", help="of the slice and of its queued resource")
     its.add_argument("--zone", required=True)
     its.add_argument("--project", help="by default that of gcloud")

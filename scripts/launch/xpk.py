@@ -15,6 +15,7 @@ failed. `pip install xpk`; XPK itself needs gcloud, kubectl and crane or docker.
 import argparse
 import shlex
 
+from moe.commands import Parser, run_script
 from moe.config import require
 from scripts.launch.shared import (
   ARCHIVE,
@@ -26,7 +27,6 @@ from scripts.launch.shared import (
   pack,
   parse_options,
   require_shared,
-  run_script,
   train_command,
 )
 
@@ -99,12 +99,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   verbs = parser.add_subparsers(dest="verb", required=True)
   for verb in ("create", "start", "log", "stop", "delete"):
-    its = verbs.add_parser(verb, allow_abbrev=False)
+    its = verbs.add_parser(verb)
     its.add_argument("cluster")
     its.add_argument("--zone", required=True)
     its.add_argument("--project", help="by default that of gcloud")

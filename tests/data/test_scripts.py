@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moe.config import ConfigError
-from moe.data import load_vocabulary, make_pipeline, make_source, make_vocabulary
+from moe.data import DataError, load_vocabulary, make_pipeline, make_source, make_vocabulary
 from moe.data.command_line import add_data_options, parse_data
 from moe.data.sources.standard_library import StandardLibraryConfig
 from moe.data.sources.task import TaskConfig
@@ -144,26 +144,43 @@ def get_config():
 def test_nothing_is_overwritten(tmp_path, corpus, model):
   (tmp_path / "tokens").mkdir()
   before = pathlib.Path(model).read_bytes()
-  with pytest.raises(SystemExit, match="tokens': expected a path that does not exist"):
+  with pytest.raises(ConfigError, match=r"^--out = '.*tokens': expected a path that does not exist"):
     tokenize(*text(corpus), "--out", tmp_path / "tokens")
-  with pytest.raises(SystemExit, match=r"trained\.model': expected a path that does not exist"):
+  with pytest.raises(ConfigError, match=r"^--out = '.*trained\.model': expected a path that does not exist"):
     train_vocabulary(*text(corpus), "--size", 320, "--out", model)
   assert pathlib.Path(model).read_bytes() == before
+
+
+@pytest.mark.parametrize("out", ["missing/x", "file/x", "x" * 300])
+def test_a_path_that_cannot_be_written_is_found_before_the_work(tmp_path, out):
+  (tmp_path / "file").touch()
+  before = sorted(tmp_path.iterdir())
+  for script, options in ((tokenize, ()), (train_vocabulary, ("--size", 300))):
+    with pytest.raises(ConfigError, match=r"^--out = .*: expected a path that can be written"):
+      script(*text("no such corpus"), *options, "--out", tmp_path / out)
+  assert sorted(tmp_path.iterdir()) == before
+
+
+def test_half_a_surrogate_pair_is_the_lines_fault(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"text": "some text"}\n{"text": "\\ud83d"}\n')
+  for script, options in ((tokenize, ()), (train_vocabulary, ("--size", 300))):
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: has half a surrogate pair"):
+      script(*text(tmp_path / "a.jsonl"), *options, "--out", tmp_path / "out")
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, corpus):
   (pathlib.Path(corpus).parent / "2.jsonl").open("a").write("{bad}\n")
   before = sorted(tmp_path.iterdir())
-  with pytest.raises(SystemExit, match="is not JSON"):
+  with pytest.raises(DataError, match=r"2\.jsonl, line 13: is not JSON"):
     tokenize(*text(corpus), "--out", tmp_path / "tokens")
-  with pytest.raises(SystemExit, match="is not JSON"):
+  with pytest.raises(DataError, match=r"2\.jsonl, line 13: is not JSON"):
     train_vocabulary(*text(corpus), "--size", 320, "--out", tmp_path / "x.model")
   assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_size_that_the_text_cannot_fill_is_rejected(tmp_path, corpus):
   for size in (10, 100_000):
-    with pytest.raises(SystemExit, match=f"--size = {size}: expected a size that suits this text"):
+    with pytest.raises(ConfigError, match=f"^--size = {size}: expected a size that suits this text"):
       train_vocabulary(*text(corpus), "--size", size, "--out", tmp_path / "x.model")
   assert not (tmp_path / "x.model").exists()
 
@@ -171,7 +188,7 @@ def test_a_size_that_the_text_cannot_fill_is_rejected(tmp_path, corpus):
 def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path):
   command = [sys.executable, SCRIPTS / "tokenize_corpus.py", *text("none*"), "--out", "x"]
   result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-  assert result.returncode == 1
+  assert result.returncode == 2
   assert result.stderr == "error: config.data.source.path = 'none*': expected to match at least one file\n"
 
 

@@ -298,7 +298,7 @@ def test_nothing_is_deleted_without_a_yes(cloud):
 )
 def test_bad_input_is_one_line(cloud, arguments, said):
   done = cloud.launch("tpu", *arguments)
-  assert done.returncode == 1 and done.stdout == "" and cloud.calls() == []
+  assert done.returncode == 2 and done.stdout == "" and cloud.calls() == []
   assert done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from moe.config import UserError
+from scripts import update_readme
 from scripts.update_readme import updated_documents
 
 BLOCKS = {"first": "1\n\\2", "second": "3"}
@@ -29,5 +31,15 @@ def test_a_figure_is_linked_from_the_readme_and_from_the_docs():
 
 
 def test_a_block_that_no_document_has_is_an_error():
-  with pytest.raises(SystemExit, match="second: expected a block with this name in a or b"):
+  with pytest.raises(UserError, match="second: expected a block with this name in a or b"):
     updated_documents({"a": "<!-- first -->\n<!-- /first -->", "b": ""}, BLOCKS)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--check"], 2), (["README.md"], 2)])
+def test_only_the_command_without_arguments_writes(monkeypatch, capsys, arguments, code):
+  monkeypatch.setattr(update_readme, "read_documents", lambda: pytest.fail("reads the documents, to write them"))
+  with pytest.raises(SystemExit) as ended:
+    update_readme.main(arguments)
+  assert ended.value.code == code
+  out, error = capsys.readouterr()
+  assert "Writes measured figures" in out if code == 0 else error.startswith("error: unrecognized arguments: ")

@@ -21,7 +21,7 @@ from moe.training.experiment import load_config
 from moe.training.feed import describe
 from moe.training.state import abstract_model, abstract_state, make_state, stored_router_state
 from moe.training.trainer import train
-from moe.training.workdir import Workdir
+from moe.training.workdir import Workdir, WorkdirError
 from tests.training.tiny import tiny_mapping, tiny_stack
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
@@ -156,11 +156,11 @@ def test_each_layer_can_have_centroids_of_its_own_but_not_more_than_there_are_la
 
 def test_errors_of_the_scripts_are_one_line_and_nothing_is_overwritten(tmp_path, of_text, baseline):
   out = tmp_path / "t.npz"
-  with pytest.raises(SystemExit, match="error: --hashes = 3: expected a divisor of --experts = 4"):
+  with pytest.raises(ConfigError, match=r"^--hashes = 3: expected a divisor of --experts = 4"):
     table("balanced", out, *of_text, "--hashes", 3)
-  with pytest.raises(SystemExit, match=r"error: config\.data\.vocabulary = 'bytes': .*checkpoint"):
+  with pytest.raises(ConfigError, match=r"^config\.data\.vocabulary = 'bytes': .*checkpoint"):
     table("clustered", out, *of_text, "--data", "extra_ids=1", "--workdir", baseline)
-  with pytest.raises(SystemExit, match=r"error: .*nowhere holds no run"):
+  with pytest.raises(WorkdirError, match=r"nowhere holds no run"):
     script("build_centroids", "--workdir", tmp_path / "nowhere", "--stack", "encoder", "--experts", 4, "--out", out)
   assert not out.exists()
   out.write_text("mine")
@@ -168,7 +168,7 @@ def test_errors_of_the_scripts_are_one_line_and_nothing_is_overwritten(tmp_path,
     lambda: table("balanced", out, *of_text),
     lambda: script("build_centroids", "--workdir", baseline, "--stack", "encoder", "--experts", 4, "--out", out),
   ):
-    with pytest.raises(SystemExit, match=r"error: --out = '.*t\.npz': expected a path that does not exist"):
+    with pytest.raises(ConfigError, match=r"^--out = '.*t\.npz': expected a path that does not exist"):
       make()
   assert out.read_text() == "mine"
 
