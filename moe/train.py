@@ -21,7 +21,9 @@ def main() -> None:
   _JOIN()
   import jax
 
-  if jax.default_backend() == "cpu":
+  from moe.parallel.platform import default_platform
+
+  if default_platform() == "cpu":
     keep_freed_memory()
 
   from moe.evaluation.summary import summarize

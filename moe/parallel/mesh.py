@@ -20,6 +20,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from moe.config import require
+from moe.parallel.platform import default_platform
 
 AXES = ("data", "expert", "model")
 ROW_AXES = ("data", "expert")
@@ -76,9 +77,13 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
   `model` axes and a shard of `data`, so that only the traffic of `data` crosses the slower network between them.
 
   Raises:
-    ConfigError: the product of the shape is not the number of devices, or slices do not divide `data`.
+    ConfigError: the product of the shape is not the number of devices, or slices do not divide `data`; or JAX finds no
+      devices.
   """
-  devices = jax.devices() if devices is None else list(devices)
+  if devices is None:
+    default_platform()
+    devices = jax.devices()
+  devices = list(devices)
   shape = config.shape(len(devices))
   if devices[0].platform != "tpu":
     return Mesh(np.asarray(devices).reshape(shape), AXES)

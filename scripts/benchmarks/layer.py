@@ -24,13 +24,13 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from moe.commands import run_script
 from moe.config import ConfigError, build
 from moe.markdown import markdown_table
 from moe.parallel.host_memory import keep_freed_memory
+from moe.parallel.platform import default_platform
 from moe.routing import RaggedRouting, RouterConfig
 from scripts.benchmarks.arguments import new_path, positive_int, write_results
 from scripts.benchmarks.cost_curves import PANELS, draw_cost_curves
@@ -183,7 +183,7 @@ def main() -> None:
         case.check()
   except ConfigError as error:
     parser.error(str(error))
-  if jax.default_backend() == "cpu":
+  if default_platform() == "cpu":
     keep_freed_memory()
 
   rows = []

@@ -30,6 +30,7 @@ from moe.commands import run_script
 from moe.config import ConfigError
 from moe.models.count import count_parameters
 from moe.parallel.host_memory import keep_freed_memory
+from moe.parallel.platform import default_platform
 from moe.planning import hlo
 from moe.planning.costs import program_costs
 from moe.training.experiment import ExperimentConfig
@@ -118,7 +119,7 @@ def main() -> None:
   arguments = parser.parse_args()
   devices = arguments.meshes[0][0] * arguments.meshes[0][1]
   jax.config.update("jax_num_cpu_devices", devices)
-  if jax.default_backend() == "cpu":
+  if default_platform() == "cpu":
     keep_freed_memory()
   if len(jax.devices()) < devices:
     parser.error(f"--meshes: expected meshes of at most {len(jax.devices())} devices, not {devices}")

@@ -24,6 +24,7 @@ from moe.commands import run_script
 from moe.config import ConfigError
 from moe.models import MoEConfig
 from moe.parallel.host_memory import keep_freed_memory
+from moe.parallel.platform import default_platform
 from moe.routing import RaggedRouting
 from moe.training.experiment import ExperimentConfig
 from scripts.benchmarks.arguments import add_small_model, new_path, positive_int, write_results
@@ -100,7 +101,7 @@ def main() -> None:
   parser.add_argument("--repeats", type=positive_int, default=15)
   parser.add_argument("--results", type=new_path, help="new JSON file for all measured times")
   arguments = parser.parse_args()
-  if jax.default_backend() == "cpu":
+  if default_platform() == "cpu":
     keep_freed_memory()
   try:
     found = measure_models(step_configs(arguments), arguments.repeats)
