@@ -11,7 +11,7 @@ from flax import nnx
 from moe.config import require
 from moe.routing.capacity import CapacityConfig
 from moe.routing.router import RouterState, Site
-from moe.routing.solvers.hash_tables import TABLE_FUNCTIONS, HashTable
+from moe.routing.solvers.hash_tables import TABLE_FUNCTIONS, HashTable, own_buckets
 from moe.routing.solvers.hashing import hash_buckets
 from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
@@ -58,6 +58,7 @@ class HashConfig(TokenwiseConfig, CapacityConfig, name="hash"):
     clustered         the k-means cluster of x_t's embedding in a trained baseline
     dispersed         x_t's entry in a table that spreads the tokens of each such cluster
     modulo            x_t mod E, the hashing baseline of Zhou et al. 2022
+    table             x_t's entry in a table of your own
 
   where hash is `moe.routing.solvers.hashing.hash_buckets`, and x is 0 outside the segment. All layers of a stack share
   it.
@@ -71,7 +72,8 @@ class HashConfig(TokenwiseConfig, CapacityConfig, name="hash"):
       experts per token, so N holds every choice if the load is even.
     seed: of hash; tables and modulo have none.
     table: path of the table made by `scripts/build_hash_table.py`, for functions that use one. It is read when a run
-      starts and then stored in its checkpoints.
+      starts and then stored in its checkpoints. For "table", a file by `numpy.savez(path, buckets=...)`, integers
+      `[vocab_size]` or `[hashes, vocab_size]` from 0 to E / N - 1.
   """
 
   paper = "Roller et al. 2021, arXiv 2106.04426"
@@ -88,6 +90,7 @@ class HashConfig(TokenwiseConfig, CapacityConfig, name="hash"):
     "clustered",
     "dispersed",
     "modulo",
+    "table",
   ] = "random"
   hashes: int = 1
   seed: int = 0
@@ -100,17 +103,14 @@ class HashConfig(TokenwiseConfig, CapacityConfig, name="hash"):
     require(not alike, "hashes", self.hashes, 'expected 1, since function = "modulo" has no second hash')
     require(0 <= self.seed < 2**32, "seed", self.seed, "expected from 0 to 2^32 - 1")
     about = f"function = {self.function!r}"
-    wanted = (
-      f"expected a file made by scripts/build_hash_table.py for {about}"
-      if self.is_table
-      else f"expected none for {about}"
-    )
+    maker = "with buckets" if self.function == "table" else "made by scripts/build_hash_table.py"
+    wanted = f"expected a file {maker} for {about}" if self.is_table else f"expected none for {about}"
     require(bool(self.table) == self.is_table, "table", self.table, wanted)
 
   @property
   def is_table(self) -> bool:
-    """Whether the function is a table made from a corpus or a trained model."""
-    return self.function in TABLE_FUNCTIONS
+    """Whether the function is a table, of the user's or made from a corpus or a trained model."""
+    return self.function in (*TABLE_FUNCTIONS, "table")
 
   @property
   def remembers(self) -> bool:
@@ -133,18 +133,24 @@ class HashConfig(TokenwiseConfig, CapacityConfig, name="hash"):
   def stored(self, site: Site, vocabulary: str | None) -> dict[str, np.ndarray]:
     if not self.is_table:
       return {}
-    table, path = HashTable.read(self.table), self.table
     experts, size = site.num_experts, site.vocab_size
+    if self.function == "table":
+      return {"table": own_buckets(self.table, self.hashes, experts // self.hashes, size)}
+    table, path = HashTable.read(self.table), self.table
     return {"table": table.checked(path, self.function, self.hashes, experts, vocabulary, size)}
 
 
 class HashLayers(TokenwiseRouter):
-  """No parameters, no loss, weight 1: only the experts learn."""
+  """No parameters, no loss, weight 1: only the experts learn.
+
+  In a compiled program, where values cannot be checked, a token id beyond the vocabulary has no expert; elsewhere it is
+  an error.
+  """
 
   config: HashConfig
 
   def __init__(self, config: HashConfig, site: Site, *, rngs: nnx.Rngs):
-    self.config, self.num_experts = config, site.num_experts
+    self.config, self.num_experts, self.vocab_size = config, site.num_experts, site.vocab_size
     self.num_buckets = site.num_experts // config.hashes
     if config.is_table:
       # Until a run has read its file no token has an expert (-1), which no metric could mistake for a table.
@@ -164,7 +170,12 @@ class HashLayers(TokenwiseRouter):
     return self._select(inputs, previous), state | {"previous": inputs.ids[0]}
 
   def _select(self, inputs: RouterInput, previous: jax.Array) -> Selection:
-    chosen = sections_chosen(self._buckets(inputs, previous), self.num_buckets)
+    known = (inputs.ids >= 0) & (inputs.ids < self.vocab_size)
+    if not isinstance(known, jax.core.Tracer):
+      unknown = inputs.ids[~known & inputs.mask]
+      wanted = f"expected token ids from 0 to {self.vocab_size - 1}"
+      require(unknown.size == 0, "ids", unknown[:1].tolist(), wanted)
+    chosen = sections_chosen(self._buckets(inputs, previous), self.num_buckets) & known[..., None]
     return Selection(chosen, jnp.ones(chosen.shape, jnp.float32))
 
   def _buckets(self, inputs: RouterInput, previous: jax.Array) -> jax.Array:

@@ -156,3 +156,24 @@ class HashTable:
     tokens = self.buckets.shape[1]
     require(tokens <= size, "table", path, f"expected at most the {size} tokens of model.vocab_size, found {tokens}")
     return np.pad(self.buckets, ((0, 0), (0, size - tokens)), constant_values=-1)
+
+
+def own_buckets(path: str, hashes: int, buckets: int, size: int) -> np.ndarray:
+  """int32 `[N, V]`, the table in a file that the user made: integers `[V]` or `[N, V]` by the name `buckets`.
+
+  Args:
+    path: of the file.
+    hashes: N.
+    buckets: B, above every entry.
+    size: V, token ids of the model; each needs an entry.
+
+  Raises:
+    ConfigError: there is no such file, or it holds something else.
+  """
+  table = np.atleast_2d(read_arrays("table", path, ["buckets"], "numpy.savez(path, buckets=...)")["buckets"])
+  about = f"expected integers [{size}], one for each token id, or [{hashes}, {size}]"
+  fits = table.shape == (hashes, size) and np.issubdtype(table.dtype, np.integer)
+  require(fits, "table", path, f"{about}, found {table.dtype} {list(table.shape)}")
+  within = table.min() >= 0 and table.max() < buckets
+  require(within, "table", path, f"expected entries from 0 to {buckets - 1}, found {table.min()} to {table.max()}")
+  return table.astype(np.int32)

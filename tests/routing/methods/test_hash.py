@@ -229,9 +229,63 @@ def test_a_table_is_obeyed_and_an_empty_one_sends_tokens_nowhere():
     np.testing.assert_array_equal(chosen[:, 4 * m : 4 * m + 4].argmax(-1), table[m, ids])
 
 
+@pytest.mark.parametrize("shape", [(VOCABULARY,), (2, VOCABULARY)])
+def test_a_table_of_one_s_own_is_obeyed(shape, tmp_path):
+  hashes, path = len(shape), str(tmp_path / "own.npz")
+  table = np.random.default_rng(0).integers(0, EXPERTS // hashes, shape)
+  np.savez(path, buckets=table)
+  layer = MoE(
+    8,
+    EXPERTS,
+    4,
+    {"name": "hash", "function": "table", "table": path, "hashes": hashes},
+    vocab_size=VOCABULARY,
+    rngs=nnx.Rngs(0),
+  )
+  expected = np.zeros((BATCH, LENGTH, EXPERTS), bool)
+  for m, row in enumerate(np.atleast_2d(table)):
+    expected |= np.eye(EXPERTS, dtype=bool)[m * (EXPERTS // hashes) + row[np.asarray(IDS)]]
+  np.testing.assert_array_equal(experts(layer.router, IDS)[np.asarray(MASK)], expected[np.asarray(MASK)])
+
+
+@pytest.mark.parametrize(
+  ("table", "message"),
+  [
+    (
+      np.zeros(VOCABULARY - 1, int),
+      r"expected integers \[61\], one for each token id, or \[1, 61\], found int64 \[1, 60\]",
+    ),
+    (np.zeros(VOCABULARY + 1, int), r"expected integers \[61\], .* found int64 \[1, 62\]"),
+    (np.zeros(VOCABULARY), r"found float64 \[1, 61\]"),
+    (np.full(VOCABULARY, EXPERTS), "expected entries from 0 to 7, found 8 to 8"),
+    (np.full(VOCABULARY, -1), "expected entries from 0 to 7, found -1 to -1"),
+    (None, "expected a file made by numpy.savez.*, found none"),
+  ],
+)
+def test_a_table_of_one_s_own_that_does_not_fit_is_refused(table, message, tmp_path):
+  path = tmp_path / "own.npz"
+  if table is not None:
+    np.savez(path, buckets=table)
+  with pytest.raises(ConfigError, match=message):
+    HashConfig(function="table", table=str(path)).stored(Site(8, EXPERTS, VOCABULARY), None)
+
+
+@pytest.mark.parametrize("function", COMPUTED)
+def test_ids_beyond_the_vocabulary_are_an_error_or_in_a_compiled_program_go_nowhere(function):
+  router, ids = make(function=function), IDS.at[0, 3].set(VOCABULARY).at[1, 4].set(-1)
+  inputs = RouterInput(jnp.zeros((BATCH, LENGTH, 8)), MASK, ids, POSITIONS)
+  with pytest.raises(ConfigError, match=r"ids = \[61\]: expected token ids from 0 to 60"):
+    router(inputs, training=False)
+  chosen = ~np.isnan(token_weights(jax.jit(lambda: router(inputs, training=False).routing)(), LENGTH, EXPERTS))
+  nowhere = np.argwhere(np.asarray(MASK) & ~chosen.any(-1))
+  np.testing.assert_array_equal(nowhere, [[0, 3], [1, 4]])
+  router(RouterInput(inputs.tokens, MASK, IDS.at[0, -1].set(VOCABULARY), POSITIONS), training=False)  # padding is free
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [
+    ({"function": "table"}, r"config\.table = '': expected a file with buckets for function = 'table'"),
     (
       {"function": "balanced"},
       r"config\.table = '': expected a file made by scripts/build_hash_table.py for function = 'balanced'",
@@ -239,7 +293,7 @@ def test_a_table_is_obeyed_and_an_empty_one_sends_tokens_nowhere():
     ({"function": "bigram", "table": "x"}, r"config\.table = 'x': expected none for function = 'bigram'"),
     ({"hashes": 0}, r"config\.hashes = 0: expected at least 1"),
     ({"function": "modulo", "hashes": 2}, r"config\.hashes = 2: expected 1, since function = \"modulo\""),
-    ({"seed": 2**32}, r"config\.seed = 4294967296: expected from 0 to 2\^32 - 1"),
+    ({"seed": 2**32}, r"config\.seed = 4294967296: expected a whole number of at most 32 bits"),
     ({"function": "sha"}, r"config\.function = 'sha': expected one of 'random'"),
   ],
 )
