@@ -129,7 +129,7 @@ class MoE(nnx.Module):
     groups = self.config.groups(batch, length, training=training)
     tokens, mask, ids, positions = (None if a is None else groups.cut(a) for a in (x, segments > 0, ids, positions))
     with jax.named_scope("router"):
-      output = self.router(RouterInput(tokens, mask, ids, positions, key), training=training)
+      output = self.router(RouterInput(tokens, mask, ids, positions, key, length), training=training)
     y = self._through_experts(x, groups, output.routing)
     return self._with_shared(y, x), _report(output, groups, batch, length)
 

@@ -85,6 +85,9 @@ class ModelConfig(Choice):
     dropout: probability, in training only.
     dtype: compute dtype; parameters and logits are always float32.
     remat: what the backward pass recomputes in each scanned unit of blocks: nothing, all but matrix products, all.
+    auxiliary_losses: whether the routers' weighted losses are the "sum" over all MoE layers of the model, so that each
+      layer's pressure stays as the model grows deeper, or their "mean" (`docs/losses.md`). REINFORCE's policy loss is
+      not among them.
     allow_future_leakage: accept a decoder's router that is not causal; the loss is then not a language model's.
     row_format: class variable, what the model reads: rows of inputs and of targets, or of targets alone.
   """
@@ -104,6 +107,7 @@ class ModelConfig(Choice):
   dropout: float = 0.0
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Literal["none", "dots", "full"] = "none"
+  auxiliary_losses: Literal["sum", "mean"] = "sum"
   allow_future_leakage: bool = False
 
   def __post_init__(self):
@@ -129,6 +133,12 @@ class ModelConfig(Choice):
     """The stacks by name, in the order of computation."""
     fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     return {name: value for name, value in fields.items() if isinstance(value, StackConfig)}
+
+  @property
+  def auxiliary_scale(self) -> float:
+    """What the loss of one MoE layer is multiplied by."""
+    layers = sum(sum(stack.has_experts) for stack in self.stacks.values())
+    return 1.0 if self.auxiliary_losses == "sum" else 1 / max(layers, 1)
 
   @property
   def compute_dtype(self) -> jnp.dtype:

@@ -34,7 +34,7 @@ class StackOutput:
 
   Attributes:
     x: `[B, T, d]`.
-    auxiliary_loss: float32 scalar, weighted, summed over MoE layers.
+    auxiliary_loss: float32 scalar, weighted; the stack's part of the model's sum or mean over MoE layers.
     metrics, routing, policy: of the MoE layers, stacked along a leading axis, first layer first; {}, None and None for
       a dense stack.
   """
@@ -117,7 +117,7 @@ class Stack(nnx.Module):
   """
 
   def __init__(self, config: ModelConfig, stack: StackConfig, *, causal: bool, cross: bool = False, rngs: nnx.Rngs):
-    self.dropout, self.remat = config.dropout, config.remat
+    self.dropout, self.remat, self.auxiliary_scale = config.dropout, config.remat, config.auxiliary_scale
     plan = units_of(stack.has_experts)
     self.repeats = tuple(repeats for _, repeats in plan)
 
@@ -150,7 +150,7 @@ class Stack(nnx.Module):
       x, found = self._scan(unit, x, context, training, keys)
       reports += found
       done += repeats
-    return _output(dropout(self.norm(x), self.dropout, last_key), reports)
+    return _output(dropout(self.norm(x), self.dropout, last_key), reports, self.auxiliary_scale)
 
   def _scan(
     self, unit: Unit, x: jax.Array, context: Context, training: bool, keys: jax.Array | None
@@ -219,9 +219,9 @@ class Stack(nnx.Module):
     return context if self.bias is None else dataclasses.replace(context, bias=evaluate(self.bias).astype(jnp.float32))
 
 
-def _output(x: jax.Array, reports: list[LayerReport]) -> StackOutput:
+def _output(x: jax.Array, reports: list[LayerReport], auxiliary_scale: float) -> StackOutput:
   """Joins the reports of runs of layers, each with a leading axis of layers."""
   if not reports:
     return StackOutput(x, jnp.float32(0), {}, None, None)
   every = reports[0] if len(reports) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *reports)
-  return StackOutput(x, every.auxiliary_loss.sum(), every.metrics, every.routing, every.policy)
+  return StackOutput(x, auxiliary_scale * every.auxiliary_loss.sum(), every.metrics, every.routing, every.policy)

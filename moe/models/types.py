@@ -24,7 +24,7 @@ class ModelOutput:
 
   Attributes:
     logits: float32 `[B, T, V]`, of each token of `targets` given those before it.
-    auxiliary_loss: float32 scalar, weighted, summed over MoE layers.
+    auxiliary_loss: float32 scalar, weighted; the sum or, if the model says so, the mean over MoE layers.
     metrics: "encoder" (if there is one) and "decoder", each the metrics of its MoE layers by name; the leading axis is
       the MoE layer, first layer first.
     routing: likewise, the `Routing` of its MoE layers; None for a dense stack.

@@ -112,20 +112,23 @@ def expert_budget(
   return k, jnp.clip(share, 0 if training else 1, k)
 
 
-def token_choice_capacity(group: int, num_experts: int, capacity_factor: float) -> int:
+def token_choice_capacity(
+  group: int, num_experts: int, capacity_factor: float, *, least: int = 1, multiple: int = 1
+) -> int:
   """Slots per expert: C = n * c / E rounded half up, at least 1 and at most n (an expert sees a token once).
 
   Args:
     group: n, tokens of the routing group, padding included (shapes are static).
     num_experts: E.
     capacity_factor: c; not multiplied by the experts per token, so 2 is the same work as in expert choice.
+    least: C is at least this; still at most n.
+    multiple: more than 1 rounds up to a multiple of it instead; still at most n.
   """
-  return min(max(_round_half_up(group, num_experts, capacity_factor), 1), group)
-
-
-def actual_capacity_factor(capacity: int, group: int, num_experts: int) -> float:
-  """The capacity factor that the rounded `capacity` amounts to: E * C / n."""
-  return capacity * num_experts / group
+  if multiple > 1:
+    slots = multiple * math.ceil(Fraction(str(capacity_factor)) * group / num_experts / multiple)
+  else:
+    slots = _round_half_up(group, num_experts, capacity_factor)
+  return min(max(slots, least), group)
 
 
 def _round_half_up(group: int, num_experts: int, capacity_factor: float) -> int:

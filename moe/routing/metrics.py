@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from moe.routing.capacity import actual_capacity_factor
 from moe.routing.types import RaggedRouting, Routing, SlotRouting, SoftRouting
 
 MOST_EXPERTS_COUNTED = 5
@@ -79,4 +78,4 @@ def _capacity_factor(routing: Routing, n: int, real: jax.Array) -> float | jax.A
     if isinstance(routing, SlotRouting)
     else (routing.dispatch.shape[3], routing.dispatch.shape[2])
   )
-  return actual_capacity_factor(slots, n, num_experts)
+  return slots * num_experts / n

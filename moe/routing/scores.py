@@ -14,6 +14,11 @@ def router_kernel(site: Site, rngs: nnx.Rngs) -> nnx.Param:
   return nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.d_model, site.num_experts), jnp.float32))
 
 
+def router_bias(site: Site, rngs: nnx.Rngs) -> nnx.Param:
+  """Float32 `[E]`, drawn as the kernel is: at 0, steps relative to a parameter's size, Adafactor's, hardly move it."""
+  return nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.num_experts,), jnp.float32))
+
+
 def router_logits(tokens: jax.Array, kernel: jax.Array) -> jax.Array:
   """Logits `[..., n, E]` of `tokens` `[..., n, d]`, in float32 whatever the tokens' dtype.
 

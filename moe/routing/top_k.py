@@ -18,11 +18,11 @@ from moe.config import require
 from moe.routing import queues
 from moe.routing.capacity import CapacityConfig, token_choice_capacity
 from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
-from moe.routing.losses import balance_loss, router_z_loss
+from moe.routing.losses import balance_loss, normalized, router_z_loss
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterConfig, Site
 from moe.routing.sampling import training_key
-from moe.routing.scores import router_kernel, router_logits
+from moe.routing.scores import router_bias, router_kernel, router_logits
 from moe.routing.solvers.highest import highest
 from moe.routing.types import RaggedRouting, RouterInput, RouterOutput, Routing
 
@@ -34,18 +34,13 @@ def expert_scores(logits: jax.Array, kind: Literal["softmax", "sigmoid"]) -> jax
   return jax.nn.softmax(logits) if kind == "softmax" else jax.nn.sigmoid(logits)
 
 
-def normalized(scores: jax.Array) -> jax.Array:
-  """`[..., m]`, each row divided by its sum; 0 if the complete row has underflowed."""
-  return scores / jnp.maximum(scores.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-
-
 def top_choices(
   scores: jax.Array, k: int, *, renormalize: bool, ranking: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """Each token's experts `[..., k]` (int32, best first, ties to the lower index) and their gates `[..., k]`.
 
   The gradient flows through the gates only. Renormalised gates are divided by their sum over all k choices, before any
-  is dropped, as in GShard's algorithm 1: the other choices do not make up for a dropped one.
+  is dropped, as in GShard's algorithm 1.
 
   Args:
     scores: float32 `[..., n, E]`, from which the gates are taken.
@@ -53,8 +48,7 @@ def top_choices(
     renormalize: whether the k gates sum to 1. Softmax gates then equal the softmax over only the k chosen logits.
     ranking: float32 `[..., n, E]`, whose k highest are chosen; None for the scores.
   """
-  ranking = scores if ranking is None else ranking
-  choices = highest(jax.lax.stop_gradient(ranking), k)[1]
+  choices = highest(jax.lax.stop_gradient(scores if ranking is None else ranking), k)[1]
   gates = jnp.take_along_axis(scores, choices, axis=-1)
   return choices, normalized(gates) if renormalize else gates
 
@@ -68,6 +62,10 @@ class TopKConfig(CapacityConfig):
     capacity_factor: each expert has capacity_factor * n / E slots in a group of n tokens (`moe.routing.capacity`), so
       top_k is the smallest that can hold every choice; None for dropless.
     eval_capacity_factor: the one for evaluation and decoding; None for the same. At E no choice is ever dropped.
+    slots: a fixed number per expert and group, such as Hugging Face's `expert_capacity`; the factors and the next two
+      fields are then without effect.
+    least_slots: slots per expert, if there are tokens enough for them; 4 in flaxformer.
+    slots_multiple: more than 1 rounds the slots up to a multiple of it, as V-MoE does, with 4.
     order: who gets the slots where there are too few (if dropless, no matter).
       "token": earlier tokens first, each with all its choices; causal.
       "choice": all first choices of the group by position, then all second ones, as in GShard, flaxformer, DeepSpeed's
@@ -79,17 +77,31 @@ class TopKConfig(CapacityConfig):
       batch.
     scores: how logits become scores; the gates are the scores of the chosen experts.
     renormalize: whether the gates of a token's k choices sum to 1.
+    renormalize_over: the choices that sum to 1: "all" k, before any is dropped, so that others do not make up for a
+      dropped one (GShard, flaxformer); or those "kept", so that the gate of a single one is 1 (DeepSpeed, praxis).
+    router_bias: whether the router's linear layer has a bias per expert.
     balance_loss: weight of Switch's load balancing loss. Sigmoid scores are first divided by their sum over the
       experts, as in DeepSeek-V3 (arXiv 2412.19437, eq. 17-20).
+    balance_scope: the tokens that are balanced with each other: those of a "group", who share slots; the whole "batch"
+      (of each micro-batch, if training accumulates), so that sequences may specialise (Qiu et al. 2025); or a
+      "sequence", as in DeepSeek-V3. That is a row of the batch, with all the examples packed into it.
+    balance_over: the choices that count: "all" k, or only the "first" (GShard, V-MoE, Tutel, DeepSpeed, ST-MoE).
     z_loss: weight of the router z-loss.
   """
 
   top_k: int = 2
+  slots: int | None = None
+  least_slots: int = 1
+  slots_multiple: int = 1
   order: Order = "token"
   group_size: int = 0
   scores: Literal["softmax", "sigmoid"] = "softmax"
   renormalize: bool = False
+  renormalize_over: Literal["all", "kept"] = "all"
+  router_bias: bool = False
   balance_loss: float = 0.0
+  balance_scope: Literal["group", "batch", "sequence"] = "group"
+  balance_over: Literal["all", "first"] = "all"
   z_loss: float = 0.0
 
   def __post_init__(self):
@@ -102,6 +114,15 @@ class TopKConfig(CapacityConfig):
       self.renormalize,
       "expected False for top_k = 1: its only gate would always be 1 and the router would learn nothing",
     )
+    over = self.renormalize_over
+    require(over == "all" or self.renormalize, "renormalize_over", over, "expected 'all' unless renormalize = True")
+    for name in ("slots", "least_slots", "slots_multiple"):
+      value = getattr(self, name)
+      require(value is None or value >= 1, name, value, "expected at least 1")
+      default = TopKConfig.__dataclass_fields__[name].default
+      require(
+        value == default or not self.dropless, name, value, f"expected {default}: capacity_factor = None means dropless"
+      )
     for field in dataclasses.fields(self):
       if field.name.endswith("_loss"):
         require(getattr(self, field.name) >= 0, field.name, getattr(self, field.name), "expected at least 0")
@@ -134,6 +155,13 @@ class TopKConfig(CapacityConfig):
     return (
       Groups(length) if self.queues_by_sequence else checked_groups(self.group_size, batch, length, training=training)
     )
+
+  def slots_per_expert(self, group: int, num_experts: int, *, training: bool) -> int:
+    """C, for a group of `group` tokens; not for a dropless router."""
+    if self.slots is not None:
+      return min(self.slots, group)
+    least, multiple = self.least_slots, self.slots_multiple
+    return token_choice_capacity(group, num_experts, self.factor(training), least=least, multiple=multiple)
 
   def check_site(self, site: Site) -> None:
     super().check_site(site)
@@ -182,6 +210,7 @@ class Decision:
     gates: float32 `[G, n, k]`.
     wanted: bool `[G, n, k]`, the choices that take part.
     mask: bool `[G, n]`, False for padding.
+    length: T, tokens of a row of the batch.
   """
 
   logits: Logits
@@ -190,6 +219,7 @@ class Decision:
   gates: jax.Array
   wanted: jax.Array
   mask: jax.Array
+  length: int | None
 
 
 class TopKRouter(Router):
@@ -203,10 +233,12 @@ class TopKRouter(Router):
   def __init__(self, config: TopKConfig, site: Site, *, rngs: nnx.Rngs):
     self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
+    self.kernel_bias = router_bias(site, rngs) if config.router_bias else None
 
   def logits(self, tokens: jax.Array, key: jax.Array | None) -> Logits:
     """Logits of tokens `[G, n, d]`; noisy if there is a key, which only training passes."""
     logits = router_logits(tokens, self.kernel[...])
+    logits = logits if self.kernel_bias is None else logits + self.kernel_bias[...]
     return Logits(logits, logits)
 
   def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
@@ -219,9 +251,14 @@ class TopKRouter(Router):
 
   def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
     """The losses by name, unweighted."""
+    config, mask = self.config, decision.mask
+    counted = decision.choices if config.balance_over == "all" else decision.choices[..., :1]
+    if config.balance_scope == "sequence" and decision.length is None:
+      raise ValueError("RouterInput.length = None: expected the tokens of a row, since balance_scope = 'sequence'")
+    together = {"group": None, "batch": mask.size, "sequence": decision.length}[config.balance_scope]
     return {
-      "balance": balance_loss(normalized(decision.scores), decision.choices, decision.mask),
-      "z": router_z_loss(decision.logits.clean, decision.mask),
+      "balance": balance_loss(normalized(decision.scores), counted, mask, together=together),
+      "z": router_z_loss(decision.logits.clean, mask),
     }
 
   def learn(self, decision: Decision) -> None:
@@ -234,28 +271,35 @@ class TopKRouter(Router):
     scores = expert_scores(logits.noisy, self.config.scores)
     ranking = self.ranking(logits, scores, inputs.mask, training=training)
     choices, gates = top_choices(scores, self.config.top_k, renormalize=self.config.renormalize, ranking=ranking)
-    return Decision(logits, scores, choices, gates, self.wanted(gates, inputs.mask, second), inputs.mask)
+    return Decision(logits, scores, choices, gates, self.wanted(gates, inputs.mask, second), inputs.mask, inputs.length)
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     key = training_key(self, inputs) if training and self.config.draws else None
     decision = self.decide(inputs, key, training=training)
     routing = self._routing(decision, key, training=training)
     losses = self.losses(decision, training=training)
-    total = sum((getattr(self.config, f"{name}_loss") * loss for name, loss in losses.items()), start=jnp.zeros(()))
+    weights = {name: getattr(self.config, f"{name}_loss") for name in losses}
+    # A loss of weight 0 is for the metrics alone: its gradient, if it overflows, must not make the total NaN.
+    total = sum((weight * losses[name] for name, weight in weights.items() if weight), start=jnp.zeros(()))
     metrics = routing_metrics(routing, inputs.mask, normalized(decision.scores), asked=decision.wanted.sum())
     if training:
       self.learn(decision)
     return RouterOutput(routing, losses, total, metrics)
 
   def _routing(self, decision: Decision, key: jax.Array | None, *, training: bool) -> Routing:
-    choices, gates, wanted = decision.choices, decision.gates, decision.wanted
+    choices, wanted, experts = decision.choices, decision.wanted, self.num_experts
     if self.config.dropless:
-      return jax.vmap(lambda c, g, w: queues.ragged_routing(c, g, w, self.num_experts))(choices, gates, wanted)
-    capacity = token_choice_capacity(decision.mask.shape[1], self.num_experts, self.config.factor(training))
+      gates = self._gates_of_kept(decision.gates, wanted)
+      return jax.vmap(lambda c, g, w: queues.ragged_routing(c, g, w, experts))(choices, gates, wanted)
+    capacity = self.config.slots_per_expert(decision.mask.shape[1], experts, training=training)
     ahead = self._ahead(decision, key, training=training)
-    return jax.vmap(lambda c, g, w, a: queues.slot_routing(c, g, w, a, self.num_experts, capacity))(
-      choices, gates, wanted, ahead
-    )
+    kept = wanted & (ahead < capacity)
+    gates = self._gates_of_kept(decision.gates, kept)
+    return jax.vmap(lambda c, g, k, a: queues.slot_routing(c, g, k, a, experts, capacity))(choices, gates, kept, ahead)
+
+  def _gates_of_kept(self, gates: jax.Array, kept: jax.Array) -> jax.Array:
+    """The gates `[..., k]`; if asked, divided by the sum of those that are `kept`."""
+    return normalized(jnp.where(kept, gates, 0.0)) if self.config.renormalize_over == "kept" else gates
 
   def _ahead(self, decision: Decision, key: jax.Array | None, *, training: bool) -> jax.Array:
     """int32 `[G, n, k]`, how many choices are ahead of each in its expert's queue."""
@@ -286,7 +330,7 @@ class TopKRouter(Router):
     if self.config.dropless:
       return {}
     group = self.config.groups(1, length, training=False).size
-    capacity = token_choice_capacity(group, self.num_experts, self.config.factor(training=False))
+    capacity = self.config.slots_per_expert(group, self.num_experts, training=False)
     slots = jnp.full((batch, self.num_experts), capacity, jnp.int32)
     if group == length:
       return {"free": slots}
@@ -305,6 +349,8 @@ class TopKRouter(Router):
         free, state = jnp.where(begins[:, None], state["slots"], free), state | {"seen": state["seen"] + 1}
       kept = kept & (jnp.take_along_axis(free, choices, axis=1) > 0)
       state = state | {"free": free - queues.wanted_experts(choices, kept, self.num_experts)}
-    routing: RaggedRouting = queues.ragged_routing(choices, decision.gates[0], kept, self.num_experts)
+    routing: RaggedRouting = queues.ragged_routing(
+      choices, self._gates_of_kept(decision.gates[0], kept), kept, self.num_experts
+    )
     routing = jax.tree.map(lambda leaf: leaf[None], routing)
     return RouterOutput(routing, {}, jnp.zeros(()), {}), state

@@ -76,6 +76,7 @@ class RouterInput:
     ids: int32 `[G, n]` token ids, or None (vision).
     positions: int32 `[G, n]` position within the token's own sequence, or None.
     key: PRNG key for this layer and step, or None if nothing may be random.
+    length: T, tokens of a row of the batch that was cut into groups, or None.
   """
 
   tokens: jax.Array
@@ -83,6 +84,7 @@ class RouterInput:
   ids: jax.Array | None = None
   positions: jax.Array | None = None
   key: jax.Array | None = None
+  length: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

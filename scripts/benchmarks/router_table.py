@@ -68,7 +68,7 @@ def _losses(config: RouterConfig) -> str:
     router = config.make(SITE, nnx.Rngs(0))
     ids = jnp.ones((BATCH, LENGTH), jnp.int32)
     cut = [groups.cut(array) for array in (tokens, ids > 0, ids, ids)]
-    return router(RouterInput(*cut, key=jax.random.key(0)), training=True)
+    return router(RouterInput(*cut, key=jax.random.key(0), length=LENGTH), training=True)
 
   output = jax.eval_shape(route, jnp.zeros((BATCH, LENGTH, SITE.d_model)))
   names = [name for name in output.losses if weights.get(f"{name}_loss", 1)]

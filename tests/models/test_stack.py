@@ -159,6 +159,15 @@ def test_metrics_lead_with_moe_layers_and_losses_add_up():
   np.testing.assert_allclose(result.auxiliary_loss, expected, rtol=1e-5)
 
 
+def test_losses_are_summed_over_the_moe_layers_of_both_stacks_or_averaged():
+  stacks = {"decoder": stack(TIGHT_SWITCH, layers=4), "encoder": stack(router("glam"), layers=6)}
+  total, mean = (
+    output(config(**stacks, auxiliary_losses=how).make(nnx.Rngs(0)), batch()).auxiliary_loss for how in ("sum", "mean")
+  )
+  assert float(total) > 5 * 0.01 * 0.99  # five layers of balance loss of at least about 1, of weight 0.01
+  assert float(mean) == pytest.approx(float(total) / 5, rel=1e-6)
+
+
 def test_encoder_and_decoder_have_experts_routers_and_placements_of_their_own():
   settings = config(
     decoder=stack(DROPLESS, layers=3, num_experts=2, placement=Last(1), d_ff=12, feed_forward="relu"),

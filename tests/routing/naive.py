@@ -73,7 +73,7 @@ def inputs_of(tokens, groups: Groups, mask=None, key=None) -> RouterInput:
   mask = jnp.ones(tokens.shape[:2], bool) if mask is None else mask
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
   cut = [groups.cut(array) for array in (tokens, mask, ids_of(tokens), positions)]
-  return RouterInput(*cut, key=key)
+  return RouterInput(*cut, key=key, length=tokens.shape[1])
 
 
 def route(router, tokens, *, training: bool = False, mask=None, key=None):

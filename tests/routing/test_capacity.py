@@ -6,7 +6,6 @@ import pytest
 
 from moe.config import ConfigError
 from moe.routing.capacity import (
-  actual_capacity_factor,
   expert_choice_capacity,
   share_of_real_tokens,
   token_choice_capacity,
@@ -29,7 +28,7 @@ from moe.routing.methods.prefix_rank import capacity_with_slack
 def test_capacity_is_rounded_half_up_and_the_factor_really_used_is_known(group, experts, factor, capacity, actual):
   assert expert_choice_capacity(group, experts, factor) == capacity
   assert token_choice_capacity(group, experts, factor) == capacity
-  assert actual_capacity_factor(capacity, group, experts) == pytest.approx(actual, abs=5e-4)
+  assert capacity * experts / group == pytest.approx(actual, abs=5e-4)
 
 
 @pytest.mark.parametrize(("group", "experts", "factor"), [(16, 64, 1.0), (16, 4, 4.25), (16, 4, -1.0), (16, 4, 0.0)])
@@ -55,6 +54,14 @@ def test_the_bounds_that_the_error_names_are_accepted():
 def test_token_choice_has_at_least_one_slot_and_never_more_than_tokens():
   assert token_choice_capacity(16, 64, 1.0) == 1
   assert token_choice_capacity(16, 4, 8.0) == 16
+
+
+def test_slots_can_have_a_minimum_and_be_rounded_up_to_a_multiple():
+  # As in V-MoE, which rounds 4.2 up to 8: the next whole number, and from there to the next multiple of 4.
+  assert [token_choice_capacity(n, 10, 1.0, multiple=4) for n in (40, 42, 80, 81)] == [4, 8, 8, 12]
+  # As in flaxformer, with at least 4.
+  assert [token_choice_capacity(n, 16, 1.0, least=4) for n in (16, 64, 72, 73)] == [4, 4, 5, 5]
+  assert token_choice_capacity(3, 16, 1.0, least=4, multiple=4) == 3
 
 
 def test_slack_is_counted_in_square_roots_of_the_mean():

@@ -3,10 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from moe.config import ConfigError
+from moe.routing import RouterConfig, Site
+from moe.routing.top_k import TopKConfig
 from moe.training.optimizer import Adafactor, AdamW, OptimizerConfig
 from moe.training.schedule import Constant, ConstantRsqrt, Cosine, Linear, ScheduleConfig
+from tests.models.tiny import config, router, stack
 
 
 def rate(step, schedule, total=1000):
@@ -160,3 +164,34 @@ def test_impossible_settings_are_refused_by_name(choice, fields):
   (name,) = fields
   with pytest.raises(ConfigError, match=f"^{name} = .*: expected "):
     choice(**fields)
+
+
+@pytest.mark.parametrize("name", sorted(RouterConfig.choices))
+@pytest.mark.parametrize("vocabulary", [24, None], ids=["text", "vision"])
+def test_a_relative_step_moves_every_parameter_of_a_router(name, vocabulary):
+  """Adafactor moves a parameter by a share of its own size, but for a floor of 1e-3. At 0 it would creep."""
+  choice = RouterConfig.choices[name]
+  if vocabulary is None and choice.reads_ids:
+    return
+  options = {"router_bias": True} if issubclass(choice, TopKConfig) else {}
+  router = choice(**options).make(Site(64, 8, vocabulary), nnx.Rngs(0))
+  assert_relative_steps_move(nnx.state(router, nnx.Param))
+
+
+def test_a_relative_step_moves_every_parameter_of_a_model():
+  for relative_bias in ("shared", "per_layer"):
+    given = stack(router("noisy_top_k"), shared_experts=1)
+    network = config(decoder=given, encoder=given, tie_embeddings=False, relative_bias=relative_bias).make(nnx.Rngs(0))
+    assert_relative_steps_move(nnx.state(network, nnx.Param))
+
+
+def assert_relative_steps_move(params):
+  """One step of learning rate 0.01 moves each by more than 5 times what it would from 0."""
+  optimizer = Adafactor(learning_rate=0.01, clip_norm=0, parameter_scale=True)
+  for path, leaf in nnx.to_flat_state(params):
+    value = leaf[...]
+    transform = optimizer.make(10, 0)
+    gradient = jax.random.normal(jax.random.key(1), value.shape)
+    updates, _ = transform.update(gradient, transform.init(value), value)
+    size = float(jnp.sqrt(jnp.mean(updates**2)))
+    assert size > 5 * 0.01 * 1e-3 * 0.9, f"{'/'.join(map(str, path))} moves by {size:.1e}"

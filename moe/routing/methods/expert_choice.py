@@ -40,8 +40,11 @@ def renormalized(routing: SlotRouting, n: int) -> SlotRouting:
 
   Komatsuzaki et al. 2022 (sparse upcycling), section 4.1: equal experts then give a chosen token the dense output.
   """
-  total = jnp.zeros(n + 1, jnp.float32).at[routing.token].add(routing.weight)
-  return SlotRouting(routing.token, routing.weight / jnp.where(total > 0, total, 1.0)[routing.token])
+  # By the token's largest weight first, as in `losses.normalized`: the square of a small sum underflows.
+  largest = jnp.full(n + 1, jnp.finfo(jnp.float32).tiny).at[routing.token].max(jax.lax.stop_gradient(routing.weight))
+  weight = routing.weight / largest[routing.token]
+  total = jnp.zeros(n + 1, jnp.float32).at[routing.token].add(weight)
+  return SlotRouting(routing.token, weight / jnp.where(total > 0, total, 1.0)[routing.token])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,11 @@ class BiasedRouter(TopKRouter):
     self.bias = RouterState(jnp.zeros(site.num_experts))
 
   def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
-    return scores + self.bias[...]
+    return self.ranked(logits, scores) + self.bias[...]
+
+  def ranked(self, logits: Logits, scores: jax.Array) -> jax.Array:
+    """Float32 `[G, n, E]`, what the bias is added to."""
+    return scores
 
   def learn(self, decision: Decision) -> None:
     self.bias[...] = jax.lax.stop_gradient(self.next_bias(decision))
@@ -107,11 +111,16 @@ class LossFree(BiasedRouter):
 
 @dataclasses.dataclass(frozen=True)
 class QuantileBalancedConfig(TopKConfig, name="quantile_balanced"):
-  """Quantile balancing: there is no rate, since every step solves for the bias."""
+  """Quantile balancing: there is no rate, since every step solves for the bias.
+
+  Attributes:
+    bias_on: what the bias is added to: the "scores", or the raw "logits".
+  """
 
   paper = "Su 2026 (quantile balancing), kexue.fm/archives/11619"
 
   scores: Literal["softmax", "sigmoid"] = "sigmoid"
+  bias_on: Literal["scores", "logits"] = "scores"
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "QuantileBalanced":
     return QuantileBalanced(self, site, rngs=rngs)
@@ -129,6 +138,9 @@ class QuantileBalanced(BiasedRouter):
 
   config: QuantileBalancedConfig
 
+  def ranked(self, logits: Logits, scores: jax.Array) -> jax.Array:
+    return scores if self.config.bias_on == "scores" else logits.noisy
+
   def next_bias(self, decision: Decision) -> jax.Array:
-    scores = decision.scores.reshape(-1, self.num_experts)
+    scores = self.ranked(decision.logits, decision.scores).reshape(-1, self.num_experts)
     return bias_by_quantile(self.bias[...], scores, decision.mask.reshape(-1), self.config.top_k)

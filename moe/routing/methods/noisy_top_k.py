@@ -8,8 +8,11 @@ from flax import nnx
 
 from moe.routing.losses import importance_loss, load_loss
 from moe.routing.router import Site
-from moe.routing.scores import router_logits
+from moe.routing.scores import router_kernel, router_logits
 from moe.routing.top_k import Decision, Logits, TopKConfig, TopKRouter, check_load_loss, with_noise
+
+# Of the noise's standard deviation, by which the load loss divides: a softplus can underflow to 0.
+_LEAST_NOISE = 0.01
 
 
 def sparse_gates(choices: jax.Array, gates: jax.Array, num_experts: int) -> jax.Array:
@@ -55,21 +58,25 @@ class NoisyTopKConfig(TopKConfig, name="noisy_top_k"):
 
 
 class NoisyTopK(TopKRouter):
-  """Logits with Gaussian noise whose standard deviation is learned per token and expert; no noise in evaluation."""
+  """Logits with Gaussian noise whose standard deviation is learned per token and expert; no noise in evaluation.
+
+  Shazeer et al. begin with both kernels at 0 (appendix A), so that at first noise alone decides and the experts are
+  balanced. But steps relative to a parameter's size, Adafactor's, hardly move it from there. So both are drawn like
+  every router's kernel, whose logits are small beside the noise, of standard deviation softplus(0) = 0.69.
+  """
 
   config: NoisyTopKConfig
 
   def __init__(self, config: NoisyTopKConfig, site: Site, *, rngs: nnx.Rngs):
     super().__init__(config, site, rngs=rngs)
-    # No signal and some noise, so that the experts start balanced (appendix A).
-    self.kernel[...] = jnp.zeros_like(self.kernel[...])
-    self.noise_kernel = nnx.Param(jnp.zeros_like(self.kernel[...]))
+    self.noise_kernel = router_kernel(site, rngs)
 
   def logits(self, tokens: jax.Array, key: jax.Array | None) -> Logits:
     logits = super().logits(tokens, key)
     if key is None:
       return logits
-    return with_noise(logits.clean, jax.nn.softplus(router_logits(tokens, self.noise_kernel[...])), key)
+    std = jax.nn.softplus(router_logits(tokens, self.noise_kernel[...]))
+    return with_noise(logits.clean, jnp.maximum(std, _LEAST_NOISE), key)
 
   def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
     losses, logits = super().losses(decision, training=training), decision.logits

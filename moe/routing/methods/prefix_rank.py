@@ -21,7 +21,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing.budget import ExpertBudgetConfig
-from moe.routing.losses import router_z_loss
+from moe.routing.losses import normalized, router_z_loss
 from moe.routing.router import RouterState, Site
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.ranks import Earlier, rank_among_earlier
@@ -58,9 +58,8 @@ def spread_chance(count: jax.Array, num_experts: int) -> jax.Array:
 
 
 def normalized_over_chosen(weight: jax.Array, chosen: jax.Array) -> jax.Array:
-  """The weights `[..., E]` divided by the sum of the token's chosen ones, if there are any."""
-  total = jnp.where(chosen, weight, 0.0).sum(-1, keepdims=True)
-  return weight / jnp.where(total > 0, total, 1.0)
+  """The weights `[..., E]` of a token's chosen experts, divided by their sum; 0 for the others."""
+  return normalized(jnp.where(chosen, weight, 0.0))
 
 
 def capacity_with_slack(group: int, num_experts: int, capacity_factor: float, slack: float) -> int:

@@ -7,6 +7,7 @@ cross-entropy. The gradient of log_prob also reaches the layers below, whose out
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ class ReinforceConfig(TokenwiseConfig, CapacityConfig, name="reinforce"):
     policy_loss: weight of the policy loss and of its baseline's loss.
     negative_entropy_loss: weight of the policy's negative entropy, smallest when all experts are equally likely.
     balance_loss: weight of Switch's load balancing loss.
+    balance_scope: whether the tokens of a "sequence" are balanced with each other, or those of the whole "batch".
   """
 
   paper = "Bengio, Léonard and Courville 2013, arXiv 1308.3432; Williams 1992"
@@ -51,6 +53,7 @@ class ReinforceConfig(TokenwiseConfig, CapacityConfig, name="reinforce"):
   policy_loss: float = 0.01
   negative_entropy_loss: float = 0.0
   balance_loss: float = 0.01
+  balance_scope: Literal["batch", "sequence"] = "sequence"
 
   def __post_init__(self):
     super().__post_init__()
@@ -97,9 +100,10 @@ class Reinforce(TokenwiseRouter):
     else:
       expert = best_expert(logits)
     probs = jax.nn.softmax(logits)
+    together = inputs.mask.size if config.balance_scope == "batch" else None
     losses = {
-      "balance": balance_loss(probs, expert[..., None], inputs.mask),
-      "negative_entropy": negative_entropy(probs, inputs.mask),
+      "balance": balance_loss(probs, expert[..., None], inputs.mask, together=together),
+      "negative_entropy": negative_entropy(logits, inputs.mask),
     }
     total = config.balance_loss * losses["balance"] + config.negative_entropy_loss * losses["negative_entropy"]
     return Selection(one_hot(expert, self.num_experts), jnp.ones_like(probs), probs, losses, total, policy)
@@ -149,5 +153,8 @@ class RLR(Reinforce):
 
 
 def cost_before_training(site: Site) -> float:
-  """The cost per token of a uniform prediction: ln V nats; 0 if the vocabulary is unknown."""
-  return math.log(site.vocab_size) if site.vocab_size else 0.0
+  """The cost per token of a uniform prediction: ln V nats; 1 if the vocabulary is unknown, or of a single id.
+
+  Not 0: an optimizer with steps relative to a parameter's size would hardly move it.
+  """
+  return math.log(site.vocab_size or 1) or 1.0

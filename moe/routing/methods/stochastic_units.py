@@ -17,7 +17,7 @@ from moe.routing.capacity import CapacityConfig
 from moe.routing.losses import masked_mean
 from moe.routing.router import Site
 from moe.routing.sampling import training_key
-from moe.routing.scores import KERNEL_STDDEV, router_kernel, router_logits
+from moe.routing.scores import router_bias, router_kernel, router_logits
 from moe.routing.solvers.estimators import firing_probability, noisy_rectifier, stochastic_times_smooth
 from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter, require_room_for_all
 from moe.routing.types import RouterInput
@@ -70,8 +70,7 @@ class NoisyRectifier(TokenwiseRouter):
   def __init__(self, config: NoisyRectifierConfig, site: Site, *, rngs: nnx.Rngs):
     self.config, self.num_experts = config, site.num_experts
     self.kernel = router_kernel(site, rngs)
-    # Not 0: an optimizer with steps relative to a parameter's size would hardly move it.
-    self.bias = nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.num_experts,), jnp.float32))
+    self.bias = router_bias(site, rngs)
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     """See the base class."""

@@ -1,6 +1,7 @@
 """Straight-through top-1: one expert with weight 1 and the gradient of its probability."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ class StraightThroughConfig(TokenwiseConfig, CapacityConfig, name="straight_thro
       the estimator as published, whose gradient compares the experts; with only the chosen one, the gradient tells just
       whether more of that expert's output would help.
     balance_loss: weight of Switch's load balancing loss.
+    balance_scope: whether the tokens of a "sequence" are balanced with each other, or those of the whole "batch".
   """
 
   paper = "Bengio, Léonard and Courville 2013, arXiv 1308.3432"
@@ -34,6 +36,7 @@ class StraightThroughConfig(TokenwiseConfig, CapacityConfig, name="straight_thro
   sample: bool = True
   dense_backward: bool = False
   balance_loss: float = 0.01
+  balance_scope: Literal["batch", "sequence"] = "sequence"
 
   def __post_init__(self):
     super().__post_init__()
@@ -65,7 +68,8 @@ class StraightThrough(TokenwiseRouter):
     expert = sampled_expert(logits, training_key(self, inputs)) if random else best_expert(logits)
     hard = one_hot(expert, self.num_experts)
     everybody = training and self.config.dense_backward
-    balance = balance_loss(probs, expert[..., None], inputs.mask)
+    together = inputs.mask.size if self.config.balance_scope == "batch" else None
+    balance = balance_loss(probs, expert[..., None], inputs.mask, together=together)
     return Selection(
       chosen=jnp.ones_like(hard) if everybody else hard,
       weight=hard_forward(hard.astype(jnp.float32), probs),

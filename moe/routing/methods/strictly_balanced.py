@@ -10,6 +10,7 @@ from moe.config import require
 from moe.routing import queues
 from moe.routing.capacity import Counted, expert_budget, expert_choice_capacity
 from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
+from moe.routing.losses import normalized
 from moe.routing.methods.expert_choice import expert_choice, renormalized
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterConfig, Site
@@ -50,9 +51,7 @@ def threshold_choice(scores: jax.Array, thresholds: jax.Array, mask: jax.Array) 
     mask: bool `[n]`, False for padding.
   """
   chosen = (scores > thresholds) & mask[:, None]
-  gates = jnp.where(chosen, scores, 0.0)
-  total = gates.sum(-1, keepdims=True)
-  return queues.ragged_of_chosen(chosen, gates / jnp.where(total > 0, total, 1.0))
+  return queues.ragged_of_chosen(chosen, normalized(jnp.where(chosen, scores, 0.0)))
 
 
 @dataclasses.dataclass(frozen=True)

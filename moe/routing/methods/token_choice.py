@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.losses import importance_loss, load_loss
+from moe.routing.losses import importance_loss, load_loss, normalized
 from moe.routing.router import RouterConfig, Site
 from moe.routing.top_k import (
   Decision,
@@ -24,19 +24,19 @@ from moe.routing.top_k import (
   TopKRouter,
   check_load_loss,
   expert_scores,
-  normalized,
   with_noise,
 )
 
 
-def second_by_chance(gates: jax.Array, key: jax.Array) -> jax.Array:
-  """Bool `[..., 2]`: the first choice always, the second with probability min(1, 2 g_2). GShard, section 2.2.
+def second_by_chance(gates: jax.Array, threshold: float, key: jax.Array) -> jax.Array:
+  """Bool `[..., 2]`: the first choice always, the second with probability min(1, g_2 / threshold). GShard, section 2.2.
 
   Args:
-    gates: float32 `[..., 2]`; renormalised, g_2 is at most 1 / 2, hence the factor 2.
+    gates: float32 `[..., 2]`.
+    threshold: from which g_2 on the second is certain; renormalised, g_2 is at most 1 / 2, which is GShard's.
     key: PRNG key.
   """
-  chosen = jax.random.uniform(key, gates.shape[:-1]) < 2.0 * jax.lax.stop_gradient(gates[..., 1])
+  chosen = jax.random.uniform(key, gates.shape[:-1]) * threshold < jax.lax.stop_gradient(gates[..., 1])
   return jnp.stack([jnp.ones_like(chosen), chosen], axis=-1)
 
 
@@ -50,22 +50,27 @@ class TokenChoiceConfig(TopKConfig, name="token_choice"):
   """Token choice with fixed rules; adds fields to those of every top-k router.
 
   Attributes:
-    second_expert: "all", or "random": in training the second expert is kept with probability min(1, 2 g_2).
+    second_expert: "all", or "random": in training the second is kept with probability min(1, g_2 / second_threshold).
+    second_threshold: 1 / 2 in GShard, 0.2 in ST-MoE (Zoph et al. 2022).
     jitter: in training the router's input is multiplied by uniform(1 - jitter, 1 + jitter).
     noise: in training the logits get Gaussian noise of standard deviation noise / E.
     importance_loss: weight of Shazeer et al.'s importance loss, on the noise-free scores of all experts.
     load_loss: weight of Shazeer et al.'s load loss; needs noise, and applies in training only.
+    load_bar: what an expert must beat to count as chosen there: the k-th highest of the "others", as in Shazeer et al.
+      and V-MoE's paper, or of "all" with itself, as in V-MoE's code.
   """
 
   paper = "the common form; published settings of it have names of their own"
 
   capacity_factor: float | None = 2.0
   second_expert: Literal["all", "random"] = "all"
+  second_threshold: float = 0.5
   jitter: float = 0.0
   noise: float = 0.0
   balance_loss: float = 0.01
   importance_loss: float = 0.0
   load_loss: float = 0.0
+  load_bar: Literal["others", "all"] = "others"
 
   def __post_init__(self):
     super().__post_init__()
@@ -75,6 +80,8 @@ class TokenChoiceConfig(TopKConfig, name="token_choice"):
       self.second_expert,
       "expected 'all' unless top_k = 2",
     )
+    threshold = self.second_threshold
+    require(0 < threshold <= 1, "second_threshold", threshold, "expected more than 0 and at most 1")
     require(0 <= self.jitter < 1, "jitter", self.jitter, "expected at least 0 and less than 1")
     require(self.noise >= 0, "noise", self.noise, "expected at least 0")
     require(
@@ -130,13 +137,15 @@ class CausalGShardConfig(TokenChoiceConfig, name="causal_gshard"):
 class GShardConfig(CausalGShardConfig, name="gshard"):
   """Lepikhin et al. 2020, arXiv 2006.16668: top-2, the second by chance, gates renormalised, capacity 2 n / E.
 
-  First choices of a group queue before second ones. The paper's groups are a device's tokens; flaxformer's have about
-  4,096, of several sequences: set `group_size`, since the default is the whole batch.
+  First choices of a group queue before second ones, and only they count in the balance loss. The paper's groups are a
+  device's tokens; flaxformer's have about 4,096, of several sequences: set `group_size`, since the default is the whole
+  batch.
   """
 
   paper = "Lepikhin et al. 2020, arXiv 2006.16668"
 
   order: Order = "choice"
+  balance_over: Literal["all", "first"] = "first"
 
   def causal_twin(self) -> RouterConfig:
     return self._causal(CausalGShardConfig)
@@ -158,8 +167,8 @@ class GLaMConfig(TokenChoiceConfig, name="glam"):
 class BatchPriorityConfig(TokenChoiceConfig, name="batch_priority"):
   """Riquelme et al. 2021 (V-MoE), arXiv 2106.05974: top-2, noise of standard deviation 1 / E, slots by priority.
 
-  The paper's capacity ratio 1.05 is multiplied by top_k here, where 1 means one expert per token. The load loss is
-  Shazeer et al.'s: an expert must beat the k-th highest of the others; V-MoE's includes the expert itself.
+  The paper's capacity ratio 1.05 is multiplied by top_k here, where 1 means one expert per token. The public code also
+  has `slots_multiple=4` and `load_bar="all"`, and `order="choice"` unless it is asked for priorities.
   """
 
   paper = "Riquelme et al. 2021 (V-MoE), arXiv 2106.05974"
@@ -198,12 +207,13 @@ class TokenChoice(TopKRouter):
   def wanted(self, gates: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
     everyone = super().wanted(gates, mask, key)
     by_chance = self.config.second_expert == "random" and key is not None
-    return everyone & second_by_chance(gates, key) if by_chance else everyone
+    return everyone & second_by_chance(gates, self.config.second_threshold, key) if by_chance else everyone
 
   def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
     losses, logits = super().losses(decision, training=training), decision.logits
     if self.config.importance_loss:
       losses["importance"] = importance_loss(normalized(expert_scores(logits.clean, self.config.scores)), decision.mask)
     if self.config.load_loss and training:
-      losses["load"] = load_loss(logits.clean, logits.noisy, self.config.top_k, logits.noise_std, decision.mask)
+      k, bar = self.config.top_k, self.config.load_bar
+      losses["load"] = load_loss(logits.clean, logits.noisy, k, logits.noise_std, decision.mask, bar)
     return losses

@@ -181,3 +181,17 @@ def test_options_that_make_no_sense_are_refused_by_name():
   choice = RouterConfig.choices["quantile_balanced"]
   with pytest.raises(ConfigError, match=r"top_k = 4: expected less than the 4 experts"):
     choice(top_k=4).check(Site(8, 4), batch=1, length=16)
+
+
+def test_the_bias_can_be_added_to_raw_logits():
+  router, tokens = make("quantile_balanced", bias_on="logits", top_k=1), random_tokens(2, 8)
+  router.bias[...] = before = jnp.array([0.0, 0.0, -30.0, 2.0])
+  logits = tokens @ router.kernel[...]
+  weights, after = step(router, tokens, jnp.ones((2, 8), bool))
+  chosen = np.argmax(logits + before, -1)
+  np.testing.assert_array_equal(np.nanargmax(weights, -1), chosen)
+  # The gates are still the sigmoids of the logits, without the bias.
+  expected = np.take_along_axis(np.asarray(jax.nn.sigmoid(logits)), chosen[..., None], -1)[..., 0]
+  np.testing.assert_allclose(np.nanmax(weights, -1), expected, rtol=1e-5)
+  wanted = bias_by_quantile(before, logits.reshape(16, 4), jnp.ones(16, bool), 1)
+  np.testing.assert_allclose(after, wanted, rtol=1e-4, atol=1e-5)

@@ -25,14 +25,30 @@ def noisy(**options):
   return router
 
 
-def test_it_begins_without_signal_and_with_the_same_noise_for_all():
+def test_it_begins_with_little_signal_and_nearly_the_same_noise_for_all():
   router = build(RouterConfig, {"name": "noisy_top_k"}).make(Site(8, 4), nnx.Rngs(0))
-  assert not router.kernel[...].any() and not router.noise_kernel[...].any()
   output = route(router, random_tokens(8, 128), training=True, key=KEY)
-  assert float(output.metrics["load_cv"]) < 0.05
+  assert float(output.metrics["load_cv"]) < 0.1
   logits = router.logits(random_tokens(8, 128), KEY)
-  np.testing.assert_allclose(logits.noise_std, np.log(2), rtol=1e-6)  # softplus of 0
-  assert float(logits.noisy.std()) == pytest.approx(np.log(2), rel=0.05)
+  np.testing.assert_allclose(logits.noise_std, np.log(2), rtol=0.25)  # softplus of nearly 0
+  assert float(logits.clean.std()) < 0.1 * float(logits.noisy.std())
+  assert not np.allclose(router.kernel[...], router.noise_kernel[...])
+
+
+def test_noise_that_has_all_but_gone_leaves_finite_gradients():
+  router, tokens = noisy(), random_tokens(2, 16)
+  router.noise_kernel[...] = -300 * jnp.ones_like(router.noise_kernel[...])
+  tokens = jnp.abs(tokens)  # so that every noise logit is far below 0 and its softplus underflows
+  assert float(jax.nn.softplus(tokens @ router.noise_kernel[...]).min()) == 0
+  graph, params = nnx.split(router)
+
+  def loss(params, tokens):
+    output = route(nnx.merge(graph, params), tokens, training=True, key=KEY)
+    return output.auxiliary_loss + output.routing.weight.sum()
+
+  gradients = jax.grad(loss, argnums=(0, 1))(params, tokens)
+  assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+  np.testing.assert_allclose(router.logits(tokens, KEY).noise_std, 0.01, rtol=1e-6)
 
 
 def test_noise_has_the_standard_deviation_that_was_learnt_for_each_token_and_expert():

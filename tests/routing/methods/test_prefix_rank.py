@@ -157,7 +157,7 @@ def test_weights_are_the_scores_or_sum_to_one():
   )
   total = np.nansum(plain, -1, keepdims=True)
   np.testing.assert_allclose(summed, plain / np.where(total > 0, total, 1), rtol=1e-5)
-  np.testing.assert_array_equal(normalized_over_chosen(jnp.ones((1, 2)), jnp.zeros((1, 2), bool)), [[1, 1]])
+  np.testing.assert_array_equal(normalized_over_chosen(jnp.ones((1, 2)), jnp.zeros((1, 2), bool)), [[0, 0]])
 
 
 def test_the_gradient_is_that_of_the_chosen_scores():

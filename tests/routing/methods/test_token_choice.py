@@ -10,6 +10,7 @@ from moe.config import ConfigError, build
 from moe.routing import Groups, RaggedRouting, RouterConfig, Site
 from moe.routing.methods.token_choice import second_by_chance
 from moe.routing.top_k import top_choices
+from tests.routing.differences import assert_gradient_is_the_difference_quotient
 from tests.routing.naive import make, of_sequences, random_tokens, route, routing_of, token_weights
 
 EXPERTS = 4
@@ -37,6 +38,47 @@ def test_top_two_with_renormalised_gates(name):
   token = [[0, 1], [0, 1], [2, 3], [4, 4]]
   assert_tables(output.routing, token, [[0.625, 0.75], [0.375, 0.25], [0.375, 0.25], [0, 0]])
   assert float(output.metrics["dropped"]) == pytest.approx(2 / 8)
+
+
+def test_gates_renormalised_over_kept_choices_make_up_for_a_dropped_one():
+  # As above, but the first choices of tokens 2 and 3 are dropped, and their second gates become 1.
+  output = route_probs("glam", PROBS, renormalize_over="kept")
+  assert_tables(output.routing, [[0, 1], [0, 1], [2, 3], [4, 4]], [[0.625, 0.75], [0.375, 0.25], [1, 1], [0, 0]])
+  # DeepSpeed's top-2 drops a second choice that is not drawn, and the first gate becomes 1.
+  drawn = route_probs(
+    "gshard", PROBS, training=True, capacity_factor=None, renormalize_over="kept", key=jax.random.key(3)
+  )
+  weights = token_weights(drawn.routing, 4, EXPERTS)[0]
+  np.testing.assert_allclose(np.nansum(weights, -1), 1, rtol=1e-6)
+  assert (np.isnan(weights).sum(-1) == 3).any()
+
+
+@pytest.mark.parametrize(
+  ("options", "tokens", "slots"),
+  [
+    ({"slots": 64}, 100, 64),  # Hugging Face's expert_capacity, whatever the length
+    ({"slots": 64}, 20, 20),
+    ({"slots": 1, "capacity_factor": 3.0, "eval_capacity_factor": 4.0}, 100, 1),
+    ({"least_slots": 4}, 4, 4),
+    ({"least_slots": 4}, 20, 10),
+    ({"slots_multiple": 4}, 18, 12),  # 9 by the factor of 2
+  ],
+)
+def test_slots_can_be_fixed_have_a_minimum_and_be_a_multiple(options, tokens, slots):
+  router = make("token_choice", **options)
+  for training in (True, False):
+    assert routing_of(router, random_tokens(1, tokens), training=training).token.shape == (1, EXPERTS, slots)
+  assert router.init_decode_state(1, tokens)["free"].tolist() == [[slots] * EXPERTS]
+
+
+def test_a_router_s_bias_is_added_to_its_logits_and_learns():
+  router, tokens = make("dropless", router_bias=True), random_tokens(1, 8)
+  router.kernel_bias[...] = bias = jnp.array([0.0, 0.5, -0.5, 3.0])
+  np.testing.assert_allclose(
+    router.logits(tokens, None).clean, tokens @ router.kernel[...] + bias, rtol=1e-4, atol=1e-5
+  )
+  assert_gradient_is_the_difference_quotient(router, random_tokens(2, 8))
+  assert make("dropless").kernel_bias is None
 
 
 def test_switch_has_one_raw_gate_and_drops_what_comes_too_late():
@@ -184,10 +226,16 @@ def test_ties_go_to_the_expert_of_lower_index():
   np.testing.assert_array_equal(choices, [[0, 1]] * 3)
 
 
-@pytest.mark.parametrize(("second", "probability"), [(0.1, 0.2), (0.25, 0.5), (0.5, 1.0), (0.7, 1.0), (0.0, 0.0)])
-def test_the_second_expert_is_kept_with_twice_its_gate(second, probability):
+@pytest.mark.parametrize(
+  ("second", "threshold", "probability"),
+  [
+    *[(0.1, 0.5, 0.2), (0.25, 0.5, 0.5), (0.5, 0.5, 1.0), (0.7, 0.5, 1.0), (0.0, 0.5, 0.0)],  # GShard: twice the gate
+    *[(0.05, 0.2, 0.25), (0.1, 0.2, 0.5), (0.2, 0.2, 1.0)],  # ST-MoE
+  ],
+)
+def test_the_second_expert_is_kept_with_its_gate_over_the_threshold(second, threshold, probability):
   gates = jnp.broadcast_to(jnp.array([1 - second, second]), (10_000, 2))
-  kept = np.asarray(second_by_chance(gates, jax.random.key(0)))
+  kept = np.asarray(second_by_chance(gates, threshold, jax.random.key(0)))
   assert kept[:, 0].all()
   assert kept[:, 1].mean() == pytest.approx(probability, abs=5 * np.sqrt(0.25 / 10_000))
 
@@ -264,6 +312,9 @@ def test_sigmoid_scores_enter_the_balance_loss_as_shares_of_their_sum():
 
 
 def test_renormalised_gates_survive_scores_that_all_underflow():
+  # And however small they are, they are those of the scores.
+  _, gates = top_choices(jnp.array([[3e-37, 1e-37, 0.0]]), 2, renormalize=True)
+  np.testing.assert_allclose(gates, [[0.75, 0.25]], rtol=1e-6)
   _, gates = top_choices(jax.nn.sigmoid(jnp.full((1, 4), -200.0)), 2, renormalize=True)
   np.testing.assert_array_equal(gates, 0)
 
@@ -298,7 +349,10 @@ PUBLISHED = {
     "capacity_factor": 2.0,
     "renormalize": True,
     "second_expert": "random",
+    "second_threshold": 0.5,
     "balance_loss": 0.01,
+    "balance_over": "first",
+    "balance_scope": "group",
   },
   "glam": {"top_k": 2, "capacity_factor": 2.0, "second_expert": "all", "balance_loss": 0.01},
   "dropless": {"top_k": 2, "capacity_factor": None, "balance_loss": 0.01},
@@ -335,6 +389,11 @@ def test_published_methods_come_with_their_published_options(name):
     ({"order": "batch_priority", "group_size": -1}, "group_size = -1"),
     ({"top_k": 1, "renormalize": True}, "renormalize = True: expected False for top_k = 1"),
     ({"top_k": 3, "second_expert": "random"}, "second_expert = 'random': expected 'all' unless top_k = 2"),
+    ({"second_threshold": 0.0}, "second_threshold = 0.0: expected more than 0"),
+    ({"renormalize_over": "kept"}, "renormalize_over = 'kept': expected 'all' unless renormalize = True"),
+    ({"slots": 0}, "slots = 0: expected at least 1"),
+    ({"slots": 8, "capacity_factor": None}, "slots = 8: expected None: capacity_factor = None means dropless"),
+    ({"slots_multiple": 4, "capacity_factor": None}, "slots_multiple = 4: expected 1: capacity_factor = None"),
     ({"jitter": 1.0}, "jitter = 1.0: expected at least 0 and less than 1"),
     ({"z_loss": -0.1}, "z_loss = -0.1: expected at least 0"),
     ({"load_loss": 0.1}, "load_loss = 0.1: expected 0 unless noise > 0"),
