@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from moe.routing.solvers.highest import highest
 
+# What counts as 0 in a divisor: its inverse leaves room in float32 for what slopes are multiplied by.
+_UNDERFLOW = 1e-30
+
 
 def balance_loss(probs: jax.Array, choices: jax.Array, mask: jax.Array, *, together: int | None = None) -> jax.Array:
   """E * sum_e f_e p_e: Fedus et al. 2021 (Switch), eq. 4, with f divided by k; 1 when balanced, for any k.
@@ -104,14 +107,21 @@ def negative_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def normalized(values: jax.Array) -> jax.Array:
-  """`[..., m]`, at least 0, each row divided by its sum; 0 if the complete row has underflowed.
-
-  Divided by the largest first, since the slope of x / sum has the square of the sum, which underflows much earlier.
-  """
-  largest = jax.lax.stop_gradient(values.max(-1, keepdims=True))
-  values = values / jnp.maximum(largest, jnp.finfo(jnp.float32).tiny)
+  """`[..., m]`, at least 0, each row divided by its sum; 0 if the complete row has underflowed."""
+  values = scaled(values, values.max(-1, keepdims=True))
   total = values.sum(-1, keepdims=True)
   return values / jnp.where(total > 0, total, 1.0)
+
+
+def scaled(values: jax.Array, largest: jax.Array) -> jax.Array:
+  """Values, at least 0, divided by the largest of those that share a sum; 0 if that has underflowed.
+
+  Their sum is at least 1 or 0, and safe to divide by. The slope of x / sum has the square of the sum, which underflows
+  long before the sum does.
+  """
+  largest = jax.lax.stop_gradient(largest)
+  there = largest > _UNDERFLOW
+  return jnp.where(there, values / jnp.where(there, largest, 1.0), 0.0)
 
 
 def _group_mean(values: jax.Array, real: jax.Array) -> jax.Array:

@@ -192,13 +192,15 @@ def test_the_load_loss_of_vmoe_s_code_has_the_k_th_highest_of_all_as_its_bar():
   assert float(load_loss(clean, drawn, 1, 0.5, jnp.ones((1, 2), bool))) != pytest.approx(float(found), rel=0.01)
 
 
-def test_shares_and_their_slopes_are_right_however_small_the_values():
-  values = jnp.array([[3e-37, 1e-37], [2e-20, 6e-20], [0.0, 0.0], [1.0, 3.0]])
-  np.testing.assert_allclose(normalized(values), [[0.75, 0.25], [0.25, 0.75], [0, 0], [0.25, 0.75]], rtol=1e-5)
+def test_shares_and_their_slopes_are_right_however_small_the_values_and_0_where_they_underflow():
+  values = jnp.array([[3e-29, 1e-29], [2e-20, 6e-20], [3e-37, 1e-37], [0.0, 0.0], [1.0, 3.0]])
+  np.testing.assert_allclose(normalized(values), [[0.75, 0.25], [0.25, 0.75], [0, 0], [0, 0], [0.25, 0.75]], rtol=1e-5)
   # The slope of a / (a + b) with respect to a is b / (a + b)^2.
   slope = jax.grad(lambda v: normalized(v)[:, 0].sum())(values)
   np.testing.assert_allclose(slope[1, 0], 6e-20 / (8e-20 * 8e-20), rtol=1e-5)
-  assert jnp.isfinite(slope).all() and not slope[2].any()
+  assert jnp.isfinite(1e6 * slope).all() and not slope[2:4].any()
+  # A share of 1 has no slope of its own, and the slope -1 / a with respect to the other.
+  np.testing.assert_allclose(jax.grad(lambda v: normalized(v)[0])(jnp.array([0.5, 0.0])), [0, -2], atol=1e-6)
 
 
 def test_entropy_has_a_slope_where_a_probability_underflows():

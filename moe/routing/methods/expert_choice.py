@@ -9,7 +9,7 @@ from flax import nnx
 from moe.routing.budget import ExpertBudgetConfig, GroupBudgetConfig
 from moe.routing.capacity import expert_budget, expert_choice_capacity
 from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
-from moe.routing.losses import router_z_loss
+from moe.routing.losses import router_z_loss, scaled
 from moe.routing.methods.prefix_rank import PrefixRankConfig
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterConfig, Site
@@ -40,10 +40,9 @@ def renormalized(routing: SlotRouting, n: int) -> SlotRouting:
 
   Komatsuzaki et al. 2022 (sparse upcycling), section 4.1: equal experts then give a chosen token the dense output.
   """
-  # By the token's largest weight first, as in `losses.normalized`: the square of a small sum underflows.
-  largest = jnp.full(n + 1, jnp.finfo(jnp.float32).tiny).at[routing.token].max(jax.lax.stop_gradient(routing.weight))
-  weight = routing.weight / largest[routing.token]
-  total = jnp.zeros(n + 1, jnp.float32).at[routing.token].add(weight)
+  none = jnp.zeros(n + 1, jnp.float32)
+  weight = scaled(routing.weight, none.at[routing.token].max(jax.lax.stop_gradient(routing.weight))[routing.token])
+  total = none.at[routing.token].add(weight)
   return SlotRouting(routing.token, weight / jnp.where(total > 0, total, 1.0)[routing.token])
 
 

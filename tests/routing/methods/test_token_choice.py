@@ -313,7 +313,7 @@ def test_sigmoid_scores_enter_the_balance_loss_as_shares_of_their_sum():
 
 def test_renormalised_gates_survive_scores_that_all_underflow():
   # And however small they are, they are those of the scores.
-  _, gates = top_choices(jnp.array([[3e-37, 1e-37, 0.0]]), 2, renormalize=True)
+  _, gates = top_choices(jnp.array([[3e-29, 1e-29, 0.0]]), 2, renormalize=True)
   np.testing.assert_allclose(gates, [[0.75, 0.25]], rtol=1e-6)
   _, gates = top_choices(jax.nn.sigmoid(jnp.full((1, 4), -200.0)), 2, renormalize=True)
   np.testing.assert_array_equal(gates, 0)
