@@ -31,12 +31,8 @@ class Forked:
   """A main, such as "moe.train". Use it as a context manager, so that its server ends."""
 
   def __init__(self, main: str):
-    self._server = subprocess.Popen(
-      [sys.executable, "-W", "ignore", "-m", "tests.forked", main],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
+    command = [sys.executable, "-W", "ignore", "-m", "tests.forked", main]
+    self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
   def run(self, *arguments: str, stdin: str = "") -> Answer:
     """Runs the command with these arguments."""

@@ -1,4 +1,4 @@
-"""The files that the lines of `commands.txt` speak of: a finished run, configs and data that are wrong in one way each."""
+"""The files that `commands.txt` speaks of: a finished run, configs and data that are wrong in one way each."""
 
 import gzip
 import json
