@@ -31,12 +31,14 @@ class LayerReport:
     metrics: float32 arrays by name: the router's metrics, and its unweighted losses as `loss/NAME`.
     routing: the router's decision; free in a compiled program that does not use it.
     policy: `[B, T]`, in training, from a router that learns by REINFORCE; else None.
+    seen: in training, what `MoE.learn` moves the router's state by; {} if it has none to move.
   """
 
   auxiliary_loss: jax.Array
   metrics: dict[str, jax.Array]
   routing: Routing
   policy: Policy | None
+  seen: dict[str, jax.Array]
 
 
 class MoE(nnx.Module):
@@ -85,7 +87,7 @@ class MoE(nnx.Module):
     self.router = self.config.make(self.site, of("router"))
     self.experts = Experts(num_experts, d_model, d_ff, form, dtype, rngs=of("experts"))
     width = shared_experts * d_ff
-    self.shared = FeedForward(d_model, width, form, dtype, rngs=of("shared")) if shared_experts else None
+    self.shared = FeedForward(d_model, width, form, dtype, rngs=of("shared")) if width else None
     if read_files:
       load_state(self.router, self.config.stored(self.site, None))
 
@@ -106,7 +108,7 @@ class MoE(nnx.Module):
       segments: int32 `[B, T]`, numbers the sequences packed into a row, 0 for padding; None for one sequence per row.
       ids: int32 `[B, T]` token ids, for routers that read them.
       positions: int32 `[B, T]`, position within the token's sequence; None to count within segments.
-      training: whether the router draws random numbers, updates its state and uses its training capacity.
+      training: whether the router draws random numbers and uses its training capacity.
       key: PRNG key, for routers that are random in training.
 
     Raises:
@@ -131,25 +133,24 @@ class MoE(nnx.Module):
     with jax.named_scope("router"):
       output = self.router(RouterInput(tokens, mask, ids, positions, key, length), training=training)
     y = self._through_experts(x, groups, output.routing)
-    return self._with_shared(y, x), _report(output, groups, batch, length)
+    return self._with_shared(y, x), _report(output, groups, segments > 0)
+
+  def learn(self, *reports: LayerReport) -> None:
+    """Moves the router's state once, after a training step on one batch, or on several micro-batches."""
+    self.router.learn(jax.tree.map(lambda *each: jnp.stack(each), *(report.seen for report in reports)))
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
     """The router's state for decoding `batch` rows of `length` tokens."""
     return self.router.init_decode_state(batch, length)
 
   def decode(
-    self,
-    x: jax.Array,
-    state: dict[str, jax.Array],
-    ids: jax.Array | None = None,
-    positions: jax.Array | None = None,
+    self, x: jax.Array, state: dict[str, jax.Array], ids: jax.Array | None = None, positions: jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The next token of each sequence, `[B, 1, d]`, routed as evaluation would route the full sequence."""
     groups = Groups(x.shape[0])
     tokens, ids, positions = (None if a is None else groups.cut(a) for a in (x, ids, positions))  # [1, B, ...]
     with jax.named_scope("router"):
-      mask = jnp.ones((1, x.shape[0]), bool)
-      output, state = self.router.decode(RouterInput(tokens, mask, ids, positions), state)
+      output, state = self.router.decode(RouterInput(tokens, jnp.ones((1, len(x)), bool), ids, positions), state)
     return self._with_shared(self._through_experts(x, groups, output.routing), x), state
 
   @jax.named_scope("dispatch")
@@ -164,11 +165,8 @@ class MoE(nnx.Module):
     return y if self.shared is None else y + self.shared(x)
 
 
-def _report(output: RouterOutput, groups: Groups, batch: int, length: int) -> LayerReport:
+def _report(output: RouterOutput, groups: Groups, mask: jax.Array) -> LayerReport:
   losses = {f"loss/{name}": value for name, value in output.losses.items()}
-  policy = output.policy and dataclasses.replace(
-    output.policy,
-    log_prob=groups.join(output.policy.log_prob, batch, length),
-    baseline=groups.join(output.policy.baseline, batch, length),
-  )
-  return LayerReport(output.auxiliary_loss, output.metrics | losses, output.routing, policy)
+  policy = output.policy and output.policy.joined(groups, *mask.shape)
+  seen = jax.lax.stop_gradient(output.seen and output.seen | {"tokens": mask.sum()})
+  return LayerReport(output.auxiliary_loss, output.metrics | losses, output.routing, policy, seen)

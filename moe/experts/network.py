@@ -32,8 +32,7 @@ class Experts(nnx.Module):
     self.activation, self.dtype = ACTIVATIONS[form], dtype
 
     def parameter(fan_in: int) -> nnx.Param:
-      shape = (num_experts, d_model, d_ff)
-      return normal(rngs, shape, fan_in**-0.5, ("expert", "embed", "ff"))
+      return normal(rngs, (num_experts, d_model, d_ff), fan_in**-0.5, ("expert", "embed", "ff"))
 
     self.up, self.down = parameter(d_model), parameter(d_ff)
     self.gate = parameter(d_model) if form in GATED else None

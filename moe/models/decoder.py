@@ -47,6 +47,7 @@ class Decoder(nnx.Module):
       metrics={"decoder": decoded.metrics},
       routing={"decoder": decoded.routing},
       policy={"decoder": decoded.policy},
+      seen={"decoder": decoded.seen},
     )
 
   def start(self, batch: Batch, max_length: int, row_length: int) -> DecodeState:

@@ -68,6 +68,7 @@ class EncoderDecoder(nnx.Module):
       metrics={"encoder": encoded.metrics, "decoder": decoded.metrics},
       routing={"encoder": encoded.routing, "decoder": decoded.routing},
       policy={"encoder": encoded.policy, "decoder": decoded.policy},
+      seen={"encoder": encoded.seen, "decoder": decoded.seen},
     )
 
   def encode(self, batch: Batch, *, training: bool = False, key: jax.Array | None = None) -> StackOutput:

@@ -6,7 +6,7 @@ compiling 4. Any placement of experts is split into runs of such units with as f
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from moe.nn.norm import RMSNorm
 from moe.nn.streams import named_streams
 from moe.parallel.mesh import keep_rows
 from moe.parallel.sharding import name_axes
-from moe.routing import Policy, RouterState, Routing
+from moe.routing import Policy, Router, RouterState, Routing
 
 _REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -35,8 +35,8 @@ class StackOutput:
   Attributes:
     x: `[B, T, d]`.
     auxiliary_loss: float32 scalar, weighted; the stack's part of the model's sum or mean over MoE layers.
-    metrics, routing, policy: of the MoE layers, stacked along a leading axis, first layer first; {}, None and None for
-      a dense stack.
+    metrics, routing, policy, seen: of the MoE layers, stacked along a leading axis, first layer first; {}, None, None
+      and {} for a dense stack.
   """
 
   x: jax.Array
@@ -44,6 +44,7 @@ class StackOutput:
   metrics: dict[str, jax.Array]
   routing: Routing | None
   policy: Policy | None
+  seen: dict[str, jax.Array]
 
 
 def units_of(has_experts: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
@@ -156,20 +157,15 @@ class Stack(nnx.Module):
     self, unit: Unit, x: jax.Array, context: Context, training: bool, keys: jax.Array | None
   ) -> tuple[jax.Array, list[LayerReport]]:
     """Applies one unit with all its repeats; the reports have a leading axis of its MoE layers."""
-    graph, *variables = nnx.split(unit, nnx.Param, ...)
-    params, rest = variables
+    graph, variables = nnx.split(unit)
 
-    def body(x: jax.Array, variables: Any) -> tuple[jax.Array, Any]:
-      params, rest, key = variables
-      module = nnx.merge(graph, params, rest)
-      x, reports = module(keep_rows(x), context, training=training, key=key)
-      return x, (reports, nnx.state(module, nnx.Not(nnx.Param)))
+    def body(x: jax.Array, of_unit: Any) -> tuple[jax.Array, list[LayerReport]]:
+      variables, key = of_unit
+      return nnx.merge(graph, variables)(keep_rows(x), context, training=training, key=key)
 
     if self.remat != "none":
       body = jax.checkpoint(body, policy=_REMAT[self.remat], prevent_cse=False)
-    x, (reports, rest) = jax.lax.scan(body, x, (params, rest, keys))
-    if jax.tree.leaves(rest):
-      nnx.update(unit, rest)
+    x, reports = jax.lax.scan(body, x, (variables, keys))
     if len(reports) > 1:  # interleaves the unit's layers: [repeats, layers of a unit, ...] to [layers, ...]
       reports = [jax.tree.map(lambda *leaves: jnp.stack(leaves, 1).reshape(-1, *leaves[0].shape[1:]), *reports)]
     return x, reports
@@ -180,15 +176,32 @@ class Stack(nnx.Module):
     Args:
       arrays: by the state's name, one for all MoE layers or with a leading axis of these.
     """
+    for router, layers in self._routers():
+      for name, array in arrays.items():
+        state: RouterState = getattr(router, name)
+        mine = array[layers] if array.ndim == state.ndim else array
+        state[...] = jnp.broadcast_to(jnp.asarray(mine, state.dtype), state.shape)
+
+  def learn(self, seen: dict[str, jax.Array]) -> None:
+    """Moves the routers' states once, after a training step.
+
+    Args:
+      seen: `StackOutput.seen` of the step's M micro-batches, each array stacked along a leading axis M.
+    """
+    if not seen:
+      return
+    for router, layers in self._routers():
+      mine = {name: array[:, layers] for name, array in seen.items()}  # [M, repeats, ...]
+      nnx.vmap(lambda router, seen: router.learn(seen), in_axes=(0, 1), out_axes=None)(router, mine)
+
+  def _routers(self) -> Iterator[tuple[Router, slice]]:
+    """The routers, whose variables have a leading axis of repeats, and which of the MoE layers these are."""
     first = 0
     for unit, repeats in zip(self.units, self.repeats, strict=True):
       routers = [block.moe.router for block in unit.blocks if block.moe is not None]
-      for number, router in enumerate(routers):
-        for name, array in arrays.items():
-          state: RouterState = getattr(router, name)
-          mine = array[first + number :: len(routers)][:repeats] if array.ndim == state.ndim else array
-          state[...] = jnp.broadcast_to(jnp.asarray(mine, state.dtype), state.shape)
-      first += repeats * len(routers)
+      end = first + repeats * len(routers)
+      yield from ((router, slice(first + i, end, len(routers))) for i, router in enumerate(routers))
+      first = end
 
   def init_cache(self, batch: int, length: int, row_length: int, memory: jax.Array | None = None) -> list[list[Cache]]:
     """Empty caches of all units (leading axis of repeats), with the keys and values of `memory [B, M, d]`, if any."""
@@ -222,6 +235,7 @@ class Stack(nnx.Module):
 def _output(x: jax.Array, reports: list[LayerReport], auxiliary_scale: float) -> StackOutput:
   """Joins the reports of runs of layers, each with a leading axis of layers."""
   if not reports:
-    return StackOutput(x, jnp.float32(0), {}, None, None)
+    return StackOutput(x, jnp.float32(0), {}, None, None, {})
   every = reports[0] if len(reports) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *reports)
-  return StackOutput(x, auxiliary_scale * every.auxiliary_loss.sum(), every.metrics, every.routing, every.policy)
+  auxiliary_loss = auxiliary_scale * every.auxiliary_loss.sum()
+  return StackOutput(x, auxiliary_loss, every.metrics, every.routing, every.policy, every.seen)

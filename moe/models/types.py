@@ -29,6 +29,7 @@ class ModelOutput:
       the MoE layer, first layer first.
     routing: likewise, the `Routing` of its MoE layers; None for a dense stack.
     policy: likewise, the `Policy` of routers that learn by REINFORCE; None for all others.
+    seen: likewise, what `Stack.learn` moves the routers' state by; {} for routers that have none to move.
   """
 
   logits: jax.Array
@@ -36,6 +37,7 @@ class ModelOutput:
   metrics: dict[str, dict[str, jax.Array]]
   routing: dict[str, Routing | None]
   policy: dict[str, Policy | None]
+  seen: dict[str, dict[str, jax.Array]]
 
 
 @jax.tree_util.register_dataclass

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe.routing.groups import Groups
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,11 @@ class Policy:
   log_prob: jax.Array
   baseline: jax.Array
   weight: jax.Array
+
+  def joined(self, groups: Groups, batch: int, length: int) -> "Policy":
+    """The same for the tokens in their sequences, `[B, T]`."""
+    log_prob, baseline = (groups.join(x, batch, length) for x in (self.log_prob, self.baseline))
+    return Policy(log_prob, baseline, self.weight)
 
 
 def policy_loss(policy: Policy, cost: jax.Array, mask: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -15,7 +16,7 @@ from moe.routing.types import RouterInput, RouterOutput
 class RouterState(nnx.Variable):
   """Router state that no gradient updates: thresholds, biases, centroids, tables.
 
-  `Router.__call__` assigns it in training only; checkpoints hold it next to the parameters.
+  `Router.learn` moves it, once per training step; checkpoints hold it next to the parameters.
   """
 
 
@@ -100,8 +101,8 @@ class RouterConfig(Choice):
 class Router(nnx.Module):
   """Decides which experts see which tokens.
 
-  Routers compute in float32 whatever the dtype of the tokens. In training they may update their `RouterState`; the
-  decision of a step depends on the state before that step.
+  Routers compute in float32 whatever the dtype of the tokens. Calling one changes nothing: in training its output says
+  what was `seen`, and after the step `learn` moves its `RouterState` once, whatever the number of micro-batches.
 
   Attributes:
     config: the router's config section.
@@ -113,6 +114,30 @@ class Router(nnx.Module):
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     """Routes every group of `inputs`."""
+    raise NotImplementedError
+
+  def learn(self, seen: dict[str, jax.Array]) -> None:
+    """Moves the state, if there is any, once after a training step; a step without a real token leaves it as it is.
+
+    Args:
+      seen: `RouterOutput.seen` of the step's M micro-batches, each array stacked along a leading axis M, and `tokens`
+        int32 `[M]`, how many were real.
+    """
+    if not seen:
+      return
+    tokens = seen["tokens"].astype(jnp.float32)
+    share = tokens / jnp.maximum(tokens.sum(), 1.0)  # [M]; exactly 1 for a single micro-batch
+    for name, new in self.next_state(seen, share).items():
+      state = getattr(self, name)
+      state[...] = jnp.where(tokens.sum() > 0, new, state[...])
+
+  def next_state(self, seen: dict[str, jax.Array], share: jax.Array) -> dict[str, jax.Array]:
+    """The states after a step, by name, computed from those before it.
+
+    Args:
+      seen: as in `learn`.
+      share: float32 `[M]`, each micro-batch's share of the step's real tokens, for `step_mean`.
+    """
     raise NotImplementedError
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
@@ -130,3 +155,8 @@ class Router(nnx.Module):
       NotImplementedError: the router is not causal, so its decision on a token needs later tokens.
     """
     raise NotImplementedError(f"{type(self).__name__} looks at later tokens: it cannot decode step by step")
+
+
+def step_mean(share: jax.Array, means: jax.Array) -> jax.Array:
+  """`[...]`, the mean over a step's tokens: of its micro-batches' `means` `[M, ...]`, by their `share` of tokens."""
+  return jnp.tensordot(share, means, 1, precision=jax.lax.Precision.HIGHEST)

@@ -25,7 +25,7 @@ class Selection:
     chosen: bool `[G, n, E]`; padding is removed afterwards.
     weight: float32 `[G, n, E]`, used only where chosen; the gradient flows through it.
     probs: float32 `[G, n, E]` for the entropy metric, or None.
-    losses, auxiliary_loss, policy: as in `RouterOutput`.
+    losses, auxiliary_loss, policy, seen: as in `RouterOutput`.
   """
 
   chosen: jax.Array
@@ -34,6 +34,7 @@ class Selection:
   losses: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   auxiliary_loss: jax.Array | float = 0.0
   policy: Policy | None = None
+  seen: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 class TokenwiseConfig(RouterConfig):
@@ -59,7 +60,7 @@ class TokenwiseRouter(Router):
   config: CapacityConfig
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
-    """Decides on all tokens of `inputs`; in training it may update the router's state."""
+    """Decides on all tokens of `inputs`."""
     raise NotImplementedError
 
   def select_next(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[Selection, dict[str, jax.Array]]:
@@ -81,7 +82,7 @@ class TokenwiseRouter(Router):
     routing = self._routing(chosen, selection.weight, training)
     metrics = routing_metrics(routing, inputs.mask, selection.probs, asked=chosen.sum())
     auxiliary_loss = jnp.asarray(selection.auxiliary_loss, jnp.float32)
-    return RouterOutput(routing, selection.losses, auxiliary_loss, metrics, selection.policy)
+    return RouterOutput(routing, selection.losses, auxiliary_loss, metrics, selection.policy, selection.seen)
 
   def _routing(self, chosen: jax.Array, weight: jax.Array, training: bool) -> Routing:
     capacity = self.capacity(chosen.shape[1], training=training)

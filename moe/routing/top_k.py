@@ -223,7 +223,7 @@ class Decision:
 
 
 class TopKRouter(Router):
-  """Base class; a method overrides `logits`, `ranking`, `wanted`, `losses` or `learn` where it differs.
+  """Base class; a method overrides `logits`, `ranking`, `wanted`, `losses` or `seen` where it differs.
 
   The config field `NAME_loss` is the weight of the loss `NAME`.
   """
@@ -261,8 +261,9 @@ class TopKRouter(Router):
       "z": router_z_loss(decision.logits.clean, mask),
     }
 
-  def learn(self, decision: Decision) -> None:
-    """Updates the router's state after a training step."""
+  def seen(self, decision: Decision) -> dict[str, jax.Array]:
+    """What `learn` moves the state by, in training."""
+    return {}
 
   def decide(self, inputs: RouterInput, key: jax.Array | None, *, training: bool) -> Decision:
     """Chooses experts for all tokens; with a key if random numbers are drawn."""
@@ -282,9 +283,7 @@ class TopKRouter(Router):
     # A loss of weight 0 is for the metrics alone: its gradient, if it overflows, must not make the total NaN.
     total = sum((weight * losses[name] for name, weight in weights.items() if weight), start=jnp.zeros(()))
     metrics = routing_metrics(routing, inputs.mask, normalized(decision.scores), asked=decision.wanted.sum())
-    if training:
-      self.learn(decision)
-    return RouterOutput(routing, losses, total, metrics)
+    return RouterOutput(routing, losses, total, metrics, seen=self.seen(decision) if training else {})
 
   def _routing(self, decision: Decision, key: jax.Array | None, *, training: bool) -> Routing:
     choices, wanted, experts = decision.choices, decision.wanted, self.num_experts

@@ -98,6 +98,7 @@ class RouterOutput:
     auxiliary_loss: float32 scalar, the weighted sum that training adds to the cross-entropy.
     metrics: float32 arrays by name (`moe.routing.metrics`).
     policy: in training, from a router that learns from the loss its choices lead to; else None.
+    seen: in training, what `Router.learn` moves the state by; {} if there is nothing to move.
   """
 
   routing: Routing
@@ -105,3 +106,4 @@ class RouterOutput:
   auxiliary_loss: jax.Array
   metrics: dict[str, jax.Array]
   policy: Policy | None = None
+  seen: dict[str, jax.Array] = dataclasses.field(default_factory=dict)

@@ -1,9 +1,8 @@
 """The loss, and the compiled functions that train and evaluate on one batch."""
 
-import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -96,67 +95,70 @@ def make_train_step(
   The metrics are device arrays: `loss`, the cross-entropy alone in nats per weighted target token; `logits_z_loss` and
   `auxiliary_loss`, as weighted in the objective; `bits_per_byte`; `accuracy`; `gradient_norm`, before clipping;
   `learning_rate`; `target_tokens`, weighted; `tokens`, the encoder's and decoder's without padding; `layers`, the
-  routers' metrics by stack and name, one row per layer. With accumulation, auxiliary losses and router metrics are
-  means over the micro-batches.
+  routers' metrics by stack and name, one row per layer, with `layer_tokens`, the tokens of each stack.
+
+  A batch in several micro-batches gives the loss and the gradient of the whole: what is a mean over tokens in each is
+  weighted by its share of these tokens. Routers decide on a micro-batch at a time, by the state from before the step;
+  their state moves once, after all.
   """
 
-  def objective(params, router_state, micro, micro_key, total_weight):
-    model = merge(graph, params, router_state)
-    output = model(micro, training=True, key=micro_key)
+  def objective(params, router_state, micro, micro_key, whole):
+    output = merge(graph, params, router_state)(micro, training=True, key=micro_key)
     sums = token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths)
-    z_loss = logits_z_loss * sums["z"]
-    auxiliary_loss = output.auxiliary_loss + policies_loss(output, micro)
-    value = (sums["nll"] + z_loss) / total_weight + auxiliary_loss / accumulation
-    report = {"sums": sums, "auxiliary_loss": auxiliary_loss, "layers": output.metrics}
-    return value, (report, split(model)[2])
+    share = {name: tokens / whole.tokens[name] for name, tokens in tokens_by_stack(micro).items()}
+    of_all = real_tokens(micro) / sum(whole.tokens.values())
+    auxiliary_loss = of_all * output.auxiliary_loss + sums["weight"] / whole.weight * policies_loss(output, micro)
+    value = (sums["nll"] + logits_z_loss * sums["z"]) / whole.weight + auxiliary_loss
+    layers = _times(output.metrics, share)
+    return value, ({"sums": sums, "auxiliary_loss": auxiliary_loss, "layers": layers}, output.seen)
 
   gradient = jax.grad(objective, has_aux=True)
   mesh = cast(Any, state.step.sharding).mesh
 
-  def accumulate(state, batch, step_key, total_weight):
-    """Gradients and summed reports of the whole batch, and the routers' state after it."""
+  def accumulate(state, batch, step_key, whole):
+    """Gradients and reports of the whole batch, and what its micro-batches have shown the routers, `[M, ...]`."""
     micros = micro_batches(batch, accumulation)
 
-    def one(router_state, index, micro):
-      grads, (report, router_state) = gradient(
-        state.params, router_state, micro, jax.random.fold_in(step_key, index), total_weight
+    def one(index, micro):
+      grads, (report, seen) = gradient(
+        state.params, state.router_state, micro, jax.random.fold_in(step_key, index), whole
       )
-      return router_state, (grads, report)
+      return (grads, report), seen
 
-    first = jax.tree.map(lambda x: x[0], micros)
-    router_state, total = one(state.router_state, 0, first)
+    total, first = one(0, jax.tree.map(lambda x: x[0], micros))
     if accumulation == 1:
-      return router_state, total
+      return *total, jax.tree.map(lambda x: x[None], first)
 
-    def body(carry, scanned):
-      router_state, total = carry
-      router_state, new = one(router_state, *scanned)
-      return (router_state, jax.tree.map(jnp.add, total, new)), None
+    def body(total, scanned):
+      new, seen = one(*scanned)
+      return jax.tree.map(jnp.add, total, new), seen
 
     rest = (jnp.arange(1, accumulation), jax.tree.map(lambda x: x[1:], micros))
-    return jax.lax.scan(body, (router_state, total), rest)[0]
+    total, others = jax.lax.scan(body, total, rest)
+    return *total, jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, others)
 
   def step(state: TrainState, batch: Batch):
-    # Each micro-batch's sum is divided by the weight of the whole batch: a mean of means would favour short ones.
-    total_weight = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+    whole = _whole(batch)
     step_key = jax.random.fold_in(key, state.step)
     with tracing_for(mesh):
-      router_state, (grads, report) = accumulate(state, batch, step_key, total_weight)
+      grads, report, seen = accumulate(state, batch, step_key, whole)
+      router_state = _learned(graph, state, seen)
     with jax.named_scope("optimizer"):
       updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
       params = optax.apply_updates(state.params, updates)
     sums = report["sums"]
     metrics = {
-      "loss": sums["nll"] / total_weight,
-      "logits_z_loss": logits_z_loss * sums["z"] / total_weight,
-      "auxiliary_loss": report["auxiliary_loss"] / accumulation,
+      "loss": sums["nll"] / whole.weight,
+      "logits_z_loss": logits_z_loss * sums["z"] / whole.weight,
+      "auxiliary_loss": report["auxiliary_loss"],
       "bits_per_byte": bits_per_byte(sums["nll"], jnp.maximum(sums["bytes"], 1.0)),
-      "accuracy": sums["correct"] / total_weight,
+      "accuracy": sums["correct"] / whole.weight,
       "gradient_norm": optax.tree.norm(grads),
       "learning_rate": schedule(state.step),
       "target_tokens": sums["weight"],
       "tokens": real_tokens(batch),
-      "layers": jax.tree.map(lambda x: x / accumulation, report["layers"]),
+      "layers": report["layers"],
+      "layer_tokens": tokens_by_stack(batch),
     }
     return TrainState(state.step + 1, params, router_state, opt_state), metrics
 
@@ -168,19 +170,19 @@ def make_eval_step(
 ) -> Callable[[dict, dict, Batch], dict[str, Any]]:
   """The compiled evaluation: `(params, router_state, batch) -> sums`.
 
-  The sums are those of `token_sums`, and `layers`, the routers' metrics as means over the micro-batches. A batch is
-  divided into the micro-batches of training, because a routing group may be a whole one.
+  The sums are those of `token_sums`; `layer_tokens`, the tokens of each stack; and `layers`, the routers' metrics times
+  these. A batch is divided into the micro-batches of training, because a routing group may be a whole one.
   """
 
   def step(params, router_state, batch):
     def one(micro):
       output = merge(graph, params, router_state)(micro, training=False, key=None)
-      return token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths), output.metrics
+      tokens = tokens_by_stack(micro)
+      sums = token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths)
+      return sums | {"layers": _times(output.metrics, tokens), "layer_tokens": tokens}
 
     with tracing_for(mesh):
-      sums, layers = jax.lax.map(one, micro_batches(batch, accumulation))
-    add, mean = functools.partial(jnp.sum, axis=0), functools.partial(jnp.mean, axis=0)
-    return jax.tree.map(add, sums) | {"layers": jax.tree.map(mean, layers)}
+      return jax.tree.map(lambda each: each.sum(0), jax.lax.map(one, micro_batches(batch, accumulation)))
 
   return jax.jit(step, out_shardings=replicated(mesh))
 
@@ -193,7 +195,43 @@ def micro_batches(batch: Batch, count: int) -> Batch:
   return {name: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
 
 
+def tokens_by_stack(batch: Batch) -> dict[str, jax.Array]:
+  """By the name of the stack that reads them, how many tokens are not padding, int32 scalars."""
+  sides = {"encoder": "inputs_segments", "decoder": "targets_segments"}
+  return {stack: jnp.sum(batch[side] > 0) for stack, side in sides.items() if side in batch}
+
+
 def real_tokens(batch: Batch) -> jax.Array:
   """The number of tokens of inputs and targets that are not padding."""
-  segments = [value for name, value in batch.items() if name.endswith("_segments")]
-  return sum((jnp.sum(value > 0) for value in segments), start=jnp.zeros((), jnp.int32))
+  return sum(tokens_by_stack(batch).values(), start=jnp.zeros((), jnp.int32))
+
+
+def _times(layers: dict[str, Any], factors: dict[str, jax.Array]) -> dict[str, Any]:
+  """Routers' metrics by stack and name, times a factor for each stack."""
+  return {stack: {name: factors[stack] * x for name, x in metrics.items()} for stack, metrics in layers.items()}
+
+
+class _Whole(NamedTuple):
+  """What the means over a batch in several micro-batches are divided by, at least 1.
+
+  Attributes:
+    weight: of its target tokens.
+    tokens: of each stack.
+  """
+
+  weight: jax.Array
+  tokens: dict[str, jax.Array]
+
+
+def _whole(batch: Batch) -> _Whole:
+  tokens = {name: jnp.maximum(tokens, 1) for name, tokens in tokens_by_stack(batch).items()}
+  return _Whole(jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0), tokens)
+
+
+@jax.named_scope("router")
+def _learned(graph: nnx.GraphDef, state: TrainState, seen: dict[str, Any]) -> dict[str, Any]:
+  """The routers' state after a step in whose micro-batches they have seen this."""
+  model = merge(graph, state.params, state.router_state)
+  for name, of_stack in seen.items():
+    getattr(model, name).learn(of_stack)
+  return split(model)[2]

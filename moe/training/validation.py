@@ -16,7 +16,6 @@ from moe.training.metrics_file import Record, flatten_layers
 from moe.training.step import bits_per_byte
 
 Batch = Mapping[str, np.ndarray]
-_SUMS = ("nll", "correct", "weight", "bytes")
 
 
 def evaluate_batches(
@@ -41,19 +40,18 @@ def evaluate_batches(
 
   Returns:
     loss (nats per weighted target token, the cross-entropy alone), perplexity, bits_per_byte, accuracy, tokens (the
-    weighted ones), bytes (of their text); the routers' metrics as `STACK/layer_I/NAME`, means over the batches.
+    weighted ones), bytes (of their text); the routers' metrics as `STACK/layer_I/NAME`, means over their tokens.
 
   Raises:
     DataError: the batches hold no token with a loss.
   """
-  totals, layers, count = dict.fromkeys(_SUMS, 0.0), None, 0
+  totals: Any = None
   for batch in itertools.islice(_together(batches, empty), limit or None):
     sums = jax.device_get(eval_step(params, router_state, put_batch(mesh, batch)))
     # Float64 on the host: float32 sums would lose tokens after 2^24 of them.
-    totals = {name: total + float(sums[name]) for name, total in totals.items()}
-    layers = sums["layers"] if layers is None else jax.tree.map(np.add, layers, sums["layers"])
-    count += 1
-  if not totals["weight"]:
+    sums = jax.tree.map(np.float64, sums)
+    totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+  if totals is None or not totals["weight"]:
     raise DataError("the split", "holds no token to evaluate on")
   loss = totals["nll"] / totals["weight"]
   return {
@@ -63,7 +61,14 @@ def evaluate_batches(
     "accuracy": totals["correct"] / totals["weight"],
     "tokens": int(totals["weight"]),
     "bytes": int(totals["bytes"]),
-  } | flatten_layers(jax.tree.map(lambda total: total / count, layers))
+  } | flatten_layers(layer_means(totals["layers"], totals["layer_tokens"]))
+
+
+def layer_means(layers: dict[str, Any], tokens: dict[str, Any]) -> dict[str, Any]:
+  """The routers' metrics by stack and name, from their sums over tokens and the tokens of each stack."""
+  return {
+    stack: {name: total / max(tokens[stack], 1) for name, total in metrics.items()} for stack, metrics in layers.items()
+  }
 
 
 def _together(batches: Iterable[Batch], empty: Batch) -> Iterator[Batch]:

@@ -110,6 +110,7 @@ class LayerPrograms:
   def _apply(self, params, x) -> tuple[jax.Array, LayerReport, nnx.State]:
     layer = nnx.merge(self._graph, params, self._rest, copy=True)
     y, report = layer(x, training=True, **self._about)
+    layer.learn(report)
     return y, report, nnx.state(layer, RouterState)
 
 

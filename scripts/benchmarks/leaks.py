@@ -53,7 +53,8 @@ def random_masks(name: str, options: dict, sequences: int, length: int, seed: in
   @jax.jit
   def trained(variables, ids):
     router = nnx.merge(graph, variables)
-    router(inputs(ids), training=True)
+    seen = router(inputs(ids), training=True).seen | {"tokens": jnp.array(ids.size)}
+    router.learn(jax.tree.map(lambda one: one[None], seen))
     return nnx.state(router)
 
   if jax.tree.leaves(nnx.state(router, RouterState)):

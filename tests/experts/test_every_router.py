@@ -40,6 +40,7 @@ def apply(graph, params, state, x, *, training: bool):
   extra = report.auxiliary_loss
   if report.policy is not None:
     extra += (report.policy.log_prob * COTANGENT[..., 0] + report.policy.baseline).sum()
+  moe.learn(report)
   return y, extra, report.routing, nnx.state(moe, nnx.Not(nnx.Param))
 
 

@@ -54,6 +54,7 @@ def run(name: str, options: dict, shape: tuple[int, int, int]):
       layer = nnx.merge(graph, nnx.State(params), nnx.State(state), copy=True)
       key = jax.random.key(5)
       y, report = layer(x, segments=segments, ids=ids, positions=positions, training=True, key=key)
+      layer.learn(report)
     value = jnp.vdot(y, cotangent) + report.auxiliary_loss
     if report.policy is not None:
       value += (report.policy.log_prob * cotangent[..., 0] + report.policy.baseline).sum()

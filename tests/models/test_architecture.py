@@ -57,7 +57,7 @@ def architecture():
       ids, segments = batch["targets"], batch["targets_segments"]
       context = Context(segment_mask(segments, segments), ids, batch["targets_positions"], segments)
       result = self.encoder(self.embedding(ids), context, training=training, key=key)
-      parts = ({"encoder": part} for part in (result.metrics, result.routing, result.policy))
+      parts = ({"encoder": part} for part in (result.metrics, result.routing, result.policy, result.seen))
       return ModelOutput(self.embedding.logits(result.x), result.auxiliary_loss, *parts)
 
   yield EncoderOnlyConfig

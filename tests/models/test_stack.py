@@ -192,10 +192,6 @@ def test_dense_stack_has_no_metrics_and_no_auxiliary_loss():
   assert result.auxiliary_loss == 0
 
 
-class _Calls(nnx.Variable):
-  pass
-
-
 @dataclasses.dataclass(frozen=True)
 class _CountingConfig(TokenChoiceConfig):
   def make(self, site, rngs):
@@ -203,21 +199,22 @@ class _CountingConfig(TokenChoiceConfig):
 
 
 class _Counting(TokenChoice):
-  """Token choice that counts, in a variable which is no parameter, what it has routed."""
+  """Token choice that remembers the choices of all steps."""
 
   def __init__(self, config, site, *, rngs):
     super().__init__(config, site, rngs=rngs)
-    self.seen = _Calls(jnp.zeros(site.num_experts))
+    self.chosen = RouterState(jnp.zeros(site.num_experts))
 
-  def __call__(self, inputs, *, training):
-    routed = super().__call__(inputs, training=training)
-    self.seen[...] += routed.metrics["load"] * training
-    return routed
+  def seen(self, decision):
+    return {"chosen": (decision.choices[..., None] == jnp.arange(self.num_experts)).sum((0, 1, 2))}
+
+  def next_state(self, seen, share):
+    return {"chosen": self.chosen[...] + seen["chosen"].sum(0)}
 
 
 @pytest.mark.parametrize("placement", [EveryNth(2), Listed((0, 1, 3, 4))], ids=lambda placement: placement.name)
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_state_that_routers_change_is_written_back_layer_by_layer(remat, placement):
+def test_routers_learn_layer_by_layer_from_what_each_has_seen_in_all_micro_batches(remat, placement):
   decoder = stack(_CountingConfig(), layers=6 if placement.name == "listed" else 4, placement=placement)
   network = config("decoder", decoder, remat=remat).make(nnx.Rngs(0))
   graph, variables = nnx.split(network)
@@ -225,14 +222,15 @@ def test_state_that_routers_change_is_written_back_layer_by_layer(remat, placeme
   @jax.jit
   def step(variables):
     network = nnx.merge(graph, variables)
-    return network(batch(), training=True).metrics["decoder"]["load"], nnx.state(network)
+    outputs = [network(batch(seed=seed), training=True) for seed in range(2)]
+    network.decoder.learn(jax.tree.map(lambda *each: jnp.stack(each), *(output.seen["decoder"] for output in outputs)))
+    return sum(output.seen["decoder"]["chosen"] for output in outputs), nnx.state(network)
 
-  first, variables = step(variables)
-  second, variables = step(variables)
+  expected, variables = step(variables)
   nnx.update(network, variables)
-  seen = jnp.stack([block.moe.router.seen[...] for block in blocks_of(network.decoder) if block.moe])
-  assert (seen[0] != seen[1]).any()
-  np.testing.assert_allclose(seen, first + second, rtol=1e-6)
+  chosen = jnp.stack([block.moe.router.chosen[...] for block in blocks_of(network.decoder) if block.moe])
+  assert (chosen[0] != chosen[1]).any() and (chosen.sum(-1) == 2 * 16 * 2).all()
+  np.testing.assert_array_equal(chosen, expected)
 
 
 @pytest.mark.parametrize("name", PLACEMENTS)

@@ -82,6 +82,15 @@ def route(router, tokens, *, training: bool = False, mask=None, key=None):
   return _route(graph, state, tokens, mask, key, training=training)
 
 
+def learn(router, inputs: RouterInput, *others: RouterInput):
+  """A training step in one micro-batch or several: the `RouterOutput`s, after which the router's state has moved."""
+  outputs = [router(each, training=True) for each in (inputs, *others)]
+  seen = [output.seen | {"tokens": each.mask.sum()} for output, each in zip(outputs, (inputs, *others), strict=True)]
+  if outputs[0].seen:
+    router.learn(jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen))
+  return outputs
+
+
 def routing_of(router, tokens, *, training: bool = False, mask=None, key=None) -> Routing:
   """The `Routing` alone, which compiles faster."""
   graph, state = nnx.split(router)

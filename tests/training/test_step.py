@@ -12,6 +12,7 @@ from flax import nnx
 from moe.data import DataError
 from moe.models import ModelOutput
 from moe.parallel.mesh import make_mesh, put_batch
+from moe.routing import RouterState
 from moe.training.optimizer import Adafactor
 from moe.training.schedule import Constant
 from moe.training.state import abstract_model, abstract_state, keys, make_state
@@ -22,8 +23,15 @@ VOCABULARY = 7
 BYTES = np.array([0, 0, 1, 1, 1, 2, 3])
 
 
-class Seen(nnx.Variable):
-  """State that training updates without a gradient."""
+class Counter(nnx.Module):
+  """In place of a stack: counts how often it learned, and from how many tokens."""
+
+  def __init__(self):
+    self.calls, self.tokens = RouterState(jnp.zeros((), jnp.int32)), RouterState(jnp.zeros((), jnp.int32))
+
+  def learn(self, seen):
+    self.calls[...] += 1
+    self.tokens[...] += seen["tokens"].sum()
 
 
 class Table(nnx.Module):
@@ -33,15 +41,15 @@ class Table(nnx.Module):
     self.auxiliary = auxiliary
     self.table = nnx.Param(jax.random.normal(rngs.params(), (length, VOCABULARY)))
     self.pull = nnx.Param(jnp.ones(()))
-    self.calls = Seen(jnp.zeros((), jnp.int32))
+    self.decoder = Counter()
 
   def __call__(self, batch, *, training, key):
-    if training:
-      self.calls[...] += 1
     logits = jnp.broadcast_to(self.table[...], (*batch["targets"].shape, VOCABULARY))
     noise = jax.random.uniform(key) if training else jnp.zeros(())
-    metrics = {"decoder": {"noise": noise[None], "load": jnp.ones((1, 2))}}
-    return ModelOutput(logits, self.auxiliary * self.pull[...] ** 2, metrics, routing={}, policy={})
+    weight = batch["loss_weights"].sum()
+    metrics = {"decoder": {"noise": noise[None], "load": jnp.ones((1, 2)), "weight": weight[None]}}
+    seen = {"decoder": {"tokens": (batch["targets_segments"] > 0).sum()}} if training else {}
+    return ModelOutput(logits, self.auxiliary * self.pull[...] ** 2, metrics, routing={}, policy={}, seen=seen)
 
 
 def make(*, accumulation=1, auxiliary=0.0, z=0.0, length=5, learning_rate=0.1):
@@ -132,11 +140,40 @@ def test_accumulated_gradients_are_those_of_the_whole_batch_whatever_its_token_c
     np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
 
 
-def test_every_micro_batch_updates_the_routers_state():
-  step, state, *_ = make(accumulation=3)
-  state, _ = step(state, make_batch())
-  state, _ = step(state, make_batch())
-  assert state.router_state["calls"] == 6
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_routers_learn_once_a_step_from_all_micro_batches(accumulation):
+  step, state, *_ = make(accumulation=accumulation)
+  batch = make_batch()
+  state, _ = step(state, batch)
+  state, _ = step(state, batch)
+  assert state.router_state["decoder"]["calls"] == 2
+  assert state.router_state["decoder"]["tokens"] == 2 * batch["loss_weights"].sum()
+
+
+def test_metrics_of_routers_are_means_over_tokens_in_training_and_in_validation():
+  """A metric that is each micro-batch's number of tokens; the second of two batches has next to none."""
+  step, state, evaluate, mesh = make(accumulation=2)
+  batches = [make_batch(seed=1), make_batch(seed=2)]
+  for name in ("loss_weights", "targets_segments"):
+    batches[1][name][1:] = 0
+  counts = [batch["loss_weights"][start::2].sum() for batch in batches for start in range(2)]
+  found = evaluate_batches(evaluate, state.params, state.router_state, batches, batches[0], mesh)
+  assert found["decoder/layer_0/weight"] == pytest.approx(np.square(counts).sum() / np.sum(counts), rel=1e-6)
+  _, metrics = step(state, batches[0])
+  expected = np.square(counts[:2]).sum() / np.sum(counts[:2])
+  np.testing.assert_allclose(metrics["layers"]["decoder"]["weight"], [expected], rtol=1e-6)
+  assert metrics["layer_tokens"]["decoder"] == sum(counts[:2])
+
+
+def test_an_empty_batch_changes_no_metric():
+  _, state, evaluate, mesh = make(accumulation=2)
+  full = make_batch()
+  empty = {name: np.zeros_like(array) for name, array in full.items()}
+  one, more = (
+    evaluate_batches(evaluate, state.params, state.router_state, batches, empty, mesh)
+    for batches in ([full], [empty, full, empty])
+  )
+  assert one == more
 
 
 def test_micro_batches_hold_every_row_exactly_once():

@@ -17,22 +17,22 @@ from moe.config import require
 from moe.routing.capacity import CapacityConfig, expert_budget
 from moe.routing.files import read_arrays
 from moe.routing.router import RouterState, Site
-from moe.routing.solvers.clustering import means, spread, squared_distances, to_unit_length
+from moe.routing.solvers.clustering import means, spread, squared_distances, to_unit_length, totals
 from moe.routing.solvers.highest import highest
 from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
 
 
-def moved_centroids(centroids: jax.Array, points: jax.Array, chosen: jax.Array, decay: float) -> jax.Array:
-  """`decay * mu + (1 - decay) * mean` of each expert's points, over all groups; a centroid without points stays.
+def moved_centroids(centroids: jax.Array, total: jax.Array, count: jax.Array, decay: float) -> jax.Array:
+  """`decay * mu + (1 - decay) * mean` of each expert's points; a centroid without points stays.
 
   Args:
     centroids: float32 `[E, d]`.
-    points: float32 `[G, n, d]`.
-    chosen: bool `[G, n, E]`, real tokens only.
+    total: float32 `[E, d]`, the sum of each expert's points.
+    count: float32 `[E]`, their number.
     decay: from 0 to 1.
   """
-  return centroids + (1 - decay) * (means(points, chosen, centroids) - centroids)
+  return centroids + (1 - decay) * (means(total, count, centroids) - centroids)
 
 
 def nearest_tokens(distances: jax.Array, mask: jax.Array, k: int, taken: jax.Array | int | None = None) -> jax.Array:
@@ -57,9 +57,10 @@ class KMeansConfig(TokenwiseConfig, CapacityConfig, name="k_means"):
 
   Attributes:
     update: "moving_average" moves the centroids in training, "fixed" leaves them as the file has them.
-    decay: of the moving average, per micro-batch.
-    centroids: path of initial centroids made by `scripts/build_centroids.py`. Without one, the first batch routes by
-      random directions, and the centroids are then initialised to tokens of that batch far from each other (k-means++).
+    decay: of the moving average, per step.
+    centroids: path of initial centroids made by `scripts/build_centroids.py`. Without one, the first step routes by
+      random directions, and the centroids are then initialised to tokens of its first micro-batch that has some, far
+      from each other (k-means++).
     balanced: whether an expert takes the n / E nearest of a sequence's n real tokens, like expert choice with centroids
       as the router: balanced, but not causal.
   """
@@ -124,22 +125,28 @@ class KMeans(TokenwiseRouter):
       chosen = jax.vmap(functools.partial(self._balanced, training=training))(distances, inputs.mask)
     else:
       chosen = jax.nn.one_hot(jnp.argmin(distances, axis=-1), self.num_experts, dtype=bool)
-    if training and self.config.update == "moving_average":
-      self._move(points, chosen & inputs.mask[..., None], inputs)
-    return Selection(chosen, jnp.ones(chosen.shape, jnp.float32))
+    moves = training and self.config.update == "moving_average"
+    seen = self._seen(points, chosen & inputs.mask[..., None], inputs) if moves else {}
+    return Selection(chosen, jnp.ones(chosen.shape, jnp.float32), seen=seen)
 
   def _balanced(self, distances: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
     return nearest_tokens(distances, mask, *expert_budget(mask, self.num_experts, 1.0, "real", training=training))
 
-  def _move(self, points: jax.Array, chosen: jax.Array, inputs: RouterInput) -> None:
+  def _seen(self, points: jax.Array, chosen: jax.Array, inputs: RouterInput) -> dict[str, jax.Array]:
     if inputs.key is None:
       raise ValueError(
         f"RouterInput.key = None: expected a key, as {type(self).__name__} draws its first centroids in training"
       )
-    centroids, count = self.centroids[...], self.num_experts
-    self.centroids[...] = jax.lax.cond(
+    flat, mask = points.reshape(-1, points.shape[-1]), inputs.mask.reshape(-1)
+    first = jax.lax.cond(
       self.begun[...] > 0,
-      lambda: moved_centroids(centroids, points, chosen, self.config.decay),
-      lambda: spread(points.reshape(-1, points.shape[-1]), inputs.mask.reshape(-1), count, inputs.key),
+      lambda: self.centroids[...],
+      lambda: spread(flat, mask, self.num_experts, inputs.key),
     )
-    self.begun[...] = jnp.ones((), jnp.int32)
+    total, count = totals(points, chosen)
+    return {"first": first, "total": total, "count": count}
+
+  def next_state(self, seen: dict[str, jax.Array], share: jax.Array) -> dict[str, jax.Array]:
+    moved = moved_centroids(self.centroids[...], seen["total"].sum(0), seen["count"].sum(0), self.config.decay)
+    first = seen["first"][jnp.argmax(share > 0)]
+    return {"centroids": jnp.where(self.begun[...] > 0, moved, first), "begun": jnp.ones((), jnp.int32)}

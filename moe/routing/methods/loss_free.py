@@ -12,7 +12,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing import queues
-from moe.routing.router import RouterState, Site
+from moe.routing.router import RouterState, Site, step_mean
 from moe.routing.solvers.highest import highest
 from moe.routing.top_k import Decision, Logits, TopKConfig, TopKRouter
 
@@ -57,7 +57,7 @@ def bias_by_quantile(bias: jax.Array, scores: jax.Array, mask: jax.Array, k: int
 
 
 class BiasedRouter(TopKRouter):
-  """Top-k by score plus bias, with gates from the scores only; a method says how training updates the bias."""
+  """Top-k by score plus bias, with gates from the scores only; a method says how training moves the bias."""
 
   def __init__(self, config: TopKConfig, site: Site, *, rngs: nnx.Rngs):
     super().__init__(config, site, rngs=rngs)
@@ -69,13 +69,6 @@ class BiasedRouter(TopKRouter):
   def ranked(self, logits: Logits, scores: jax.Array) -> jax.Array:
     """Float32 `[G, n, E]`, what the bias is added to."""
     return scores
-
-  def learn(self, decision: Decision) -> None:
-    self.bias[...] = jax.lax.stop_gradient(self.next_bias(decision))
-
-  def next_bias(self, decision: Decision) -> jax.Array:
-    """Float32 `[E]`, the bias for the next batch."""
-    raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +97,12 @@ class LossFree(BiasedRouter):
 
   config: LossFreeConfig
 
-  def next_bias(self, decision: Decision) -> jax.Array:
+  def seen(self, decision: Decision) -> dict[str, jax.Array]:
     takes = jax.vmap(lambda c, w: queues.wanted_experts(c, w, self.num_experts))(decision.choices, decision.wanted)
-    return bias_by_sign(self.bias[...], takes.sum((0, 1)), self.config.bias_rate)
+    return {"load": takes.sum((0, 1))}
+
+  def next_state(self, seen: dict[str, jax.Array], share: jax.Array) -> dict[str, jax.Array]:
+    return {"bias": bias_by_sign(self.bias[...], seen["load"].sum(0), self.config.bias_rate)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +130,19 @@ class QuantileBalancedConfig(TopKConfig, name="quantile_balanced"):
 
 
 class QuantileBalanced(BiasedRouter):
-  """Quantile balancing: the bias that would have balanced this batch is used for the next."""
+  """Quantile balancing: the bias that would have balanced this batch is used for the next.
+
+  Of a step in several micro-batches it is the mean of their biases, weighted by their tokens.
+  """
 
   config: QuantileBalancedConfig
 
   def ranked(self, logits: Logits, scores: jax.Array) -> jax.Array:
     return scores if self.config.bias_on == "scores" else logits.noisy
 
-  def next_bias(self, decision: Decision) -> jax.Array:
+  def seen(self, decision: Decision) -> dict[str, jax.Array]:
     scores = self.ranked(decision.logits, decision.scores).reshape(-1, self.num_experts)
-    return bias_by_quantile(self.bias[...], scores, decision.mask.reshape(-1), self.config.top_k)
+    return {"bias": bias_by_quantile(self.bias[...], scores, decision.mask.reshape(-1), self.config.top_k)}
+
+  def next_state(self, seen: dict[str, jax.Array], share: jax.Array) -> dict[str, jax.Array]:
+    return {"bias": step_mean(share, seen["bias"])}

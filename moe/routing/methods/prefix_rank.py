@@ -22,7 +22,7 @@ from flax import nnx
 from moe.config import require
 from moe.routing.budget import ExpertBudgetConfig
 from moe.routing.losses import normalized, router_z_loss
-from moe.routing.router import RouterState, Site
+from moe.routing.router import RouterState, Site, step_mean
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.ranks import Earlier, rank_among_earlier
 from moe.routing.solvers.score_histogram import BINS, histogram, share_above
@@ -126,9 +126,12 @@ class PrefixRank(TokenwiseRouter):
     earlier = jax.vmap(rank_among_earlier)(scores, inputs.mask, _positions(inputs))
     selection = self._selection(logits, scores, earlier, inputs.mask, training)
     if training and self.past is not None:
-      decay = self.config.decay
-      self.past[...] = decay * self.past[...] + (1 - decay) * histogram(scores, inputs.mask)
+      selection = dataclasses.replace(selection, seen={"scores": histogram(scores, inputs.mask)})
     return selection
+
+  def next_state(self, seen: dict[str, jax.Array], share: jax.Array) -> dict[str, jax.Array]:
+    decay = self.config.decay
+    return {"past": decay * self.past[...] + (1 - decay) * step_mean(share, seen["scores"])}
 
   def init_memory(self, batch: int, length: int) -> dict[str, jax.Array]:
     """`scores`: float32 `[batch, length, E]`, -1 where there is none; `seen`: int32 `[batch]`, tokens so far."""

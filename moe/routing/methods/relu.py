@@ -12,7 +12,7 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing.capacity import CapacityConfig
-from moe.routing.router import RouterState, Site
+from moe.routing.router import RouterState, Site, step_mean
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
@@ -93,11 +93,11 @@ class ReLU(TokenwiseRouter):
     gates = jax.nn.relu(router_logits(inputs.tokens, self.kernel[...]))
     l1 = balanced_l1(gates, inputs.mask, self.config.experts_per_token)
     total = jnp.exp(self.log_coefficient[...]) * l1
-    if training:
-      self.log_coefficient[...] = self._moved(sparsity(gates, inputs.mask))
-    return Selection(gates > 0, gates, None, {"l1": l1}, total)
+    seen = {"sparsity": sparsity(gates, inputs.mask)} if training else {}
+    return Selection(gates > 0, gates, None, {"l1": l1}, total, seen=seen)
 
-  def _moved(self, found: jax.Array) -> jax.Array:
-    """The log coefficient after a step with sparsity `found`: it grows while that is below 1 - k / E."""
+  def next_state(self, seen: dict[str, jax.Array], share: jax.Array) -> dict[str, jax.Array]:
+    """The coefficient grows while the sparsity is below 1 - k / E."""
     target = 1.0 - self.config.experts_per_token / self.num_experts
-    return self.log_coefficient[...] + math.log(self.config.l1_step) * jnp.sign(target - found)
+    step = math.log(self.config.l1_step) * jnp.sign(target - step_mean(share, seen["sparsity"]))
+    return {"log_coefficient": self.log_coefficient[...] + step}

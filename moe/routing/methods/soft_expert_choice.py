@@ -16,8 +16,9 @@ from flax import nnx
 from moe.config import require
 from moe.routing.capacity import CapacityConfig, Counted, expert_budget, expert_choice_capacity, token_choice_capacity
 from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
+from moe.routing.losses import masked_mean
 from moe.routing.metrics import routing_metrics
-from moe.routing.router import Router, RouterState, Site
+from moe.routing.router import Router, RouterState, Site, step_mean
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.highest import highest
 from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
@@ -219,14 +220,12 @@ class CausalSoftExpertChoice(TokenwiseRouter):
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     log_probs = jax.nn.log_softmax(router_logits(inputs.tokens, self.kernel[...]))
     share = jnp.clip((log_probs - self.tau[...]) / self.config.smoothing, 0.0, 1.0)
-    if training:
-      self.tau[...] = self._moved(share, inputs.mask)
-    return Selection(share > 0, _weight(share, log_probs, self.config.gate), jnp.exp(log_probs))
+    seen = {"excess": jax.vmap(masked_mean, (-1, None))(share - self._budget, inputs.mask)} if training else {}
+    return Selection(share > 0, _weight(share, log_probs, self.config.gate), jnp.exp(log_probs), seen=seen)
 
-  def _moved(self, share: jax.Array, mask: jax.Array) -> jax.Array:
-    """The thresholds after a step with these shares: they rise for experts that took too much."""
-    excess = jnp.where(mask[..., None], jax.lax.stop_gradient(share) - self._budget, 0.0).sum((0, 1))
-    return self.tau[...] + self.config.rate * excess / jnp.maximum(mask.sum(), 1)
+  def next_state(self, seen: dict[str, jax.Array], share: jax.Array) -> dict[str, jax.Array]:
+    """The thresholds rise for experts that took too much."""
+    return {"tau": self.tau[...] + self.config.rate * step_mean(share, seen["excess"])}
 
 
 def _weight(share: jax.Array, log_probs: jax.Array, gate: Gate) -> jax.Array:

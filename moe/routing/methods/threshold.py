@@ -19,7 +19,7 @@ from moe.routing.budget import ExpertBudgetConfig
 from moe.routing.capacity import expert_choice_capacity, share_of_real_tokens, token_choice_capacity
 from moe.routing.losses import router_z_loss
 from moe.routing.methods.prefix_rank import normalized_over_chosen
-from moe.routing.router import RouterState, Site
+from moe.routing.router import RouterState, Site, step_mean
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.highest import highest
 from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
@@ -108,7 +108,8 @@ class Threshold(TokenwiseRouter):
   """Expert choice that looks at no other token.
 
   The thresholds start at a neutral score: 1 / E, or 1 / 2 for sigmoid gates. They decide only the first step, whose
-  cutoffs replace them; in it about half of all tokens are above, and an expert takes as many as it has slots.
+  cutoffs replace them; in it about half of all tokens are above, and an expert takes as many as it has slots. Of a step
+  in several micro-batches the cutoff is the mean of theirs, weighted by their tokens: not quite the k-th score of all.
   """
 
   config: ThresholdConfig
@@ -132,18 +133,14 @@ class Threshold(TokenwiseRouter):
     gates = probs if self.config.gate == "softmax" else jax.nn.sigmoid(logits)
     scores = jax.lax.stop_gradient(gates)
     chosen = scores > self.threshold[...]
-    if training:
-      chosen = self._learn(scores, inputs.mask, chosen)
+    seen = {"cutoffs": cutoffs(scores, inputs.mask, self.config.capacity_factor)} if training else {}
+    if seen and self.config.warmup_steps:
+      chosen = jnp.where(self.step[...] < self.config.warmup_steps, scores >= seen["cutoffs"], chosen)
     weight = normalized_over_chosen(gates, chosen) if self.config.renormalize else gates
     z_loss = router_z_loss(logits, inputs.mask)
-    return Selection(chosen, weight, probs, {"z": z_loss}, self.config.z_loss * z_loss)
+    return Selection(chosen, weight, probs, {"z": z_loss}, self.config.z_loss * z_loss, seen=seen)
 
-  def _learn(self, scores: jax.Array, mask: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Moves the thresholds towards this batch's cutoffs; returns the choice, by the new cutoffs during warm-up."""
-    new, step, old = cutoffs(scores, mask, self.config.capacity_factor), self.step[...], self.threshold[...]
-    some = mask.any()
-    self.threshold[...] = jnp.where(some, moving_average(old, new, step, self.config.decay), old)
-    self.step[...] = step + some
-    if self.config.warmup_steps == 0:
-      return chosen
-    return jnp.where(step < self.config.warmup_steps, scores >= new, chosen)
+  def next_state(self, seen: dict[str, jax.Array], share: jax.Array) -> dict[str, jax.Array]:
+    """The thresholds move towards this step's cutoffs."""
+    new, step = step_mean(share, seen["cutoffs"]), self.step[...]
+    return {"threshold": moving_average(self.threshold[...], new, step, self.config.decay), "step": step + 1}

@@ -24,18 +24,21 @@ def assign(points: jax.Array, centroids: jax.Array) -> jax.Array:
   return jnp.argmin(squared_distances(points, centroids), axis=-1).astype(jnp.int32)
 
 
-def means(points: jax.Array, chosen: jax.Array, otherwise: jax.Array) -> jax.Array:
-  """`[E, d]`, the mean of each cluster's points; `otherwise` `[E, d]` for clusters without points.
+def totals(points: jax.Array, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """`[E, d]` and `[E]`, the sum and the number of each cluster's points.
 
   Args:
     points: `[..., n, d]`.
     chosen: bool `[..., n, E]`, whether a point is in a cluster.
-    otherwise: `[E, d]`.
   """
   member = chosen.reshape(-1, chosen.shape[-1]).astype(jnp.float32)
   total = jnp.matmul(member.T, points.reshape(len(member), -1), precision=jax.lax.Precision.HIGHEST)
-  count = member.sum(0)[:, None]
-  return jnp.where(count > 0, total / jnp.maximum(count, 1.0), otherwise)
+  return total, member.sum(0)
+
+
+def means(total: jax.Array, count: jax.Array, otherwise: jax.Array) -> jax.Array:
+  """`[E, d]`, the mean of each cluster's points, from their `totals`; `otherwise` `[E, d]` for those without points."""
+  return jnp.where(count[:, None] > 0, total / jnp.maximum(count, 1.0)[:, None], otherwise)
 
 
 def lloyd_step(points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -50,7 +53,7 @@ def lloyd_step(points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.
   """
   distances = squared_distances(points, centroids)
   chosen = jax.nn.one_hot(jnp.argmin(distances, axis=-1), len(centroids), dtype=bool)
-  return means(points, chosen, centroids), distances.min(-1).mean()
+  return means(*totals(points, chosen), centroids), distances.min(-1).mean()
 
 
 def spread(points: jax.Array, mask: jax.Array, count: int, key: jax.Array) -> jax.Array:

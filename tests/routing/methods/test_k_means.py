@@ -12,8 +12,17 @@ from moe.config import ConfigError, build
 from moe.evaluation.leak_meters import company_leak, future_leak
 from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods.k_means import KMeans, KMeansConfig, moved_centroids, nearest_tokens
-from moe.routing.solvers.clustering import assign, k_means, lloyd_step, means, spread, squared_distances, to_unit_length
-from tests.routing.naive import token_weights
+from moe.routing.solvers.clustering import (
+  assign,
+  k_means,
+  lloyd_step,
+  means,
+  spread,
+  squared_distances,
+  to_unit_length,
+  totals,
+)
+from tests.routing.naive import learn, token_weights
 
 EXPERTS, WIDTH, BATCH, LENGTH = 4, 8, 3, 16
 TOKENS = jax.random.normal(jax.random.key(0), (BATCH, LENGTH, WIDTH))
@@ -34,8 +43,9 @@ def make(**options) -> KMeans:
 
 @functools.partial(jax.jit, static_argnames=("graph", "training"))
 def _step(graph, state, tokens, mask, key, *, training):
-  router = nnx.merge(graph, state)
-  return router(RouterInput(tokens, mask, key=key), training=training), nnx.state(router)
+  router, inputs = nnx.merge(graph, state), RouterInput(tokens, mask, key=key)
+  (output,) = learn(router, inputs) if training else [router(inputs, training=False)]
+  return output, nnx.state(router)
 
 
 def step(router, tokens=TOKENS, mask=MASK, *, training=True, seed=0):
@@ -106,10 +116,10 @@ def test_the_moving_average_goes_straight_to_the_mean_of_all_groups_and_leaves_e
   member = member.at[0, :3, 0].set(True).at[2, 5:7, 0].set(True).at[1, :, 1].set(True)
   centroids = jax.random.normal(jax.random.key(5), (EXPERTS, WIDTH))
   mean = np.concatenate([points[0, :3], points[2, 5:7]]).mean(0)
-  moved = moved_centroids(centroids, points, member, 0.9)
+  moved = moved_centroids(centroids, *totals(points, member), 0.9)
   np.testing.assert_allclose(moved[0], 0.9 * np.asarray(centroids[0]) + 0.1 * mean, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(moved[2:], centroids[2:])
-  np.testing.assert_allclose(means(points, member, centroids)[0], mean, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(means(*totals(points, member), centroids)[0], mean, rtol=1e-5, atol=1e-6)
 
 
 def test_a_token_goes_to_the_nearest_centroid_by_its_direction_with_weight_one():
@@ -135,7 +145,8 @@ def test_the_first_batch_gives_centroids_that_are_its_real_tokens_and_later_ones
   for centroid in np.asarray(first.centroids[...]):
     assert (np.abs(real - centroid).max(-1) < 1e-6).any()
   output, second = step(first)
-  expected = moved_centroids(first.centroids[...], to_unit_length(TOKENS), jnp.asarray(chosen(output)), 0.9)
+  of_experts = totals(to_unit_length(TOKENS), jnp.asarray(chosen(output)))
+  expected = moved_centroids(first.centroids[...], *of_experts, 0.9)
   np.testing.assert_allclose(second.centroids[...], expected, rtol=1e-5, atol=1e-6)
   assert (np.asarray(second.centroids[...]) != np.asarray(first.centroids[...])).any()
 

@@ -14,7 +14,7 @@ from moe.config import ConfigError, build
 from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods.loss_free import bias_by_quantile, bias_by_sign
 from tests.routing.differences import assert_gradient_is_the_difference_quotient
-from tests.routing.naive import inputs_of, make, of_sequences, random_tokens, routing_of, token_weights
+from tests.routing.naive import inputs_of, learn, make, of_sequences, random_tokens, routing_of, token_weights
 
 NAMES = ["loss_free", "quantile_balanced"]
 EXPERTS, K = 16, 2
@@ -50,8 +50,8 @@ def step(router, tokens, mask):
 @functools.partial(jax.jit, static_argnames="graph")
 def _step(graph, state, tokens, mask):
   router = nnx.merge(graph, state)
-  routing = router(inputs_of(tokens, router.config.groups(*mask.shape), mask), training=True).routing
-  return routing, router.bias[...]
+  (output,) = learn(router, inputs_of(tokens, router.config.groups(*mask.shape), mask))
+  return output.routing, router.bias[...]
 
 
 def test_the_sign_rule_lifts_experts_below_the_mean_and_lowers_those_above():

@@ -13,7 +13,16 @@ from moe.config import ConfigError
 from moe.routing import RaggedRouting, RouterConfig, RouterInput, Site
 from moe.routing.methods.prefix_rank import among_the_best, normalized_over_chosen, spread_chance
 from moe.routing.solvers.ranks import Earlier, rank_among_earlier
-from tests.routing.naive import inputs_of, make, of_sequences, random_tokens, routing_of, token_weights, with_kernel
+from tests.routing.naive import (
+  inputs_of,
+  learn,
+  make,
+  of_sequences,
+  random_tokens,
+  routing_of,
+  token_weights,
+  with_kernel,
+)
 
 EXPERTS, LENGTH, SHARE, SEQUENCES = 8, 256, 0.25, 300
 TIMES = np.arange(1, LENGTH + 1)[:, None]
@@ -110,7 +119,8 @@ def run(router, tokens, *, positions=None, mask=None, training=False):
 @functools.partial(jax.jit, static_argnames=("graph", "training"))
 def compiled(graph, state, inputs, *, training):
   router = nnx.merge(graph, state)
-  return router(inputs, training=training).routing, nnx.state(router)
+  (output,) = learn(router, inputs) if training else [router(inputs, training=False)]
+  return output.routing, nnx.state(router)
 
 
 def test_packed_sequences_are_ranked_as_if_alone():

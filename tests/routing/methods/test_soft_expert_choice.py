@@ -12,7 +12,7 @@ from moe.config import ConfigError
 from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods import soft_expert_choice as equations
 from moe.routing.methods.expert_choice import expert_choice
-from tests.routing.naive import make, random_tokens, route, routing_of, token_weights
+from tests.routing.naive import learn, make, random_tokens, route, routing_of, token_weights
 from tests.routing.smooth import assert_gradient
 
 SOFT, CAUSAL = RouterConfig.choices["soft_expert_choice"], RouterConfig.choices["causal_soft_expert_choice"]
@@ -203,7 +203,7 @@ def test_a_step_moves_thresholds_by_the_mean_excess_over_real_tokens_after_the_d
   router, tokens = make("causal_soft_expert_choice", gate="one", rate=0.3), random_tokens(2, 16)
   mask = jnp.arange(16)[None] < jnp.array([[16], [5]])
   before, tau = routing_of(router, tokens, mask=mask), np.asarray(router.tau[...])
-  output = router(RouterInput(tokens, mask), training=True)
+  (output,) = learn(router, RouterInput(tokens, mask))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), output.routing, before)
   shares = np.nan_to_num(token_weights(output.routing, 16, 4)).sum((0, 1))
   np.testing.assert_allclose(router.tau[...] - tau, 0.3 * (shares / 21 - 2 / 4), rtol=1e-4, atol=1e-6)
@@ -221,7 +221,9 @@ def test_the_budget_is_met_on_average_after_some_steps():
   @jax.jit
   def shares(state):
     router = nnx.merge(graph, params, state)
-    weight = router.select(RouterInput(tokens, jnp.ones((4, 64), bool)), training=True).weight
+    inputs = RouterInput(tokens, jnp.ones((4, 64), bool))
+    weight = router.select(inputs, training=True).weight
+    learn(router, inputs)
     return nnx.split(router, nnx.Param, ...)[2], weight.mean((0, 1))
 
   _, first = shares(state)

@@ -13,7 +13,7 @@ from moe.evaluation.leak_meters import company_leak, future_leak
 from moe.routing import RaggedRouting, RouterConfig, Site
 from moe.routing.methods.expert_choice import expert_choice
 from moe.routing.methods.threshold import cutoffs, moving_average
-from tests.routing.naive import inputs_of, make, of_sequences, random_tokens, route, routing_of
+from tests.routing.naive import inputs_of, learn, make, of_sequences, random_tokens, route, routing_of
 
 BATCH, LENGTH = 4, 64
 
@@ -30,7 +30,8 @@ def run(router, tokens, *, training=False):
 @functools.partial(jax.jit, static_argnames=("graph", "training"))
 def compiled(graph, state, inputs, *, training):
   router = nnx.merge(graph, state)
-  return router(inputs, training=training).routing, nnx.state(router)
+  (output,) = learn(router, inputs) if training else [router(inputs, training=False)]
+  return output.routing, nnx.state(router)
 
 
 def scores_of(groups, n, seed=0):
