@@ -117,8 +117,9 @@ def make_pipeline(
     config: of the data.
     row_format: what the model reads, inputs and targets or one sequence.
     split: "train" or "validation"; a task has any other of its splits as well.
-    training: endless, and shuffled if the config says so. Otherwise one pass in a fixed order, whose last batches have
-      empty rows for streams that have ended. One of several hosts may then end before the others, and continues with
+    training: endless, and shuffled if the config says so. Otherwise one pass in a fixed order, the same for every seed,
+      of packed rows in no order of length, so that the first batches are like the rest. Its last batches have empty
+      rows for streams that have ended; one of several hosts may end before the others, and continues with
       `Pipeline.padding` until all have ended.
     rows: numbers of the rows of the batch that this host wants, ascending; by default all. A row is the same on every
       host, and only the streams that the wanted rows come from are read.

@@ -89,7 +89,7 @@ class StreamRules:
     seed: of everything random.
     pack: several examples per row.
     endless: start another epoch at the end of the data.
-    shuffled: shards, and rows within a block.
+    shuffled: shards, and rows within a block; else packed rows of a block are permuted in a way that nothing changes.
   """
 
   objective: Objective
@@ -161,7 +161,9 @@ class RowStream:
     if not self._by_shard:
       chosen = chosen[self._index :: rules.number]
     rows = rules.shape.pack(examples, chosen, rules.pack)
-    if rules.shuffled:
-      order = np.random.default_rng((rules.seed, _ROWS, *key, self._index)).permutation(len(rows))
+    if rules.shuffled or rules.pack:
+      # Packing puts the longest examples first: in that order the first batches would not be like the rest.
+      seed = rules.seed if rules.shuffled else 0
+      order = np.random.default_rng((seed, _ROWS, *key, self._index)).permutation(len(rows))
       rows = [rows[i] for i in order]
     return BlockRows(position, examples, rows)

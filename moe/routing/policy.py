@@ -29,7 +29,7 @@ class Policy:
     return Policy(log_prob, baseline, self.weight)
 
 
-def policy_loss(policy: Policy, cost: jax.Array, mask: jax.Array) -> jax.Array:
+def policy_loss(policy: Policy, cost: jax.Array, weights: jax.Array) -> jax.Array:
   """The score-function surrogate plus the baseline's regression loss: Bengio et al. 2013, section 4; Williams 1992.
 
   The gradient of `stop(cost - baseline) * log_prob` is an unbiased estimate of the gradient of the expected cost, for
@@ -38,13 +38,13 @@ def policy_loss(policy: Policy, cost: jax.Array, mask: jax.Array) -> jax.Array:
   Args:
     policy: of any number of layers, `[..., B, T]`.
     cost: float32 `[B, T]`, nats; no gradient flows into it.
-    mask: bool `[B, T]`, the tokens that count.
+    weights: float32 `[B, T]`, how much a token counts; 0 for one whose cost is not part of the loss.
 
   Returns:
-    float32 scalar, weighted; the sum over layers of means over tokens.
+    float32 scalar, weighted; the sum over layers of weighted means over tokens.
   """
   advantage = jax.lax.stop_gradient(cost - policy.baseline)
   error = jnp.square(policy.baseline - jax.lax.stop_gradient(cost))
-  each = (advantage * policy.log_prob + 0.5 * error) * mask
-  per_layer = each.sum((-2, -1)) / jnp.maximum(mask.sum(), 1)
+  each = (advantage * policy.log_prob + 0.5 * error) * weights
+  per_layer = each.sum((-2, -1)) / jnp.maximum(weights.sum(), 1.0)
   return (policy.weight * per_layer).sum()

@@ -24,7 +24,7 @@ class TrainConfig:
     logits_z_loss: weight of the squared log normaliser of the logits (T5's is 1e-4).
     log_every: steps between records of training metrics; the last step has one too.
     eval_every: steps between validations; the last step has one too.
-    eval_batches: batches per validation, the first ones of the split, which may not be typical; 0 for the whole split.
+    eval_batches: batches per validation, the first ones of the split; 0 for the whole split.
     checkpoint_every: steps between checkpoints; the last step has one too.
     keep: newest checkpoints to keep, besides the one with the best validation loss.
     compilation_cache: folder of compiled programs, kept between runs; empty for the user's cache folder.

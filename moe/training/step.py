@@ -55,20 +55,21 @@ def token_losses(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.
 def policies_loss(output: ModelOutput, batch: Batch) -> jax.Array:
   """The loss of all routers trained by REINFORCE; 0 if there is none.
 
-  A decoder's token costs the cross-entropy of its target; an encoder's, the mean over the targets of its row.
+  A decoder's token costs the cross-entropy of its target and counts by the weight of that; an encoder's costs the mean
+  over the weighted targets of its row, and does not count if there are none.
   """
   total = jnp.zeros(())
   for side, policy in output.policy.items():
     if policy is None:
       continue
     cost, _ = token_losses(output.logits, batch["targets"])
-    mask = batch["targets_segments"] > 0
+    weights = batch["loss_weights"]
     if side == "encoder":
-      weights = batch["loss_weights"]
-      mean = (cost * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
-      mask = batch["inputs_segments"] > 0
-      cost = jnp.broadcast_to(mean[:, None], mask.shape)
-    total += policy_loss(policy, cost, mask)
+      of_row = weights.sum(1, keepdims=True)
+      mean = (cost * weights).sum(1, keepdims=True) / jnp.where(of_row > 0, of_row, 1.0)
+      weights = ((batch["inputs_segments"] > 0) & (of_row > 0)).astype(jnp.float32)
+      cost = jnp.broadcast_to(mean, weights.shape)
+    total += policy_loss(policy, cost, weights)
   return total
 
 

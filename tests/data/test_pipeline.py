@@ -171,6 +171,22 @@ def test_a_pass_has_every_example_once_whatever_the_streams(config, streams):
   assert found[0] == found[1]
 
 
+def test_the_first_batches_of_a_pass_are_like_the_rest_and_no_seed_changes_them(tmp_path):
+  """Packing puts documents that fill a row first: in its order the first half would have one segment a row."""
+  draw = np.random.default_rng(0)
+  lengths = np.where(draw.random(600) < 0.5, 30, draw.integers(2, 8, 600))
+  write_json_lines(tmp_path / "all.jsonl", ({"text": "a" * length} for length in lengths))
+  config = make_config(TextConfig(str(tmp_path / "all.jsonl")), objective="span_corruption")
+  passes = [list(start(dataclasses.replace(config, seed=seed), training=False)) for seed in (0, 1)]
+  for name in ("inputs_segments", "targets_segments"):
+    per_row = [np.concatenate([batch[name].max(1) for batch in batches]) for batches in passes]
+    np.testing.assert_array_equal(per_row[0], per_row[1])
+  rows = per_row[0][per_row[0] > 0]
+  assert len(rows) > 300 and rows.max() > 2
+  for part in np.array_split(rows, 4):
+    assert part.mean() == pytest.approx(rows.mean(), abs=3 * rows.std() / np.sqrt(len(part)))
+
+
 def test_a_pass_ends_with_empty_rows_and_can_be_repeated(config):
   config = dataclasses.replace(config, batch_size=7, pack=False)
   first, again = list(start(config, training=False)), list(start(config, training=False))

@@ -32,7 +32,7 @@ def batch():
 
 
 def output_of(**policy) -> ModelOutput:
-  return ModelOutput(drawn(0, ROWS, TARGETS, VOCABULARY), jnp.zeros(()), {}, {}, policy)
+  return ModelOutput(drawn(0, ROWS, TARGETS, VOCABULARY), jnp.zeros(()), {}, {}, policy, {})
 
 
 def policy_of(length) -> Policy:
@@ -59,7 +59,21 @@ def expected(policy, cost, real) -> float:
 def test_a_decoders_token_costs_the_cross_entropy_of_its_own_target(batch):
   policy = policy_of(TARGETS)
   loss = policies_loss(output_of(decoder=policy), batch)
-  assert float(loss) == pytest.approx(expected(policy, cross_entropy(batch), batch["targets_segments"]), rel=1e-5)
+  assert float(loss) == pytest.approx(expected(policy, cross_entropy(batch), batch["loss_weights"]), rel=1e-5)
+
+
+def test_targets_without_a_loss_pay_no_router(batch):
+  """Neither a decoder's token, such as one of a prefix, nor an encoder's in a row that has no loss at all."""
+  weights = batch["loss_weights"].copy()
+  weights[1] = 0
+  costly = output_of().logits.at[jnp.asarray(weights) == 0].multiply(100.0)
+  for side, length in (("decoder", TARGETS), ("encoder", INPUTS)):
+    policy = {side: policy_of(length)}
+    first, other = (
+      policies_loss(ModelOutput(logits, jnp.zeros(()), {}, {}, policy, {}), batch | {"loss_weights": weights})
+      for logits in (output_of().logits, costly)
+    )
+    assert float(first) == float(other) != 0
 
 
 def test_an_encoders_token_costs_the_mean_over_the_weighted_targets_of_its_row(batch):
@@ -80,12 +94,12 @@ def test_both_stacks_add_up_and_routers_without_a_policy_add_nothing(batch):
 
 def test_no_gradient_flows_through_the_cost(batch):
   def loss(logits, policy):
-    return policies_loss(ModelOutput(logits, jnp.zeros(()), {}, {}, {"decoder": policy}), batch)
+    return policies_loss(ModelOutput(logits, jnp.zeros(()), {}, {}, {"decoder": policy}, {}), batch)
 
   policy = policy_of(TARGETS)
   to_logits, to_policy = jax.grad(loss, argnums=(0, 1))(output_of().logits, policy)
   np.testing.assert_array_equal(to_logits, 0)
-  share = np.array([0.5, 2.0])[:, None, None] * batch["targets_segments"] / batch["targets_segments"].sum()
+  share = np.array([0.5, 2.0])[:, None, None] * batch["loss_weights"] / batch["loss_weights"].sum()
   advantage = cross_entropy(batch) - policy.baseline
   np.testing.assert_allclose(to_policy.log_prob, share * advantage, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(to_policy.baseline, -share * advantage, rtol=1e-4, atol=1e-6)
