@@ -67,7 +67,7 @@ def compile_step(config: ExperimentConfig, mesh: Mesh) -> Program:
   setup = Setup(config, mesh)
   step = setup.train_step(np.zeros(config.model.vocab_size, np.int32))
   try:
-    compiled = cast(jax.stages.Wrapped, step).lower(setup.abstract, _batch(config, mesh)).compile()
+    compiled = cast(jax.stages.Wrapped, step).lower(setup.abstract, _batch(config, mesh), setup.inputs(0)).compile()
   except jax.errors.JaxRuntimeError as error:
     raise _refusal(error) from None
   found = compiled.memory_analysis()

@@ -221,8 +221,8 @@ class Checkpoints:
   def _best_of(self, steps: Sequence[int]) -> int | None:
     for step in set(steps) - set(self._losses):
       self._losses[step] = self._stored_loss(step)
-    best = min(steps, key=self._losses.get, default=None)
-    return None if best is None or math.isinf(self._losses[best]) else best
+    validated = [step for step in steps if math.isfinite(self._losses[step])]
+    return min(validated, key=self._losses.__getitem__, default=None)
 
   def _stored_loss(self, step: int) -> float:
     """Infinite for a checkpoint that was not validated or whose loss cannot be read, so it is never the best."""

@@ -22,7 +22,7 @@ class TrainConfig:
     steps: updates of the whole run.
     accumulation: micro-batches per batch, computed one after the other to save memory.
     logits_z_loss: weight of the squared log normaliser of the logits (T5's is 1e-4).
-    log_every: steps between records of training metrics; the last step has one too.
+    log_every: steps between records of training metrics, means over these steps; the last step has one too.
     eval_every: steps between validations; the last step has one too.
     eval_batches: batches per validation, the first ones of the split; 0 for the whole split.
     checkpoint_every: steps between checkpoints; the last step has one too.

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from moe.config import UserError
@@ -21,26 +23,76 @@ from moe.training.feed import whole_position
 from moe.training.metrics_file import MetricsWriter, Record, flatten_layers
 from moe.training.progress import Clock, Progress
 from moe.training.state import TrainState
-from moe.training.validation import evaluate_batches
+from moe.training.validation import evaluate_batches, layer_means
 from moe.training.workdir import Workdir
 
-_SCALARS = (
-  "loss",
-  "bits_per_byte",
-  "accuracy",
-  "logits_z_loss",
-  "auxiliary_loss",
-  "gradient_norm",
-  "learning_rate",
-  "tokens",
-  "target_tokens",
-)
+# What a step's means are over, and so what they are weighted by in a mean over steps.
+_MEAN_OVER = {
+  "loss": "target_tokens",
+  "bits_per_byte": "bytes",
+  "accuracy": "target_tokens",
+  "logits_z_loss": "target_tokens",
+  "auxiliary_loss": "steps",
+  "gradient_norm": "steps",
+}
+_SUMS = ("tokens", "target_tokens", "bytes")
+_SCALARS = (*_MEAN_OVER, "learning_rate", *_SUMS)
 
 
 class TrainingStopped(UserError):
   """Training cannot continue; the message says why, at which step, and what is saved."""
 
   code = 1
+
+
+class Means:
+  """Means over the steps since the last record. A checkpoint holds them: a resumed run then has the same records.
+
+  Numbers are summed on the host. Routers' metrics are summed on the device, right after their step, so that reading
+  them waits for no later one.
+
+  Args:
+    held: from `as_json`.
+  """
+
+  def __init__(self, held: dict[str, Any] | None = None):
+    self._sums: dict[str, float] = held["sums"] if held else {}
+    self._layers: Any = held["layers"] if held else None
+    if self._layers:
+      self._layers = jax.tree.map(np.float32, self._layers, is_leaf=lambda leaf: isinstance(leaf, list))
+
+  def follow(self, metrics: dict[str, Any], *, last: bool) -> Any:
+    """The sums of the routers' metrics after a step, on the device; the next one begins anew after the `last`."""
+    total = _add_layers(self._layers, metrics["layers"], metrics["layer_tokens"])
+    self._layers = None if last else total
+    return total
+
+  def add(self, values: Record) -> None:
+    """Adds the numbers of a step."""
+    values = values | {"steps": 1}
+    for name in ("steps", *_SUMS):
+      self._sums[name] = self._sums.get(name, 0) + values[name]
+    for name, weight in _MEAN_OVER.items():
+      self._sums[name] = self._sums.get(name, 0.0) + values[name] * values[weight]
+    self._sums["learning_rate"] = values["learning_rate"]
+
+  def take(self) -> Record:
+    """The means, sums of tokens and bytes, the last learning rate, and the number of steps; the next begin anew."""
+    sums, self._sums = self._sums, {}
+    return sums | {name: sums[name] / (sums[weight] or 1) for name, weight in _MEAN_OVER.items()}
+
+  def as_json(self) -> dict[str, Any]:
+    """All of it; waits for the device."""
+    return {"sums": self._sums, "layers": jax.tree.map(lambda leaf: leaf.tolist(), jax.device_get(self._layers))}
+
+
+@jax.jit
+def _add_layers(total: Any, layers: dict[str, Any], tokens: dict[str, jax.Array]) -> dict[str, Any]:
+  """Routers' metrics times the tokens of their stack, and these tokens, added to those before, if there are any."""
+  weights = {stack: count.astype(jnp.float32) for stack, count in tokens.items()}
+  weighted = {stack: {name: weights[stack] * x for name, x in metrics.items()} for stack, metrics in layers.items()}
+  new = {"layers": weighted, "tokens": weights}
+  return new if total is None else jax.tree.map(jnp.add, total, new)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +105,7 @@ class Run:
     checkpoints: of the run; about: what each stores beside the state.
     train_step, eval_step: compiled when first called.
     newest: the newest record of each kind.
+    means: of the steps since the last record.
     writer: writes the records, on process 0 only.
     progress, clock: what a person sees, and the speed since the last record.
   """
@@ -67,6 +120,7 @@ class Run:
   train_step: Callable[..., tuple[TrainState, dict[str, Any]]]
   eval_step: Callable[..., dict[str, Any]]
   newest: dict[str, Record]
+  means: Means
   writer: MetricsWriter | None
   progress: Progress
   clock: Clock
@@ -131,28 +185,30 @@ Hook = Callable[[Run, StepInfo], None]
 
 
 class Log:
-  """Reads, checks and logs the metrics of every step, while the device computes the next one.
+  """Reads and checks the metrics of every step, while the device computes the next one, and logs their means.
 
   Before validation and saving, for which the device has to wait anyway, the newest step is read too.
 
   Args:
-    first: number of the first step, which is compiled and would spoil the speed.
+    first: number of the first step: it is shown at once, and not counted in the speed, as it is compiled.
   """
 
   def __init__(self, first: int):
     self._first = first
-    self._unread: tuple[int, dict[str, Any]] | None = None  # not the state, whose arrays the next step consumes
+    # Step, metrics, sums of the routers' metrics; not the state, whose arrays the next step consumes.
+    self._unread: tuple[int, dict[str, Any], Any] | None = None
 
   def __call__(self, run: Run, info: StepInfo) -> None:
     """Raises `TrainingStopped` if the loss or the gradient is not finite, or the record cannot be written."""
     if self._unread is not None:
       self._read(run, *self._unread)
-    self._unread = (info.step, info.metrics)
+    sums = run.means.follow(info.metrics, last=run.config.train.logs_at(info.step))
+    self._unread = (info.step, info.metrics, sums)
     if info.validate or info.save:
       self._read(run, *self._unread)
       self._unread = None
 
-  def _read(self, run: Run, step: int, metrics: dict[str, Any]) -> None:
+  def _read(self, run: Run, step: int, metrics: dict[str, Any], sums: Any) -> None:
     found = jax.device_get({name: metrics[name] for name in _SCALARS})
     values: Record = {name: value.item() for name, value in found.items()}
     if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
@@ -160,10 +216,13 @@ class Log:
       run.record(step, "train", values)
       raise TrainingStopped(_why_not_finite(step, values, run.what_is_saved()))
     run.clock.count(values["tokens"])
+    run.means.add(values)
     log = run.config.train.logs_at(step)
-    run.progress.step(step, values["loss"], run.clock.tokens_per_second, log=log)
     if log:
-      values |= flatten_layers(jax.device_get(metrics["layers"]))
+      values = run.means.take()
+    run.progress.step(step, values["loss"], run.clock.tokens_per_second, log=log or step == self._first)
+    if log:
+      values |= flatten_layers(layer_means(**jax.device_get(sums)))
       values |= {"tokens_per_second": run.clock.tokens_per_second, "input_wait": run.clock.input_wait}
       values |= {"skipped_records": run.pipeline.skipped} if run.pipeline.skipped else {}
       run.record(step, "train", values)
@@ -196,7 +255,8 @@ def save(run: Run, info: StepInfo) -> None:
     return
   loss = run.newest["validation"]["loss"] if info.validate else None
   try:
-    run.checkpoints.save(info.state, whole_position(run.pipeline), run.about, loss)
+    about = run.about | {"since_record": run.means.as_json()}
+    run.checkpoints.save(info.state, whole_position(run.pipeline), about, loss)
   except NonFiniteError as error:
     raise TrainingStopped(f"{error}; {run.what_is_saved()}") from None
   run.clock.restart()

@@ -27,7 +27,10 @@ class OptimizerConfig(Choice):
     learning_rate: peak of the schedule.
     schedule: of the learning rate.
     weight_decay: decoupled, times the learning rate; applied to matrices, not to norms and biases.
-    clip_norm: largest global norm of the gradient; 0 turns clipping off.
+    clip_norm: largest global norm of the gradient; 0 turns clipping off. By default 1, as in GLaM, whose recipe Zhou et
+      al. follow: a rare batch of huge gradients then moves no statistics far. T5X's Adafactor has 0, as its update
+      clipping bounds every step; Adafactor's updates do not change with the scale of all gradients, so the two differ
+      where norms pass 1 in some steps and not in others.
   """
 
   learning_rate: float = 0.01
@@ -40,25 +43,24 @@ class OptimizerConfig(Choice):
     require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "expected at least 0")
     require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "expected at least 0, which turns clipping off")
 
-  def make(self, total_steps: int, stacked: StackedAxes) -> optax.GradientTransformation:
-    """The whole transformation, from gradients to what is added to the parameters.
+  def make(self, stacked: StackedAxes) -> optax.GradientTransformation:
+    """From gradients to updates, of which minus the learning rate times each is added to the parameters.
 
     Args:
-      total_steps: length of the run.
       stacked: from `moe.parallel.sharding.stacked_axes`.
     """
     parts = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
     parts.append(self.scale(stacked))
     if self.weight_decay:
       parts.append(optax.add_decayed_weights(self.weight_decay, mask=lambda params: _is_matrix(params, stacked)))
-    return optax.chain(*parts, optax.scale_by_learning_rate(self.make_schedule(total_steps)))
+    return optax.chain(*parts)
 
   def make_schedule(self, total_steps: int) -> Schedule:
     """The learning rate as a function of the number of updates made so far."""
     return self.schedule.make(self.learning_rate, total_steps)
 
   def scale(self, stacked: StackedAxes) -> optax.GradientTransformation:
-    """The optimizer's own part: from clipped gradients to updates, up to their sign and the learning rate."""
+    """The optimizer's own part, from clipped gradients to updates."""
     raise NotImplementedError
 
 

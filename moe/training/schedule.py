@@ -5,13 +5,11 @@ import math
 from collections.abc import Callable
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
-
 from moe.config import Choice, require
 
-# The learning rate as a function of the number of updates made so far, as Optax counts: 0 before the first.
-Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+# The learning rate as a function of the number of updates made so far: 0 before the first. It is computed on the host
+# and given to each step, so that another schedule, or another length of the run, is the same program.
+Schedule = Callable[[int], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +30,14 @@ class ScheduleConfig(Choice):
   def make(self, peak: float, total_steps: int) -> Schedule:
     """The learning rate of a run of `total_steps`."""
 
-    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-      step = jnp.asarray(count, jnp.float32) + 1
-      warmup = jnp.minimum(1.0, step / max(1, self.warmup_steps))
+    def schedule(count: int) -> float:
+      step = count + 1
+      warmup = min(1.0, step / max(1, self.warmup_steps))
       return peak * warmup * self.after_warmup(step, total_steps)
 
     return schedule
 
-  def after_warmup(self, step: jax.Array, total_steps: int) -> jax.typing.ArrayLike:
+  def after_warmup(self, step: int, total_steps: int) -> float:
     """The rate as a fraction of the peak."""
     raise NotImplementedError
 
@@ -48,7 +46,7 @@ class ScheduleConfig(Choice):
 class Constant(ScheduleConfig, name="constant"):
   """The peak."""
 
-  def after_warmup(self, step: jax.Array, total_steps: int) -> jax.typing.ArrayLike:
+  def after_warmup(self, step: int, total_steps: int) -> float:
     return 1.0
 
 
@@ -66,8 +64,8 @@ class ConstantRsqrt(ScheduleConfig, name="constant_rsqrt"):
     super().__post_init__()
     require(self.decay_start >= 1, "decay_start", self.decay_start, "expected at least 1")
 
-  def after_warmup(self, step: jax.Array, total_steps: int) -> jax.typing.ArrayLike:
-    return jnp.sqrt(self.decay_start / jnp.maximum(step, self.decay_start))
+  def after_warmup(self, step: int, total_steps: int) -> float:
+    return math.sqrt(self.decay_start / max(step, self.decay_start))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +83,17 @@ class _Decay(ScheduleConfig):
     super().__post_init__()
     require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "expected a number from 0 to 1")
 
-  def progress(self, step: jax.Array, total_steps: int) -> jax.Array:
+  def progress(self, step: int, total_steps: int) -> float:
     """From 0 at the end of the warm-up to 1 at the last step."""
-    return jnp.clip((step - self.warmup_steps) / max(1, total_steps - self.warmup_steps), 0.0, 1.0)
+    return min(max((step - self.warmup_steps) / max(1, total_steps - self.warmup_steps), 0.0), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(_Decay, name="cosine"):
   """Half a period of a cosine (Loshchilov and Hutter 2017)."""
 
-  def after_warmup(self, step: jax.Array, total_steps: int) -> jax.typing.ArrayLike:
-    cosine = jnp.cos(math.pi * self.progress(step, total_steps))
+  def after_warmup(self, step: int, total_steps: int) -> float:
+    cosine = math.cos(math.pi * self.progress(step, total_steps))
     return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + cosine)
 
 
@@ -103,5 +101,5 @@ class Cosine(_Decay, name="cosine"):
 class Linear(_Decay, name="linear"):
   """A straight line."""
 
-  def after_warmup(self, step: jax.Array, total_steps: int) -> jax.typing.ArrayLike:
+  def after_warmup(self, step: int, total_steps: int) -> float:
     return 1 - (1 - self.final_fraction) * self.progress(step, total_steps)

@@ -4,15 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from moe.training.experiment import ExperimentConfig
 from moe.training.state import Stored, TrainState, abstract_model, abstract_state, keys, make_state
-from moe.training.step import make_eval_step, make_train_step
+from moe.training.step import RunInputs, make_eval_step, make_train_step
 
 
 class Setup:
-  """A config on a mesh. Nothing is computed or allocated before `first_state`; steps compile when first called.
+  """A config on a mesh. No model is computed or allocated before `first_state`; steps compile when first called.
 
   Attributes:
     mesh: of the devices that hold all arrays.
@@ -27,9 +28,11 @@ class Setup:
   def __init__(self, config: ExperimentConfig, mesh: Mesh):
     config.check_mesh(mesh)
     self._config, self.mesh = config, mesh
+    self._key = np.asarray(jax.random.key_data(keys(config.seed)[1]))
+    self._schedule = config.optimizer.make_schedule(config.train.steps)
     model = abstract_model(config.model.make, mesh, fsdp=config.mesh.fsdp)
     self.graph = model.graph
-    self.optimizer = config.optimizer.make(config.train.steps, model.stacked)
+    self.optimizer = config.optimizer.make(model.stacked)
     self.abstract = abstract_state(model, self.optimizer, mesh)
 
   def first_state(self, stored: Stored) -> TrainState:
@@ -43,12 +46,14 @@ class Setup:
       self.graph,
       self.abstract,
       self.optimizer,
-      self._config.optimizer.make_schedule(train.steps),
-      keys(self._config.seed)[1],
       accumulation=train.accumulation,
       logits_z_loss=train.logits_z_loss,
       byte_lengths=byte_lengths,
     )
+
+  def inputs(self, step: int) -> RunInputs:
+    """What the train step takes beside state and batch, after `step` updates."""
+    return RunInputs(self._key, np.float32(self._schedule(step)))
 
   def eval_step(self, byte_lengths: jax.typing.ArrayLike) -> Callable[..., dict[str, Any]]:
     """`make_eval_step` of the config."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -16,6 +17,18 @@ from moe.routing.policy import policy_loss
 from moe.training.state import TrainState, merge, shardings_of, split
 
 Batch = dict[str, jax.Array]
+
+
+class RunInputs(NamedTuple):
+  """What a step takes beside its state and batch, from the host.
+
+  Attributes:
+    key: uint32 `[2]`, the data of the run's PRNG key.
+    learning_rate: float32 scalar, of this step.
+  """
+
+  key: np.ndarray
+  learning_rate: np.float32
 
 
 @jax.named_scope("vocabulary")
@@ -82,21 +95,20 @@ def make_train_step(
   graph: nnx.GraphDef,
   state: TrainState,
   optimizer: optax.GradientTransformation,
-  schedule: Callable[[jax.Array], jax.Array],
-  key: jax.Array,
   *,
   accumulation: int,
   logits_z_loss: float,
   byte_lengths: jax.typing.ArrayLike,
 ) -> jax.stages.Wrapped:
-  """The compiled step: `(state, batch) -> (state, metrics)`. It consumes the state it is given.
+  """The compiled step: `(state, batch, run) -> (state, metrics)`. It consumes the state it is given.
 
-  Only the shardings of `state` are used, so its shapes will do; batches come from `put_batch` on the same mesh.
+  Only the shardings of `state` are used, so its shapes will do; batches come from `put_batch` on the same mesh. `run`
+  is a `RunInputs`: what differs between runs of one model is an argument, so that they share one program.
 
   The metrics are device arrays: `loss`, the cross-entropy alone in nats per weighted target token; `logits_z_loss` and
   `auxiliary_loss`, as weighted in the objective; `bits_per_byte`; `accuracy`; `gradient_norm`, before clipping;
-  `learning_rate`; `target_tokens`, weighted; `tokens`, the encoder's and decoder's without padding; `layers`, the
-  routers' metrics by stack and name, one row per layer, with `layer_tokens`, the tokens of each stack.
+  `learning_rate`; `target_tokens`, weighted; `bytes` of their text; `tokens`, the encoder's and decoder's without
+  padding; `layers`, the routers' metrics by stack and name, one row per layer; `layer_tokens`, those of each stack.
 
   A batch in several micro-batches gives the loss and the gradient of the whole: what is a mean over tokens in each is
   weighted by its share of these tokens. Routers decide on a micro-batch at a time, by the state from before the step;
@@ -138,15 +150,15 @@ def make_train_step(
     total, others = jax.lax.scan(body, total, rest)
     return *total, jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, others)
 
-  def step(state: TrainState, batch: Batch):
+  def step(state: TrainState, batch: Batch, run: RunInputs):
     whole = _whole(batch)
-    step_key = jax.random.fold_in(key, state.step)
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(run.key), state.step)
     with tracing_for(mesh):
       grads, report, seen = accumulate(state, batch, step_key, whole)
       router_state = _learned(graph, state, seen)
     with jax.named_scope("optimizer"):
       updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-      params = optax.apply_updates(state.params, updates)
+      params = optax.apply_updates(state.params, jax.tree.map(lambda update: -run.learning_rate * update, updates))
     sums = report["sums"]
     metrics = {
       "loss": sums["nll"] / whole.weight,
@@ -155,8 +167,9 @@ def make_train_step(
       "bits_per_byte": bits_per_byte(sums["nll"], jnp.maximum(sums["bytes"], 1.0)),
       "accuracy": sums["correct"] / whole.weight,
       "gradient_norm": optax.tree.norm(grads),
-      "learning_rate": schedule(state.step),
+      "learning_rate": run.learning_rate,
       "target_tokens": sums["weight"],
+      "bytes": sums["bytes"],
       "tokens": real_tokens(batch),
       "layers": report["layers"],
       "layer_tokens": tokens_by_stack(batch),

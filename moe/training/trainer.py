@@ -18,7 +18,7 @@ from moe.parallel.stop import stop_requests
 from moe.training.checkpoint import Checkpoints
 from moe.training.experiment import ExperimentConfig
 from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary
-from moe.training.hooks import Hook, Log, Run, StepInfo, save, validate
+from moe.training.hooks import Hook, Log, Means, Run, StepInfo, save, validate
 from moe.training.metrics_file import MetricsWriter, Record, read_metrics
 from moe.training.progress import Clock, Progress
 from moe.training.setup import Setup
@@ -51,7 +51,8 @@ class Summary:
 def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[Hook] = ()) -> Summary:
   """Trains from the newest checkpoint in the workdir, or from step 0, to the last step or until asked to stop.
 
-  SIGTERM or SIGINT saves and returns. A resumed run has the losses of one that was never interrupted, bit for bit.
+  SIGTERM or SIGINT saves and returns. A resumed run has the losses of one that was never interrupted, bit for bit. Its
+  records are means over the steps since the record before.
 
   Args:
     config: of the run.
@@ -112,6 +113,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
       about=about,
       train_step=setup.train_step(lengths),
       eval_step=setup.eval_step(lengths),
+      means=Means(restored and restored.about["since_record"]),
       newest={"train": {}, "validation": {}} | (_newest_records(workdir) if is_primary else {}),
       writer=MetricsWriter(workdir.metrics, workdir.tensorboard, common) if is_primary else None,
       progress=Progress(step, settings.steps, leaks=leaks),
@@ -133,7 +135,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
         checkpoints.poll()
         with run.clock.waiting(functools.partial(_is_idle, loss)):
           batch = next(pipeline)
-        state, metrics = run.train_step(state, put_batch(mesh, batch))
+        state, metrics = run.train_step(state, put_batch(mesh, batch), setup.inputs(step))
         jax.block_until_ready(loss)  # of the step before: a request to stop takes effect as early as possible
         step, loss = step + 1, metrics["loss"]
         stop = asked_to_stop(step)

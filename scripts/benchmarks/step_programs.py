@@ -91,12 +91,14 @@ class RunningStep:
     setup = Setup(config, self.mesh)
     self._optimizer, self.state = setup.optimizer, setup.first_state({})
     self._batch = put_batch(self.mesh, random_batch(config))
-    lowered = setup.train_step(np.ones(config.model.vocab_size, np.int32)).lower(self.state, self._batch)
+    self._inputs = setup.inputs(0)
+    step = setup.train_step(np.ones(config.model.vocab_size, np.int32))
+    lowered = step.lower(self.state, self._batch, self._inputs)
     self.flops = _product_flops(lowered) if self.mesh.size == 1 else None
     self.compiled = lowered.compile()
 
   def __call__(self) -> TrainState:
-    self.state, _ = self.compiled(self.state, self._batch)
+    self.state, _ = self.compiled(self.state, self._batch, self._inputs)
     return self.state
 
   def update(self) -> Program:

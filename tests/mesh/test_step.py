@@ -12,7 +12,7 @@ from moe.parallel.mesh import MeshConfig, make_mesh, put_batch
 from moe.training.optimizer import Adafactor, AdamW
 from moe.training.schedule import Constant
 from moe.training.state import abstract_model, abstract_state, keys, make_state
-from moe.training.step import make_train_step
+from moe.training.step import RunInputs, make_train_step
 from tests.mesh.hlo import shapes
 from tests.models import tiny
 
@@ -26,6 +26,7 @@ DECODERS = {
   "ragged": {"decoder": tiny.router("dropless", top_k=2)},
   "soft": {"decoder": tiny.router("soft_moe"), "allow_future_leakage": True},
 }
+INPUTS = RunInputs(np.asarray(jax.random.key_data(keys(0)[1])), np.float32(0.1))
 # Sizes of data, expert and model, and FSDP: 2, 4 and 8 devices.
 MESHES = [(1, 2, 1, False), (1, 4, 1, True), (2, 2, 2, True)]
 
@@ -40,10 +41,10 @@ def start(mesh, *, decoder, encoder=None, moe=(), fsdp=False, accumulation=1, op
   architecture = "encoder_decoder" if encoder else "decoder"
   config = tiny.config(architecture, *stacks, **{"num_heads": 4, "d_model": WIDTH} | model)
   abstract = abstract_model(config.make, mesh, fsdp=fsdp)
-  optimizer = optimizer.make(10, abstract.stacked) if optimizer else optax.sgd(0.1)
+  optimizer = optimizer.make(abstract.stacked) if optimizer else optax.identity()
   state = make_state(config.make, optimizer, 0, abstract_state(abstract, optimizer, mesh), {})
   options = {"accumulation": accumulation, "logits_z_loss": 1e-3, "byte_lengths": np.ones(tiny.VOCABULARY)}
-  return make_train_step(abstract.graph, state, optimizer, optax.constant_schedule(0.1), keys(0)[1], **options), state
+  return make_train_step(abstract.graph, state, optimizer, **options), state
 
 
 def batch(seed):
@@ -55,7 +56,7 @@ def two_steps(shape, **settings):
   step, state = start(mesh, fsdp=shape[3], **settings)
   metrics = []
   for seed in range(2):
-    state, found = step(state, put_batch(mesh, batch(seed)))
+    state, found = step(state, put_batch(mesh, batch(seed)), INPUTS)
     metrics.append(found)
   return jax.device_get((metrics, state))
 
@@ -90,7 +91,7 @@ def test_an_encoder_decoder_trains_the_same_with_accumulation_and_adafactor(shap
 def test_fsdp_gathers_a_devices_experts_and_never_all_of_them():
   mesh = make_mesh(MeshConfig(data=2, expert=4))
   step, state = start(mesh, fsdp=True, **DECODERS["slots"])
-  gathered = shapes(step.lower(state, put_batch(mesh, batch(0))).compile(), "all-gather")
+  gathered = shapes(step.lower(state, put_batch(mesh, batch(0)), INPUTS).compile(), "all-gather")
   of_experts = [shape for shape in gathered if HIDDEN in shape]
   assert of_experts, "FSDP's halves of expert weights are put together"
   assert {np.prod(shape) for shape in of_experts} == {EXPERTS // 4 * WIDTH * HIDDEN}
@@ -101,7 +102,7 @@ def test_fsdp_gathers_a_devices_experts_and_never_all_of_them():
 def test_without_fsdp_no_parameter_is_gathered():
   mesh = make_mesh(MeshConfig(data=2, expert=4))
   step, state = start(mesh, **DECODERS["slots"])
-  gathered = shapes(step.lower(state, put_batch(mesh, batch(0))).compile(), "all-gather")
+  gathered = shapes(step.lower(state, put_batch(mesh, batch(0)), INPUTS).compile(), "all-gather")
   assert not any(WIDTH in shape or HIDDEN in shape for shape in gathered)
 
 

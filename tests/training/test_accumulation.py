@@ -16,7 +16,7 @@ from moe.routing import RouterInput
 from moe.routing.methods.loss_free import bias_by_quantile
 from moe.routing.methods.threshold import cutoffs
 from moe.training.state import abstract_model, abstract_state, keys, make_state
-from moe.training.step import make_train_step
+from moe.training.step import RunInputs, make_train_step
 from tests.models import tiny
 from tests.routing.naive import learn, make, random_tokens
 
@@ -37,15 +37,16 @@ def steps(name: str, accumulation: int):
   """State and metrics after two steps of a language model; its micro-batches have unequal numbers of tokens."""
   router = tiny.router(name, **EXACT[name])
   config = tiny.config("decoder", tiny.stack(router, 4, placement=Listed((0, 2, 3))))
-  mesh, optimizer = make_mesh(), optax.sgd(0.1)
+  mesh, optimizer = make_mesh(), optax.identity()
   model = abstract_model(config.make, mesh)
   state = make_state(config.make, optimizer, 0, abstract_state(model, optimizer, mesh), {})
   options = {"accumulation": accumulation, "logits_z_loss": 1e-3, "byte_lengths": np.ones(tiny.VOCABULARY)}
-  step = make_train_step(model.graph, state, optimizer, optax.constant_schedule(0.1), keys(0)[1], **options)
+  step = make_train_step(model.graph, state, optimizer, **options)
+  inputs = RunInputs(np.asarray(jax.random.key_data(keys(0)[1])), np.float32(0.1))
   first = jax.device_get(state)
   for seed in range(2):
-    batch = {name: np.asarray(array) for name, array in tiny.packed(*LENGTHS, seed=seed).items()}
-    state, metrics = step(state, put_batch(mesh, batch))
+    batch = {n: np.asarray(x) for n, x in tiny.packed(*LENGTHS, seed=seed).items() if not n.startswith("inputs")}
+    state, metrics = step(state, put_batch(mesh, batch), inputs)
   return first, jax.device_get(state), jax.device_get(metrics)
 
 

@@ -13,6 +13,7 @@ from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError
 from moe.training.optimizer import Adafactor
 from moe.training.state import TrainState
 
+NAN = float("nan")
 ABOUT = {"config": {"seed": 1}, "vocabulary": {"size": 7}}
 
 
@@ -23,7 +24,7 @@ def make_state(step, value=1.0):
     "decoder": {"units": {"blocks": {0: {"norm": jnp.full((2, 4), value)}, 1: {"bias": jnp.zeros((2, 3))}}}},
   }
   stacked = {"table": 0, "decoder": jax.tree.map(lambda _: 1, params["decoder"])}
-  optimizer = Adafactor(weight_decay=0.1).make(10, stacked)
+  optimizer = Adafactor(weight_decay=0.1).make(stacked)
   opt_state = optimizer.init(params)
   _, opt_state = optimizer.update(jax.tree.map(lambda x: x + step, params), opt_state, params)
   state = TrainState(jnp.asarray(step, jnp.int32), params, {"threshold": jnp.full(4, value)}, opt_state)
@@ -73,6 +74,15 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
   save(tmp_path / "c", (1, 3.0), (2, 1.0), (3, 2.0), 4, 5)
   assert steps_in(tmp_path / "c") == [2, 4, 5]
   assert Checkpoints(tmp_path / "c", read_only=True).best() == 2
+
+
+@pytest.mark.parametrize(
+  ("losses", "best"), [((NAN, 2.0, 3.0), 2), ((2.0, NAN, 3.0), 1), ((3.0, 2.0, NAN), 2), ((NAN, NAN), None)]
+)
+def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path, losses, best):
+  save(tmp_path / "c", *enumerate(losses, 1), keep=1)
+  assert steps_in(tmp_path / "c") == sorted({best or len(losses), len(losses)})
+  assert Checkpoints(tmp_path / "c", read_only=True).best() == best
 
 
 def test_the_best_stays_the_best_after_resuming(tmp_path):

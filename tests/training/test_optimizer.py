@@ -15,7 +15,7 @@ from tests.models.tiny import config, router, stack
 
 def rate(step, schedule, total=1000):
   """The learning rate of the update number `step`, counted from 1, with a peak of 2."""
-  return float(schedule.make(2.0, total)(step - 1))
+  return schedule.make(2.0, total)(step - 1)
 
 
 def test_warm_up_rises_linearly_to_the_peak_at_its_last_step():
@@ -45,12 +45,14 @@ def test_schedules_that_depend_on_the_length_of_the_run_say_so():
 
 
 def updates_of(config, params, gradients, stacked=None):
-  """The updates of every step; no axes of the parameters are stacked unless given."""
+  """What every step adds to the parameters; none of their axes are stacked unless given."""
   stacked = jax.tree.map(lambda _: 0, params) if stacked is None else stacked
-  optimizer = config.make(100, stacked)
+  optimizer, schedule = config.make(stacked), config.make_schedule(100)
   state, found = optimizer.init(params), []
-  for gradient in gradients:
+  for count, gradient in enumerate(gradients):
     update, state = optimizer.update(gradient, state, params)
+    rate = schedule(count)
+    update = jax.tree.map(lambda x, rate=rate: -rate * x, update)
     found.append(update)
     params = optax.apply_updates(params, update)
   return found

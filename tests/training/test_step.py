@@ -16,7 +16,7 @@ from moe.routing import RouterState
 from moe.training.optimizer import Adafactor
 from moe.training.schedule import Constant
 from moe.training.state import abstract_model, abstract_state, keys, make_state
-from moe.training.step import bits_per_byte, make_eval_step, make_train_step, micro_batches, token_sums
+from moe.training.step import RunInputs, bits_per_byte, make_eval_step, make_train_step, micro_batches, token_sums
 from moe.training.validation import evaluate_batches
 
 VOCABULARY = 7
@@ -54,11 +54,17 @@ class Table(nnx.Module):
 
 def make(*, accumulation=1, auxiliary=0.0, z=0.0, length=5, learning_rate=0.1):
   """The compiled step of a `Table` under plain gradient descent, and its first state."""
-  mesh, optimizer = make_mesh(), optax.sgd(learning_rate)
+  mesh, optimizer = make_mesh(), optax.identity()
   graph, state = first_state(functools.partial(_table, length, auxiliary), optimizer, mesh)
   options = {"accumulation": accumulation, "byte_lengths": BYTES}
-  step = make_train_step(graph, state, optimizer, optax.constant_schedule(0.1), keys(0)[1], logits_z_loss=z, **options)
+  step = with_inputs(make_train_step(graph, state, optimizer, logits_z_loss=z, **options), learning_rate)
   return step, state, make_eval_step(graph, mesh=mesh, **options), mesh
+
+
+def with_inputs(step, learning_rate, seed=0):
+  """The step as a function of state and batch alone."""
+  inputs = RunInputs(np.asarray(jax.random.key_data(keys(seed)[1])), np.float32(learning_rate))
+  return lambda state, batch: step(state, batch, inputs)
 
 
 def first_state(make, optimizer, mesh):
@@ -198,10 +204,10 @@ def test_randomness_depends_only_on_seed_and_step():
 
 def test_the_gradient_norm_is_reported_before_clipping():
   mesh = make_mesh()
-  optimizer = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
+  optimizer = optax.clip_by_global_norm(1e-3)
   graph, state = first_state(functools.partial(_table, 5, 0.0), optimizer, mesh)
   options = {"accumulation": 1, "byte_lengths": BYTES, "logits_z_loss": 0.0}
-  step = make_train_step(graph, state, optimizer, optax.constant_schedule(1.0), keys(0)[1], **options)
+  step = with_inputs(make_train_step(graph, state, optimizer, **options), 1.0)
   before = np.asarray(state.params["table"])
   state, metrics = step(state, make_batch())
   np.testing.assert_allclose(np.linalg.norm(state.params["table"] - before), 1e-3, rtol=1e-3)
@@ -218,20 +224,23 @@ def test_a_batch_without_weight_changes_no_parameter():
 
 
 def test_training_and_evaluating_compile_once_each():
-  step, state, evaluate, mesh = make(accumulation=2)
+  _, state, evaluate, mesh = make()
+  graph, optimizer = abstract_model(functools.partial(_table, 5, 0.0), mesh).graph, optax.identity()
+  step = make_train_step(graph, state, optimizer, accumulation=1, logits_z_loss=0.0, byte_lengths=BYTES)
   for seed in range(3):
-    state, _ = step(state, put_batch(mesh, make_batch(seed=seed)))
-    evaluate(state.params, state.router_state, put_batch(mesh, make_batch(seed=seed)))
+    batch, key = put_batch(mesh, make_batch(seed=seed)), np.asarray(jax.random.key_data(keys(seed)[1]))
+    state, _ = step(state, batch, RunInputs(key, np.float32(0.1 * seed)))
+    evaluate(state.params, state.router_state, batch)
   assert step._cache_size() == 1
   assert evaluate._cache_size() == 1
 
 
 def test_training_learns_the_most_frequent_token_of_each_position():
   config = Adafactor(learning_rate=0.3, schedule=Constant(warmup_steps=1))
-  mesh, optimizer = make_mesh(), config.make(60, {"table": 0, "pull": 0})
+  mesh, optimizer = make_mesh(), config.make({"table": 0, "pull": 0})
   graph, state = first_state(functools.partial(_table, 5, 0.0), optimizer, mesh)
   options = {"accumulation": 1, "byte_lengths": BYTES, "logits_z_loss": 0.0}
-  step = make_train_step(graph, state, optimizer, config.make_schedule(60), keys(0)[1], **options)
+  step = with_inputs(make_train_step(graph, state, optimizer, **options), 0.3)
   target = np.array([[2, 3, 4, 5, 6]], np.int32)
   batch = {"targets": target, "targets_segments": np.ones_like(target), "loss_weights": np.ones((1, 5), np.float32)}
   for _ in range(60):

@@ -81,6 +81,45 @@ def test_a_run_that_was_cut_off_resumes_with_the_losses_of_one_that_was_not(whol
   assert losses(tmp_path, "validation") == losses(whole.workdir.root, "validation")
 
 
+def records(workdir):
+  """Training records by step, without what depends on the clock."""
+  timed = ("tokens_per_second", "input_wait")
+  found = [record for record in read_metrics(workdir / "metrics.jsonl") if record["kind"] == "train"]
+  return {record["step"]: {k: v for k, v in record.items() if k not in timed} for record in found}
+
+
+def test_records_are_means_over_the_steps_since_the_one_before(whole, corpus, tmp_path):
+  train(tiny_config(corpus, log_every=5), tmp_path)
+  found, steps = records(tmp_path), records(whole.workdir.root)
+  assert list(found) == [5, 10, 12]
+  for last, record in found.items():
+    covered = [steps[step] for step in range({5: 1, 10: 6, 12: 11}[last], last + 1)]
+    assert record["steps"] == len(covered) and record["learning_rate"] == covered[-1]["learning_rate"]
+    for name in ("tokens", "target_tokens", "bytes"):
+      assert record[name] == sum(step[name] for step in covered)
+    for name, over in {"loss": "target_tokens", "bits_per_byte": "bytes", "gradient_norm": "steps"}.items():
+      expected = np.average([step[name] for step in covered], weights=[step[over] for step in covered])
+      assert record[name] == pytest.approx(expected, rel=1e-6), name
+    low, high = (bound([step["encoder/layer_0/load_max"] for step in covered]) for bound in (min, max))
+    assert low < record["encoder/layer_0/load_max"] < high
+    assert sum(record["encoder/layer_0/load"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_after_a_stop_between_two_records_they_are_those_of_a_run_that_was_not_stopped(corpus, tmp_path, step):
+  train(tiny_config(corpus, log_every=5), tmp_path / "whole")
+  assert not train(tiny_config(corpus, log_every=5), tmp_path / "cut", [signal_after(step)]).finished
+  train(tiny_config(corpus, log_every=5), tmp_path / "cut")
+  assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_the_first_step_is_shown_as_soon_as_it_is_done_whatever_log_every(corpus, tmp_path, capsys):
+  shown = {}
+  train(tiny_config(corpus, log_every=12), tmp_path, [lambda run, info: shown.update({info.step: capsys.readouterr()})])
+  assert "step 1/12: loss" in shown[2].err
+  assert not any("step " in text.err for step, text in shown.items() if 2 < step < 6)
+
+
 def test_a_finished_run_does_nothing_more(whole, corpus):
   before = whole.workdir.metrics.read_bytes()
   again = train(tiny_config(corpus), whole.workdir.root)

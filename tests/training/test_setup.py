@@ -1,0 +1,55 @@
+"""What a run compiles does not depend on what differs between runs of one model."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from moe.parallel.mesh import make_mesh
+from moe.training.experiment import ExperimentConfig, load_config
+from moe.training.setup import Setup
+from tests.training.tiny import tiny_mapping
+
+
+def config_of(corpus, *, seed=3, steps=12, **optimizer) -> ExperimentConfig:
+  mapping = tiny_mapping(corpus, steps=steps)
+  mapping["optimizer"] = {"learning_rate": 0.03, "schedule": {"name": "cosine", "warmup_steps": 2}} | optimizer
+  return load_config(mapping | {"seed": seed})
+
+
+def program(config: ExperimentConfig) -> str:
+  """The train step as it is given to the compiler."""
+  setup = Setup(config, make_mesh())
+  batch = config.data.row_shape(config.model.row_format).empty(config.data.batch_size)
+  step = setup.train_step(np.ones(config.model.vocab_size, np.int32))
+  return step.lower(setup.abstract, batch, setup.inputs(5)).as_text()
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"seed": 4},
+    {"steps": 40},
+    {"learning_rate": 0.1},
+    {"schedule": {"name": "constant_rsqrt", "warmup_steps": 1, "decay_start": 3}},
+  ],
+  ids=lambda changes: next(iter(changes)),
+)
+def test_another_seed_length_rate_or_schedule_is_the_same_program(corpus, changes):
+  one, other = config_of(corpus), config_of(corpus, **changes)
+  assert program(one) == program(other)
+  given = [Setup(config, make_mesh()).inputs(5) for config in (one, other)]
+  assert (given[0].key != given[1].key).any() == ("seed" in changes)
+  assert (given[0].learning_rate != given[1].learning_rate) == ("seed" not in changes)
+
+
+def test_another_model_is_another_program(corpus):
+  config = config_of(corpus)
+  other = dataclasses.replace(config, model=dataclasses.replace(config.model, d_ff=40))
+  assert program(config) != program(other)
+
+
+def test_the_key_is_that_of_the_seed(corpus):
+  first = jax.random.split(jax.random.key(3))[1]
+  np.testing.assert_array_equal(Setup(config_of(corpus), make_mesh()).inputs(0).key, jax.random.key_data(first))
