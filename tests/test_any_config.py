@@ -76,7 +76,7 @@ def trace_training(config: ExperimentConfig) -> None:
     for name, value in one.items()
   }
   lengths = np.zeros(config.model.vocab_size, np.int32)
-  jax.eval_shape(setup.train_step(lengths), setup.abstract, batch)
+  jax.eval_shape(setup.train_step(lengths), setup.abstract, batch, setup.inputs(0))
   jax.eval_shape(setup.eval_step(lengths), setup.abstract.params, setup.abstract.router_state, batch)
 
 

@@ -224,8 +224,8 @@ def test_after_a_loss_that_is_not_finite_no_checkpoint_is_bad(corpus, tmp_path, 
   def breaking(*args, **options):
     step = update(*args, **options)
 
-    def broken(state, batch):
-      state, metrics = step(state, batch)
+    def broken(state, batch, run):
+      state, metrics = step(state, batch, run)
       bad = jax.tree.map(lambda x: x * jnp.inf, state.params)
       return (dataclasses.replace(state, params=bad), metrics) if int(state.step) == 4 else (state, metrics)
 
