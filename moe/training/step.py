@@ -152,7 +152,7 @@ def make_train_step(
 
   def step(state: TrainState, batch: Batch, run: RunInputs):
     whole = _whole(batch)
-    step_key = jax.random.fold_in(jax.random.wrap_key_data(run.key), state.step)
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(run.key)), state.step)
     with tracing_for(mesh):
       grads, report, seen = accumulate(state, batch, step_key, whole)
       router_state = _learned(graph, state, seen)

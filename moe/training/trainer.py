@@ -113,7 +113,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
       about=about,
       train_step=setup.train_step(lengths),
       eval_step=setup.eval_step(lengths),
-      means=Means(restored and restored.about["since_record"]),
+      means=Means(restored.about["since_record"] if restored else None),
       newest={"train": {}, "validation": {}} | (_newest_records(workdir) if is_primary else {}),
       writer=MetricsWriter(workdir.metrics, workdir.tensorboard, common) if is_primary else None,
       progress=Progress(step, settings.steps, leaks=leaks),
