@@ -15,6 +15,7 @@ from moe.experts.network import Experts
 from moe.nn.activations import ACTIVATIONS, Form
 from moe.nn.attention import segment_positions
 from moe.nn.feed_forward import FeedForward
+from moe.nn.linear import T5_INIT, KernelInit
 from moe.nn.streams import named_streams
 from moe.parallel.mesh import current_mesh
 from moe.routing import Groups, Policy, RouterConfig, RouterInput, RouterOutput, Routing, Site
@@ -54,6 +55,7 @@ class MoE(nnx.Module):
     shared_experts: experts that see every token with weight 1 (Dai et al. 2024, DeepSeekMoE, section 3.2), built as one
       network of width `shared_experts * d_ff`.
     vocab_size: number of token ids, for routers that read them.
+    init: how the matrices of the experts begin.
     read_files: whether to read the files that initialise router state (hash tables, centroids) now; otherwise the
       caller loads them before the first call, as training does.
     rngs: parameters are drawn from its stream `params`.
@@ -73,6 +75,7 @@ class MoE(nnx.Module):
     dtype: jax.typing.DTypeLike = jnp.float32,
     shared_experts: int = 0,
     vocab_size: int | None = None,
+    init: KernelInit = T5_INIT,
     read_files: bool = True,
     rngs: nnx.Rngs,
   ):
@@ -85,9 +88,9 @@ class MoE(nnx.Module):
     self.config.check_site(self.site)
     dtype, of = jnp.dtype(dtype), named_streams(rngs)
     self.router = self.config.make(self.site, of("router"))
-    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, rngs=of("experts"))
+    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, init=init, rngs=of("experts"))
     width = shared_experts * d_ff
-    self.shared = FeedForward(d_model, width, form, dtype, rngs=of("shared")) if width else None
+    self.shared = FeedForward(d_model, width, form, dtype, init=init, rngs=of("shared")) if width else None
     if read_files:
       load_state(self.router, self.config.stored(self.site, None))
 

@@ -9,7 +9,7 @@ from flax import nnx
 from moe.experts.kernels.ragged import ragged_feed_forward
 from moe.experts.kernels.recompute import activate_and_project
 from moe.nn.activations import ACTIVATIONS, GATED, Form
-from moe.nn.linear import normal
+from moe.nn.linear import T5_INIT, KernelInit
 
 
 class Weights(NamedTuple):
@@ -28,11 +28,21 @@ class Experts(nnx.Module):
     down: `[E, d, f]`, used transposed, because CPUs then compute its gradient fastest.
   """
 
-  def __init__(self, num_experts: int, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    num_experts: int,
+    d_model: int,
+    d_ff: int,
+    form: Form,
+    dtype: jnp.dtype,
+    *,
+    init: KernelInit = T5_INIT,
+    rngs: nnx.Rngs,
+  ):
     self.activation, self.dtype = ACTIVATIONS[form], dtype
 
     def parameter(fan_in: int) -> nnx.Param:
-      return normal(rngs, (num_experts, d_model, d_ff), fan_in**-0.5, ("expert", "embed", "ff"))
+      return init(rngs, (num_experts, d_model, d_ff), fan_in, ("expert", "embed", "ff"))
 
     self.up, self.down = parameter(d_model), parameter(d_ff)
     self.gate = parameter(d_model) if form in GATED else None

@@ -77,14 +77,18 @@ class Block(nnx.Module):
     self.dropout = config.dropout
 
     def attention(name: str) -> Attention:
-      return Attention(d, config.num_heads, config.d_head, dtype, rngs=of(name))
+      return Attention(d, config.num_heads, config.d_head, dtype, init=config.kernel_init, rngs=of(name))
+
+    def feed_forward() -> FeedForward:
+      form, init = config.feed_forward, config.kernel_init
+      return FeedForward(d, config.d_ff, form, dtype, init=init, rngs=of("feed_forward"))
 
     self.attention_norm, self.attention = RMSNorm(d), attention("attention")
     per_layer = config.relative_bias == "per_layer"
     self.bias = relative_bias(config, causal=causal, rngs=of("bias")) if per_layer else None
     self.cross_norm, self.cross_attention = (RMSNorm(d), attention("cross_attention")) if cross else (None, None)
-    self.feed_forward_norm, form = RMSNorm(d), config.feed_forward
-    self.feed_forward = None if moe else FeedForward(d, config.d_ff, form, dtype, rngs=of("feed_forward"))
+    self.feed_forward_norm = RMSNorm(d)
+    self.feed_forward = None if moe else feed_forward()
     self.moe = _moe_layer(config, moe, of("moe")) if moe else None
 
   def __call__(
@@ -154,6 +158,7 @@ def _moe_layer(config: ModelConfig, moe: MoEConfig, rngs: nnx.Rngs) -> MoE:
     dtype=config.compute_dtype,
     shared_experts=moe.shared_experts,
     vocab_size=config.vocab_size,
+    init=config.kernel_init,
     read_files=False,
     rngs=rngs,
   )

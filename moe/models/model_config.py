@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from moe.config import Choice, in_section, require
 from moe.models.placement import EveryNth, Placement
 from moe.nn.activations import Form
+from moe.nn.linear import T5_INIT, KernelInit
 from moe.routing import RouterConfig, Site
 
 RowFormat = Literal["inputs_and_targets", "targets"]
@@ -82,6 +83,7 @@ class ModelConfig(Choice):
     relative_buckets: rows of such a table.
     relative_max_distance: in tokens; larger distances share a bucket.
     tie_embeddings: logits are products with the input embedding, scaled by `d_model ** -0.5`.
+    kernel_init: how the matrices of attention, feed-forward networks and experts begin.
     dropout: probability, in training only.
     dtype: compute dtype; parameters and logits are always float32.
     remat: what the backward pass recomputes in each scanned unit of blocks: nothing, all but matrix products, all.
@@ -104,6 +106,7 @@ class ModelConfig(Choice):
   relative_buckets: int = 32
   relative_max_distance: int = 128
   tie_embeddings: bool = True
+  kernel_init: KernelInit = T5_INIT
   dropout: float = 0.0
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Literal["none", "dots", "full"] = "none"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.nn.dropout import dropout
-from moe.nn.linear import matmul, normal
+from moe.nn.linear import T5_INIT, KernelInit, matmul
 
 # So low that exp() of it is exactly 0 next to any real logit: masked entries change no bit of the result.
 _MASKED = -1e30
@@ -45,13 +45,22 @@ class Attention(nnx.Module):
     query, key, value: `[d, h * w]`; out: `[h * w, d]`.
   """
 
-  def __init__(self, d_model: int, num_heads: int, d_head: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    d_model: int,
+    num_heads: int,
+    d_head: int,
+    dtype: jnp.dtype,
+    *,
+    init: KernelInit = T5_INIT,
+    rngs: nnx.Rngs,
+  ):
     self.num_heads, self.d_head, self.dtype = num_heads, d_head, dtype
     inner = num_heads * d_head
-    self.query = normal(rngs, (d_model, inner), (d_model * d_head) ** -0.5, ("embed", "heads"))
-    self.key = normal(rngs, (d_model, inner), d_model**-0.5, ("embed", "heads"))
-    self.value = normal(rngs, (d_model, inner), d_model**-0.5, ("embed", "heads"))
-    self.out = normal(rngs, (inner, d_model), inner**-0.5, ("heads", "embed"))
+    self.query = init(rngs, (d_model, inner), d_model * d_head, ("embed", "heads"))
+    self.key = init(rngs, (d_model, inner), d_model, ("embed", "heads"))
+    self.value = init(rngs, (d_model, inner), d_model, ("embed", "heads"))
+    self.out = init(rngs, (inner, d_model), inner, ("heads", "embed"))
 
   def __call__(
     self,

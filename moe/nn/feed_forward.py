@@ -6,7 +6,7 @@ from flax import nnx
 
 from moe.nn.activations import ACTIVATIONS, GATED, Form
 from moe.nn.dropout import dropout
-from moe.nn.linear import matmul, normal
+from moe.nn.linear import T5_INIT, KernelInit, matmul
 
 
 class FeedForward(nnx.Module):
@@ -16,11 +16,13 @@ class FeedForward(nnx.Module):
     up: `[d, f]`; gate: the same, for gated forms only; down: `[f, d]`.
   """
 
-  def __init__(self, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+  def __init__(
+    self, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, *, init: KernelInit = T5_INIT, rngs: nnx.Rngs
+  ):
     self.form, self.dtype = form, dtype
-    self.up = normal(rngs, (d_model, d_ff), d_model**-0.5, ("embed", "ff"))
-    self.down = normal(rngs, (d_ff, d_model), d_ff**-0.5, ("ff", "embed"))
-    self.gate = normal(rngs, (d_model, d_ff), d_model**-0.5, ("embed", "ff")) if form in GATED else None
+    self.up = init(rngs, (d_model, d_ff), d_model, ("embed", "ff"))
+    self.down = init(rngs, (d_ff, d_model), d_ff, ("ff", "embed"))
+    self.gate = init(rngs, (d_model, d_ff), d_model, ("embed", "ff")) if form in GATED else None
 
   @jax.named_scope("feed_forward")
   def __call__(self, x: jax.Array, *, rate: float = 0.0, key: jax.Array | None = None) -> jax.Array:

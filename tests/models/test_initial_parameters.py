@@ -10,6 +10,7 @@ from flax import nnx
 
 from moe.experts import MoE
 from moe.models.placement import EveryNth, Listed
+from moe.nn.linear import KernelInit
 from moe.routing import RouterConfig
 from tests.models.tiny import batch, config, router, stack
 
@@ -118,3 +119,16 @@ def test_what_dropout_drops_does_not_depend_on_the_router():
   expected = silenced("expert_choice")
   for name in ("gshard", "reinforce", "noisy_top_k"):
     np.testing.assert_array_equal(silenced(name), expected, err_msg=name)
+
+
+def test_the_initial_scale_is_that_of_all_matrices_but_embeddings_position_biases_and_routers():
+  wide = {"d_model": 64, "d_ff": 64, "num_heads": 8}
+  whole, small = (
+    parameters(config("decoder", stack(router("switch"), shared_experts=1), **wide, **init))
+    for init in ({}, {"kernel_init": KernelInit(0.1, "truncated_normal")})
+  )
+  ratio = {path: small[path].std() / whole[path].std() for path in whole if whole[path].std() > 0}
+  scaled = {path for path in ratio if {"attention", "feed_forward", "experts", "shared"} & set(path)}
+  assert len(scaled) == 2 * 4 + 3 + 2 + 2
+  for path, found in ratio.items():
+    assert found == pytest.approx(0.1**0.5 if path in scaled else 1.0, rel=0.05), path
