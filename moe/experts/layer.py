@@ -88,7 +88,7 @@ class MoE(nnx.Module):
     self.config.check_site(self.site)
     dtype, of = jnp.dtype(dtype), named_streams(rngs)
     self.router = self.config.make(self.site, of("router"))
-    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, init=init, rngs=of("experts"))
+    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, init, rngs=of("experts"))
     width = shared_experts * d_ff
     self.shared = FeedForward(d_model, width, form, dtype, init=init, rngs=of("shared")) if width else None
     if read_files:

@@ -9,7 +9,7 @@ from flax import nnx
 from moe.experts.kernels.ragged import ragged_feed_forward
 from moe.experts.kernels.recompute import activate_and_project
 from moe.nn.activations import ACTIVATIONS, GATED, Form
-from moe.nn.linear import T5_INIT, KernelInit
+from moe.nn.linear import KernelInit
 
 
 class Weights(NamedTuple):
@@ -29,15 +29,7 @@ class Experts(nnx.Module):
   """
 
   def __init__(
-    self,
-    num_experts: int,
-    d_model: int,
-    d_ff: int,
-    form: Form,
-    dtype: jnp.dtype,
-    *,
-    init: KernelInit = T5_INIT,
-    rngs: nnx.Rngs,
+    self, num_experts: int, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, init: KernelInit, *, rngs: nnx.Rngs
   ):
     self.activation, self.dtype = ACTIVATIONS[form], dtype
 

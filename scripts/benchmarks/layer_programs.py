@@ -16,6 +16,7 @@ from flax import nnx
 from moe.config import require
 from moe.experts.layer import LayerReport, MoE
 from moe.experts.network import Experts
+from moe.nn.linear import T5_INIT
 from moe.routing import (
   Router,
   RouterConfig,
@@ -159,7 +160,7 @@ def _losses(report: LayerReport) -> jax.Array:
 # Layers that are measured side by side share their largest arrays.
 @functools.lru_cache(maxsize=1)
 def _experts(d_model: int, num_experts: int, d_ff: int, dtype: jnp.dtype) -> Experts:
-  return Experts(num_experts, d_model, d_ff, "gelu", dtype, rngs=nnx.Rngs(0))
+  return Experts(num_experts, d_model, d_ff, "gelu", dtype, T5_INIT, rngs=nnx.Rngs(0))
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,6 +13,7 @@ from moe.experts import dispatch as local
 from moe.experts.layer import MoE
 from moe.experts.network import Experts
 from moe.nn.activations import ACTIVATIONS
+from moe.nn.linear import T5_INIT
 from moe.routing import (
   Groups,
   RaggedRouting,
@@ -154,7 +155,7 @@ def test_outputs_and_gradients_equal_a_loop_over_assignments(router, batch):
 
 @pytest.mark.parametrize("form", sorted(ACTIVATIONS))
 def test_every_form_of_expert_has_the_gradient_of_its_formula(form):
-  experts = Experts(EXPERTS, WIDTH, HIDDEN, form, jnp.float32, rngs=nnx.Rngs(0))
+  experts = Experts(EXPERTS, WIDTH, HIDDEN, form, jnp.float32, T5_INIT, rngs=nnx.Rngs(0))
   graph, params = nnx.split(experts)
   x = jax.random.normal(jax.random.key(1), (EXPERTS, 5, WIDTH))
   cotangent = jax.random.normal(jax.random.key(2), x.shape)

@@ -100,8 +100,8 @@ def test_records_are_means_over_the_steps_since_the_one_before(whole, corpus, tm
     for name, over in {"loss": "target_tokens", "bits_per_byte": "bytes", "gradient_norm": "steps"}.items():
       expected = np.average([step[name] for step in covered], weights=[step[over] for step in covered])
       assert record[name] == pytest.approx(expected, rel=1e-6), name
-    low, high = (bound([step["encoder/layer_0/load_max"] for step in covered]) for bound in (min, max))
-    assert low < record["encoder/layer_0/load_max"] < high
+    low, high = (bound([step["encoder/layer_0/gate_entropy"] for step in covered]) for bound in (min, max))
+    assert low < record["encoder/layer_0/gate_entropy"] < high
     assert sum(record["encoder/layer_0/load"]) == pytest.approx(1)
 
 
