@@ -6,23 +6,26 @@ evaluated under a causal rule; the difference is what the loss owes to the futur
 To evaluate on other data, replace fields of the run's data section, by dotted names: `--data source.name=text --data
 source.path="my/*.txt"`; or take the whole section of another config with `--config FILE`. `--mesh expert=4` divides the
 model over the devices, whatever mesh it was trained on; by default each device has a copy and a share of the rows. The
-result is printed, and written to a new JSON file in the workdir.
+result is printed, and then written to a new JSON file in the workdir.
 """
 
 import hashlib
 import json
+import pathlib
 from typing import Any
 
 from absl import flags
 
 from moe import commands
-from moe.config import as_mapping, build, override, parse_field
+from moe.config import as_mapping, build, override, parse_field, require
 
 commands.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: 'best', 'latest' or its step.")
 _SPLIT = flags.DEFINE_string("split", "validation", "Split to evaluate on.")
-_BATCHES = flags.DEFINE_integer("batches", 0, "Batches to read; 0 for the whole split.", lower_bound=0)
+_BATCHES = flags.DEFINE_integer(
+  "batches", 0, "Batches to read; 0 for the whole split.", lower_bound=0, upper_bound=2**31 - 1
+)
 _DATA = flags.DEFINE_multi_string("data", [], "FIELD=VALUE of the data section; may be repeated.")
 _MESH = flags.DEFINE_multi_string("mesh", [], "AXIS=SIZE of the mesh of devices (data, expert, model), or fsdp=true.")
 
@@ -33,26 +36,54 @@ def main() -> None:
   from moe.evaluation.rules import evaluate_by_rules
   from moe.parallel.mesh import MeshConfig
   from moe.training.experiment import load_config
-  from moe.training.workdir import Workdir, write_new
+  from moe.training.workdir import Workdir
 
   mesh = build(MeshConfig, override({}, map(parse_field, _MESH.value)), "config.mesh")
+  given = load_config(_config_of_data()).data if commands.given_configs() else None
   trained = restore(_WORKDIR.value, _STEP.value, mesh)
-  data = load_config(commands.given_config()).data if commands.given_configs() else trained.config.data
+  data = given or trained.config.data
   data = build(DataConfig, override(as_mapping(data), map(parse_field, _DATA.value)), "config.data")
   split = _SPLIT.value
   result = evaluate_by_rules(trained, data, split, _BATCHES.value)
   about = {"step": trained.step, "split": split, "batches": _BATCHES.value, "data": as_mapping(data)}
   leak = {"future_leakage": True} if trained.config.model.leaks_future else {}
-  folder = Workdir(_WORKDIR.value).root / "evaluations"
-  folder.mkdir(exist_ok=True)
-  name = f"step-{trained.step}-{split}-{_digest(about)}"
-  number, path = 1, folder / f"{name}.json"
-  while path.exists():
-    number += 1
-    path = folder / f"{name}-{number}.json"
-  write_new(path, json.dumps(about | leak | result, indent=2) + "\n")
-  print("\n".join(_lines(result, trained.step, split, bool(leak))))
-  print(f"written to {path}")
+  print("\n".join(_lines(result, trained.step, split, bool(leak))), flush=True)
+  path = Workdir(_WORKDIR.value).root / "evaluations" / f"step-{trained.step}-{split}-{_digest(about)}.json"
+  print(f"written to {_write(path, json.dumps(about | leak | result, indent=2))}")
+
+
+def _config_of_data() -> dict[str, Any]:
+  """The config of the command line, of which only the data section is read.
+
+  Raises:
+    ConfigError: there is more than one, or an override of another section, which would be without effect.
+  """
+  config = commands.given_config()
+  for argument in commands.given_configs()[0][1:]:
+    field, _, value = argument.removeprefix("--").partition("=")
+    expected = "expected a field of config.data: the run has all other sections, and this config gives only its data"
+    require(field.split(".")[1] == "data", field, value, expected)
+  return config
+
+
+def _write(path: pathlib.Path, text: str) -> pathlib.Path:
+  """Writes a new file of this name, or of the first free one with a number, and returns its path.
+
+  Raises:
+    WorkdirError: it cannot be written.
+  """
+  from moe.training.workdir import WorkdirError, write_new
+
+  number, free = 1, path
+  try:
+    path.parent.mkdir(exist_ok=True)
+    while free.exists():
+      number += 1
+      free = path.with_name(f"{path.stem}-{number}.json")
+    write_new(free, text + "\n")
+  except OSError as error:
+    raise WorkdirError(f"{free} could not be written ({error.strerror}); the result stands above") from None
+  return free
 
 
 def _digest(about: dict[str, Any]) -> str:

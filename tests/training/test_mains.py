@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,17 @@ def test_an_evaluation_is_printed_and_saved_and_a_second_one_does_not_replace_it
   assert first == second and f"{first['bits_per_byte']:.6g}" in out
 
 
+def test_an_evaluation_that_cannot_be_kept_is_printed_all_the_same(whole, start, tmp_path):
+  """A file stands where its folder should be, which stops even a superuser."""
+  workdir = tmp_path / "run"
+  shutil.copytree(whole[0], workdir, ignore=shutil.ignore_patterns("evaluations", "tensorboard"))
+  (workdir / "evaluations").write_text("in the way")
+  code, out, error = finish(start("evaluate", f"--workdir={workdir}", "--batches=1"))
+  assert code == 2 and "bits_per_byte" in out
+  assert error.startswith(f"error: {workdir}/evaluations/step-") and len(error.splitlines()) == 1
+  assert error.endswith(".json could not be written (File exists); the result stands above\n")
+
+
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
@@ -184,8 +196,47 @@ def test_an_evaluation_is_printed_and_saved_and_a_second_one_does_not_replace_it
     (["--data", "pth=x"], "data.pth = 'x': unknown field"),
     (["--step=77777"], "step 77777 has no checkpoint"),
     (["--workdir=nowhere"], "nowhere holds no run"),
+    (["--batches=-1"], "--batches=-1"),
+    (
+      ["--config={config}", "--config.model.d_model=64"],
+      "config.model.d_model = '64': expected a field of config.data: the run has all other sections",
+    ),
   ],
 )
-def test_a_wrong_evaluation_is_one_line(whole, start, arguments, said):
-  code, _, error = finish(start("evaluate", f"--workdir={whole[0]}", *arguments))
+def test_a_wrong_evaluation_is_one_line(whole, start, config_file, arguments, said):
+  given = [argument.format(config=config_file) for argument in arguments]
+  code, _, error = finish(start("evaluate", f"--workdir={whole[0]}", *given))
   assert code in (1, 2) and said in error and len(error.splitlines()) == 1, error
+
+
+def test_prompts_from_a_pipe_are_continued_in_their_order(whole, start, tmp_path):
+  """Two at a time; the last one is longer than the rows of 16 tokens, which is said."""
+  prompts = ["the cat", "", "an old oak", "seven grey owls watched"]
+  (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+  options = f"--workdir={whole[0]} --length=4 --batch_size=2 --json"
+  command = f"{sys.executable} -m moe.generate {options} --prompts=- < {tmp_path / 'prompts.txt'}"
+  code, out, error = finish(start("generate", command, shell=True))
+  assert code == 0, error
+  records = [json.loads(line) for line in out.splitlines()]
+  assert [record["prompt"] for record in records] == prompts
+  assert all(set(record) == {"prompt", "text", "step"} and len(record["text"]) <= 4 for record in records)
+  assert error.splitlines() == ["prompt 4: the model reads the last 16 of its 23 tokens, as in training"]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    ([], "prompt = None: expected at least one"),
+    (["--prompt=a", "--length=1000000000"], "length = 1000000000: expected from 1 to 65,536 tokens"),
+    (["--prompt=a", "--temperature=nan"], "temperature = nan: expected 0, or from 1e-6 to 1e6"),
+    (["--prompt=a", "--seed=4294967296"], "seed = 4294967296: expected from 0 to 2^32 - 1"),
+    (["--prompts={latin}"], "expected text in UTF-8; line 2 is not"),
+    (["--file=missing.txt"], "--file = 'missing.txt': expected a file that can be read (No such file or directory)"),
+  ],
+)
+def test_a_wrong_request_for_text_is_one_line_before_the_model_is_read(start, tmp_path, arguments, said):
+  latin = tmp_path / "latin.txt"
+  latin.write_bytes(b"plain\ncaf\xe9\n")
+  given = [argument.format(latin=latin) for argument in arguments]
+  code, _, error = finish(start("generate", "--workdir=nowhere", *given))
+  assert code == 2 and said in error and len(error.splitlines()) == 1, error
