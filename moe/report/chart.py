@@ -76,6 +76,13 @@ class Chart:
     dashes = "5 4" if dashed else None
     self._add("path", {"d": path, "stroke": color, "stroke-dasharray": dashes, "class": "line"})
 
+  def band(self, xs: Values, low: Values, high: Values, color: str) -> None:
+    """Adds the area between two curves; nothing where a value is not finite."""
+    corners = [*zip(xs, high), *reversed([*zip(xs, low)])]
+    if all(math.isfinite(y) for _, y in corners):
+      path = "L".join(f"{self.x_pixel(x):.1f} {self.y_pixel(y):.1f}" for x, y in corners)
+      self._add("path", {"d": f"M{path}Z", "fill": color, "fill-opacity": "0.18"})
+
   def points(self, xs: Values, ys: Values, color: str, tips: Sequence[str], *, hollow: bool = False) -> None:
     """Adds a dot, or a ring, with a tooltip for every finite point."""
     style = {"r": "3.6", "fill": "#fff" if hollow else color, "stroke": color, "stroke-width": "1.6"}

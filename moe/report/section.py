@@ -7,7 +7,8 @@ from typing import Any
 
 from moe.report.axes import Axis, linear_axis
 from moe.report.chart import Chart
-from moe.report.types import Layer, Run
+from moe.report.seeds import by_config
+from moe.report.types import LEAKS, Layer, Run
 
 # Okabe and Ito's colors, which every kind of color vision can tell apart; black and grey are for references.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -74,6 +75,21 @@ def run_key(runs: Sequence[Run], run: Run) -> Key:
 def run_keys(runs: Sequence[Run], *notes: str, routed: bool = False) -> list[Key]:
   """A legend of the runs (with `routed` only those with routers), followed by notes on the kinds of lines."""
   return [run_key(runs, run) for run in runs if run.layers or not routed] + [Key(note) for note in notes]
+
+
+def seeds_keys(runs: Sequence[Run], *notes: str, routed: bool = False) -> list[Key]:
+  """As `run_keys`, with one entry for runs that differ only in seeds."""
+  groups = [group for group in by_config(runs) if group.runs[0].layers or not routed]
+  keys = [
+    Key(
+      f"{group.name} ({LEAKS})" if group.runs[0].leaks else group.name,
+      run_color(runs, group.runs[0]),
+      group.runs[0].leaks,
+    )
+    for group in groups
+  ]
+  spread = ["several seeds: mean, and from the lowest to the highest"] if any(len(g.runs) > 1 for g in groups) else []
+  return keys + [Key(note) for note in (*notes, *spread)]
 
 
 def layer_names(runs: Sequence[Run]) -> list[str]:

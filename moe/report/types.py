@@ -1,6 +1,7 @@
 """What a report knows of a run."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,22 @@ class Run:
   def label(self) -> str:
     """The name, with the words that go with every loss of a run that leaks."""
     return f"{self.name} ({LEAKS})" if self.leaks else self.name
+
+  @property
+  def tokens_per_second(self) -> float | None:
+    """Median over the training records; None if there is none."""
+    values = self.series("train", "tokens_per_second")[1]
+    return float(np.median(values)) if len(values) else None
+
+  @property
+  def seconds(self) -> float | None:
+    """Wall time from each start of the run to its last record, summed over starts; None where it was not recorded.
+
+    What a stopped run did after the checkpoint that it was resumed from is not counted.
+    """
+    values = [record["seconds"] for record in self.records if "seconds" in record]
+    ends = [now for now, after in itertools.pairwise([*values, 0.0]) if after < now]
+    return sum(ends) if values else None
 
   def series(self, kind: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a metric in the records of one kind, without values that JSON cannot hold, such as NaN.

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,10 +47,12 @@ class MetricsWriter:
     path: of the JSON lines.
     tensorboard: folder of the event files; None for none.
     common: fields of every record, such as a mark that the run's loss leaks the future.
+
+  Every record also has `seconds`, the time since the writer was made: a resumed run counts from 0 again.
   """
 
   def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path | None = None, common: Record | None = None):
-    self._common = common or {}
+    self._common, self._began = common or {}, time.monotonic()
     torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
     self._file = path.open("a", encoding="utf-8")
     if torn:
@@ -58,7 +61,8 @@ class MetricsWriter:
 
   def write(self, step: int, kind: str, values: Record) -> None:
     """Appends one record; non-finite numbers become strings, because JSON has none."""
-    record = {"step": step, "kind": kind} | self._common | values
+    about = {"step": step, "kind": kind, "seconds": round(time.monotonic() - self._began, 3)}
+    record = about | self._common | values
     self._file.write(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n")
     self._file.flush()
     prefix = "/".join([kind, *self._common])

@@ -181,3 +181,72 @@ def test_records_that_json_could_not_hold_as_numbers_are_left_out():
   run.records[1]["encoder/layer_0/load"] = ["nan"] * 4
   root = parsed(run)
   assert "nan" not in " ".join(path.get("d", "") for path in root.iter("path")).lower()
+
+
+def seeds(*losses: float) -> list[Run]:
+  """Runs of one config with seeds 0, 1, ... whose losses end at these values, and another config's."""
+  runs = []
+  for seed, loss in enumerate(losses):
+    run = make_run(f"seed{seed}")
+    config = dataclasses.replace(
+      run.trained.config, seed=seed, data=dataclasses.replace(run.trained.config.data, seed=seed)
+    )
+    for record in run.records:
+      record |= {
+        "loss": loss + 30 - record["step"],
+        "tokens_per_second": 1000.0 + seed,
+        "seconds": 2.0 * record["step"],
+      }
+    records = sorted(run.records, key=lambda record: record["step"])
+    runs.append(dataclasses.replace(run, trained=dataclasses.replace(run.trained, config=config), records=records))
+  return [*runs, make_run("other", d_ff=64)]
+
+
+def test_runs_that_differ_in_seeds_alone_have_a_mean_and_a_spread():
+  """1, 2 and 6 have the mean 3 and the standard error sqrt(7 / 3)."""
+  (table,) = [t for t in section(parsed(*seeds(1, 2, 6)), "Runs").iter("table") if t.find("thead/tr/th").text == "runs"]
+  ((name, numbers, step, loss, _, speed, time),) = [[text_of(cell) for cell in row] for row in table.find("tbody")]
+  assert (name, numbers, step) == ("seed0 … seed2 (3 seeds)", "0, 1, 2", "30")
+  assert loss == "3.0000 ± 1.5275 (1.0000 to 6.0000)"
+  assert speed == "1,001 ± 1 (1,000 to 1,002)" and time == "0:01:00"
+
+
+def test_curves_of_several_seeds_are_their_mean_within_their_range():
+  loss = section(parsed(*seeds(1, 2, 6)), "Loss and perplexity")
+  assert [text_of(key) for key in loss.find("p")][:2] == ["seed0 … seed2 (3 seeds)", "other"]
+  chart = next(loss.iter("svg"))
+  tips = [dot.get("data-tip") for dot in chart.iter("circle")]
+  assert "seed0 … seed2 (3 seeds), validation at step 30: 3 (1 to 6)" in tips
+  assert len([path for path in chart.iter("path") if path.get("fill-opacity")]) == 2  # training and validation
+  alone = next(section(parsed(make_run(), make_run("other", d_ff=64)), "Loss and perplexity").iter("svg"))
+  assert not [path for path in alone.iter("path") if path.get("fill-opacity")]
+
+
+def test_a_run_shows_its_speed_and_the_wall_time_of_all_its_starts():
+  run = make_run()
+  for record in run.records:  # stopped after step 20, and resumed
+    record |= {"seconds": 2.0 * record["step"] - (40 if record["step"] > 20 else 0)}
+    record |= {"tokens_per_second": 500.0, "input_wait": 0.25} if record["kind"] == "train" else {}
+  run = dataclasses.replace(run, records=sorted(run.records, key=lambda record: record["step"]))
+  facts = {text_of(row[0]): text_of(row[1]) for row in section(parsed(run), "Runs").find(".//tbody")}
+  assert facts["speed"] == "500 tokens per second, 25.0% of the time waiting for input"
+  assert facts["wall time"] == "0:01:00"
+
+
+def test_three_runs_side_by_side_fit_a_window_of_1280_pixels():
+  root = parsed(*(make_run(name) for name in ("first", "second", "third")))
+  style = root.find("head/style").text
+  padding, gap, scrollbar = 24, 18, 17
+  assert re.search(rf"main {{ padding: 0 {padding}px", style) and re.search(rf"\.columns {{ .*gap: 14px {gap}px", style)
+  grids = [part.get("style") for part in root.iter("div") if part.get("class") == "columns"]
+  assert grids
+  for grid in grids:
+    columns, least = map(
+      int, re.fullmatch(r"grid-template-columns: repeat\((\d+), minmax\((\d+)px, 1fr\)\)", grid).groups()
+    )
+    assert columns == 3 and columns * least + (columns - 1) * gap + 2 * padding + scrollbar <= 1280
+  # What is wider than its column shrinks with it, and no table is wider than what scrolls around it.
+  for rule in (r"svg { [^}]*max-width: 100%", r"figure { [^}]*max-width: 100%", r"\.panel { [^}]*max-width: 100%"):
+    assert re.search(rule, style)
+  parents = {child: parent for parent in root.iter() for child in parent}
+  assert all(parents[table].get("class") == "scroll" for table in root.iter("table"))

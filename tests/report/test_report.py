@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -53,9 +54,14 @@ def report(folder, compiled_programs, *arguments):
 
 
 def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(runs, compiled_programs, tmp_path):
-  arguments = [f"--workdir={runs / name}" for name in ("causal", "leaking")]
-  code, out, error = report(tmp_path, compiled_programs, *arguments, "--batches=1")
-  assert code == 0 and out.startswith("written to report.html"), error
+  (runs / "notes").mkdir()  # matches the glob, and is no run
+  code, out, error = report(tmp_path, compiled_programs, f"--workdir={runs}/*", "--batches=1")
+  assert code == 0, error
+  causal, leaking, written = out.splitlines()
+  assert re.match(r"causal: step 6: .* tokens per second, .*, wall time 0:0", causal) and leaking.startswith(
+    "leaking: none"
+  )
+  assert written.startswith("written to report.html")
   page = (tmp_path / "report.html").read_text()
   root = ElementTree.fromstring(page.split("\n", 1)[1])
   titles = [text.text for text in root.iter("text") if text.get("class") == "title"]
@@ -71,8 +77,8 @@ def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(
   assert "sees later tokens" in "".join(causality.itertext())
   assert "FUTURE LEAKAGE" in page and page.count("<script>") == 1
 
-  code, out, _ = report(tmp_path, compiled_programs, arguments[0], "--batches=1")
-  assert code == 0 and out.startswith("written to report-2.html")
+  code, out, _ = report(tmp_path, compiled_programs, f"--workdir={runs / 'causal'}", "--batches=1")
+  assert code == 0 and out.splitlines()[-1].startswith("written to report-2.html")
   assert (tmp_path / "report.html").read_text() == page
 
 
@@ -81,9 +87,19 @@ def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(
   [
     (["--workdir=nowhere"], 2, "nowhere holds no run"),
     (["--workdir=young"], 1, "young has no checkpoint yet"),
-    (["--workdir=young", "--out=taken.html"], 2, "--out = 'taken.html': expected a file that does not exist"),
-    (["--workdir=young", "--out=no/page.html"], 2, "--out = 'no/page.html': expected a file in an existing folder"),
+    (["--workdir=young", "--out=taken.html"], 2, "--out = 'taken.html': expected a path that does not exist"),
+    (
+      ["--workdir=young", "--out=no/page.html"],
+      2,
+      "--out = 'no/page.html': expected a path that can be written (No such file or directory)",
+    ),
     (["--workdir=young", "--batches=0"], 2, "--batches=0"),
+    (
+      ["--workdir=young", "--out=/proc/page.html"],
+      2,
+      "'/proc/page.html': expected a path that can be written",
+    ),
+    (["--workdir=no*"], 2, "--workdir = 'no*': expected to match at least one folder of a run"),
   ],
 )
 def test_what_is_wrong_is_one_line(corpus, compiled_programs, tmp_path, arguments, code, said):

@@ -18,13 +18,16 @@ def write(path, *records, common=None):
   writer.close()
 
 
-def test_records_are_read_in_order_as_they_were_written(tmp_path):
+def test_records_are_read_in_order_as_they_were_written(tmp_path, monkeypatch):
+  """With the seconds since the writer was made, which is at 100 here."""
+  clock = iter((100.0, 101.5, 103.0, 104.0))
+  monkeypatch.setattr(metrics_file.time, "monotonic", lambda: next(clock))
   path = tmp_path / "metrics.jsonl"
   write(path, (2, "train", {"loss": 0.1}), (1, "train", {"loss": 0.2}), (2, "validation", {"loss": 0.3}))
   assert read_metrics(path) == [
-    {"step": 1, "kind": "train", "loss": 0.2},
-    {"step": 2, "kind": "train", "loss": 0.1},
-    {"step": 2, "kind": "validation", "loss": 0.3},
+    {"step": 1, "kind": "train", "seconds": 3.0, "loss": 0.2},
+    {"step": 2, "kind": "train", "seconds": 1.5, "loss": 0.1},
+    {"step": 2, "kind": "validation", "seconds": 4.0, "loss": 0.3},
   ]
 
 

@@ -1,13 +1,17 @@
 """What each run is, and in which fields the configs of several runs differ."""
 
 import dataclasses
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from moe.config import Choice, as_mapping
 from moe.models import StackConfig
 from moe.report.section import Key, Section, run_key
+from moe.report.seeds import Seeds, by_config, spread_text
 from moe.report.types import LEAKS, Run
 from moe.routing import RouterConfig
 
@@ -21,10 +25,53 @@ def overview_section(runs: Sequence[Run]) -> Section:
     "leaking": [run.name for run in runs if run.leaks],
     "runs": [run_key(runs, run) for run in runs],
     "facts": [[name, *(each.get(name, _ABSENT) for each in facts)] for name in _names(facts)],
+    "seeds": [_seeds_row(group) for group in by_config(runs) if len(group.runs) > 1],
     "differences": _differences(runs) if len(runs) > 1 else None,
     "configs": [(run.name, json.dumps(as_mapping(run.trained.config), indent=2)) for run in runs],
   }
   return Section("Runs", "", "overview.html", data)
+
+
+def summary_lines(runs: Sequence[Run]) -> list[str]:
+  """A line for each run, and for each config with several seeds: what was reached, and how fast."""
+  lines = [f"{run.name}: {_validation(run)}, {_speed(run)}, wall time {_wall_time(run.seconds)}" for run in runs]
+  groups = [group for group in by_config(runs) if len(group.runs) > 1]
+  return lines + [
+    f"{group.name}: loss {_seeds_row(group)[3]}, {_seeds_row(group)[4]} bits per byte" for group in groups
+  ]
+
+
+def _seeds_row(group: Seeds) -> list[str]:
+  """Name, seeds, and at the last step at which all were validated, loss and bits per byte; speed and wall time."""
+  seeds = ", ".join(str(run.trained.config.seed) for run in group.runs)
+  steps, loss = group.series("validation", "loss")
+  _, bits = group.series("validation", "bits_per_byte")
+  leak = f" ({LEAKS})" if group.runs[0].leaks else ""
+  last = [
+    f"{spread_text(values[:, -1])}{leak}" if values.size and len(values) > 1 else _ABSENT for values in (loss, bits)
+  ]
+  speeds = [run.tokens_per_second for run in group.runs if run.tokens_per_second is not None]
+  times = [run.seconds for run in group.runs if run.seconds is not None]
+  return [
+    group.name,
+    seeds,
+    f"{steps[-1]:,.0f}" if len(steps) else _ABSENT,
+    *last,
+    spread_text(speeds, ",.0f") if len(speeds) > 1 else _ABSENT,
+    _wall_time(float(np.mean(times)) if times else None),
+  ]
+
+
+def _speed(run: Run) -> str:
+  if run.tokens_per_second is None:
+    return "no speed recorded"
+  waits = run.series("train", "input_wait")[1]
+  wait = f", {waits.mean():.1%} of the time waiting for input" if len(waits) else ""
+  return f"{run.tokens_per_second:,.0f} tokens per second{wait}"
+
+
+def _wall_time(seconds: float | None) -> str:
+  return "not recorded" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
 
 def _facts(run: Run) -> dict[str, str | Key]:
@@ -41,6 +88,8 @@ def _facts(run: Run) -> dict[str, str | Key]:
     "vocabulary": f"{run.trained.vocabulary['name']}, {run.trained.vocabulary['size']:,} items",
     "training": f"{config.optimizer.name}, {data.batch_size} rows per batch, {_steps(run)}",
     "last validation": _validation(run),
+    "speed": _speed(run),
+    "wall time": _wall_time(run.seconds),
     "routing shown": f"checkpoint {run.trained.step:,}, {_tokens_read(run)}",
   }
 

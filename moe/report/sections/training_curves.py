@@ -9,13 +9,15 @@ import numpy as np
 from moe.report import statistics
 from moe.report.axes import Axis, linear_axis, logarithmic_axis
 from moe.report.chart import Chart
-from moe.report.section import Grid, Section, charts_section, layer_names, run_color, run_keys, step_axis
-from moe.report.types import Run
+from moe.report.section import Grid, Section, charts_section, layer_names, run_color, seeds_keys, step_axis
+from moe.report.seeds import Seeds, by_config
+from moe.report.types import LEAKS, Run
 from moe.training.figure import running_mean
 
 _LINES = ("solid: training, running mean", "dashed with dots: validation")
 _MOST_POINTS, _MOST_DOTS = 300, 60
 
+# Steps `[n]` and values `[runs, n]`.
 Curve = tuple[np.ndarray, np.ndarray]
 Level = tuple[float, str]
 
@@ -37,7 +39,7 @@ def loss_section(runs: Sequence[Run]) -> Section | None:
     "Cross-entropy without auxiliary losses; perplexity is its exponential. Compare runs with different vocabularies"
     " only in bits per byte."
   )
-  return charts_section("Loss and perplexity", about, run_keys(runs, *_LINES), _drawn(charts))
+  return charts_section("Loss and perplexity", about, seeds_keys(runs, *_LINES), _drawn(charts))
 
 
 def dropped_section(runs: Sequence[Run]) -> Section | None:
@@ -50,7 +52,7 @@ def dropped_section(runs: Sequence[Run]) -> Section | None:
     _metric_chart(f"Dropped · {name}", runs, f"{name}/dropped", lambda v: linear_axis("dropped share", v, low=0.0))
     for name in layer_names(runs)
   ]
-  return charts_section("Dropped tokens", about, run_keys(runs, *_LINES, routed=True), _drawn(charts))
+  return charts_section("Dropped tokens", about, seeds_keys(runs, *_LINES, routed=True), _drawn(charts))
 
 
 def gate_entropy_section(runs: Sequence[Run]) -> Section | None:
@@ -69,7 +71,7 @@ def gate_entropy_section(runs: Sequence[Run]) -> Section | None:
     )
     for name in layer_names(runs)
   ]
-  legend = run_keys(runs, *_LINES, "dotted: ln E, undecided", routed=True)
+  legend = seeds_keys(runs, *_LINES, "dotted: ln E, undecided", routed=True)
   return charts_section("Entropy of the gates", about, legend, _drawn(charts))
 
 
@@ -92,7 +94,9 @@ def _metric_chart(
   transform: Callable[[np.ndarray], np.ndarray] = lambda values: values,
   level: Callable[[Run], Level | None] = lambda run: None,
 ) -> Chart | None:
-  """A metric over training, every run in its color: a running mean of training, dots of validation.
+  """A metric over training, every config in its color: a running mean of training, dots of validation.
+
+  Of runs that differ only in seeds it shows the mean, and the area from the lowest to the highest.
 
   Args:
     title: of the chart.
@@ -105,24 +109,39 @@ def _metric_chart(
   Returns:
     None where no run recorded the metric.
   """
-  drawn: list[tuple[Run, Curve, Curve, Level | None]] = []
-  for run in runs:
-    steps, values = run.series("train", metric)
-    steps, means = statistics.thin(steps, running_mean(values), _MOST_POINTS)
-    checked, values = statistics.thin(*run.series("validation", metric), _MOST_DOTS)
-    if len(steps) or len(checked):
-      drawn.append((run, (steps, transform(means)), (checked, transform(values)), level(run)))
+  drawn: list[tuple[Seeds, Curve, Curve, Level | None]] = []
+  for group in by_config(runs):
+    training = _thinned(*group.series("train", metric, running_mean), _MOST_POINTS)
+    validation = _thinned(*group.series("validation", metric), _MOST_DOTS)
+    if len(training[0]) or len(validation[0]):
+      training, validation = (training[0], transform(training[1])), (validation[0], transform(validation[1]))
+      drawn.append((group, training, validation, level(group.runs[0])))
   if not drawn:
     return None
-  heights = [y for _, *curves, _ in drawn for _, values in curves for y in values]
+  heights = [y for _, *curves, _ in drawn for _, values in curves for y in values.flat]
   heights += [reference[0] for *_, reference in drawn if reference is not None]
   chart = Chart(title, step_axis(runs), y_axis(heights))
-  for run, training, validation, reference in drawn:
-    color = run_color(runs, run)
+  for group, training, validation, reference in drawn:
+    color = run_color(runs, group.runs[0])
     if reference is not None:
-      chart.level(reference[0], color, f"{run.name}: {reference[1]}")
-    chart.line(*training, color)
-    chart.line(*validation, color, dashed=True)
-    tips = [f"{run.label}, validation at step {step:,.0f}: {value:.4g}" for step, value in zip(*validation)]
-    chart.points(*validation, color, tips)
+      chart.level(reference[0], color, f"{group.name}: {reference[1]}")
+    for (steps, values), dashed in ((training, False), (validation, True)):
+      if len(values) > 1:
+        chart.band(steps, values.min(0), values.max(0), color)
+      chart.line(steps, values.mean(0), color, dashed=dashed)
+    steps, values = validation
+    chart.points(steps, values.mean(0), color, [_tip(group, *each) for each in zip(steps, values.T)])
   return chart
+
+
+def _thinned(steps: np.ndarray, values: np.ndarray, most: int) -> Curve:
+  """`statistics.thin` of a curve of several runs."""
+  steps, columns = statistics.thin(steps, values.T, most)
+  return steps, columns.T
+
+
+def _tip(group: Seeds, step: float, values: np.ndarray) -> str:
+  """What the page says of a validation with a value for each seed."""
+  leak = f" ({LEAKS})" if group.runs[0].leaks else ""
+  spread = "" if len(values) == 1 else f" ({values.min():.4g} to {values.max():.4g})"
+  return f"{group.name}{leak}, validation at step {step:,.0f}: {values.mean():.4g}{spread}"
