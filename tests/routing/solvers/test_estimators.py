@@ -13,28 +13,15 @@ import pytest
 from moe.routing.solvers.estimators import (
   firing_probability,
   hard_forward,
-  minimum_variance_baseline,
   noisy_rectifier,
-  reinforce,
   stochastic_times_smooth,
-  straight_through,
 )
 
 GRID = (jnp.arange(4000) + 0.5) / 4000
-# One binary unit, and a loss of its output: L(1) = 3, L(0) = 1.
-A, LOSSES = 0.4, jnp.array([1.0, 3.0])
-S = float(jax.nn.sigmoid(A))
-EXACT = S * (1 - S) * 2  # sigmoid'(a) (L(1) - L(0)) = 0.480521
-OUTCOMES, PROBABILITY = jnp.array([0.0, 1.0]), jnp.array([1 - S, S])
 
 
 def logit(p):
   return jnp.log(p / (1 - p))
-
-
-def moments(estimates, probability):
-  mean = (probability * estimates).sum()
-  return float(mean), float((probability * jnp.square(estimates - mean)).sum())
 
 
 def test_stochastic_times_smooth_has_expectation_p_because_of_the_square_root():
@@ -67,53 +54,10 @@ def test_the_noisy_rectifier_is_unbiased_and_often_exactly_zero():
   np.testing.assert_allclose((h == 0).mean(0), 1 - cdf, atol=1e-3)
 
 
-def test_straight_through_is_hard_forwards_and_the_identity_backwards():
-  a, uniform = jnp.array([0.4, 0.4, -0.1, 0.1]), jnp.array([0.59, 0.6, 0.5, 0.5])
-  for slope in (False, True):
-    h, pull = jax.vjp(lambda a: straight_through(a, uniform, slope=slope), a)  # noqa: B023
-    np.testing.assert_array_equal(h, [1, 0, 0, 1])
-    expected = jax.nn.sigmoid(a) * (1 - jax.nn.sigmoid(a)) if slope else jnp.ones(4)
-    np.testing.assert_allclose(pull(jnp.ones(4))[0], expected, rtol=1e-6)
-
-
 def test_a_hard_forward_keeps_its_value_to_the_bit():
   soft = jax.random.uniform(jax.random.key(0), (1000,))
   np.testing.assert_array_equal(hard_forward(jnp.ones(1000), soft), 1)
   np.testing.assert_array_equal(hard_forward(jnp.zeros(1000), soft), 0)
-
-
-@pytest.mark.parametrize(
-  ("baseline", "variance"), [(0.0, 0.7807), (float((PROBABILITY * LOSSES).sum()), 0.0374), (1.80262, 0.0)]
-)
-def test_reinforce_is_unbiased_for_any_baseline_which_only_changes_its_variance(baseline, variance):
-  mean, spread = moments(reinforce(jnp.full(2, A), OUTCOMES, LOSSES, baseline), PROBABILITY)
-  assert mean == pytest.approx(EXACT, rel=1e-5) == pytest.approx(0.480521, abs=1e-6)
-  assert spread == pytest.approx(variance, abs=1e-4)
-
-
-def test_the_baseline_of_least_variance_of_one_unit_crosses_its_losses():
-  best = minimum_variance_baseline(OUTCOMES - S, LOSSES, PROBABILITY)
-  assert float(best) == pytest.approx((1 - S) * 3 + S * 1, rel=1e-5) == pytest.approx(1.80262, abs=1e-5)
-
-
-def test_no_other_constant_varies_less_with_more_than_two_outcomes():
-  probs, losses = jax.nn.softmax(jnp.array([0.5, -1.0, 0.2])), jnp.array([2.0, -1.0, 4.0])
-  score = jnp.eye(3)[0] - probs[0]  # d log p_i / d logit_0
-  best = minimum_variance_baseline(score, losses, probs)
-  variances = [moments(score * (losses - best - shift), probs)[1] for shift in (-0.1, 0.0, 0.1)]
-  assert min(variances) == variances[1] > 0.01
-
-
-def test_a_hundred_thousand_samples_find_the_gradient_with_reinforce_and_miss_it_with_straight_through():
-  uniform = jax.random.uniform(jax.random.key(0), (100_000,))
-  a = jnp.full(uniform.shape, A)
-  h = straight_through(a, uniform, slope=False)
-  estimates = np.asarray(reinforce(a, h, LOSSES[h.astype(int)], 0.0))
-  error = estimates.std() / np.sqrt(len(estimates))
-  assert abs(estimates.mean() - EXACT) < 4 * error < 0.02
-  # L = 1 + 2 h: what straight-through passes on is dL/dh = 2, four times too much.
-  passed = jax.grad(lambda a: (1 + 2 * straight_through(a, uniform, slope=False)).mean())(A)
-  assert float(passed) == pytest.approx(2.0)
 
 
 # A mixture of two linear experts, o_e(x) = w_e . x. A gate draws one of them; the loss is (y - o)^2.
@@ -157,14 +101,6 @@ def over_choices(mixture, surrogate) -> jax.Array:
   return jax.jit(jax.grad(surrogates))(mixture.gate)
 
 
-def reinforced(mixture):
-  def surrogate(gate, h):
-    a = mixture.x @ gate
-    return jax.lax.stop_gradient(reinforce(a, h, mixture.loss(h), 1.0)) * a
-
-  return over_choices(mixture, surrogate)
-
-
 def dense_straight_through(mixture):
   return over_choices(mixture, lambda gate, h: mixture.loss(hard_forward(h, jax.nn.sigmoid(mixture.x @ gate))))
 
@@ -183,9 +119,8 @@ def cosine(one, other) -> float:
   return float(jnp.vdot(one, other) / (jnp.linalg.norm(one) * jnp.linalg.norm(other)))
 
 
-def test_over_a_mixture_of_two_experts_reinforce_points_along_the_gradient_and_straight_through_near_it():
+def test_over_a_mixture_of_two_experts_straight_through_points_near_the_gradient():
   for mixture in map(Mixture, range(3)):
-    np.testing.assert_allclose(reinforced(mixture), mixture.exact(), rtol=1e-4, atol=1e-4)
     for biased in (dense_straight_through, sparse_straight_through):
       assert 0.5 < cosine(biased(mixture), mixture.exact()) < 0.99
 
