@@ -65,9 +65,17 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-  """Calls the `main` of a script, which parses its arguments with a `Parser`; it ends as `run` does."""
+  """Calls the `main` of a script, which parses its arguments with a `Parser`; it ends as `run` does.
+
+  What it cannot read or write is one line too, with exit code 1.
+  """
   with _reported():
-    main()
+    try:
+      main()
+    except BrokenPipeError:
+      raise
+    except OSError as error:
+      _fail(1, str(error))
 
 
 class Parser(argparse.ArgumentParser):

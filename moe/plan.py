@@ -40,7 +40,8 @@ def main() -> None:
     raise ConfigError("--config", None, "expected at least one config file")
   tokens = _TOKENS.value
   require(tokens is None or 1 <= tokens <= 1e18, "--tokens", tokens, "expected from 1 to 1e18")
-  files = {flag: _new_file(flag, value) for flag, value in (("--out", _OUT.value), ("--figure", _FIGURE.value))}
+  given = {"--out": _OUT.value, "--figure": _FIGURE.value}
+  files = {flag: None if value is None else commands.new_path(flag, value) for flag, value in given.items()}
   where = parse_slice(_TOPOLOGY.value)
   configs = {_name(one, arguments): load_config(read_config(one)) for one in arguments}
   plans, refused = {}, {}
@@ -70,17 +71,6 @@ def _name(one: list[str], all_: list[list[str]]) -> str:
   stem = pathlib.Path(path).stem
   unique = sum(other[0] == one[0] for other in all_) == 1
   return stem if unique else " ".join([stem, *(override.removeprefix("--config.") for override in overrides)])
-
-
-def _new_file(flag: str, value: str | None) -> pathlib.Path | None:
-  if value is None:
-    return None
-  path = pathlib.Path(value)
-  if path.exists():
-    raise ConfigError(flag, value, "expected a file that does not exist")
-  if not path.parent.is_dir():
-    raise ConfigError(flag, value, f"expected an existing folder, but there is no {path.parent}")
-  return path
 
 
 if __name__ == "__main__":

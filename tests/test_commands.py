@@ -27,6 +27,7 @@ def throw(error: BaseException) -> None:
     (ConfigError("--size", 3, "expected at least 4"), 2, "error: --size = 3: expected at least 4\n"),
     (DataError("a.jsonl, line 3", "is not JSON"), 2, "error: a.jsonl, line 3: is not JSON\n"),
     (Stopped("training stopped"), 1, "error: training stopped\n"),
+    (OSError(28, "No space left on device", "x.npz"), 1, "error: [Errno 28] No space left on device: 'x.npz'\n"),
     (KeyboardInterrupt(), 130, ""),
   ],
 )

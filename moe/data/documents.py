@@ -90,7 +90,8 @@ def group(texts: Iterable[str]) -> Iterator[list[str]]:
 def stable_hash(*parts: object) -> int:
   """64 bits that depend on the parts only, not on the process or the machine."""
   text = "\0".join(str(part) for part in parts)
-  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+  # Names of files may have bytes that are not UTF-8.
+  return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big")
 
 
 def held_out(name: str, number: int, fraction: float) -> bool:

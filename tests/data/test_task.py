@@ -2,6 +2,8 @@
 
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import pytest
 import seqio
@@ -207,6 +209,20 @@ def test_a_dataset_or_version_that_does_not_exist_is_one_line(data_dir, name):
   with pytest.raises(ConfigError, match=r"^config\.data\.source\.task = .*: expected a registered seqio task") as error:
     open_source(make_config(TaskConfig(name, data_dir=str(data_dir / "tfds"))))
   assert "\n" not in str(error.value)
+
+
+def test_reading_prints_nothing_of_tensorflows_log(monkeypatch):
+  monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+  program = """
+from moe.data import make_pipeline
+from tests.data.conftest import make_config
+from moe.data.sources.task import TaskConfig
+config = make_config(TaskConfig("moe_test_lines", modules=("tests.data.seqio_tasks",)))
+with make_pipeline(config, "inputs_and_targets", "train", training=False) as pipeline:
+  next(pipeline)
+"""
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_module_that_fails_is_one_line(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import re
 
 import pytest
@@ -158,6 +159,13 @@ def test_a_name_that_exists_is_no_pattern(tmp_path):
   one, all_ = (read(path=str(tmp_path / "[v1] corpus" / "a?" / name)) for name in ("b*.txt", "*.txt"))
   assert "".join(one).startswith("text of [v1] corpus") and len(one) == 1
   assert len(all_) == 2
+
+
+def test_a_files_name_need_not_be_utf8(tmp_path):
+  path = os.path.join(str(tmp_path), os.fsdecode(b"caf\xe9.txt"))
+  with open(path, "w") as file:
+    file.write("one line\n" * 40)
+  assert "".join(read(path=path) + read("validation", path=path)) == "one line\n" * 40
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def run(*arguments):
   [
     (["--topology", "v5e:2x4"], "expected at least one config file"),
     (["--config", "CONFIG", "--topology", "v9:2x4"], "expected a generation of v4, v5e, v5p, v6e"),
-    (["--config", "CONFIG", "--topology", "v5e:2x4", "--out", "CONFIG"], "expected a file that does not exist"),
+    (["--config", "CONFIG", "--topology", "v5e:2x4", "--out", "CONFIG"], "expected a path that does not exist"),
   ],
 )
 def test_an_error_is_one_line(config_file, arguments, said):

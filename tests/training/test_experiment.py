@@ -125,6 +125,12 @@ def test_fields_that_change_no_number_may_differ(tmp_path, corpus):
   workdir.check(tiny_config(corpus, log_every=7, eval_every=5, eval_batches=1, checkpoint_every=3, keep=1))
 
 
+def test_a_run_that_a_bad_record_ended_can_pass_over_it(tmp_path, corpus):
+  workdir = Workdir(tmp_path)
+  workdir.claim(tiny_config(corpus))
+  workdir.check(load_config(changed(corpus, "data.source.on_bad_record", "skip")))
+
+
 def test_a_run_can_be_extended_unless_its_schedule_depends_on_its_length(tmp_path, corpus):
   workdir = Workdir(tmp_path / "constant")
   workdir.claim(tiny_config(corpus))
