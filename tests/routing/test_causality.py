@@ -43,6 +43,7 @@ VARIANTS = [
   ("hash", {"function": "bigram", "hashes": 2, "capacity_factor": 1.5}),
   ("k_means", {"balanced": True}),
   ("prefix_rank", {"slack": 0.0}),
+  ("prefix_rank", {"cap": 2}),
   ("prefix_rank", {"pseudo_observations": 8.0}),
   ("threshold", {"warmup_steps": 3}),
   ("threshold", {"gate": "sigmoid", "slack": None}),

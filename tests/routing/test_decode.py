@@ -25,6 +25,7 @@ DROPPING = [
   ("loss_free", {"capacity_factor": 0.75}),
   ("hash", {"function": "bigram", "hashes": 2, "capacity_factor": 1.5}),
   ("k_means", {"capacity_factor": 1.0}),
+  ("prefix_rank", {"cap": 2}),
 ]
 CAUSAL = DROPPING + [
   (name, {}) for name, choice in sorted(RouterConfig.choices.items()) if choice().is_causal(training=False)

@@ -6,7 +6,7 @@ of the same program, within a percent in a fifth of the iterations, and one that
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from flax import nnx
 
 from moe.config import require
 from moe.routing.methods.expert_choice import ExpertChoice, ExpertChoiceConfig
-from moe.routing.router import Site
+from moe.routing.methods.prefix_rank import PrefixRankConfig
+from moe.routing.router import RouterConfig, Site
 from moe.routing.solvers.capped_choice import deferred_acceptance, dykstra_plan, top_tokens, two_block_plan
 from moe.routing.types import SlotRouting
 
@@ -57,6 +58,11 @@ class CappedExpertChoiceConfig(ExpertChoiceConfig, name="capped_expert_choice"):
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "CappedExpertChoice":
     return CappedExpertChoice(self, site, rngs=rngs)
+
+  def causal_twin(self) -> RouterConfig | None:
+    """That of expert choice, with the cap."""
+    twin = super().causal_twin()
+    return twin and dataclasses.replace(cast(PrefixRankConfig, twin), cap=self.cap)
 
 
 class CappedExpertChoice(ExpertChoice):

@@ -24,6 +24,7 @@ from moe.routing.budget import ExpertBudgetConfig
 from moe.routing.losses import normalized, router_z_loss
 from moe.routing.router import RouterState, Site, step_mean
 from moe.routing.scores import router_kernel, router_logits
+from moe.routing.solvers.highest import highest
 from moe.routing.solvers.ranks import Earlier, rank_among_earlier
 from moe.routing.solvers.score_histogram import BINS, histogram, share_above
 from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
@@ -57,6 +58,37 @@ def spread_chance(count: jax.Array, num_experts: int) -> jax.Array:
   return ((position + expert) >> 8).astype(jnp.float32) * 2.0**-24
 
 
+def share_under_cap(capacity_factor: float, num_experts: int, cap: int) -> float:
+  """The share rho with which min(cap, Binomial(E, rho)) is c on average: what capped tokens give up, others take.
+
+  Exact for experts that choose independently; 1 if c = cap, where every token goes to its `cap` best experts.
+
+  Args:
+    capacity_factor: c, at most the cap.
+    num_experts: E.
+    cap: most experts per token.
+  """
+  cap = min(cap, num_experts)
+  if capacity_factor >= cap:
+    return 1.0
+
+  def mean(share: float) -> float:
+    chances = [math.comb(num_experts, k) * share**k * (1 - share) ** (num_experts - k) for k in range(cap)]
+    return cap - sum((cap - k) * chance for k, chance in enumerate(chances))
+
+  low, high = capacity_factor / num_experts, 1.0
+  for _ in range(50):
+    middle = (low + high) / 2
+    low, high = (middle, high) if mean(middle) < capacity_factor else (low, middle)
+  return high
+
+
+def best_of_chosen(chosen: jax.Array, scores: jax.Array, cap: int) -> jax.Array:
+  """`chosen` `[..., E]` with only the `cap` experts of a token with its highest scores `[..., E]` left."""
+  best = highest(jnp.where(chosen, scores, -1.0), min(cap, chosen.shape[-1]))[1]
+  return chosen & (best[..., None] == jnp.arange(chosen.shape[-1])).any(-2)
+
+
 def normalized_over_chosen(weight: jax.Array, chosen: jax.Array) -> jax.Array:
   """The weights `[..., E]` of a token's chosen experts, divided by their sum; 0 for the others."""
   return normalized(jnp.where(chosen, weight, 0.0))
@@ -88,6 +120,7 @@ class PrefixRankConfig(TokenwiseConfig, ExpertBudgetConfig, name="prefix_rank"):
     pseudo_observations: m0, how many earlier tokens the scores of past batches count for, so that unusual first tokens
       do not crowd the experts. 0 for none; larger values approach a fixed threshold.
     decay: of the moving average over past batches, per step; evaluation does not update it.
+    cap: most experts per token, those that it scores highest with; other tokens take the places. None for no cap.
   """
 
   paper = "this project's; independence of the ranks: Rényi 1962, Annales de Clermont 8"
@@ -95,6 +128,7 @@ class PrefixRankConfig(TokenwiseConfig, ExpertBudgetConfig, name="prefix_rank"):
   slack: float | None = 3.0
   pseudo_observations: float = 0.0
   decay: float = 0.99
+  cap: int | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -102,6 +136,8 @@ class PrefixRankConfig(TokenwiseConfig, ExpertBudgetConfig, name="prefix_rank"):
     many = self.pseudo_observations
     require(many >= 0, "pseudo_observations", many, "expected at least 0")
     require(0 <= self.decay < 1, "decay", self.decay, "expected at least 0 and less than 1")
+    most = max(self.factor(training) for training in (True, False))
+    require(self.cap is None or self.cap >= most, "cap", self.cap, f"expected at least the capacity factor {most:g}")
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "PrefixRank":
     return PrefixRank(self, site, rngs=rngs)
@@ -159,9 +195,11 @@ class PrefixRank(TokenwiseRouter):
   def _selection(
     self, logits: jax.Array, scores: jax.Array, earlier: Earlier, mask: jax.Array, training: bool
   ) -> Selection:
-    share = self.config.factor(training) / self.num_experts
+    factor, cap = self.config.factor(training), self.config.cap
+    share = factor / self.num_experts if cap is None else share_under_cap(factor, self.num_experts, cap)
     chance = spread_chance(earlier.count, self.num_experts)
     chosen = among_the_best(earlier, share, chance, *self._past_scores(scores))
+    chosen = chosen if cap is None else best_of_chosen(chosen, scores, cap)
     probs = jax.nn.softmax(logits)
     weight = normalized_over_chosen(probs, chosen) if self.config.renormalize else probs
     z_loss = router_z_loss(logits, mask)

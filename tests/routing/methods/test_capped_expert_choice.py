@@ -1,5 +1,7 @@
 """Capped expert choice as a router: its solvers, its weights, its limits."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +61,22 @@ def test_padding_is_never_chosen(solver):
   output = route(make("capped_expert_choice", solver=solver), random_tokens(BATCH, LENGTH), mask=mask)
   weights = of_sequences(output.routing, BATCH, LENGTH)
   assert np.isnan(weights[~np.asarray(mask)]).all() and not np.isnan(weights[np.asarray(mask)]).all()
+
+
+def test_the_causal_twin_has_the_cap_and_as_many_experts_per_token():
+  leaky, tokens = make("capped_expert_choice", num_experts=8, cap=3), random_tokens(8, 128)
+  config = leaky.config.causal_twin()
+  twin = make(config.name, num_experts=8, **dataclasses.asdict(config))
+  free = make(config.name, num_experts=8, **(dataclasses.asdict(config) | {"cap": None}))
+  twin.kernel[...] = free.kernel[...] = leaky.kernel[...]
+  counts = [
+    (~np.isnan(of_sequences(routing_of(router, tokens), 8, 128, num_experts=8))).sum(-1) for router in (twin, free)
+  ]
+  assert counts[0].max() == 3 and (counts[1] > 3).mean() > 0.05
+  assert counts[0].mean() == pytest.approx(2, rel=0.1)
+  assert (
+    config.is_causal(training=False) and make("capped_expert_choice", softmax="tokens").config.causal_twin() is None
+  )
 
 
 @pytest.mark.parametrize(

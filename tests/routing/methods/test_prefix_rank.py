@@ -11,7 +11,13 @@ from flax import nnx
 
 from moe.config import ConfigError
 from moe.routing import RaggedRouting, RouterConfig, RouterInput, Site
-from moe.routing.methods.prefix_rank import among_the_best, normalized_over_chosen, spread_chance
+from moe.routing.methods.prefix_rank import (
+  among_the_best,
+  best_of_chosen,
+  normalized_over_chosen,
+  share_under_cap,
+  spread_chance,
+)
 from moe.routing.solvers.ranks import Earlier, rank_among_earlier
 from tests.routing.naive import (
   inputs_of,
@@ -195,8 +201,31 @@ def test_it_is_the_causal_twin_of_expert_choice_with_as_many_experts_per_token()
   assert float(routing.group_sizes.sum()) / 512 == pytest.approx(1.5, rel=0.1)
 
 
+def test_under_a_cap_experts_take_a_larger_share_so_that_tokens_have_as_many_experts():
+  assert share_under_cap(2.0, 16, 16) == pytest.approx(2 / 16)
+  assert share_under_cap(0.75, 2, 1) == pytest.approx(0.5)  # 1 - (1 - rho)^2 = 0.75
+  assert share_under_cap(2.0, 8, 2) == pytest.approx(1.0)
+  assert share_under_cap(2.0, 2, 5) == pytest.approx(1.0)
+
+
+def test_a_token_keeps_the_experts_that_it_scores_highest_with():
+  scores = jnp.array([[0.4, 0.3, 0.2, 0.1], [0.4, 0.3, 0.2, 0.1]])
+  chosen = jnp.array([[True, False, True, True], [False, False, False, True]])
+  np.testing.assert_array_equal(best_of_chosen(chosen, scores, 2), [[1, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def test_with_a_cap_of_the_capacity_factor_it_is_token_choice():
+  tokens = random_tokens(2, 32)
+  router, choice = make("prefix_rank", cap=2, slack=None), make("token_choice", capacity_factor=None)
+  choice.kernel[...] = router.kernel[...]
+  taken = [~np.isnan(of_sequences(routing_of(each, tokens), 2, 32)) for each in (router, choice)]
+  np.testing.assert_array_equal(*taken)
+
+
 def test_options_that_cannot_be_are_refused():
   choice = RouterConfig.choices["prefix_rank"]
+  with pytest.raises(ConfigError, match="cap = 1: expected at least the capacity factor 2"):
+    choice(cap=1)
   with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: expected at most the 8 experts"):
     choice(capacity_factor=9.0).check(Site(8, 8), 2, 16)
   for field, value in (("slack", -1.0), ("pseudo_observations", -1.0), ("decay", 1.0)):
