@@ -46,8 +46,8 @@ def main() -> None:
   split = _SPLIT.value
   result = evaluate_by_rules(trained, data, split, _BATCHES.value)
   about = {"step": trained.step, "split": split, "batches": _BATCHES.value, "data": as_mapping(data)}
-  leak = {"future_leakage": True} if trained.config.model.leaks_future else {}
-  print("\n".join(_lines(result, trained.step, split, bool(leak))), flush=True)
+  leak = {"future_leakage": True} if trained.config.model.evaluates_on_future else {}
+  print("\n".join(_lines(result, trained.step, split, trained.config.model.leaks_future)), flush=True)
   path = Workdir(_WORKDIR.value).root / "evaluations" / f"step-{trained.step}-{split}-{_digest(about)}.json"
   print(f"written to {_write(path, json.dumps(about | leak | result, indent=2))}")
 

@@ -20,7 +20,8 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
   """Draws the loss figure and prints the end of the run."""
   gzip_bits = gzip_bits_per_byte(config.data)
   leak = ", with future leakage: not a language model's loss" if summary.future_leakage else ""
-  title = f"{config.model.name.replace('_', '-')}, {summary.step} steps{leak}"
+  trained = ", trained with future leakage" if config.model.trains_on_future else ""
+  title = f"{config.model.name.replace('_', '-')}, {summary.step} steps{leak or trained}"
   figure = str(summary.workdir.figure)
   try:
     draw_loss(summary.workdir.metrics, summary.workdir.figure, title, gzip_bits)

@@ -154,9 +154,13 @@ class ModelConfig(Choice):
 
   @property
   def leaks_future(self) -> bool:
-    """Whether a target's logits may depend on later tokens, in training or evaluation: every result must say so."""
-    router = self.decoder_router
-    return router is not None and not (router.is_causal(training=True) and router.is_causal(training=False))
+    """Whether a target's logits may depend on later tokens, in training or evaluation: what does must say so."""
+    return self.trains_on_future or self.evaluates_on_future
+
+  @property
+  def trains_on_future(self) -> bool:
+    """Whether they do so in training."""
+    return self.decoder_router is not None and not self.decoder_router.is_causal(training=True)
 
   @property
   def evaluates_on_future(self) -> bool:

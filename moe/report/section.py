@@ -69,7 +69,7 @@ def run_color(runs: Sequence[Run], run: Run) -> str:
 
 def run_key(runs: Sequence[Run], run: Run) -> Key:
   """The run's entry in a legend."""
-  return Key(run.label, run_color(runs, run), run.leaks)
+  return Key(run.label, run_color(runs, run), bool(run.leaks))
 
 
 def run_keys(runs: Sequence[Run], *notes: str, routed: bool = False) -> list[Key]:

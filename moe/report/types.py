@@ -89,14 +89,17 @@ class Run:
   texts: dict[int, str]
 
   @property
-  def leaks(self) -> bool:
-    """Whether every loss of the run may know the future."""
-    return self.trained.config.model.leaks_future
+  def leaks(self) -> str:
+    """What goes with a loss of a run that may know the future, "" for one that does not."""
+    model = self.trained.config.model
+    if model.leaks_future and not model.evaluates_on_future:
+      return f"{LEAKS} in training"
+    return LEAKS if model.leaks_future else ""
 
   @property
   def label(self) -> str:
     """The name, with the words that go with every loss of a run that leaks."""
-    return f"{self.name} ({LEAKS})" if self.leaks else self.name
+    return f"{self.name} ({self.leaks})" if self.leaks else self.name
 
   @property
   def tokens_per_second(self) -> float | None:

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,13 @@ class MetricsWriter:
   Args:
     path: of the JSON lines.
     tensorboard: folder of the event files; None for none.
-    common: fields of every record, such as a mark that the run's loss leaks the future.
+    leaks: the kinds of record whose loss may know the future; each of these says so.
 
   Every record also has `seconds`, the time since the writer was made: a resumed run counts from 0 again.
   """
 
-  def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path | None = None, common: Record | None = None):
-    self._common, self._began = common or {}, time.monotonic()
+  def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path | None = None, leaks: Collection[str] = ()):
+    self._leaks, self._began = leaks, time.monotonic()
     torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
     self._file = path.open("a", encoding="utf-8")
     if torn:
@@ -61,11 +61,12 @@ class MetricsWriter:
 
   def write(self, step: int, kind: str, values: Record) -> None:
     """Appends one record; non-finite numbers become strings, because JSON has none."""
+    mark = {"future_leakage": True} if kind in self._leaks else {}
     about = {"step": step, "kind": kind, "seconds": round(time.monotonic() - self._began, 3)}
-    record = about | self._common | values
+    record = about | mark | values
     self._file.write(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n")
     self._file.flush()
-    prefix = "/".join([kind, *self._common])
+    prefix = "/".join([kind, *mark])
     scalars = {f"{prefix}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
     self._to_tensorboard(lambda writer: writer.write_scalars(step, scalars))
 

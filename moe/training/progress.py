@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TextIO
 
 from tqdm import tqdm
@@ -16,13 +16,14 @@ class Progress:
   Args:
     start: updates made before.
     total: updates of the whole run.
-    leaks: whether the loss may know the future; it is then never shown without these words.
+    leaks: the losses that may know the future, "train" or "validation"; never shown without these words.
     stream: where to write, stderr by default; a terminal gets a bar.
   """
 
-  def __init__(self, start: int, total: int, *, leaks: bool = False, stream: TextIO | None = None):
+  def __init__(self, start: int, total: int, *, leaks: Collection[str] = (), stream: TextIO | None = None):
     self._first, self._total, self._began = start + 1, total, time.monotonic()
-    self._label = "loss (future leakage)" if leaks else "loss"
+    kinds = ("train", "validation")
+    self._labels = {kind: "loss (future leakage)" if kind in leaks else "loss" for kind in kinds}
     self._stream = stream or sys.stderr
     self._bar: tqdm | None = None
     if self._stream.isatty():
@@ -32,7 +33,7 @@ class Progress:
     """Shows a step; without a terminal only if it is to `log`."""
     if step == self._first:
       self._began = time.monotonic()  # leaves out the first step, which includes compilation
-    text = f"{self._label} {loss:.4f}, {tokens_per_second:,.0f} tokens/s"
+    text = f"{self._labels['train']} {loss:.4f}, {tokens_per_second:,.0f} tokens/s"
     if self._bar is not None:
       self._bar.set_postfix_str(text, refresh=False)
       self._bar.update(step - self._bar.n)
@@ -41,7 +42,7 @@ class Progress:
 
   def validation(self, step: int, loss: float, bits_per_byte: float) -> None:
     """Shows the result of a validation."""
-    self.line(f"validation at step {step}: {self._label} {loss:.4f}, {bits_per_byte:.4f} bits per byte")
+    self.line(f"validation at step {step}: {self._labels['validation']} {loss:.4f}, {bits_per_byte:.4f} bits per byte")
 
   def line(self, text: str) -> None:
     """Prints a line, above the bar if there is one."""

@@ -36,7 +36,7 @@ class Summary:
     train, validation: the newest records of the run, {} if there is none.
     workdir: paths of the run.
     checkpoint: folder of the newest checkpoint.
-    future_leakage: whether the losses of the run may know the future.
+    future_leakage: whether its validation may know the future; such a model cannot decode.
   """
 
   step: int
@@ -101,8 +101,8 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     first = step = int(state.step)
 
     lengths = byte_lengths(vocabulary, config.model.vocab_size)
-    leaks, is_primary = config.model.leaks_future, jax.process_index() == 0
-    common: Record = {"future_leakage": True} if leaks else {}
+    knows = {"train": config.model.trains_on_future, "validation": config.model.evaluates_on_future}
+    leaks, is_primary = [kind for kind in knows if knows[kind]], jax.process_index() == 0
     run = Run(
       config=config,
       workdir=workdir,
@@ -115,7 +115,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
       eval_step=setup.eval_step(lengths),
       means=Means(restored.about["since_record"] if restored else None),
       newest={"train": {}, "validation": {}} | (_newest_records(workdir) if is_primary else {}),
-      writer=MetricsWriter(workdir.metrics, workdir.tensorboard, common) if is_primary else None,
+      writer=MetricsWriter(workdir.metrics, workdir.tensorboard, leaks) if is_primary else None,
       progress=Progress(step, settings.steps, leaks=leaks),
       clock=Clock(),
     )
@@ -151,8 +151,8 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     finished = step == settings.steps
     if not finished:
       run.progress.line(f"stopped at step {step} and saved; run the same command to resume")
-    newest = run.newest
-    return Summary(step, finished, newest["train"], newest["validation"], workdir, checkpoints.last_good, leaks)
+    newest, false_loss = run.newest, knows["validation"]
+    return Summary(step, finished, newest["train"], newest["validation"], workdir, checkpoints.last_good, false_loss)
 
 
 def use_compilation_cache(folder: str) -> None:

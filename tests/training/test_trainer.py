@@ -15,6 +15,7 @@ from moe.config import ConfigError
 from moe.data import DataError
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import restore
+from moe.evaluation.summary import sample_lines
 from moe.training import setup, trainer
 from moe.training.checkpoint import CheckpointError, Checkpoints
 from moe.training.experiment import load_config
@@ -299,6 +300,21 @@ def test_a_leaking_run_says_so_everywhere(corpus, tmp_path, capsys):
   assert all(record["future_leakage"] for record in read_metrics(summary.workdir.metrics))
   shown = capsys.readouterr().err
   assert shown.count("loss") == shown.count("loss (future leakage)") > 0
+
+
+def test_a_run_that_sees_the_future_in_training_alone_says_so_of_training_alone(corpus, tmp_path, capsys):
+  mapping = tiny_mapping(corpus, steps=2, eval_every=2)
+  mapping["model"]["allow_future_leakage"] = True
+  mapping["model"]["decoder"] = tiny_stack({"name": "base"})
+  config = load_config(mapping)
+  summary = train(config, tmp_path)
+  assert not summary.future_leakage
+  marked = {record["kind"]: "future_leakage" in record for record in read_metrics(summary.workdir.metrics)}
+  assert marked == {"train": True, "validation": False}
+  shown = capsys.readouterr().err.splitlines()
+  assert [line for line in shown if "validation" in line and "leakage" in line] == []
+  assert [line for line in shown if "tokens/s" in line and "loss (future leakage)" not in line] == []
+  assert sample_lines(config, summary)[0].startswith("sample at temperature")
 
 
 def test_the_positions_of_several_hosts_are_joined_into_one():

@@ -22,7 +22,7 @@ def overview_section(runs: Sequence[Run]) -> Section:
   """A column for each run."""
   facts = [_facts(run) for run in runs]
   data = {
-    "leaking": [run.name for run in runs if run.leaks],
+    "leaking": [run.name for run in runs if run.trained.config.model.evaluates_on_future],
     "runs": [run_key(runs, run) for run in runs],
     "facts": [[name, *(each.get(name, _ABSENT) for each in facts)] for name in _names(facts)],
     "seeds": [_seeds_row(group) for group in by_config(runs) if len(group.runs) > 1],
@@ -96,7 +96,7 @@ def _facts(run: Run) -> dict[str, str | Key]:
 
 def _causality(run: Run) -> str | Key:
   if run.leaks:
-    return Key(f"{LEAKS}: not a language model's loss", leaks=True)
+    return Key(f"{run.leaks}: not a language model's loss", leaks=True)
   return f"no {LEAKS}" if run.trained.config.model.decoder_router else f"no {LEAKS}: the decoder is dense"
 
 
@@ -111,7 +111,7 @@ def _validation(run: Run) -> str:
   if not len(steps):
     return "none recorded"
   per_byte = f", {bits[-1]:.4f} bits per byte" if len(bits) else ""
-  leak = f" ({LEAKS})" if run.leaks else ""
+  leak = f" ({LEAKS})" if run.trained.config.model.evaluates_on_future else ""
   batches = run.trained.config.train.eval_batches
   read = f"the split's first {batches} batches" if batches else "the whole split"
   return f"step {steps[-1]:,}: {loss[-1]:.4f} nats per token{per_byte}{leak}, on {read}"
