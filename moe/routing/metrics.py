@@ -27,7 +27,10 @@ def routing_metrics(
     dropped: share of the asked-for assignments that found no slot; if `asked` is None, share of the real tokens that no
       expert took.
     experts_per_token: `[6]`, share of the real tokens with 0, 1, 2, 3, 4 and more experts.
-    capacity_factor: the actual one: slots (dropless: assignments) per token.
+    capacity_factor: the work that is done: rows that the experts compute per real token. These are all slots, filled or
+      empty, and of a dropless routing, which has no slots, its assignments. Without padding and dropping nothing, the
+      config's, rounded to whole slots.
+    assignments: the work that is of use: experts per real token on average (soft: slots per real token).
     gate_entropy: mean over real tokens of the entropy of `probs`, in nats; left out without `probs`.
   """
   routing, probs = jax.lax.stop_gradient((routing, probs))
@@ -47,7 +50,8 @@ def routing_metrics(
     "load_cv": load.std() * load.size,
     "dropped": jnp.where(mask.any(), dropped, 0.0),
     "experts_per_token": experts_per_token,
-    "capacity_factor": _capacity_factor(routing, n, real),
+    "capacity_factor": _rows(routing) / real,
+    "assignments": per_expert.sum() / real,
   }
   if probs is not None:
     metrics["gate_entropy"] = (jax.scipy.special.entr(probs).sum(-1) * mask).sum() / real
@@ -70,12 +74,13 @@ def _experts_of_tokens(routing: Routing, n: int) -> jax.Array:
   return jax.vmap(lambda token: jnp.zeros(n, jnp.int32).at[token].add(1, mode="drop"))(tokens)
 
 
-def _capacity_factor(routing: Routing, n: int, real: jax.Array) -> float | jax.Array:
-  if isinstance(routing, RaggedRouting):
-    return routing.group_sizes.sum() / real
-  slots, num_experts = (
-    (routing.token.shape[2], routing.token.shape[1])
-    if isinstance(routing, SlotRouting)
-    else (routing.dispatch.shape[3], routing.dispatch.shape[2])
-  )
-  return slots * num_experts / n
+def _rows(routing: Routing) -> float | jax.Array:
+  """How many rows the experts compute."""
+  match routing:
+    case SlotRouting():
+      return float(routing.token.size)
+    case RaggedRouting():
+      return routing.group_sizes.sum()
+    case SoftRouting():
+      groups, _, experts, slots = routing.dispatch.shape
+      return float(groups * experts * slots)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.routing import RaggedRouting, SlotRouting, SoftRouting
+from moe.routing import RaggedRouting, RouterConfig, SlotRouting, SoftRouting
 from moe.routing.metrics import routing_metrics
 from tests.routing.naive import make, random_tokens, route
 
@@ -30,9 +30,29 @@ def test_where_tokens_ask_for_nothing_dropped_are_those_that_nobody_took():
   assert float(routing_metrics(SLOTS, MASK)["dropped"]) == pytest.approx(1 / 3)
 
 
-def test_the_capacity_factor_is_slots_per_token_and_without_slots_assignments_per_real_token():
-  assert float(routing_metrics(SLOTS, MASK)["capacity_factor"]) == pytest.approx(4 / 4)
-  assert float(routing_metrics(RAGGED, MASK)["capacity_factor"]) == pytest.approx(3 / 3)
+@pytest.mark.parametrize(("routing", "rows"), [(SLOTS, 4), (RAGGED, 3)], ids=["slots", "ragged"])
+def test_work_is_counted_in_rows_per_real_token_and_use_in_assignments(routing, rows):
+  metrics = routing_metrics(routing, MASK)
+  assert float(metrics["capacity_factor"]) == pytest.approx(rows / 3)
+  assert float(metrics["assignments"]) == pytest.approx(3 / 3)
+
+
+@pytest.mark.parametrize("name", sorted(RouterConfig.choices))
+def test_every_router_counts_the_rows_that_its_experts_compute_and_those_that_hold_a_token(name):
+  """The same two numbers for slots, runs and mixtures, with and without padding."""
+  router, tokens = make(name), random_tokens(4, 16)
+  mask = jnp.arange(16) < jnp.array([16, 16, 8, 0])[:, None]
+  output = route(router, tokens, training=True, mask=mask, key=jax.random.key(0))
+  routing = jax.tree.map(np.asarray, output.routing)
+  match routing:
+    case SlotRouting():
+      rows, used = routing.token.size, (routing.token < 64 // len(routing.token)).sum()
+    case RaggedRouting():
+      rows = used = routing.group_sizes.sum()
+    case SoftRouting():
+      rows, used = routing.dispatch[:, 0].size, routing.dispatch.sum()
+  assert float(output.metrics["capacity_factor"]) == pytest.approx(rows / 40, rel=1e-5)
+  assert float(output.metrics["assignments"]) == pytest.approx(used / 40, rel=1e-5)
 
 
 def test_soft_routing_sends_every_token_everywhere():
@@ -40,7 +60,7 @@ def test_soft_routing_sends_every_token_everywhere():
   metrics = routing_metrics(SoftRouting(dispatch, dispatch), MASK)
   np.testing.assert_allclose(metrics["load"], [0.5, 0.5])
   np.testing.assert_allclose(metrics["experts_per_token"], [0, 0, 1, 0, 0, 0])
-  assert float(metrics["capacity_factor"]) == pytest.approx(6 / 4)
+  assert float(metrics["capacity_factor"]) == pytest.approx(6 / 3)
 
 
 def test_five_experts_or_more_share_the_last_bin():
@@ -66,7 +86,7 @@ def test_every_router_reports_the_same_metrics_in_float32(name):
   key = jax.random.key(0)
   metrics = route(make(name), random_tokens(2, 16), training=True, key=key).metrics
   shapes = {name: value.shape for name, value in metrics.items()}
-  scalars = dict.fromkeys(["load_max", "load_cv", "dropped", "capacity_factor", "gate_entropy"], ())
+  scalars = dict.fromkeys(["load_max", "load_cv", "dropped", "capacity_factor", "assignments", "gate_entropy"], ())
   assert shapes == {"load": (4,), "experts_per_token": (6,)} | scalars
   assert {value.dtype for value in metrics.values()} == {jnp.dtype("float32")}
 
