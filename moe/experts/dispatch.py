@@ -10,38 +10,50 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from moe.experts.kernels.dropout import HiddenDropout, named
+from moe.experts.kernels.names import run_names, slot_names, soft_names
 from moe.experts.kernels.runs import runs_by_expert
 from moe.experts.network import Experts, Weights
+from moe.experts.soft import combine_soft, dispatch_soft
 from moe.routing.types import RaggedRouting, Routing, SlotRouting, SoftRouting
 
 
-def one_device(tokens: jax.Array, routing: Routing, experts: Experts, weights: Weights) -> jax.Array:
+def one_device(
+  tokens: jax.Array, routing: Routing, experts: Experts, weights: Weights, dropout: HiddenDropout | None = None
+) -> jax.Array:
   """Each token's weighted sum of its experts' outputs, `[G, n, d]` to `[G, n, d]`; `weights` are those of `experts`."""
 
-  def slots(inputs: jax.Array) -> jax.Array:
-    return experts.slots(weights, inputs)
+  def slots(inputs: jax.Array, names: jax.Array | None) -> jax.Array:
+    return experts.slots(weights, inputs, named(dropout, names))
 
   def ragged(tokens: jax.Array, routing: RaggedRouting) -> jax.Array:
-    flat = tokens.reshape(-1, tokens.shape[-1])
-    return experts.ragged(weights, flat, *runs_by_expert(routing, tokens.shape[1])).reshape(tokens.shape)
+    runs = runs_by_expert(routing, tokens.shape[1])
+    drops = dropout and named(dropout, run_names(dropout.names, runs[0], runs[2]))
+    return experts.ragged(weights, tokens.reshape(-1, tokens.shape[-1]), *runs, dropout=drops).reshape(tokens.shape)
 
-  return dispatch_and_combine(tokens, routing, slots, ragged)
+  return dispatch_and_combine(tokens, routing, slots, ragged, None if dropout is None else dropout.names)
 
 
-def dispatch_and_combine(tokens: jax.Array, routing: Routing, slots: Callable, ragged: Callable) -> jax.Array:
+def dispatch_and_combine(
+  tokens: jax.Array, routing: Routing, slots: Callable, ragged: Callable, names: jax.Array | None = None
+) -> jax.Array:
   """Each token's weighted sum of its experts' outputs, wherever the experts are: `[G, n, d]` to `[G, n, d]`.
 
   Args:
     tokens: `[G, n, d]`.
     routing: of these groups.
-    slots: maps slots `[E, R, d]` to the experts' outputs of the same shape.
+    slots: maps slots `[E, R, d]` and their names to the experts' outputs of the same shape.
     ragged: maps tokens and a ragged routing to the tokens' weighted sums.
+    names: int32 `[G, n]`, of the tokens, for dropout; None for none.
   """
   match routing:
     case SlotRouting():
-      return combine_slots(slots(dispatch_slots(tokens, routing)), routing, tokens.shape[1])
+      rows, _ = _rows_by_expert(routing, tokens.shape[1])
+      called = None if names is None else slot_names(names, rows)
+      return combine_slots(slots(dispatch_slots(tokens, routing), called), routing, tokens.shape[1])
     case SoftRouting():
-      return combine_soft(slots(dispatch_soft(tokens, routing)), routing)
+      called = None if names is None else soft_names(names[:, 0], jnp.arange(routing.dispatch.shape[2]), routing)
+      return combine_soft(slots(dispatch_soft(tokens, routing), called), routing)
     case RaggedRouting():
       return ragged(tokens, routing)
 
@@ -60,28 +72,6 @@ def combine_slots(outputs: jax.Array, routing: SlotRouting, n: int) -> jax.Array
   weighted = outputs * weight[..., None].astype(outputs.dtype)
   summed = jnp.zeros((groups * n, width), outputs.dtype).at[rows].add(weighted, mode="drop")  # [G * n, d]
   return summed.reshape(groups, n, width)
-
-
-def dispatch_soft(tokens: jax.Array, routing: SoftRouting) -> jax.Array:
-  """Tokens `[G, n, d]` to slot mixtures `[E, G * P, d]`: one matrix product per group for any number of experts."""
-  groups, n, experts, slots = routing.dispatch.shape
-  dispatch = routing.dispatch.reshape(groups, n, -1).astype(tokens.dtype)  # [G, n, E * P]
-  mixed = _each_group(lambda weight, x: weight.T @ x, dispatch, tokens).reshape(groups, experts, slots, -1)
-  return mixed.swapaxes(0, 1).reshape(experts, groups * slots, -1)
-
-
-@jax.named_scope("combine")
-def combine_soft(outputs: jax.Array, routing: SoftRouting) -> jax.Array:
-  """Slot outputs `[E, G * P, d]` to token mixtures `[G, n, d]`."""
-  groups, n, experts, slots = routing.combine.shape
-  by_group = outputs.reshape(experts, groups, slots, -1).swapaxes(0, 1).reshape(groups, experts * slots, -1)
-  combine = routing.combine.reshape(groups, n, -1).astype(outputs.dtype)  # [G, n, E * P]
-  return _each_group(jnp.matmul, combine, by_group)
-
-
-def _each_group(product: Callable[[jax.Array, jax.Array], jax.Array], a: jax.Array, b: jax.Array) -> jax.Array:
-  """`product` for each group; a single group drops the axis G, which would make CPUs a third slower."""
-  return product(a[0], b[0])[None] if len(a) == 1 else jax.vmap(product)(a, b)
 
 
 def _rows_by_expert(routing: SlotRouting, n: int) -> tuple[jax.Array, jax.Array]:

@@ -11,6 +11,7 @@ from flax import nnx
 from moe.config import build, require
 from moe.experts.dispatch import one_device
 from moe.experts.exchange.over_mesh import over_mesh
+from moe.experts.kernels.dropout import for_batch, key_of
 from moe.experts.network import Experts
 from moe.nn.activations import ACTIVATIONS, Form
 from moe.nn.attention import segment_positions
@@ -20,6 +21,7 @@ from moe.nn.streams import named_streams
 from moe.parallel.mesh import current_mesh
 from moe.routing import Groups, Policy, RouterConfig, RouterInput, RouterOutput, Routing, Site
 from moe.routing.files import load_state
+from moe.routing.scores import scale_matrices
 
 
 @jax.tree_util.register_dataclass
@@ -54,6 +56,9 @@ class MoE(nnx.Module):
     dtype: compute dtype of the experts; parameters are float32.
     shared_experts: experts that see every token with weight 1 (Dai et al. 2024, DeepSeekMoE, section 3.2), built as one
       network of width `shared_experts * d_ff`.
+    dropout: probability that a hidden unit of an expert, also a shared one, is dropped; in training, given a key.
+    router_init_scale: factor of the router's initial matrices, whatever the method draws.
+    gate_scale: factor of the routed experts' sum, as if every gate were multiplied by it; expert choice's begin at 1/E.
     vocab_size: number of token ids, for routers that read them.
     init: how the matrices of the experts begin.
     read_files: whether to read the files that initialise router state (hash tables, centroids) now; otherwise the
@@ -74,6 +79,9 @@ class MoE(nnx.Module):
     form: Form = "gelu",
     dtype: jax.typing.DTypeLike = jnp.float32,
     shared_experts: int = 0,
+    dropout: float = 0.0,
+    router_init_scale: float = 1.0,
+    gate_scale: float = 1.0,
     vocab_size: int | None = None,
     init: KernelInit = T5_INIT,
     read_files: bool = True,
@@ -86,8 +94,11 @@ class MoE(nnx.Module):
     self.config = router if isinstance(router, RouterConfig) else build(RouterConfig, router, "router")
     self.site = Site(d_model, num_experts, vocab_size)
     self.config.check_site(self.site)
+    require(0 <= dropout < 1, "dropout", dropout, "expected at least 0 and less than 1")
+    self.dropout, self.gate_scale = dropout, gate_scale
     dtype, of = jnp.dtype(dtype), named_streams(rngs)
     self.router = self.config.make(self.site, of("router"))
+    scale_matrices(self.router, router_init_scale)
     self.experts = Experts(num_experts, d_model, d_ff, form, dtype, init, rngs=of("experts"))
     width = shared_experts * d_ff
     self.shared = FeedForward(d_model, width, form, dtype, init=init, rngs=of("shared")) if width else None
@@ -112,7 +123,7 @@ class MoE(nnx.Module):
       ids: int32 `[B, T]` token ids, for routers that read them.
       positions: int32 `[B, T]`, position within the token's sequence; None to count within segments.
       training: whether the router draws random numbers and uses its training capacity.
-      key: PRNG key, for routers that are random in training.
+      key: PRNG key, for dropout and for routers that are random in training.
 
     Raises:
       ValueError: an input has the wrong shape, or one that the router needs is missing.
@@ -135,8 +146,9 @@ class MoE(nnx.Module):
     tokens, mask, ids, positions = (None if a is None else groups.cut(a) for a in (x, segments > 0, ids, positions))
     with jax.named_scope("router"):
       output = self.router(RouterInput(tokens, mask, ids, positions, key, length), training=training)
-    y = self._through_experts(x, groups, output.routing)
-    return self._with_shared(y, x), _report(output, groups, segments > 0)
+    drops = key if training and self.dropout else None
+    y = self._through_experts(x, groups, output.routing, drops)
+    return self._with_shared(y, x, drops), _report(output, groups, segments > 0)
 
   def learn(self, *reports: LayerReport) -> None:
     """Moves the router's state once, after a training step on one batch, or on several micro-batches."""
@@ -157,15 +169,17 @@ class MoE(nnx.Module):
     return self._with_shared(self._through_experts(x, groups, output.routing), x), state
 
   @jax.named_scope("dispatch")
-  def _through_experts(self, x: jax.Array, groups: Groups, routing: Routing) -> jax.Array:
+  def _through_experts(self, x: jax.Array, groups: Groups, routing: Routing, key: jax.Array | None = None) -> jax.Array:
     mesh, x = current_mesh(), x.astype(self.experts.dtype)
+    dropout = None if key is None else for_batch(self.dropout, key, groups, *x.shape[:2])
     if mesh is not None:
-      return over_mesh(mesh, x, groups, routing, self.experts)
-    y = one_device(groups.cut(x), routing, self.experts, self.experts.weights())
-    return groups.join(y, *x.shape[:2])
+      y = over_mesh(mesh, x, groups, routing, self.experts, dropout)
+    else:
+      y = groups.join(one_device(groups.cut(x), routing, self.experts, self.experts.weights(), dropout), *x.shape[:2])
+    return y if self.gate_scale == 1 else y * self.gate_scale
 
-  def _with_shared(self, y: jax.Array, x: jax.Array) -> jax.Array:
-    return y if self.shared is None else y + self.shared(x)
+  def _with_shared(self, y: jax.Array, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    return y if self.shared is None else y + self.shared(x, rate=self.dropout, key=key_of("shared", key))
 
 
 def _report(output: RouterOutput, groups: Groups, mask: jax.Array) -> LayerReport:

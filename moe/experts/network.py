@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe.experts.kernels.dropout import HiddenDropout
 from moe.experts.kernels.ragged import ragged_feed_forward
 from moe.experts.kernels.recompute import activate_and_project
 from moe.nn.activations import ACTIVATIONS, GATED, Form
@@ -46,14 +47,14 @@ class Experts(nnx.Module):
     return Weights(ups, self.down[...].astype(self.dtype))
 
   @jax.named_scope("experts")
-  def slots(self, weights: Weights, inputs: jax.Array) -> jax.Array:
+  def slots(self, weights: Weights, inputs: jax.Array, dropout: HiddenDropout | None = None) -> jax.Array:
     """Each expert on its own rows, `[E, R, d]` to `[E, R, d]`, for all experts or the shard that `weights` holds."""
     before = [jnp.einsum("erd,edf->erf", inputs, up) for up in weights.ups]
-    return activate_and_project(self.activation, before, weights.down)
+    return activate_and_project(self.activation, before, weights.down, dropout)
 
   @jax.named_scope("experts")
   def ragged(
-    self, weights: Weights, tokens: jax.Array, rows: jax.Array, weight: jax.Array, sizes: jax.Array
+    self, weights: Weights, tokens: jax.Array, *runs: jax.Array, dropout: HiddenDropout | None = None
   ) -> jax.Array:
-    """`[N, d]` to `[N, d]`: each token's weighted sum over its assignments, which are sorted by expert."""
-    return ragged_feed_forward(self.activation, tokens, rows, weight, sizes, weights.ups, weights.down)
+    """`[N, d]` to `[N, d]`: each token's weighted sum over its assignments, sorted by expert (`runs_by_expert`)."""
+    return ragged_feed_forward(self.activation, tokens, *runs, *weights, dropout)

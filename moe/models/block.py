@@ -113,6 +113,7 @@ class Block(nnx.Module):
     else:
       about = {"segments": context.segments, "ids": context.ids, "positions": context.positions}
       y, report = self.moe(y, **about, training=training, key=keys[5])
+      report.metrics["branch_norm_ratio"] = _norm_ratio(y, x, context.segments > 0)
     return x + dropout(y, rate, keys[6]), report
 
   def init_cache(self, batch: int, length: int, row_length: int, memory: jax.Array | None) -> Cache:
@@ -148,6 +149,15 @@ class Block(nnx.Module):
     return jax.tree.map(lambda fresh, old: jnp.where(begins, fresh, old), new, state)
 
 
+def _norm_ratio(branch: jax.Array, stream: jax.Array, mask: jax.Array) -> jax.Array:
+  """Float32 scalar, the root mean square of a branch over that of the stream it is added to, over real tokens."""
+
+  def total(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32)), where=mask[..., None])
+
+  return jnp.sqrt(total(branch) / jnp.maximum(total(stream), jnp.finfo(jnp.float32).tiny))
+
+
 def _moe_layer(config: ModelConfig, moe: MoEConfig, rngs: nnx.Rngs) -> MoE:
   return MoE(
     config.d_model,
@@ -157,6 +167,9 @@ def _moe_layer(config: ModelConfig, moe: MoEConfig, rngs: nnx.Rngs) -> MoE:
     form=moe.feed_forward,
     dtype=config.compute_dtype,
     shared_experts=moe.shared_experts,
+    router_init_scale=moe.router_init_scale,
+    gate_scale=moe.gate_scale,
+    dropout=config.dropout if moe.dropout is None else moe.dropout,
     vocab_size=config.vocab_size,
     init=config.kernel_init,
     read_files=False,

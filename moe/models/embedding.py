@@ -19,6 +19,7 @@ class TokenEmbedding(nnx.Module):
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     vocab, d = config.vocab_size, config.d_model
     self.dtype, self.scale = config.compute_dtype, d**-0.5
+    self.operands = jnp.dtype(jnp.float32) if config.logits_operands == "float32" else self.dtype
     self.table = normal(rngs, (vocab, d), 1.0, ("vocab", "embed"))
     self.head = None if config.tie_embeddings else normal(rngs, (d, vocab), d**-0.5, ("embed", "vocab"))
 
@@ -29,8 +30,10 @@ class TokenEmbedding(nnx.Module):
 
   @jax.named_scope("vocabulary")
   def logits(self, x: jax.Array) -> jax.Array:
-    """`[..., d]` to float32 `[..., V]`; products in the compute dtype, sums in float32."""
-    kernel = whole(self.table, self.dtype).T if self.head is None else whole(self.head, self.dtype)
+    """`[..., d]` to float32 `[..., V]`; factors as `logits_operands` says, sums in float32."""
+    kernel = whole(self.table, self.operands).T if self.head is None else whole(self.head, self.operands)
     rows = x.reshape(-1, x.shape[-1]) * (self.scale if self.head is None else 1.0)
-    logits = jnp.matmul(rows.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+    # Accelerators round float32 factors too, unless told not to; where all is in float32 that stays the platform's way.
+    exact = jax.lax.Precision.HIGHEST if self.operands != self.dtype else None
+    logits = jnp.matmul(rows.astype(self.operands), kernel, precision=exact, preferred_element_type=jnp.float32)
     return keep_rows(logits.reshape(*x.shape[:-1], -1), "model")

@@ -27,6 +27,11 @@ class MoEConfig:
     d_ff: hidden width of an expert; 0 for the model's `d_ff`.
     feed_forward: activation of the experts.
     shared_experts: experts in each MoE layer that see every token, whatever the router says.
+    router_init_scale: factor of the router's initial matrices, whatever the method: 1 is the method's own.
+    gate_scale: factor of the routed experts' sum, as if every gate were multiplied by it (DeepSeek-V3's routed scaling
+      factor). The gates of expert choice begin at 1/E, so that E / c gives the branch its usual size.
+    dropout: probability that a hidden unit of an expert is dropped in training, which ST-MoE sets to 0.4 for
+      fine-tuning; None for the model's.
   """
 
   num_experts: int
@@ -35,8 +40,15 @@ class MoEConfig:
   d_ff: int = 0
   feed_forward: Form = "gelu"
   shared_experts: int = 0
+  router_init_scale: float = 1.0
+  gate_scale: float = 1.0
+  dropout: float | None = None
 
   def __post_init__(self):
+    for name in ("router_init_scale", "gate_scale"):
+      require(getattr(self, name) > 0, name, getattr(self, name), "expected more than 0")
+    rate = self.dropout
+    require(rate is None or 0 <= rate < 1, "dropout", rate, "expected at least 0 and less than 1, or None")
     for name, least in (("num_experts", 1), ("d_ff", 0), ("shared_experts", 0)):
       require(getattr(self, name) >= least, name, getattr(self, name), f"expected at least {least}")
 
@@ -84,6 +96,9 @@ class ModelConfig(Choice):
     relative_max_distance: in tokens; larger distances share a bucket.
     tie_embeddings: logits are products with the input embedding, scaled by `d_model ** -0.5`.
     kernel_init: how the matrices of attention, feed-forward networks and experts begin.
+    logits_operands: what the factors of this product are rounded to: the compute dtype, as in T5X, since it is one of
+      the largest products, its sums are float32 either way, and rounding moves a logit of size 10 by about 0.02 in
+      bfloat16; or "float32", for exact comparisons of losses, at several times the cost on accelerators.
     dropout: probability, in training only.
     dtype: compute dtype; parameters and logits are always float32.
     remat: what the backward pass recomputes in each scanned unit of blocks: nothing, all but matrix products, all.
@@ -107,6 +122,7 @@ class ModelConfig(Choice):
   relative_max_distance: int = 128
   tie_embeddings: bool = True
   kernel_init: KernelInit = T5_INIT
+  logits_operands: Literal["compute_dtype", "float32"] = "compute_dtype"
   dropout: float = 0.0
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Literal["none", "dots", "full"] = "none"

@@ -40,9 +40,15 @@ class GroupBudgetConfig(ExpertBudgetConfig):
   Attributes:
     softmax: what the scores, and so the gates, sum to 1 over: "experts" as in Zhou et al.; over "tokens", gates are
       about 1 / n and the layer's output needs a norm.
+    noise: in training the logits get Gaussian noise of standard deviation noise / E, as in V-MoE.
     counted: the tokens of a group that the budget is a share of: "real", or "all", padding included, with which a group
       that is mostly padding gives its few tokens many experts each.
   """
 
   softmax: Literal["experts", "tokens"] = "experts"
   counted: Counted = "real"
+  noise: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.noise >= 0, "noise", self.noise, "expected at least 0")

@@ -62,7 +62,7 @@ def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float,
   """
   if not training:
     return token_choice_capacity(group, num_experts, capacity_factor)
-  k = _round_half_up(group, num_experts, capacity_factor)
+  k = round_half_up(group, num_experts, capacity_factor)
   require(
     1 <= k <= group,
     "capacity_factor",
@@ -127,11 +127,12 @@ def token_choice_capacity(
   if multiple > 1:
     slots = multiple * math.ceil(Fraction(str(capacity_factor)) * group / num_experts / multiple)
   else:
-    slots = _round_half_up(group, num_experts, capacity_factor)
+    slots = round_half_up(group, num_experts, capacity_factor)
   return min(max(slots, least), group)
 
 
-def _round_half_up(group: int, num_experts: int, capacity_factor: float) -> int:
+def round_half_up(group: int, num_experts: int, capacity_factor: float) -> int:
+  """The number of slots, n * c / E."""
   # The decimal as written, not its nearest float: 10 * 1.15 is meant as 11.5 but is 11.499... in binary. Python's
   # round() takes halves to the even neighbour, so the capacity would grow unevenly with the factor.
   return math.floor(Fraction(str(capacity_factor)) * group / num_experts + Fraction(1, 2))

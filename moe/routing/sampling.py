@@ -20,6 +20,11 @@ def training_key(router: Router, inputs: RouterInput) -> jax.Array:
   return inputs.key
 
 
+def gaussian(router: Router, inputs: RouterInput, shape: tuple[int, ...], noise: float) -> jax.Array:
+  """Noise of standard deviation `noise / E` for logits, in training: V-MoE (Riquelme et al. 2021, section 2.2)."""
+  return noise / router.num_experts * jax.random.normal(training_key(router, inputs), shape)
+
+
 def sampled_expert(logits: jax.Array, key: jax.Array) -> jax.Array:
   """int32 `[...]`, a sample from softmax(logits) over `[..., E]`, by the Gumbel-max trick; never a logit of -inf."""
   return jnp.argmax(logits + jax.random.gumbel(key, logits.shape), axis=-1).astype(jnp.int32)

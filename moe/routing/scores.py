@@ -19,6 +19,13 @@ def router_bias(site: Site, rngs: nnx.Rngs) -> nnx.Param:
   return nnx.Param(KERNEL_STDDEV * jax.random.normal(rngs.params(), (site.num_experts,), jnp.float32))
 
 
+def scale_matrices(router: nnx.Module, factor: float) -> None:
+  """Multiplies a router's initial matrices; thresholds, biases and state stay."""
+  if factor != 1:
+    params = nnx.state(router, nnx.Param)
+    nnx.update(router, jax.tree.map(lambda leaf: factor * leaf if leaf.ndim >= 2 else leaf, params))
+
+
 def router_logits(tokens: jax.Array, kernel: jax.Array) -> jax.Array:
   """Logits `[..., n, E]` of `tokens` `[..., n, d]`, in float32 whatever the tokens' dtype.
 

@@ -31,17 +31,21 @@ class OptimizerConfig(Choice):
       al. follow: a rare batch of huge gradients then moves no statistics far. T5X's Adafactor has 0, as its update
       clipping bounds every step; Adafactor's updates do not change with the scale of all gradients, so the two differ
       where norms pass 1 in some steps and not in others.
+    router_learning_rate: factor of the learning rate, and so of the whole step, of the routers' parameters.
   """
 
   learning_rate: float = 0.01
   schedule: ScheduleConfig = dataclasses.field(default_factory=ConstantRsqrt)
   weight_decay: float = 0.0
   clip_norm: float = 1.0
+  router_learning_rate: float = 1.0
 
   def __post_init__(self) -> None:
     require(self.learning_rate > 0, "learning_rate", self.learning_rate, "expected more than 0")
     require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "expected at least 0")
     require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "expected at least 0, which turns clipping off")
+    factor = self.router_learning_rate
+    require(factor >= 0, "router_learning_rate", factor, "expected at least 0, which leaves the routers as they begin")
 
   def make(self, stacked: StackedAxes) -> optax.GradientTransformation:
     """From gradients to updates, of which minus the learning rate times each is added to the parameters.
@@ -53,6 +57,8 @@ class OptimizerConfig(Choice):
     parts.append(self.scale(stacked))
     if self.weight_decay:
       parts.append(optax.add_decayed_weights(self.weight_decay, mask=lambda params: _is_matrix(params, stacked)))
+    if self.router_learning_rate != 1:
+      parts.append(scale_routers(self.router_learning_rate))
     return optax.chain(*parts)
 
   def make_schedule(self, total_steps: int) -> Schedule:
@@ -121,6 +127,15 @@ class AdamW(OptimizerConfig, name="adamw"):
 
   def scale(self, stacked: StackedAxes) -> optax.GradientTransformation:
     return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
+
+
+def scale_routers(factor: float) -> optax.GradientTransformation:
+  """Multiplies the updates of all parameters in a part of the model that is called `router`."""
+
+  def scaled(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+    return update * factor if any(getattr(key, "key", None) == "router" for key in path) else update
+
+  return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))
 
 
 def per_matrix(inner: optax.GradientTransformation, stacked: StackedAxes) -> optax.GradientTransformation:

@@ -230,5 +230,23 @@ def test_shared_experts_are_added_with_weight_one_for_any_router(batch):
   np.testing.assert_allclose(both, call(with_shared, x) + shared(x), rtol=1e-5, atol=1e-5)
 
 
+def test_a_gate_scale_multiplies_what_the_routed_experts_give(batch):
+  x, segments = batch
+  call = nnx.jit(lambda layer, x: layer(x, segments=segments, training=False)[0])
+  plain, scaled = (MoE(WIDTH, EXPERTS, HIDDEN, CONFIGS[0], gate_scale=s, rngs=nnx.Rngs(0)) for s in (1.0, 4.0))
+  np.testing.assert_array_equal(call(scaled, x), 4 * call(plain, x))
+
+
+@pytest.mark.parametrize("name", sorted(RouterConfig.choices))
+def test_the_initial_scale_is_that_of_the_routers_matrices_alone(name):
+  def made(scale):
+    return MoE(WIDTH, EXPERTS, HIDDEN, name, router_init_scale=scale, vocab_size=50, rngs=nnx.Rngs(0))
+
+  plain, scaled = (nnx.to_flat_state(nnx.state(made(scale))) for scale in (1.0, 0.25))
+  for (path, one), (_, other) in zip(plain, scaled, strict=True):
+    factor = 0.25 if path[0] == "router" and isinstance(one, nnx.Param) and one.ndim >= 2 else 1
+    np.testing.assert_array_equal(other[...], factor * one[...], err_msg=str(path))
+
+
 def _slots(experts, x):
   return experts.slots(experts.weights(), x)

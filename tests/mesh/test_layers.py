@@ -37,13 +37,13 @@ KINDS = {
 SHAPES = [(1, 2, 1), (1, 1, 2), (4, 1, 1), (1, 4, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 2, 1)]
 
 
-def run(name: str, options: dict, shape: tuple[int, int, int]):
+def run(name: str, options: dict, shape: tuple[int, int, int], dropout: float = 0.0):
   """What a training step takes from a layer, on a mesh of this shape, and the compiled program.
 
   The numbers: a scalar of output, auxiliary loss and policy; output, router's state afterwards, metrics; gradients.
   """
   config = RouterConfig.choices[name](**options)
-  layer = MoE(WIDTH, EXPERTS, HIDDEN, config, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
+  layer = MoE(WIDTH, EXPERTS, HIDDEN, config, dropout=dropout, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
   if hasattr(layer.router, "kernel"):
     layer.router.kernel[...] = jax.random.normal(jax.random.key(9), layer.router.kernel.shape) / WIDTH**0.5
   graph, params, state = nnx.split(layer, nnx.Param, ...)
@@ -69,8 +69,18 @@ def run(name: str, options: dict, shape: tuple[int, int, int]):
 
 
 @functools.cache
-def alone(name: str, options: tuple):
-  return run(name, dict(options), (1, 1, 1))[0]
+def alone(name: str, options: tuple, dropout: float = 0.0):
+  return run(name, dict(options), (1, 1, 1), dropout)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_hidden_units_are_dropped_on_every_mesh(kind):
+  name, options = KINDS[kind]
+  expected = alone(name, tuple(options.items()), 0.4)
+  assert np.abs(expected[0][1][0] - alone(name, tuple(options.items()))[0][1][0]).max() > 0.01
+  for shape in [(2, 2, 2), (2, 4, 1)]:
+    (_, found), gradients = run(name, options, shape, 0.4)[0]
+    assert_same((found, gradients), (expected[0][1], expected[1]))
 
 
 def assert_same(found, expected):

@@ -10,6 +10,9 @@ from flax import nnx
 
 from moe.evaluation.leak_meters import future_leak
 from moe.models import shift_right
+from moe.models.embedding import TokenEmbedding
+from moe.models.placement import EveryNth
+from tests.models.test_stack import blocks_of, context
 from tests.models.tiny import (
   ARCHITECTURES,
   CAUSAL,
@@ -140,3 +143,31 @@ def test_every_parameter_receives_a_gradient(architecture):
 
   for path, gradient in nnx.to_flat_state(jax.jit(jax.grad(loss))(params)):
     assert (gradient[...] != 0).any(), path
+
+
+def test_every_moe_layer_reports_the_size_of_its_branch_against_the_stream():
+  settings = config("decoder", stack(EXPERT_CHOICE, layers=1, placement=EveryNth(1)), allow_future_leakage=True)
+  network = model(settings)
+  block = next(blocks_of(network.decoder))
+  stream = jax.random.normal(jax.random.key(0), (2, 5, 16)).at[1, 3:].set(100.0)
+  segments = jnp.ones((2, 5), jnp.int32).at[1, 3:].set(0)
+  given = dataclasses.replace(context(network.decoder), segments=segments)
+  out, report = block(stream, given, training=False, key=None)
+  attended = stream + block.attention(*[block.attention_norm(stream)] * 2, given.mask, block.bias(5))
+  real = np.asarray(segments > 0)
+  branch, before = np.asarray(out - attended)[real], np.asarray(attended)[real]
+  expected = np.sqrt(np.square(branch).sum() / np.square(before).sum())
+  np.testing.assert_allclose(report.metrics["branch_norm_ratio"], expected, rtol=1e-4)
+  assert output(network, batch()).metrics["decoder"]["branch_norm_ratio"].shape == (1,)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_may_be_products_of_float32_factors(tied):
+  x = jax.random.normal(jax.random.key(0), (2, 3, 16))
+  errors = {}
+  for operands in ("compute_dtype", "float32"):
+    settings = config("decoder", dtype="bfloat16", tie_embeddings=tied, logits_operands=operands)
+    embedding = TokenEmbedding(settings, rngs=nnx.Rngs(0))
+    matrix = np.asarray(embedding.table[...], np.float64).T / 4 if tied else np.asarray(embedding.head[...], np.float64)
+    errors[operands] = np.abs(np.asarray(embedding.logits(x), np.float64) - np.asarray(x, np.float64) @ matrix).max()
+  assert errors["float32"] < 1e-5 < 1e-3 < errors["compute_dtype"]

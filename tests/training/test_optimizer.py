@@ -142,6 +142,22 @@ def test_adamw_of_one_step_moves_every_weight_by_the_learning_rate():
   np.testing.assert_allclose(found, [-0.1, 0.1, -0.1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("choice", [Adafactor, AdamW])
+def test_routers_may_have_a_learning_rate_of_their_own(choice):
+  def parts(seed):
+    draw = np.random.default_rng(seed).normal
+    return {"moe": {name: {"kernel": jnp.asarray(draw(size=(4, 3)), jnp.float32)} for name in ("router", "experts")}}
+
+  params, gradients = parts(0), parts(1)
+  stacked = jax.tree.map(lambda _: 0, params)
+  moved = {}
+  for factor in (1.0, 0.25):
+    optimizer = choice(weight_decay=0.1, router_learning_rate=factor).make(stacked)
+    moved[factor] = optimizer.update(gradients, optimizer.init(params), params)[0]["moe"]
+  np.testing.assert_array_equal(moved[0.25]["experts"]["kernel"], moved[1.0]["experts"]["kernel"])
+  np.testing.assert_allclose(moved[0.25]["router"]["kernel"], 0.25 * moved[1.0]["router"]["kernel"], rtol=1e-6)
+
+
 def test_clipping_is_by_the_norm_of_all_gradients_together():
   """AdamW hides the size of a gradient unless epsilon dominates, so epsilon is large."""
   config = AdamW(schedule=Constant(), learning_rate=1.0, clip_norm=1.0, epsilon=1e6)

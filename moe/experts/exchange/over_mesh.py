@@ -10,6 +10,7 @@ its own tokens, and sends them like a dropless routing (`rounds`), or adds its t
 one (`soft`). Tokens are never gathered.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -20,13 +21,21 @@ from moe.experts.dispatch import dispatch_and_combine, one_device
 from moe.experts.exchange.assignments import of_groups, of_rows
 from moe.experts.exchange.rounds import in_rounds
 from moe.experts.exchange.soft import soft_over_devices
-from moe.experts.network import Experts
+from moe.experts.kernels.dropout import HiddenDropout, named
+from moe.experts.network import Experts, Weights
 from moe.parallel.mesh import ROW_AXES, row_shards
 from moe.routing.groups import Groups
 from moe.routing.types import RaggedRouting, Routing, SoftRouting
 
 
-def over_mesh(mesh: AbstractMesh, x: jax.Array, groups: Groups, routing: Routing, experts: Experts) -> jax.Array:
+def over_mesh(
+  mesh: AbstractMesh,
+  x: jax.Array,
+  groups: Groups,
+  routing: Routing,
+  experts: Experts,
+  dropout: HiddenDropout | None = None,
+) -> jax.Array:
   """Each token's weighted sum of its experts' outputs.
 
   Args:
@@ -35,6 +44,7 @@ def over_mesh(mesh: AbstractMesh, x: jax.Array, groups: Groups, routing: Routing
     groups: how the batch was divided for `routing`.
     routing: of all groups.
     experts: all of them.
+    dropout: of their hidden units; its names are made here.
 
   Returns:
     `[B, T, d]`.
@@ -42,15 +52,15 @@ def over_mesh(mesh: AbstractMesh, x: jax.Array, groups: Groups, routing: Routing
   Raises:
     ValueError: the rows of `x` cannot be divided over the mesh, or a soft routing's groups do not fit its shape.
   """
-  shards, weights = row_shards(mesh), experts.weights()
+  shards, weights, dropout = row_shards(mesh), experts.weights(), named(dropout, None)
   if x.shape[0] % shards:
     raise ValueError(f"{x.shape[0]} rows: expected a multiple of data x expert = {shards} devices")
   if _is_local(groups, x.shape, shards):
-    return _sharded(mesh, _local_groups(groups, experts), PartitionSpec(ROW_AXES))(x, routing, weights)
+    return _sharded(mesh, _local_groups(groups, experts), PartitionSpec(ROW_AXES))(x, routing, weights, dropout)
   if isinstance(routing, SoftRouting):
     by_token = jax.tree.map(lambda array: groups.join(array, *x.shape[:2]), routing)
-    return _sharded(mesh, soft_over_devices(groups, experts), PartitionSpec(ROW_AXES))(x, by_token, weights)
-  return _sharded(mesh, _wide_groups(groups, x.shape, experts), PartitionSpec())(x, routing, weights)
+    return _sharded(mesh, soft_over_devices(groups, experts), PartitionSpec(ROW_AXES))(x, by_token, weights, dropout)
+  return _sharded(mesh, _wide_groups(groups, x.shape, experts), PartitionSpec())(x, routing, weights, dropout)
 
 
 def _is_local(groups: Groups, shape: tuple[int, ...], shards: int) -> bool:
@@ -60,15 +70,18 @@ def _is_local(groups: Groups, shape: tuple[int, ...], shards: int) -> bool:
 
 
 def _sharded(mesh: AbstractMesh, on_device: Callable, routing: PartitionSpec) -> Callable:
-  """`on_device(x, routing, weights)` on every device's rows and experts, summed over shards of the width."""
+  """`on_device(x, routing, weights, dropout)` on every device's rows and experts, summed over shards of the width.
 
-  def run(x, routing, weights):
-    return on_device(x, routing, weights)[None]
+  The dropout that it is given has the device's first hidden unit, and names the device's tokens `[N]`.
+  """
+
+  def run(x, routing, weights, dropout):
+    return on_device(x, routing, weights, dropout and _here(dropout, x.shape, weights))[None]
 
   mapped = jax.shard_map(
     run,
     mesh=mesh,
-    in_specs=(PartitionSpec(ROW_AXES), routing, PartitionSpec("expert", None, "model")),
+    in_specs=(PartitionSpec(ROW_AXES), routing, PartitionSpec("expert", None, "model"), PartitionSpec()),
     out_specs=PartitionSpec("model", ROW_AXES),
     check_vma=False,
   )
@@ -77,22 +90,35 @@ def _sharded(mesh: AbstractMesh, on_device: Callable, routing: PartitionSpec) ->
   return lambda *arguments: mapped(*arguments).sum(axis=0)
 
 
-def _local_groups(groups: Groups, experts: Experts) -> Callable:
-  def on_device(x, routing, weights):
-    tokens = groups.cut(x)
-    if jax.lax.axis_size("expert") == 1:
-      return one_device(tokens, routing, experts, weights).reshape(x.shape)
+def _here(dropout: HiddenDropout, shape: tuple[int, ...], weights: Weights) -> HiddenDropout:
+  count = shape[0] * shape[1]
+  names = jax.lax.axis_index(ROW_AXES) * count + jnp.arange(count, dtype=jnp.int32)
+  return dataclasses.replace(dropout, first=jax.lax.axis_index("model") * weights.down.shape[-1], names=names)
 
-    def slots(inputs: jax.Array) -> jax.Array:
+
+def _local_groups(groups: Groups, experts: Experts) -> Callable:
+  def on_device(x, routing, weights, dropout):
+    tokens = groups.cut(x)
+    dropout = dropout and named(dropout, dropout.names.reshape(tokens.shape[:2]))
+    if jax.lax.axis_size("expert") == 1:
+      return one_device(tokens, routing, experts, weights, dropout).reshape(x.shape)
+
+    def slots(inputs: jax.Array, names: jax.Array | None) -> jax.Array:
       """Sends `[E, R, d]` to the devices that hold the experts, through the experts, and back."""
-      arrived = jax.lax.all_to_all(inputs, "expert", split_axis=0, concat_axis=1, tiled=True)  # [E / P, P * R, d]
-      return jax.lax.all_to_all(experts.slots(weights, arrived), "expert", split_axis=1, concat_axis=0, tiled=True)
+
+      def send(slots: jax.Array) -> jax.Array:
+        return jax.lax.all_to_all(slots, "expert", split_axis=0, concat_axis=1, tiled=True)  # [E / P, P * R, ...]
+
+      outputs = experts.slots(weights, send(inputs), None if names is None else named(dropout, send(names)))
+      return jax.lax.all_to_all(outputs, "expert", split_axis=1, concat_axis=0, tiled=True)
 
     def ragged(tokens: jax.Array, routing: RaggedRouting) -> jax.Array:
       flat = tokens.reshape(-1, tokens.shape[-1])
-      return in_rounds(flat, of_groups(routing, tokens.shape[1]), experts.ragged, weights).reshape(tokens.shape)
+      assigned = of_groups(routing, tokens.shape[1])
+      return in_rounds(flat, assigned, experts.ragged, weights, dropout).reshape(tokens.shape)
 
-    return dispatch_and_combine(tokens, routing, slots, ragged).reshape(x.shape)
+    names = None if dropout is None else dropout.names
+    return dispatch_and_combine(tokens, routing, slots, ragged, names).reshape(x.shape)
 
   return on_device
 
@@ -100,10 +126,11 @@ def _local_groups(groups: Groups, experts: Experts) -> Callable:
 def _wide_groups(groups: Groups, shape: tuple[int, ...], experts: Experts) -> Callable:
   batch, length, _ = shape
 
-  def on_device(x, routing, weights):
+  def on_device(x, routing, weights, dropout):
     tokens = x.reshape(-1, x.shape[-1])
     flat = groups.cut(jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length))
     first = jax.lax.axis_index(ROW_AXES) * len(tokens)
-    return in_rounds(tokens, of_rows(routing, flat, first, len(tokens)), experts.ragged, weights).reshape(x.shape)
+    assigned = of_rows(routing, flat, first, len(tokens))
+    return in_rounds(tokens, assigned, experts.ragged, weights, dropout).reshape(x.shape)
 
   return on_device

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from moe.experts.exchange.assignments import Assignments
+from moe.experts.kernels.dropout import HiddenDropout, named, picked
+from moe.experts.kernels.names import run_names
 from moe.experts.kernels.runs import runs_by_expert
 from moe.parallel.mesh import ROW_AXES
 from moe.routing.types import RaggedRouting
@@ -24,7 +26,9 @@ from moe.routing.types import RaggedRouting
 SLACK = 1.25
 
 
-def in_rounds(tokens: jax.Array, assigned: Assignments, ragged: Callable, weights: Any) -> jax.Array:
+def in_rounds(
+  tokens: jax.Array, assigned: Assignments, ragged: Callable, weights: Any, dropout: HiddenDropout | None = None
+) -> jax.Array:
   """Runs a device's tokens through the experts of all devices along the mesh axis `expert`, inside `shard_map`.
 
   Args:
@@ -32,6 +36,7 @@ def in_rounds(tokens: jax.Array, assigned: Assignments, ragged: Callable, weight
     assigned: their assignments.
     ragged: `Experts.ragged`.
     weights: of this device's experts.
+    dropout: of their hidden units, with names of the tokens `[N]`.
 
   Returns:
     `[N, d]`, weighted sums.
@@ -43,8 +48,9 @@ def in_rounds(tokens: jax.Array, assigned: Assignments, ragged: Callable, weight
   exchange = _Exchange(sent, _swap(sent), rounds, quota)
   # The first and usually only round is differentiated directly; further ones are recomputed in the backward pass.
   row, weight = assigned.row, assigned.weight
-  first = exchange.round(0, ragged, tokens, row, weight, weights)
-  return (first + _further_rounds(ragged, exchange, tokens, row, weight, weights)).astype(tokens.dtype)
+  dropout = dropout and named(dropout, run_names(dropout.names, row, assigned.sizes))
+  first = exchange.round(0, ragged, tokens, row, weight, weights, dropout)
+  return (first + _further_rounds(ragged, exchange, tokens, row, weight, weights, dropout)).astype(tokens.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -63,7 +69,7 @@ class _Exchange:
   rounds: jax.Array
   quota: int = dataclasses.field(metadata={"static": True})
 
-  def round(self, index, ragged, tokens, row, weight, weights) -> jax.Array:
+  def round(self, index, ragged, tokens, row, weight, weights, dropout) -> jax.Array:
     """What the assignments of one round add to the output, float32 `[N, d]`."""
     totals = self.sent.sum(axis=1)  # [P]
     before = (jnp.cumsum(totals) - totals)[:, None]
@@ -71,17 +77,20 @@ class _Exchange:
     assignment = jnp.where(number < totals[:, None], before + number, len(row))  # [P, quota]
     rows = row.at[assignment].get(mode="fill", fill_value=len(tokens))
     arrived = _swap(tokens.at[rows].get(mode="fill", fill_value=0))
-    y = _swap(self._compute(index, ragged, arrived, weights))
+    drops = picked(dropout, assignment)
+    y = _swap(self._compute(index, ragged, arrived, weights, drops and named(drops, _swap(drops.names))))
     weighted = y * weight.at[assignment].get(mode="fill", fill_value=0)[..., None]
     return jnp.zeros(tokens.shape, jnp.float32).at[rows].add(weighted, mode="drop")
 
-  def _compute(self, index, ragged, arrived, weights) -> jax.Array:
+  def _compute(self, index, ragged, arrived, weights, dropout) -> jax.Array:
     """Applies this device's experts to `[P, quota, d]`, where each source's rows are sorted by expert."""
     through = jnp.clip(jnp.cumsum(self.received, axis=1) - index * self.quota, 0, self.quota)
     sizes = jnp.diff(through, axis=1, prepend=0)  # [P, E / P]
     by_source = jnp.broadcast_to(jnp.arange(self.quota, dtype=jnp.int32), arrived.shape[:2])
     ones = jnp.ones(arrived.shape[:2], jnp.float32)
     order, weight, sizes = runs_by_expert(RaggedRouting(by_source, ones, sizes), self.quota)
+    if dropout is not None:
+      ragged = functools.partial(ragged, dropout=picked(named(dropout, dropout.names.reshape(-1)), order))
     return ragged(weights, arrived.reshape(-1, arrived.shape[-1]), order, weight, sizes).reshape(arrived.shape)
 
 
@@ -91,11 +100,11 @@ def _swap(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _further_rounds(ragged, exchange, tokens, row, weight, weights):
+def _further_rounds(ragged, exchange, tokens, row, weight, weights, dropout):
   """The sum of rounds 1, 2, ...: a loop whose length is known only at run time."""
 
   def add(index, out):
-    return out + exchange.round(index, ragged, tokens, row, weight, weights)
+    return out + exchange.round(index, ragged, tokens, row, weight, weights, dropout)
 
   return jax.lax.fori_loop(1, exchange.rounds, add, jnp.zeros(tokens.shape, jnp.float32))
 
@@ -105,18 +114,18 @@ def _forward(ragged, *arguments):
 
 
 def _backward(ragged, arguments, gradient):
-  exchange, tokens, row, weight, weights = arguments
+  exchange, tokens, row, weight, weights, dropout = arguments
 
   def add(index, sums):
     def one(tokens, weight, weights):
-      return exchange.round(index, ragged, tokens, row, weight, weights)
+      return exchange.round(index, ragged, tokens, row, weight, weights, dropout)
 
     _, pull_back = jax.vjp(one, tokens, weight, weights)
     return jax.tree.map(jnp.add, sums, pull_back(gradient))
 
   start = jax.tree.map(jnp.zeros_like, (tokens, weight, weights))
   d_tokens, d_weight, d_weights = jax.lax.fori_loop(1, exchange.rounds, add, start)
-  return None, d_tokens, None, d_weight, d_weights
+  return None, d_tokens, None, d_weight, d_weights, None
 
 
 _further_rounds.defvjp(_forward, _backward)

@@ -10,12 +10,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from moe.experts.kernels.dropout import named
+from moe.experts.kernels.names import soft_names
 from moe.experts.network import Experts
 from moe.routing.groups import Groups
 
 
 def soft_over_devices(groups: Groups, experts: Experts) -> Callable:
-  """Returns `(x, routing, weights) -> y` for one device inside `shard_map`.
+  """Returns `(x, routing, weights, dropout) -> y` for one device inside `shard_map`.
 
   `x` is `[rows, T, d]`, the weights of `routing` are `[rows, T, E, P]`. If a group spans several rows of the mesh, each
   row computes its slots.
@@ -24,7 +26,7 @@ def soft_over_devices(groups: Groups, experts: Experts) -> Callable:
     ValueError: when called, if a group neither fills whole rows of the mesh nor divides one.
   """
 
-  def on_device(x, routing, weights):
+  def on_device(x, routing, weights, dropout):
     tokens = x.reshape(-1, x.shape[-1])
     dispatch, combine = (w.reshape(len(tokens), -1).astype(x.dtype) for w in (routing.dispatch, routing.combine))
     num_experts, slots = routing.dispatch.shape[2:]
@@ -38,7 +40,11 @@ def soft_over_devices(groups: Groups, experts: Experts) -> Callable:
       every = range(jax.lax.axis_size("data"))
       together = [list(every[first : first + rows_each]) for first in every[::rows_each]]
       inputs = jax.lax.psum(inputs, "data", axis_index_groups=together)
-    outputs = experts.slots(weights, inputs.reshape(len(inputs), in_row * slots, -1))
+    if dropout is not None:
+      every = jax.lax.axis_index("expert") * len(inputs) + jnp.arange(len(inputs))
+      group = jax.lax.axis_index("data") * in_row // rows_each + jnp.arange(in_row)
+      dropout = named(dropout, soft_names(group * groups.size, every, routing))
+    outputs = experts.slots(weights, inputs.reshape(len(inputs), in_row * slots, -1), dropout)
     outputs = jax.lax.all_gather(outputs.reshape(inputs.shape), "expert", axis=0, tiled=True)[:, mine]
     return (combine @ outputs.reshape(num_experts * slots, -1)).reshape(x.shape)
 

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from moe.experts.kernels import grouped as grouped_network
+from moe.experts.kernels.dropout import picked, with_dropout
 from moe.experts.kernels.rows import NOWHERE, assigned, fetch
 
 _WIDE, _NARROW = 256, 64
 
 
-def forward(activation, tokens, rows, weight, sizes, ups, down):
+def forward(activation, tokens, rows, weight, sizes, ups, down, dropout=None):
   """See `ragged_feed_forward`."""
 
   def expert(out, of):
@@ -24,7 +25,8 @@ def forward(activation, tokens, rows, weight, sizes, ups, down):
 
     def add_block(assignments, out):
       row, weights = assigned(rows, weight, assignments)
-      y = grouped_network.output(_product, activation, fetch(tokens, row), weights, ups, down)
+      acts = with_dropout(activation, picked(dropout, assignments))
+      y = grouped_network.output(_product, acts, fetch(tokens, row), weights, ups, down)
       return out.at[row].add(y, mode="drop")
 
     return _over_run(add_block, start, size, out), None
@@ -34,7 +36,7 @@ def forward(activation, tokens, rows, weight, sizes, ups, down):
   return out.astype(tokens.dtype)
 
 
-def backward(activation, tokens, rows, weight, sizes, ups, down, gradient):
+def backward(activation, tokens, rows, weight, sizes, ups, down, gradient, dropout=None):
   """Gradients with respect to tokens, weight, ups and down, each in its array's dtype."""
 
   def expert(sums, of):
@@ -43,8 +45,9 @@ def backward(activation, tokens, rows, weight, sizes, ups, down, gradient):
     def add_block(assignments, sums):
       (d_tokens, d_weight), matrices = sums
       row, weights = assigned(rows, weight, assignments)
+      acts = with_dropout(activation, picked(dropout, assignments))
       block = grouped_network.gradients(
-        _product, _outer, activation, fetch(tokens, row), fetch(gradient, row), weights, ups, down
+        _product, _outer, acts, fetch(tokens, row), fetch(gradient, row), weights, ups, down
       )
       d_tokens = d_tokens.at[row].add(block[0], mode="drop")
       d_weight = d_weight.at[assignments].set(block[1], mode="drop")

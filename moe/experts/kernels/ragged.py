@@ -14,6 +14,7 @@ from moe.experts.kernels import blocks as ragged_blocks
 from moe.experts.kernels import pallas_gpu as grouped_gpu
 from moe.experts.kernels import pallas_tpu as grouped_tpu
 from moe.experts.kernels import tiles as ragged_tiles
+from moe.experts.kernels.dropout import HiddenDropout
 
 
 def ragged_feed_forward(
@@ -24,6 +25,7 @@ def ragged_feed_forward(
   sizes: jax.Array,
   ups: list[jax.Array],
   down: jax.Array,
+  dropout: HiddenDropout | None = None,
 ) -> jax.Array:
   """`out[rows[i]] += weight[i] * ffn_e(i)(tokens[rows[i]])`; the first `sizes[0]` i belong to expert 0, and so on.
 
@@ -37,16 +39,16 @@ def ragged_feed_forward(
     sizes: int32 `[E]`, their sum at most A.
     ups: one or two `[E, d, f]`.
     down: `[E, d, f]`, used transposed.
+    dropout: of the hidden units, with a name for each of the A rows.
 
   Returns:
     `[N, d]` in the dtype of `tokens`; sums are float32.
   """
-  return _feed_forward(activation, *_varying_alike((tokens, rows, weight, sizes, ups, down)))
+  return _feed_forward(activation, *_varying_alike((tokens, rows, weight, sizes, ups, down, dropout)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _feed_forward(activation, tokens, rows, weight, sizes, ups, down):
-  arguments = (tokens, rows, weight, sizes, ups, down)
+def _feed_forward(activation, *arguments):
   return _by_platform(ragged_tiles.forward, ragged_blocks.forward, activation, arguments)
 
 
@@ -55,9 +57,10 @@ def _forward(activation, *arguments):
 
 
 def _backward(activation, arguments, gradient):
-  gradients = _by_platform(ragged_tiles.backward, ragged_blocks.backward, activation, (*arguments, gradient))
+  *arrays, dropout = arguments
+  gradients = _by_platform(ragged_tiles.backward, ragged_blocks.backward, activation, (*arrays, gradient, dropout))
   d_tokens, d_weight, d_ups, d_down = gradients
-  return d_tokens, None, d_weight, None, d_ups, d_down
+  return d_tokens, None, d_weight, None, d_ups, d_down, None
 
 
 _feed_forward.defvjp(_forward, _backward)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from moe.experts.kernels import grouped as grouped_network
+from moe.experts.kernels.dropout import picked, with_dropout
 from moe.experts.kernels.rows import NOWHERE, assigned, fetch
 
 
@@ -59,9 +60,10 @@ def cut(sizes: jax.Array, assignments: int, rows: int) -> Tiles:
   return Tiles(expert, ends - tiles, ends[-1], assignment.reshape(-1))
 
 
-def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down):
+def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down, dropout=None):
   """See `ragged_feed_forward`."""
   tiles, row, weights = _tiles(kernels, rows, weight, sizes)
+  activation = with_dropout(activation, picked(dropout, tiles.assignment))
 
   def product(x, w, transposed, dtype):
     return kernels.product(tiles, x, w, transposed, dtype)
@@ -70,9 +72,10 @@ def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down
   return jnp.zeros_like(tokens, jnp.float32).at[row].add(y, mode="drop").astype(tokens.dtype)
 
 
-def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down, gradient):
+def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down, gradient, dropout=None):
   """Gradients with respect to tokens, weight, ups and down, each in its array's dtype."""
   tiles, row, weights = _tiles(kernels, rows, weight, sizes)
+  activation = with_dropout(activation, picked(dropout, tiles.assignment))
 
   def product(x, w, transposed, dtype):
     return kernels.product(tiles, x, w, transposed, dtype)

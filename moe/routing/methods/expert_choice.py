@@ -13,6 +13,7 @@ from moe.routing.losses import router_z_loss, scaled
 from moe.routing.methods.prefix_rank import PrefixRankConfig
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterConfig, Site
+from moe.routing.sampling import gaussian
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.highest import highest
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
@@ -51,7 +52,7 @@ class ExpertChoiceConfig(GroupBudgetConfig, name="expert_choice"):
   """Expert choice: every expert takes its top k tokens of each group.
 
   Attributes:
-    capacity_factor, eval_capacity_factor, renormalize, z_loss, softmax, counted: as in every form of it.
+    capacity_factor, eval_capacity_factor, renormalize, z_loss, softmax, counted, noise: as in every form of it.
     group_size: tokens per group; 0 for the whole batch.
   """
 
@@ -100,7 +101,9 @@ class ExpertChoice(Router):
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     logits = router_logits(inputs.tokens, self.kernel[...])
-    scores = self.scores(logits, inputs.mask)
+    noisy = training and self.config.noise > 0
+    noise = gaussian(self, inputs, logits.shape, self.config.noise) if noisy else 0.0
+    scores = self.scores(logits + noise, inputs.mask)
     routing = jax.vmap(lambda s, m: self.choose(s, m, training=training))(scores, inputs.mask)
     if self.config.renormalize:
       routing = jax.vmap(lambda r: renormalized(r, inputs.mask.shape[1]))(routing)

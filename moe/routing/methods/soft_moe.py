@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.routing.capacity import expert_choice_capacity
+from moe.routing.capacity import round_half_up
 from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterConfig, Site
+from moe.routing.sampling import gaussian
 from moe.routing.scores import router_logits
 from moe.routing.types import RouterInput, RouterOutput, SoftRouting
 
@@ -85,9 +86,10 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
 
   Attributes:
     slots: per expert; None for 1, the paper's best, or for what `capacity_factor` gives.
-    capacity_factor: slots per token, E * slots / n in a group of n. Slots are parameters, so their number must be known
-      before any batch: set a group_size.
+    capacity_factor: slots per token, E * slots / n in a group of n; there may be more than tokens. Slots are
+      parameters, so their number must be known before any batch: set a group_size.
     group_size: tokens mixed together; 0 for a whole sequence.
+    noise: in training the logits get Gaussian noise of standard deviation noise / E, as in V-MoE.
   """
 
   paper = "Puigcerver et al. 2023, arXiv 2308.00951"
@@ -95,12 +97,14 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
   slots: int | None = None
   capacity_factor: float | None = None
   group_size: int = 0
+  noise: float = 0.0
 
   def __post_init__(self):
     factor = self.capacity_factor
     require(self.slots is None or self.slots >= 1, "slots", self.slots, "expected at least 1 for each expert, or None")
     require(factor is None or factor > 0, "capacity_factor", factor, "expected more than 0, or None")
     check_group_size(self.group_size, "a whole sequence")
+    require(self.noise >= 0, "noise", self.noise, "expected at least 0")
     require(
       self.slots is None or factor is None, "capacity_factor", factor, f"expected None beside slots = {self.slots}"
     )
@@ -109,7 +113,7 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
   def slots_of_expert(self, num_experts: int) -> int:
     """P, the slots per expert."""
     if self.capacity_factor is not None:
-      return expert_choice_capacity(self.group_size, num_experts, self.capacity_factor)
+      return max(1, round_half_up(self.group_size, num_experts, self.capacity_factor))
     return self.slots or 1
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "SoftMoE":
@@ -123,19 +127,6 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
 
   def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
     return checked_groups(self.group_size or length, batch, length, training=training)
-
-  def check(self, site: Site, batch: int, length: int) -> None:
-    super().check(site, batch, length)
-    group, experts = self.groups(batch, length).size, site.num_experts
-    slots = self.slots_of_expert(experts)
-    field = "slots" if self.capacity_factor is None else "capacity_factor"
-    require(
-      experts * slots <= group,
-      field,
-      getattr(self, field),
-      f"gives {experts} experts {experts * slots} slots for the {group} tokens of a group: expected at most as many "
-      f"slots as tokens, so at most {group // experts} for each expert",
-    )
 
 
 class SoftMoE(Router):
@@ -155,6 +146,9 @@ class SoftMoE(Router):
     self.scale = nnx.Param(jnp.ones(()))
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
-    routing = soft_moe(soft_moe_logits(inputs.tokens, self.kernel[...], self.scale[...]), inputs.mask)
+    logits = soft_moe_logits(inputs.tokens, self.kernel[...], self.scale[...])
+    if training and self.config.noise:
+      logits += gaussian(self, inputs, logits.shape, self.config.noise)
+    routing = soft_moe(logits, inputs.mask)
     metrics = routing_metrics(routing, inputs.mask, routing.combine.sum(-1))
     return RouterOutput(routing, {}, jnp.zeros(()), metrics)

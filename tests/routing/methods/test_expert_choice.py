@@ -172,6 +172,19 @@ def test_scores_may_sum_to_one_over_the_real_tokens_of_an_expert_instead():
   assert router.config.causal_twin() is None
 
 
+@pytest.mark.parametrize("name", ["expert_choice", "position_grouped"])
+def test_training_noise_has_a_standard_deviation_of_one_over_the_experts(name):
+  tokens, key = random_tokens(8, 64), jax.random.key(0)
+  noisy, plain = (make(name, capacity_factor=4.0, noise=noise) for noise in (1.0, 0.0))
+  routings = [routing_of(router, tokens, training=True, key=key) for router in (noisy, plain)]
+  # All tokens go to all experts, so all probabilities are seen; their logarithms differ as the logits do.
+  logits = [np.log(token_weights(routing, routing.token.shape[2], 4)) for routing in routings]
+  assert np.diff(logits[0] - logits[1], axis=-1).std() == pytest.approx(2**0.5 / 4, rel=0.05)
+  jax.tree.map(np.testing.assert_array_equal, routing_of(noisy, tokens), routing_of(plain, tokens))
+  with pytest.raises(ValueError, match=r"RouterInput\.key = None: expected a key"):
+    routing_of(noisy, tokens, training=True)
+
+
 def test_it_cannot_decode_step_by_step():
   with pytest.raises(NotImplementedError, match="later tokens"):
     make("expert_choice").decode(None, {})

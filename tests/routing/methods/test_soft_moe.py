@@ -13,7 +13,7 @@ from moe.experts import dispatch as local
 from moe.experts.layer import MoE
 from moe.routing import RouterConfig, Site, SoftRouting
 from moe.routing.methods import soft_moe as equations
-from tests.routing.naive import make, random_tokens, route
+from tests.routing.naive import make, random_tokens, route, routing_of
 from tests.routing.smooth import assert_gradient
 
 SOFT = RouterConfig.choices["soft_moe"]
@@ -245,12 +245,23 @@ def test_options_that_contradict_each_other_are_refused(options, message):
     SOFT(**options)
 
 
-def test_more_slots_than_tokens_are_refused():
-  SOFT(slots=4).check(Site(8, 4), batch=2, length=16)
-  with pytest.raises(ConfigError, match=r"slots = 5: gives 4 experts 20 slots for the 16 tokens .* at most 4 for each"):
-    SOFT(slots=5).check(Site(8, 4), batch=2, length=16)
-  with pytest.raises(ConfigError, match=r"slots = None: gives 32 experts 32 slots for the 16 tokens"):
-    SOFT().check(Site(8, 32), batch=2, length=16)
+def test_there_may_be_more_slots_than_tokens():
+  router, tokens = make("soft_moe", slots=5), random_tokens(2, 16)
+  router.config.check(Site(8, 4), batch=2, length=16)
+  output = route(router, tokens)
+  assert output.routing.dispatch.shape == (2, 16, 4, 5)
+  np.testing.assert_allclose(output.routing.dispatch.sum(1), 1, rtol=1e-5)
+  assert float(output.metrics["capacity_factor"]) == pytest.approx(20 / 16)
+  assert SOFT(capacity_factor=2.0, group_size=16).slots_of_expert(4) == 8
+
+
+def test_training_noise_has_a_standard_deviation_of_one_over_the_experts():
+  tokens, key = random_tokens(8, 64), jax.random.key(0)
+  noisy, plain = make("soft_moe", noise=1.0), make("soft_moe")
+  chosen = [np.log(routing_of(router, tokens, training=True, key=key).combine[..., 0]) for router in (noisy, plain)]
+  between_experts = np.diff(chosen[0] - chosen[1], axis=-1)
+  assert between_experts.std() == pytest.approx(2**0.5 / 4, rel=0.05)
+  jax.tree.map(np.testing.assert_array_equal, routing_of(noisy, tokens), routing_of(plain, tokens))
 
 
 def test_groups_within_sequences_do_not_see_other_sequences():
