@@ -4,6 +4,7 @@
 `exchange/` does what `dispatch` does over a mesh; `kernels/` has the grouped matrix products of dropless routing.
 """
 
-from moe.experts.layer import LayerReport, MoE
+from moe.experts.layer import MoE
+from moe.experts.report import LayerReport
 
 __all__ = ["LayerReport", "MoE"]

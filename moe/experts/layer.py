@@ -1,6 +1,5 @@
 """The Mixture-of-Experts layer: the router makes a `Routing`, dispatch sends tokens out, combine brings them back."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,35 +12,16 @@ from moe.experts.dispatch import one_device
 from moe.experts.exchange.over_mesh import over_mesh
 from moe.experts.kernels.dropout import for_batch, key_of
 from moe.experts.network import Experts
+from moe.experts.report import LayerReport, report_of
 from moe.nn.activations import ACTIVATIONS, Form
 from moe.nn.attention import segment_positions
 from moe.nn.feed_forward import FeedForward
 from moe.nn.linear import T5_INIT, KernelInit
 from moe.nn.streams import named_streams
 from moe.parallel.mesh import current_mesh
-from moe.routing import Groups, Policy, RouterConfig, RouterInput, RouterOutput, Routing, Site
+from moe.routing import Groups, RouterConfig, RouterInput, Routing, Site
 from moe.routing.files import load_state
 from moe.routing.scores import scale_matrices
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LayerReport:
-  """What a layer returns besides its output.
-
-  Attributes:
-    auxiliary_loss: float32 scalar, weighted.
-    metrics: float32 arrays by name: the router's metrics, and its unweighted losses as `loss/NAME`.
-    routing: the router's decision; free in a compiled program that does not use it.
-    policy: `[B, T]`, in training, from a router that learns by REINFORCE; else None.
-    seen: in training, what `MoE.learn` moves the router's state by; {} if it has none to move.
-  """
-
-  auxiliary_loss: jax.Array
-  metrics: dict[str, jax.Array]
-  routing: Routing
-  policy: Policy | None
-  seen: dict[str, jax.Array]
 
 
 class MoE(nnx.Module):
@@ -57,6 +37,7 @@ class MoE(nnx.Module):
     shared_experts: experts that see every token with weight 1 (Dai et al. 2024, DeepSeekMoE, section 3.2), built as one
       network of width `shared_experts * d_ff`.
     dropout: probability that a hidden unit of an expert, also a shared one, is dropped; in training, given a key.
+    bias: whether the experts have biases (the shared ones have none).
     router_init_scale: factor of the router's initial matrices, whatever the method draws.
     gate_scale: factor of the routed experts' sum, as if every gate were multiplied by it; expert choice's begin at 1/E.
     vocab_size: number of token ids, for routers that read them.
@@ -80,6 +61,7 @@ class MoE(nnx.Module):
     dtype: jax.typing.DTypeLike = jnp.float32,
     shared_experts: int = 0,
     dropout: float = 0.0,
+    bias: bool = False,
     router_init_scale: float = 1.0,
     gate_scale: float = 1.0,
     vocab_size: int | None = None,
@@ -99,7 +81,7 @@ class MoE(nnx.Module):
     dtype, of = jnp.dtype(dtype), named_streams(rngs)
     self.router = self.config.make(self.site, of("router"))
     scale_matrices(self.router, router_init_scale)
-    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, init, rngs=of("experts"))
+    self.experts = Experts(num_experts, d_model, d_ff, form, dtype, init, bias=bias, rngs=of("experts"))
     width = shared_experts * d_ff
     self.shared = FeedForward(d_model, width, form, dtype, init=init, rngs=of("shared")) if width else None
     if read_files:
@@ -148,7 +130,7 @@ class MoE(nnx.Module):
       output = self.router(RouterInput(tokens, mask, ids, positions, key, length), training=training)
     drops = key if training and self.dropout else None
     y = self._through_experts(x, groups, output.routing, drops)
-    return self._with_shared(y, x, drops), _report(output, groups, segments > 0)
+    return self._with_shared(y, x, drops), report_of(output, groups, segments > 0)
 
   def learn(self, *reports: LayerReport) -> None:
     """Moves the router's state once, after a training step on one batch, or on several micro-batches."""
@@ -170,20 +152,16 @@ class MoE(nnx.Module):
 
   @jax.named_scope("dispatch")
   def _through_experts(self, x: jax.Array, groups: Groups, routing: Routing, key: jax.Array | None = None) -> jax.Array:
-    mesh, x = current_mesh(), x.astype(self.experts.dtype)
+    mesh, biases, x = current_mesh(), self.experts.biases, x.astype(self.experts.dtype)
     dropout = None if key is None else for_batch(self.dropout, key, groups, *x.shape[:2])
+    x = x if biases is None else biases.widened(x)
     if mesh is not None:
       y = over_mesh(mesh, x, groups, routing, self.experts, dropout)
     else:
       y = groups.join(one_device(groups.cut(x), routing, self.experts, self.experts.weights(), dropout), *x.shape[:2])
+    if biases is not None:
+      y = groups.join(biases.added(groups.cut(y), routing), *x.shape[:2])
     return y if self.gate_scale == 1 else y * self.gate_scale
 
   def _with_shared(self, y: jax.Array, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     return y if self.shared is None else y + self.shared(x, rate=self.dropout, key=key_of("shared", key))
-
-
-def _report(output: RouterOutput, groups: Groups, mask: jax.Array) -> LayerReport:
-  losses = {f"loss/{name}": value for name, value in output.losses.items()}
-  policy = output.policy and output.policy.joined(groups, *mask.shape)
-  seen = jax.lax.stop_gradient(output.seen and output.seen | {"tokens": mask.sum()})
-  return LayerReport(output.auxiliary_loss, output.metrics | losses, output.routing, policy, seen)

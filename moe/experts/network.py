@@ -1,4 +1,4 @@
-"""E feed-forward networks side by side: weights `[E, d, f]`, no biases."""
+"""E feed-forward networks side by side: weights `[E, d, f]`."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe.experts.biases import Biases
 from moe.experts.kernels.dropout import HiddenDropout
 from moe.experts.kernels.ragged import ragged_feed_forward
 from moe.experts.kernels.recompute import activate_and_project
@@ -27,10 +28,20 @@ class Experts(nnx.Module):
     up: `[E, d, f]`.
     gate: `[E, d, f]`, for gated forms only.
     down: `[E, d, f]`, used transposed, because CPUs then compute its gradient fastest.
+    biases: of the same names, where they are wanted: `[E, f]`, `[E, f]` and `[E, d]` (`moe.experts.biases`).
   """
 
   def __init__(
-    self, num_experts: int, d_model: int, d_ff: int, form: Form, dtype: jnp.dtype, init: KernelInit, *, rngs: nnx.Rngs
+    self,
+    num_experts: int,
+    d_model: int,
+    d_ff: int,
+    form: Form,
+    dtype: jnp.dtype,
+    init: KernelInit,
+    *,
+    bias: bool = False,
+    rngs: nnx.Rngs,
   ):
     self.activation, self.dtype = ACTIVATIONS[form], dtype
 
@@ -39,12 +50,14 @@ class Experts(nnx.Module):
 
     self.up, self.down = parameter(d_model), parameter(d_ff)
     self.gate = parameter(d_model) if form in GATED else None
+    self.biases = Biases(num_experts, d_model, d_ff, form in GATED, rngs=rngs) if bias else None
 
   @jax.named_scope("experts")
   def weights(self) -> Weights:
     """The parameters in the compute dtype, as `slots` and `ragged` take them."""
     ups = [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]
-    return Weights(ups, self.down[...].astype(self.dtype))
+    weights = Weights(ups, self.down[...].astype(self.dtype))
+    return weights if self.biases is None else Weights(*self.biases.widened_weights(*weights))
 
   @jax.named_scope("experts")
   def slots(self, weights: Weights, inputs: jax.Array, dropout: HiddenDropout | None = None) -> jax.Array:
@@ -54,7 +67,13 @@ class Experts(nnx.Module):
 
   @jax.named_scope("experts")
   def ragged(
-    self, weights: Weights, tokens: jax.Array, *runs: jax.Array, dropout: HiddenDropout | None = None
+    self,
+    weights: Weights,
+    tokens: jax.Array,
+    rows: jax.Array,
+    weight: jax.Array,
+    sizes: jax.Array,
+    dropout: HiddenDropout | None = None,
   ) -> jax.Array:
     """`[N, d]` to `[N, d]`: each token's weighted sum over its assignments, sorted by expert (`runs_by_expert`)."""
-    return ragged_feed_forward(self.activation, tokens, *runs, *weights, dropout)
+    return ragged_feed_forward(self.activation, tokens, rows, weight, sizes, *weights, dropout)

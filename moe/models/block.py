@@ -167,6 +167,7 @@ def _moe_layer(config: ModelConfig, moe: MoEConfig, rngs: nnx.Rngs) -> MoE:
     form=moe.feed_forward,
     dtype=config.compute_dtype,
     shared_experts=moe.shared_experts,
+    bias=moe.bias,
     router_init_scale=moe.router_init_scale,
     gate_scale=moe.gate_scale,
     dropout=config.dropout if moe.dropout is None else moe.dropout,

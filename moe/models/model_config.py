@@ -27,6 +27,7 @@ class MoEConfig:
     d_ff: hidden width of an expert; 0 for the model's `d_ff`.
     feed_forward: activation of the experts.
     shared_experts: experts in each MoE layer that see every token, whatever the router says.
+    bias: whether the routed experts have biases, before and after the activation.
     router_init_scale: factor of the router's initial matrices, whatever the method: 1 is the method's own.
     gate_scale: factor of the routed experts' sum, as if every gate were multiplied by it (DeepSeek-V3's routed scaling
       factor). The gates of expert choice begin at 1/E, so that E / c gives the branch its usual size.
@@ -40,6 +41,7 @@ class MoEConfig:
   d_ff: int = 0
   feed_forward: Form = "gelu"
   shared_experts: int = 0
+  bias: bool = False
   router_init_scale: float = 1.0
   gate_scale: float = 1.0
   dropout: float | None = None

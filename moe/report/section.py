@@ -8,7 +8,7 @@ from typing import Any
 from moe.report.axes import Axis, linear_axis
 from moe.report.chart import Chart
 from moe.report.seeds import by_config
-from moe.report.types import LEAKS, Layer, Run
+from moe.report.types import Layer, Run
 
 # Okabe and Ito's colors, which every kind of color vision can tell apart; black and grey are for references.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -82,9 +82,9 @@ def seeds_keys(runs: Sequence[Run], *notes: str, routed: bool = False) -> list[K
   groups = [group for group in by_config(runs) if group.runs[0].layers or not routed]
   keys = [
     Key(
-      f"{group.name} ({LEAKS})" if group.runs[0].leaks else group.name,
+      f"{group.name} ({group.runs[0].leaks})" if group.runs[0].leaks else group.name,
       run_color(runs, group.runs[0]),
-      group.runs[0].leaks,
+      bool(group.runs[0].leaks),
     )
     for group in groups
   ]

@@ -132,7 +132,6 @@ def token_choice_capacity(
 
 
 def round_half_up(group: int, num_experts: int, capacity_factor: float) -> int:
-  """The number of slots, n * c / E."""
-  # The decimal as written, not its nearest float: 10 * 1.15 is meant as 11.5 but is 11.499... in binary. Python's
-  # round() takes halves to the even neighbour, so the capacity would grow unevenly with the factor.
+  """The number of slots, n * c / E; halves go up, as Python's round(), to even, would grow unevenly with the factor."""
+  # The decimal as written, not its nearest float: 10 * 1.15 is meant as 11.5 but is 11.499... in binary.
   return math.floor(Fraction(str(capacity_factor)) * group / num_experts + Fraction(1, 2))

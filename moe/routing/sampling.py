@@ -1,5 +1,7 @@
 """Sampling one expert per token."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -20,9 +22,11 @@ def training_key(router: Router, inputs: RouterInput) -> jax.Array:
   return inputs.key
 
 
-def gaussian(router: Router, inputs: RouterInput, shape: tuple[int, ...], noise: float) -> jax.Array:
-  """Noise of standard deviation `noise / E` for logits, in training: V-MoE (Riquelme et al. 2021, section 2.2)."""
-  return noise / router.num_experts * jax.random.normal(training_key(router, inputs), shape)
+def training_noise(router: Any, inputs: RouterInput, shape: tuple[int, ...], *, training: bool) -> jax.Array | float:
+  """Gaussian noise for logits, of standard deviation config.noise / E (Riquelme et al. 2021, section 2.2), or 0."""
+  if not training or router.config.noise == 0:
+    return 0.0
+  return router.config.noise / router.num_experts * jax.random.normal(training_key(router, inputs), shape)
 
 
 def sampled_expert(logits: jax.Array, key: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.experts.layer import LayerReport, MoE
+from moe.experts import LayerReport, MoE
 from moe.experts.network import Experts
 from moe.nn.linear import T5_INIT
 from moe.routing import (

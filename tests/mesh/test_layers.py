@@ -37,13 +37,13 @@ KINDS = {
 SHAPES = [(1, 2, 1), (1, 1, 2), (4, 1, 1), (1, 4, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 2, 1)]
 
 
-def run(name: str, options: dict, shape: tuple[int, int, int], dropout: float = 0.0):
+def run(name: str, options: dict, shape: tuple[int, int, int], dropout: float = 0.0, bias: bool = False):
   """What a training step takes from a layer, on a mesh of this shape, and the compiled program.
 
   The numbers: a scalar of output, auxiliary loss and policy; output, router's state afterwards, metrics; gradients.
   """
   config = RouterConfig.choices[name](**options)
-  layer = MoE(WIDTH, EXPERTS, HIDDEN, config, dropout=dropout, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
+  layer = MoE(WIDTH, EXPERTS, HIDDEN, config, dropout=dropout, bias=bias, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
   if hasattr(layer.router, "kernel"):
     layer.router.kernel[...] = jax.random.normal(jax.random.key(9), layer.router.kernel.shape) / WIDTH**0.5
   graph, params, state = nnx.split(layer, nnx.Param, ...)
@@ -71,6 +71,13 @@ def run(name: str, options: dict, shape: tuple[int, int, int], dropout: float = 
 @functools.cache
 def alone(name: str, options: tuple, dropout: float = 0.0):
   return run(name, dict(options), (1, 1, 1), dropout)[0]
+
+
+@pytest.mark.parametrize("kind", ["slots of a sequence", "slots of a batch", "ragged of a batch", "soft of a batch"])
+def test_biases_are_the_same_on_a_mesh(kind):
+  name, options = KINDS[kind]
+  found, expected = (run(name, options, shape, bias=True)[0] for shape in [(2, 2, 2), (1, 1, 1)])
+  assert_same((found[0][1], found[1]), (expected[0][1], expected[1]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -46,7 +46,7 @@ def _seeds_row(group: Seeds) -> list[str]:
   seeds = ", ".join(str(run.trained.config.seed) for run in group.runs)
   steps, loss = group.series("validation", "loss")
   _, bits = group.series("validation", "bits_per_byte")
-  leak = f" ({LEAKS})" if group.runs[0].leaks else ""
+  leak = f" ({group.runs[0].leaks})" if group.runs[0].leaks else ""
   last = [
     f"{spread_text(values[:, -1])}{leak}" if values.size and len(values) > 1 else _ABSENT for values in (loss, bits)
   ]

@@ -11,7 +11,7 @@ from moe.report.axes import Axis, linear_axis, logarithmic_axis
 from moe.report.chart import Chart
 from moe.report.section import Grid, Section, charts_section, layer_names, run_color, seeds_keys, step_axis
 from moe.report.seeds import Seeds, by_config
-from moe.report.types import LEAKS, Run
+from moe.report.types import Run
 from moe.training.figure import running_mean
 
 _LINES = ("solid: training, running mean", "dashed with dots: validation")
@@ -142,6 +142,6 @@ def _thinned(steps: np.ndarray, values: np.ndarray, most: int) -> Curve:
 
 def _tip(group: Seeds, step: float, values: np.ndarray) -> str:
   """What the page says of a validation with a value for each seed."""
-  leak = f" ({LEAKS})" if group.runs[0].leaks else ""
+  leak = f" ({group.runs[0].leaks})" if group.runs[0].leaks else ""
   spread = "" if len(values) == 1 else f" ({values.min():.4g} to {values.max():.4g})"
   return f"{group.name}{leak}, validation at step {step:,.0f}: {values.mean():.4g}{spread}"

@@ -71,7 +71,7 @@ class CappedExpertChoice(ExpertChoice):
   config: CappedExpertChoiceConfig
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
-    n, (k, taken) = len(mask), self.budget(mask, training=training)
+    n, (k, taken) = len(mask), self._budget(mask, training=training)
     token = capped_choice(jax.lax.stop_gradient(scores), mask, k, taken, self.config)
     weight = scores.at[token, jnp.arange(self.num_experts)[:, None]].get(mode="fill", fill_value=0.0)
     return SlotRouting(token, jnp.where(token < n, weight, 0.0))

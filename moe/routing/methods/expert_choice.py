@@ -13,7 +13,7 @@ from moe.routing.losses import router_z_loss, scaled
 from moe.routing.methods.prefix_rank import PrefixRankConfig
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterConfig, Site
-from moe.routing.sampling import gaussian
+from moe.routing.sampling import training_noise
 from moe.routing.scores import router_kernel, router_logits
 from moe.routing.solvers.highest import highest
 from moe.routing.types import RouterInput, RouterOutput, SlotRouting
@@ -101,9 +101,7 @@ class ExpertChoice(Router):
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     logits = router_logits(inputs.tokens, self.kernel[...])
-    noisy = training and self.config.noise > 0
-    noise = gaussian(self, inputs, logits.shape, self.config.noise) if noisy else 0.0
-    scores = self.scores(logits + noise, inputs.mask)
+    scores = self.scores(logits + training_noise(self, inputs, logits.shape, training=training), inputs.mask)
     routing = jax.vmap(lambda s, m: self.choose(s, m, training=training))(scores, inputs.mask)
     if self.config.renormalize:
       routing = jax.vmap(lambda r: renormalized(r, inputs.mask.shape[1]))(routing)
@@ -120,9 +118,8 @@ class ExpertChoice(Router):
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
     """The choice in one group with scores `[n, E]` and mask `[n]`."""
-    return expert_choice(scores, mask, *self.budget(mask, training=training))
+    return expert_choice(scores, mask, *self._budget(mask, training=training))
 
-  def budget(self, mask: jax.Array, *, training: bool) -> tuple[int, jax.Array | int]:
-    """`expert_budget` of one group."""
+  def _budget(self, mask: jax.Array, *, training: bool) -> tuple[int, jax.Array | int]:
     factor = self.config.factor(training)
     return expert_budget(mask, self.num_experts, factor, self.config.counted, training=training)

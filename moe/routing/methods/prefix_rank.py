@@ -68,12 +68,14 @@ def share_under_cap(capacity_factor: float, num_experts: int, cap: int) -> float
     num_experts: E.
     cap: most experts per token.
   """
-  cap = min(cap, num_experts)
-  if capacity_factor >= cap:
-    return 1.0
+  if cap >= num_experts or capacity_factor >= cap:
+    return min(capacity_factor / min(cap, num_experts), 1.0)
+  # Logarithms, as the coefficients of a thousand experts overflow.
+  ways = [math.lgamma(num_experts + 1) - math.lgamma(k + 1) - math.lgamma(num_experts - k + 1) for k in range(cap)]
 
   def mean(share: float) -> float:
-    chances = [math.comb(num_experts, k) * share**k * (1 - share) ** (num_experts - k) for k in range(cap)]
+    yes, no = math.log(share), math.log1p(-share)
+    chances = [math.exp(way + k * yes + (num_experts - k) * no) for k, way in enumerate(ways)]
     return cap - sum((cap - k) * chance for k, chance in enumerate(chances))
 
   low, high = capacity_factor / num_experts, 1.0

@@ -15,7 +15,7 @@ from moe.routing.capacity import round_half_up
 from moe.routing.groups import Groups, check_group_size, checked_groups, within_sequences
 from moe.routing.metrics import routing_metrics
 from moe.routing.router import Router, RouterConfig, Site
-from moe.routing.sampling import gaussian
+from moe.routing.sampling import training_noise
 from moe.routing.scores import router_logits
 from moe.routing.types import RouterInput, RouterOutput, SoftRouting
 
@@ -147,8 +147,7 @@ class SoftMoE(Router):
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     logits = soft_moe_logits(inputs.tokens, self.kernel[...], self.scale[...])
-    if training and self.config.noise:
-      logits += gaussian(self, inputs, logits.shape, self.config.noise)
-    routing = soft_moe(logits, inputs.mask)
+    noise = training_noise(self, inputs, logits.shape, training=training)
+    routing = soft_moe(logits + noise, inputs.mask)
     metrics = routing_metrics(routing, inputs.mask, routing.combine.sum(-1))
     return RouterOutput(routing, {}, jnp.zeros(()), metrics)

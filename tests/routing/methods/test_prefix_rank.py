@@ -206,6 +206,7 @@ def test_under_a_cap_experts_take_a_larger_share_so_that_tokens_have_as_many_exp
   assert share_under_cap(0.75, 2, 1) == pytest.approx(0.5)  # 1 - (1 - rho)^2 = 0.75
   assert share_under_cap(2.0, 8, 2) == pytest.approx(1.0)
   assert share_under_cap(2.0, 2, 5) == pytest.approx(1.0)
+  assert 2 / 4096 < share_under_cap(2.0, 4096, 3) < 3 / 4096
 
 
 def test_a_token_keeps_the_experts_that_it_scores_highest_with():
