@@ -49,6 +49,7 @@ def build(options: argparse.Namespace) -> None:
   out = new_path("--out", options.out)
   sections = options.experts >= 1 and options.hashes >= 1 and options.experts % options.hashes == 0
   require(sections, "--hashes", options.hashes, f"expected a divisor of --experts = {options.experts}")
+  require(options.tokens >= 1, "--tokens", options.tokens, "expected at least 1")
   require(options.seed >= 0, "--seed", options.seed, "expected at least 0")
   buckets = options.experts // options.hashes
   config, embeddings = _config_and_embeddings(options)

@@ -34,6 +34,7 @@ def train(options: argparse.Namespace) -> None:
     ConfigError: the file exists, or the size does not suit the text. DataError: the source has no text.
   """
   out = new_path("--out", options.out)
+  require(options.characters >= 1, "--characters", options.characters, "expected at least 1")
   require(1 <= options.size < 2**31, "--size", options.size, "expected from 1 to 2^31 - 1")
   config = parse_data(options)
   texts = list(_texts(config, options.characters))
@@ -73,7 +74,9 @@ def _train(texts: list[str], size: int, across_spaces: bool) -> bytes:
   """The model file: byte-pair encoding, no normalization, a piece for every byte."""
   # A newline begins a sentence instead of ending it: SentencePiece strips it at the end, and "\n" with the indentation
   # after it is what a vocabulary for programs needs.
-  sentences = (sentence for text in texts for sentence in re.findall(r"\n+[^\n]*|[^\n]+", text))
+  # It also leaves out sentences of more than 4,192 bytes, so a longer line is several.
+  line = re.compile(r"\n{1,9}[^\n]{0,990}|[^\n]{1,999}")
+  sentences = (sentence for text in texts for sentence in line.findall(text))
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(

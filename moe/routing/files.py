@@ -1,5 +1,6 @@
 """The `.npz` files that initialise router state: made by a script, read when a run starts."""
 
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ def read_arrays(field: str, path: str, names: Sequence[str], maker: str) -> dict
     ConfigError: there is no such file, or `maker` did not make it.
   """
   try:
-    with np.load(path) as file:
+    with np.load(os.path.expanduser(path)) as file:
       arrays = {name: file[name] for name in names if name in file}
   except FileNotFoundError:
     raise ConfigError(field, path, f"expected a file made by {maker}, found none") from None

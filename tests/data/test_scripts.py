@@ -161,6 +161,13 @@ def test_a_path_that_cannot_be_written_is_found_before_the_work(tmp_path, out):
   assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_long_line_is_not_left_out(tmp_path):
+  """SentencePiece alone leaves out lines of more than 4,192 bytes."""
+  (tmp_path / "a.txt").write_text("short line\n" * 200 + "zebra " * 20_000 + "\n")
+  train_vocabulary(*text(tmp_path / "a.txt"), "--size", 290, "--out", tmp_path / "a.model")
+  assert len(load_vocabulary(str(tmp_path / "a.model"), 0).encode(" zebra")) <= 2
+
+
 def test_half_a_surrogate_pair_is_the_lines_fault(tmp_path):
   (tmp_path / "a.jsonl").write_text('{"text": "some text"}\n{"text": "\\ud83d"}\n')
   for script, options in ((tokenize, ()), (train_vocabulary, ("--size", 300))):

@@ -174,6 +174,12 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
   assert read(path="~/a.txt") == read(path=str(tmp_path / "a.txt"))
 
 
+def test_a_pipe_is_rejected_since_epochs_read_again(tmp_path):
+  os.mkfifo(tmp_path / "pipe.txt")
+  with pytest.raises(ConfigError, match=r"pipe\.txt': expected a file on a disk, which can be read again"):
+    read(path=str(tmp_path / "pipe.txt"))
+
+
 def test_a_folder_is_rejected_with_the_pattern_of_its_files(tmp_path):
   with pytest.raises(ConfigError, match=r"expected files, and this is a folder; .*/\*\* matches all files in it"):
     read(path=str(tmp_path))

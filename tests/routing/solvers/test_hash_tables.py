@@ -116,6 +116,11 @@ def test_a_file_comes_back_as_the_state_of_a_router(path):
   assert HashConfig().stored(Site(16, 8, VOCABULARY), "v1") == {}
 
 
+def test_a_home_folder_is_found(path, monkeypatch):
+  monkeypatch.setenv("HOME", str(pathlib.Path(path).parent))
+  np.testing.assert_array_equal(stored("~/table.npz")["table"], stored(path)["table"])
+
+
 def test_ids_that_only_the_model_has_have_no_expert(path):
   table = stored(path, size=512)["table"]
   assert table.shape == (2, 512) and (table[:, VOCABULARY:] == -1).all()
