@@ -113,7 +113,10 @@ class TokenChoiceConfig(TopKConfig, name="token_choice"):
 
 @dataclasses.dataclass(frozen=True)
 class SwitchConfig(TokenChoiceConfig, name="switch"):
-  """Fedus et al. 2021, arXiv 2101.03961: top-1 with input jitter; capacity factors 1.25 and 2 as in its public code."""
+  """Fedus et al. 2021, arXiv 2101.03961: top-1 with input jitter; capacity factors 1.25 and 2 as in its public code.
+
+  A group is one sequence; in the public code it has about 8,192 tokens of several, which `group_size` gives here.
+  """
 
   paper = "Fedus et al. 2021, arXiv 2101.03961"
 
