@@ -72,7 +72,8 @@ def _write(path: pathlib.Path, text: str) -> pathlib.Path:
   Raises:
     WorkdirError: it cannot be written.
   """
-  from moe.training.workdir import WorkdirError, write_new
+  from moe.files import write_new
+  from moe.training.workdir import WorkdirError
 
   number, free = 1, path
   try:

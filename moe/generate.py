@@ -37,8 +37,7 @@ _SECONDS_BETWEEN_REPORTS = 10.0
 def main() -> None:
   from moe.evaluation.continuation import check_request, continue_prompts, read_prompts
   from moe.evaluation.decoding import Sampling
-  from moe.evaluation.restore import check_vocabulary, restore
-  from moe.training.feed import open_vocabulary
+  from moe.evaluation.restore import restore, vocabulary_of
 
   sampling = Sampling(_TEMPERATURE.value, _TOP_P.value, _SEED.value)
   texts = _texts()
@@ -48,8 +47,7 @@ def main() -> None:
     router = trained.config.model.decoder_router
     wanted = "expected a causal router, to generate token by token"
     raise ConfigError("config.model.decoder.moe.router", router.name, wanted)
-  vocabulary = open_vocabulary(trained.config)
-  check_vocabulary(trained, vocabulary)
+  vocabulary = vocabulary_of(trained)
   prompts = read_prompts(trained.config, vocabulary, texts)
   for number, prompt in enumerate(prompts, 1):
     if prompt.cut:

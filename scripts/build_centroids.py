@@ -16,11 +16,11 @@ from flax import nnx
 
 from moe.commands import Parser, new_path, run_script
 from moe.config import require
-from moe.evaluation.restore import Trained, check_vocabulary, restore
+from moe.evaluation.restore import Trained, restore, vocabulary_of
 from moe.routing import RouterInput, RouterOutput
 from moe.routing.files import write_arrays
 from moe.routing.solvers.clustering import k_means, to_unit_length
-from moe.training.feed import open_pipeline, open_vocabulary
+from moe.training.feed import open_pipeline
 
 
 class Recorder(nnx.Module):
@@ -74,7 +74,7 @@ def layer_inputs(trained: Trained, stack: str, batches: int) -> list[np.ndarray]
     stack: "encoder" or "decoder".
     batches: how many of its training split to read.
   """
-  check_vocabulary(trained, open_vocabulary(trained.config))
+  vocabulary_of(trained)  # the same as in training
   model = trained.model
   for repeated in getattr(model, stack).units:
     for block in repeated.blocks:

@@ -15,6 +15,7 @@ ROOMS = [
   "config_file",
   "markdown",
   "figures",
+  "files",
   "routing",
   "parallel",
   "nn",

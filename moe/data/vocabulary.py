@@ -27,12 +27,16 @@ class Vocabulary(Protocol):
     size: number of ids, including sentinels.
     extra_ids: number of sentinels, which are the highest ids.
     fingerprint: equal for vocabularies that give the same ids, and only for those.
+    model: content of the SentencePiece file, for a copy of it; None for bytes, or where the file is missing.
   """
 
   name: str
   size: int
   extra_ids: int
   fingerprint: str
+
+  @property
+  def model(self) -> bytes | None: ...
 
   def encode(self, text: str) -> np.ndarray:
     """The text's ids [n] int32, without EOS."""
@@ -51,7 +55,7 @@ class ByteVocabulary:
   """One id per UTF-8 byte, as in ByT5 (Xue et al. 2022, section 3.1): byte + 3, then the sentinels."""
 
   def __init__(self, extra_ids: int):
-    self.name = "bytes"
+    self.name, self.model = "bytes", None
     self.extra_ids = extra_ids
     self.size = _FIRST_BYTE + _BYTES + extra_ids
     self.fingerprint = _fingerprint(b"bytes", extra_ids)
@@ -101,7 +105,7 @@ class SentencePieceVocabulary:
       raise ConfigError("vocabulary", path, "expected a SentencePiece model") from None
     special = self._processor.pad_id(), self._processor.eos_id()
     require(special == (PAD, EOS), "vocabulary", path, f"expected pad id {PAD} and eos id {EOS}, got {special}")
-    self.name = path
+    self.name, self.model = path, model
     self.extra_ids = extra_ids
     self.pieces = self._processor.GetPieceSize()
     self.size = self.pieces + extra_ids
@@ -138,6 +142,13 @@ class StoredVocabulary:
     self._byte_lengths = np.array(description["byte_lengths"], np.int32)
     self._directory = directory
     self._text: Vocabulary | None = None
+
+  @property
+  def model(self) -> bytes | None:
+    try:
+      return self._with_text().model
+    except (ConfigError, DataError):
+      return None
 
   def encode(self, text: str) -> np.ndarray:
     return self._with_text().encode(text)

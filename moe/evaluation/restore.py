@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from moe.config import ConfigError, require
-from moe.data import Vocabulary
+from moe.config import ConfigError, in_section, require
+from moe.data import Vocabulary, load_vocabulary, make_vocabulary
 from moe.parallel.mesh import MeshConfig, make_mesh
 from moe.training.checkpoint import CheckpointError, Checkpoints
 from moe.training.experiment import ExperimentConfig
@@ -84,6 +84,23 @@ def kept_steps(folder: str | pathlib.Path) -> list[int]:
     return checkpoints.steps()
   finally:
     checkpoints.close()
+
+
+def vocabulary_of(trained: Trained) -> Vocabulary:
+  """The vocabulary that the checkpoint was trained with: the workdir's own copy, which needs no data.
+
+  Raises:
+    ConfigError: there is no copy, and the file of the config is missing or has changed.
+  """
+  about, data = trained.vocabulary, trained.config.data
+  name = "bytes" if about["name"] == "bytes" else data.vocabulary
+  if name:
+    with in_section("config.data"):
+      vocabulary = load_vocabulary(name, about.get("extra_ids", data.extra_ids))
+  else:
+    vocabulary = make_vocabulary(data)
+  check_vocabulary(trained, vocabulary)
+  return vocabulary
 
 
 def check_vocabulary(trained: Trained, vocabulary: Vocabulary) -> None:

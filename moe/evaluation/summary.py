@@ -5,19 +5,20 @@ import gzip
 import jax
 import numpy as np
 
-from moe.data import DataConfig, DataError, validation_text
+from moe.data import DataConfig, validation_text
 from moe.evaluation.continuation import continue_prompts
 from moe.evaluation.decoding import Sampling
-from moe.evaluation.restore import restore
+from moe.evaluation.restore import restore, vocabulary_of
 from moe.training.experiment import ExperimentConfig
-from moe.training.feed import open_pipeline, open_vocabulary
+from moe.training.feed import open_pipeline
 from moe.training.figure import draw_loss
 from moe.training.metrics_file import Record
 from moe.training.trainer import Summary
 
 
 def summarize(config: ExperimentConfig, summary: Summary) -> None:
-  """Draws the loss figure and prints the end of the run."""
+  """Draws the loss figure and prints the end of the run. What cannot be drawn or written is said, and is no error."""
+  config = summary.workdir.with_vocabulary(config)
   gzip_bits = gzip_bits_per_byte(config.data)
   leak = ", with future leakage: not a language model's loss" if summary.future_leakage else ""
   trained = ", trained with future leakage" if config.model.trains_on_future else ""
@@ -25,8 +26,8 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
   figure = str(summary.workdir.figure)
   try:
     draw_loss(summary.workdir.metrics, summary.workdir.figure, title, gzip_bits)
-  except OSError as error:
-    figure = f"none, {figure} could not be written: {error.strerror}"
+  except Exception as error:
+    figure = f"none ({_reason(error)})"
   lines = [
     "",
     *_validation(summary.validation, leak),
@@ -51,7 +52,7 @@ def gzip_bits_per_byte(data: DataConfig) -> float | None:
   """The size of the validation text under `gzip -9`, in bits per byte; None if the source has no text."""
   try:
     text = validation_text(data)
-  except DataError:
+  except Exception:  # the run has been a success, whatever has happened to its data since
     return None
   return 8 * len(gzip.compress(text, 9)) / len(text) if text else None
 
@@ -76,12 +77,13 @@ def sample_lines(config: ExperimentConfig, summary: Summary) -> list[str]:
   if jax.process_count() > 1:
     return ["sample:     none with several hosts; use python -m moe.generate"]
   try:
-    trained, vocabulary = restore(summary.workdir.root, "latest"), open_vocabulary(config)
+    trained = restore(summary.workdir.root, "latest")
+    vocabulary = vocabulary_of(trained)
     given, sampling = _first_tokens(config), Sampling(temperature=0.8, top_p=0.95, seed=config.seed)
     (written,) = continue_prompts(trained, [given], config.data.targets_length, sampling)
     texts = [vocabulary.decode(ids.tolist()) for ids in (given, written)]
   except Exception as error:  # the model is trained and saved: whatever goes wrong here does not make the run a failure
-    return [f"sample:     none ({error or type(error).__name__})"]
+    return [f"sample:     none ({_reason(error)})"]
   return ["sample at temperature 0.8; given", *_quoted(texts[0]), "the model continues", *_quoted(texts[1])]
 
 
@@ -92,6 +94,12 @@ def _first_tokens(config: ExperimentConfig) -> np.ndarray:
   name = "inputs" if "inputs" in batch else "targets"
   tokens = batch[name][0][batch[f"{name}_segments"][0] == 1]
   return tokens if name == "inputs" else tokens[: (len(tokens) + 1) // 2]
+
+
+def _reason(error: Exception) -> str:
+  """What went wrong, in one line."""
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0]
 
 
 def _quoted(text: str) -> list[str]:

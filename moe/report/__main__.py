@@ -24,10 +24,10 @@ _BATCHES = flags.DEFINE_integer("batches", 4, "Validation batches to route.", lo
 
 
 def main() -> None:
+  from moe.files import write_new
   from moe.report.collect import collect_runs
   from moe.report.rendering import render_report
   from moe.report.sections.overview import summary_lines
-  from moe.training.workdir import write_new
 
   path = commands.new_path("--out", _OUT.value) if _OUT.value else _default_path()  # before the work, not after it
   runs = collect_runs(_matching(_WORKDIRS.value), _BATCHES.value)

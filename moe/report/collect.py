@@ -12,7 +12,7 @@ import numpy as np
 
 from moe.config import require
 from moe.data import DataError
-from moe.evaluation.restore import Trained, check_vocabulary, kept_steps, restore
+from moe.evaluation.restore import Trained, kept_steps, restore, vocabulary_of
 from moe.models.count import count_parameters
 from moe.models.model_config import ModelConfig
 from moe.models.types import shift_right
@@ -22,7 +22,7 @@ from moe.report.types import Batch, Churn, Layer, Run
 from moe.routing import Routing, SoftRouting
 from moe.routing.weights import layer_weights
 from moe.training.checkpoint import CheckpointError
-from moe.training.feed import open_pipeline, open_vocabulary
+from moe.training.feed import open_pipeline
 from moe.training.metrics_file import read_metrics
 from moe.training.state import merge
 from moe.training.step import micro_batches
@@ -61,8 +61,7 @@ def run_names(workdirs: Sequence[str]) -> list[str]:
 
 
 def _collect(name: str, workdir: str, trained: Trained, batches: int) -> Run:
-  vocabulary = open_vocabulary(trained.config)
-  check_vocabulary(trained, vocabulary)
+  vocabulary = vocabulary_of(trained)
   micro = list(_micro_batches(trained, batches))
   layers = _layers(trained, micro)
   churn, unreadable = _churn(workdir, trained, layers, micro)

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+import tensorstore
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
@@ -56,10 +57,16 @@ class Checkpoints:
     folder: of the checkpoints; created if it does not exist.
     keep: newest ones to keep, besides the one with the lowest validation loss.
     read_only: for readers: nothing is created, cleaned up or saved.
+    on_first: called when the first checkpoint of all is complete and has been found again.
+
+  Raises:
+    CheckpointError: the folder cannot be created.
   """
 
-  def __init__(self, folder: pathlib.Path, keep: int = 1, *, read_only: bool = False):
-    self.folder = folder
+  def __init__(
+    self, folder: pathlib.Path, keep: int = 1, *, read_only: bool = False, on_first: Callable[[], None] = lambda: None
+  ):
+    self.folder, self._on_first = folder, on_first
     self._losses: dict[int, float] = {}
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), _Steps(self._best_of)]),
@@ -69,9 +76,13 @@ class Checkpoints:
       # Otherwise it fails on a damaged checkpoint before we can skip it.
       lightweight_initialize=True,
     )
-    self._manager = ocp.CheckpointManager(folder, options=options)
+    try:
+      self._manager = ocp.CheckpointManager(folder, options=options)
+    except OSError as error:
+      raise CheckpointError(f"{folder} cannot be opened: {error.strerror}") from None
     self._checksums = jax.jit(checksums)
     self._writing: int | None = None
+    self._arrays: dict[str, int] = {}  # their number in each item of the checkpoint being written
     self._good = self.latest()
 
   def save(self, state: TrainState, position: Any, about: dict[str, Any], loss: float | None = None) -> bool:
@@ -98,7 +109,7 @@ class Checkpoints:
     run = {"position": position, "about": about, "loss": loss}
     run["checksums"] = {name: sums.tolist() for name, (sums, _) in checks.items()}
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()} | {"run": ocp.args.JsonSave(run)}
-    self._writing = step
+    self._writing, self._arrays = step, {name: len(jax.tree.leaves(item)) for name, item in items.items()}
     if loss is not None:
       self._losses[step] = loss
     try:
@@ -125,7 +136,11 @@ class Checkpoints:
       self._manager.check_for_errors()
     except Exception as error:
       raise self._failed(error) from error
-    self._good, self._writing = self._writing, None
+    if self._good is None:
+      self._find_again(self._writing)
+    first, self._good, self._writing = self._good is None, self._writing, None
+    if first:
+      self._on_first()
 
   def close(self) -> None:
     """Waits, and releases Orbax's threads."""
@@ -152,11 +167,6 @@ class Checkpoints:
   def best(self) -> int | None:
     """The step with the lowest validation loss; None if no checkpoint was validated."""
     return self._best_of(self._manager.all_steps())
-
-  def about(self) -> dict[str, Any]:
-    """The newest checkpoint's `about`, read without its arrays; empty if there is none to read."""
-    newest = self.latest()
-    return {} if newest is None else self._run(newest).get("about", {})
 
   def restore(self, abstract: TrainState, notify: Callable[[str], None]) -> Restored | None:
     """The newest checkpoint that can be read, or None if there are no checkpoints.
@@ -218,6 +228,22 @@ class Checkpoints:
         raise CheckpointError(f"the checksums of its {name} differ")
     return {name: items[name] for name in abstract}, items["run"]
 
+  def _find_again(self, step: int) -> None:
+    """Raises `CheckpointError` unless all arrays of a checkpoint are found where readers will look for them."""
+    if jax.process_index() != 0:
+      return
+    for name, expected in self._arrays.items():
+      path = str(self.folder / str(step) / name) + "/"
+      try:
+        base = {"driver": "file", "path": path}
+        keys = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result().list().result()
+        found = sum(key.endswith(b"/.zarray") for key in keys)
+        why = f"{found} of the {expected} arrays of its {name} are found again"
+      except Exception as error:
+        found, why = 0, _line(error)
+      if found != expected or step not in self._manager.all_steps():
+        raise self._failed(CheckpointError(why))
+
   def _best_of(self, steps: Sequence[int]) -> int | None:
     for step in set(steps) - set(self._losses):
       self._losses[step] = self._stored_loss(step)
@@ -226,15 +252,8 @@ class Checkpoints:
 
   def _stored_loss(self, step: int) -> float:
     """Infinite for a checkpoint that was not validated or whose loss cannot be read, so it is never the best."""
-    loss = self._run(step).get("loss")
+    loss = _read_run(self.folder / str(step)).get("loss")
     return math.inf if loss is None else loss
-
-  def _run(self, step: int) -> dict[str, Any]:
-    """A checkpoint's JSON; empty if it cannot be read."""
-    try:
-      return json.loads((self.folder / str(step) / "run" / "metadata").read_text())
-    except (OSError, ValueError):
-      return {}
 
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:
@@ -249,6 +268,21 @@ class Checkpoints:
     step, self._writing = self._writing, None
     kept = f"the last good checkpoint is {self.last_good}" if self.last_good else "there is no earlier one"
     return CheckpointError(f"checkpoint {step} could not be written ({_line(error)}); {kept}")
+
+
+def read_about(folder: pathlib.Path) -> dict[str, Any]:
+  """The newest checkpoint's `about`, read without its arrays; empty if there is none to read."""
+  steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+  found = (_read_run(folder / str(step)).get("about") for step in sorted(steps, reverse=True))
+  return next((about for about in found if about), {})
+
+
+def _read_run(checkpoint: pathlib.Path) -> dict[str, Any]:
+  """A checkpoint's JSON; empty if it cannot be read."""
+  try:
+    return json.loads((checkpoint / "run" / "metadata").read_text())
+  except (OSError, ValueError):
+    return {}
 
 
 def checksums(tree: Any) -> tuple[jax.Array, jax.Array]:

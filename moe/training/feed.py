@@ -1,5 +1,6 @@
 """What training needs of the data: this host's pipelines, and one input position for all hosts."""
 
+import hashlib
 import json
 from typing import Any
 
@@ -12,6 +13,7 @@ from moe.config import require
 from moe.data import Pipeline, Vocabulary, make_pipeline, make_vocabulary
 from moe.parallel.mesh import local_rows
 from moe.training.experiment import ExperimentConfig
+from moe.training.state import Stored
 
 
 def open_vocabulary(config: ExperimentConfig) -> Vocabulary:
@@ -28,7 +30,17 @@ def open_vocabulary(config: ExperimentConfig) -> Vocabulary:
 
 def describe(vocabulary: Vocabulary) -> dict[str, Any]:
   """What a checkpoint stores of its vocabulary."""
-  return {"name": vocabulary.name, "size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
+  return {name: getattr(vocabulary, name) for name in ("name", "size", "extra_ids", "fingerprint")}
+
+
+def fingerprint(stored: Stored) -> str:
+  """Of the arrays that routers read from files."""
+  digest = hashlib.sha256()
+  for name, array in sorted(
+    (f"{stack}.{name}", array) for stack, arrays in stored.items() for name, array in arrays.items()
+  ):
+    digest.update(f"{name} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()[:16]
 
 
 def byte_lengths(vocabulary: Vocabulary, vocab_size: int) -> np.ndarray:

@@ -200,11 +200,15 @@ class Log:
 
   def __call__(self, run: Run, info: StepInfo) -> None:
     """Raises `TrainingStopped` if the loss or the gradient is not finite, or the record cannot be written."""
-    if self._unread is not None:
-      self._read(run, *self._unread)
+    self.finish(run)
     sums = run.means.follow(info.metrics, last=run.config.train.logs_at(info.step))
     self._unread = (info.step, info.metrics, sums)
     if info.validate or info.save:
+      self.finish(run)
+
+  def finish(self, run: Run) -> None:
+    """Reads the newest step now; raises as a call does."""
+    if self._unread is not None:
       self._read(run, *self._unread)
       self._unread = None
 

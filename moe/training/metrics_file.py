@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -99,7 +100,15 @@ def _tensorboard(folder: pathlib.Path) -> Any:
   if missing:
     print(f"not installed: {', '.join(missing)}; metrics go to metrics.jsonl only, not to TensorBoard", flush=True)
     return None
-  with quiet_import():
-    from clu import metric_writers
+  try:
+    folder.mkdir(exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()  # TensorFlow would say it later, in many lines
+    with quiet_import():
+      from clu import metric_writers
 
-  return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+  except OSError as error:
+    print(
+      f"{folder} cannot be written ({error.strerror}); metrics go to metrics.jsonl only, not to TensorBoard", flush=True
+    )
+    return None

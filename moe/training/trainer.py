@@ -5,25 +5,25 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
 
-from moe.config import as_mapping, differences
-from moe.data import DataError, Pipeline
+from moe.config import differences
+from moe.data import DataError, Pipeline, Vocabulary
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.parallel.stop import stop_requests
-from moe.training.checkpoint import Checkpoints
+from moe.training.checkpoint import Checkpoints, Restored, read_about
 from moe.training.experiment import ExperimentConfig
-from moe.training.feed import byte_lengths, describe, open_pipeline, open_vocabulary
-from moe.training.hooks import Hook, Log, Means, Run, StepInfo, save, validate
+from moe.training.feed import byte_lengths, describe, fingerprint, open_pipeline, open_vocabulary
+from moe.training.hooks import Hook, Log, Means, Run, StepInfo, TrainingStopped, save, validate
 from moe.training.metrics_file import MetricsWriter, Record, read_metrics
 from moe.training.progress import Clock, Progress
 from moe.training.setup import Setup
 from moe.training.state import TrainState, stored_router_state
-from moe.training.workdir import Workdir, WorkdirError
+from moe.training.workdir import Workdir, WorkdirError, router_paths, with_absolute_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,48 +61,65 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
 
   Raises:
     ConfigError, DataError: before anything is written.
-    WorkdirError: the folder holds another run, or cannot be written to.
+    WorkdirError: the folder holds another run, is in use, has lost its checkpoints, or cannot be written to.
     CheckpointError: a checkpoint could not be written, or there are checkpoints and none can be read.
-    TrainingStopped: the loss or the gradient is no longer finite, or metrics cannot be written.
+    TrainingStopped: the loss or the gradient is no longer finite, or metrics cannot be written; or an example could not
+      be read, and then a single host has saved.
   """
   # ----------------------------------------------------------------------------------------------------------------
-  # Check and open everything. Nothing is written before `claim`.
+  # Check and open everything. The folder is claimed when the first checkpoint is complete.
   # ----------------------------------------------------------------------------------------------------------------
-  settings, workdir = config.train, Workdir(folder)
+  settings, workdir, is_primary = config.train, Workdir(folder), jax.process_index() == 0
   workdir.check(config)
-  mesh = make_mesh(config.mesh)
-  config.check_mesh(mesh)
-  vocabulary = open_vocabulary(config)
   with contextlib.ExitStack() as stack:
+    if is_primary:
+      stack.enter_context(workdir.held())
+      workdir.check(config)  # another run may have claimed it until now
+    config = workdir.with_vocabulary(config)
+    mesh = make_mesh(config.mesh)
+    config.check_mesh(mesh)
+    vocabulary = open_vocabulary(config)
     pipeline = stack.enter_context(open_pipeline(config, "train", mesh, training=True))
     validation = stack.enter_context(open_pipeline(config, "validation", mesh, training=False))
     _check_examples(validation)
-    if not workdir.config.exists():
-      stored_router_state(config.model, vocabulary.fingerprint)  # fails here if one of its files is missing
-    if jax.process_index() == 0:
-      workdir.claim(config)
     use_compilation_cache(settings.compilation_cache)
+
+    before = read_about(workdir.checkpoints)
+    about = {
+      "config": with_absolute_paths(config),
+      "vocabulary": describe(vocabulary),
+      "data": {"train": pipeline.position["source"], "validation": validation.position["source"]},
+      "router_files": _router_files(config, before, vocabulary),
+    }
+    _check_content(before, about, workdir)
 
     # --------------------------------------------------------------------------------------------------------------
     # Make or restore the state.
     # --------------------------------------------------------------------------------------------------------------
-    about = {"config": as_mapping(config), "vocabulary": describe(vocabulary)}
-    checkpoints = Checkpoints(workdir.checkpoints, settings.keep)
-    _check_model(checkpoints, about)
+    def claim() -> None:
+      if is_primary:
+        workdir.claim(config, vocabulary.model)
+
+    checkpoints = Checkpoints(workdir.checkpoints, settings.keep, on_first=claim)
+    if checkpoints.latest() is None and workdir.config.exists():
+      raise WorkdirError(_no_checkpoints_left(workdir))
     setup = Setup(config, mesh)
     restored = checkpoints.restore(setup.abstract, lambda line: print(line, flush=True))
     if restored is None:
+      if is_primary:
+        workdir.set_aside()
       state = setup.first_state(stored_router_state(config.model, vocabulary.fingerprint))
     else:
-      _check_vocabulary(restored.about, about, workdir)
+      claim()  # a kill may have come before it
       state = restored.state
-      pipeline.restore(restored.position)
+      pipeline.restore(_position(restored, pipeline, workdir))
       print(f"resuming from {checkpoints.last_good}", flush=True)
     first = step = int(state.step)
+    metrics: dict[str, Any] = {}
 
     lengths = byte_lengths(vocabulary, config.model.vocab_size)
     knows = {"train": config.model.trains_on_future, "validation": config.model.evaluates_on_future}
-    leaks, is_primary = [kind for kind in knows if knows[kind]], jax.process_index() == 0
+    leaks = [kind for kind in knows if knows[kind]]
     run = Run(
       config=config,
       workdir=workdir,
@@ -115,7 +132,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
       eval_step=setup.eval_step(lengths),
       means=Means(restored.about["since_record"] if restored else None),
       newest={"train": {}, "validation": {}} | (_newest_records(workdir) if is_primary else {}),
-      writer=MetricsWriter(workdir.metrics, workdir.tensorboard, leaks) if is_primary else None,
+      writer=_open_writer(workdir, leaks) if is_primary else None,
       progress=Progress(step, settings.steps, leaks=leaks),
       clock=Clock(),
     )
@@ -128,13 +145,17 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     if restored is not None and restored.loss is None and settings.validates_at(step):
       # The signal that stopped the run also prevented the validation of its last step.
       validate(run, StepInfo(step, state, metrics={}, validate=True, save=False, stop=False))
-    all_hooks: list[Hook] = [Log(first + 1), validate, save, *hooks]
-    loss, stop = None, False
+    log, loss, stop = Log(first + 1), None, False
+    all_hooks: list[Hook] = [log, validate, save, *hooks]
     with stop_requests() as asked_to_stop:
       while step < settings.steps and not stop:
         checkpoints.poll()
-        with run.clock.waiting(functools.partial(_is_idle, loss)):
-          batch = next(pipeline)
+        try:
+          with run.clock.waiting(functools.partial(_is_idle, loss)):
+            batch = next(pipeline)
+        except Exception as error:  # also a user's own preprocessing
+          info = None if step == first else StepInfo(step, state, metrics, validate=False, save=True, stop=True)
+          raise _stopped_by_data(run, error, step, info, log) from error
         state, metrics = run.train_step(state, put_batch(mesh, batch), setup.inputs(step))
         jax.block_until_ready(loss)  # of the step before: a request to stop takes effect as early as possible
         step, loss = step + 1, metrics["loss"]
@@ -148,7 +169,9 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     # The end.
     # --------------------------------------------------------------------------------------------------------------
     checkpoints.wait()
-    finished = step == settings.steps
+    finished = step >= settings.steps
+    if step > settings.steps:
+      run.progress.line(f"finished at step {step}, which is beyond config.train.steps = {settings.steps}")
     if not finished:
       run.progress.line(f"stopped at step {step} and saved; run the same command to resume")
     newest, false_loss = run.newest, knows["validation"]
@@ -170,20 +193,82 @@ def _check_examples(validation: Pipeline) -> None:
   validation.restore(start)
 
 
-def _check_model(checkpoints: Checkpoints, about: dict[str, Any]) -> None:
-  """Raises `WorkdirError` if there are checkpoints of another model."""
-  found = checkpoints.about().get("config", {}).get("model")
-  other = differences(found, about["config"]["model"], "config.model") if found else {}
-  if other:
-    listed = "; ".join(f"{field} was {old!r}, is {new!r}" for field, (old, new) in other.items())
-    raise WorkdirError(f"{checkpoints.folder} holds checkpoints of another model: {listed}")
+def _stopped_by_data(run: Run, error: Exception, step: int, info: StepInfo | None, log: Log) -> TrainingStopped:
+  """Saves what was learnt until the data could not be read, if anything was; hosts that share a run cannot do it alone.
+
+  Raises:
+    TrainingStopped, CheckpointError: as the hooks.
+  """
+  if info is not None and jax.process_count() == 1:
+    log.finish(run)
+    save(run, info)
+  if run.writer is not None:
+    run.workdir.note_data_error(step, _line(error))
+  return TrainingStopped(f"{_line(error)}; stopped at step {step}, {run.what_is_saved()}")
 
 
-def _check_vocabulary(restored: dict[str, Any], about: dict[str, Any], workdir: Workdir) -> None:
-  """Raises `WorkdirError` if the run was trained with another vocabulary."""
-  if restored["vocabulary"] != about["vocabulary"]:
-    name = about["vocabulary"]["name"]
-    raise WorkdirError(f"vocabulary {name!r} is not the one that the run in {workdir.root} was trained with")
+def _no_checkpoints_left(workdir: Workdir) -> str:
+  return (
+    f"{workdir.root} holds a run whose checkpoints are gone: put {workdir.checkpoints} back, or choose another"
+    f" --workdir; to train again from step 0, remove {workdir.config}"
+  )
+
+
+def _router_files(config: ExperimentConfig, before: Mapping[str, Any], vocabulary: Vocabulary) -> str | None:
+  """Fingerprint of what routers read from files; those of a checkpoint's run are not read again, as they may be gone.
+
+  Raises:
+    ConfigError: a file is missing, or was made for another vocabulary or number of experts.
+  """
+  if before and router_paths(before["config"]) == router_paths(with_absolute_paths(config)):
+    return before.get("router_files")
+  return fingerprint(stored_router_state(config.model, vocabulary.fingerprint))
+
+
+def _check_content(before: Mapping[str, Any], about: Mapping[str, Any], workdir: Workdir) -> None:
+  """Raises `WorkdirError` if there are checkpoints of another model, or of other files than those given now."""
+  if not before:
+    return
+  model, other = before["config"]["model"], about["config"]["model"]
+  moved = {f"config.{name}" for tree in (before, about) for name in router_paths(tree["config"])}
+  found = {f: values for f, values in differences(model, other, "config.model").items() if f not in moved}
+  if found:
+    listed = "; ".join(f"{field} was {old!r}, is {new!r}" for field, (old, new) in found.items())
+    raise WorkdirError(f"{workdir.checkpoints} holds checkpoints of another model: {listed}")
+  trained = f"the one that the run in {workdir.root} was trained with"
+  old, new = before["vocabulary"], about["vocabulary"]
+  if (old["size"], old["fingerprint"]) != (new["size"], new["fingerprint"]):
+    raise WorkdirError(f"vocabulary {new['name']!r} is not {trained}")
+  if before.get("router_files") != about["router_files"]:
+    files = ", ".join(f"config.{name} = {path!r}" for name, path in router_paths(about["config"]).items())
+    raise WorkdirError(f"{files or 'no file for the router'}: its content is not {trained}")
+  if before.get("data", about["data"])["validation"] != about["data"]["validation"]:
+    raise DataError("split 'validation'", f"is not {trained}")
+
+
+def _position(restored: Restored, pipeline: Pipeline, workdir: Workdir) -> dict[str, Any]:
+  """Where to resume in the data. They may have changed if the run had stopped there at an error in them."""
+  position, now = restored.position, pipeline.position["source"]
+  if position["source"] != now and workdir.step_of_data_error() == int(restored.state.step):
+    print("the data have changed since the run stopped at an error in them; resuming at the same position", flush=True)
+    return position | {"source": now}
+  return position
+
+
+def _open_writer(workdir: Workdir, leaks: Sequence[str]) -> MetricsWriter:
+  try:
+    return MetricsWriter(workdir.metrics, workdir.tensorboard, leaks)
+  except OSError as error:
+    raise WorkdirError(f"cannot write to {workdir.metrics}: {error.strerror}") from None
+
+
+def _line(error: Exception) -> str:
+  """What went wrong with the data, in one line."""
+  if isinstance(error, DataError):
+    return str(error)
+  if isinstance(error, StopIteration):
+    return "split 'train': holds no further example"
+  return f"reading the data failed: {type(error).__name__}: {error}".splitlines()[0]
 
 
 def _is_idle(newest_loss: Any) -> bool:

@@ -1,14 +1,29 @@
-"""The folder of a run: the paths of its files, and a check that it holds one run only."""
+"""The folder of a run: the paths of its files, and a check that it holds one run only.
 
+A folder belongs to a run once its first checkpoint is complete: only then is `config.json` written. Until then any
+config may try, and what an earlier try had logged is moved aside.
+"""
+
+import contextlib
+import dataclasses
 import json
+import os
 import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from moe.config import ConfigError, UserError, as_mapping, differences
+from moe.config import ConfigError, UserError, as_mapping, differences, override, require
+from moe.files import local_path, write_whole
+from moe.parallel.lock import LockedError, lock
+from moe.training.checkpoint import read_about
 from moe.training.experiment import ExperimentConfig, load_config
 
 # Fields of config.train that change what is written and when, but no number of the run. So does config.mesh; and
 # on_bad_record changes only what follows a line that would have ended the run.
 _FREE = ("log_every", "eval_every", "eval_batches", "checkpoint_every", "keep", "compilation_cache")
+# Files may move: vocabularies, data and routers' files are compared by what is in them, when they are opened.
+_DATA_PATHS = ("vocabulary", "source.path", "source.validation_path", "source.data_dir")
+_ROUTER_PATHS = ("table", "centroids")
 
 
 class WorkdirError(UserError):
@@ -20,76 +35,194 @@ class Workdir:
 
   Attributes:
     root: the folder itself.
-    config: the run's config.
+    config: the run's config, with absolute paths.
+    vocabulary: the run's own copy of its SentencePiece model, if it has one.
     metrics: one JSON object per line.
     checkpoints: Orbax's folder.
     tensorboard: folder of event files.
     figure: the loss curves.
+
+  Raises:
+    ConfigError: the path is empty, a URL, or one under which checkpoints could not be found again.
   """
 
-  def __init__(self, path: str | pathlib.Path):
-    self.root = pathlib.Path(path).absolute()
+  def __init__(self, path: str | os.PathLike[str]):
+    self.root = local_path("--workdir", path)
+    _check_name(self.root)
     self.config = self.root / "config.json"
+    self.vocabulary = self.root / "vocabulary.model"
     self.metrics = self.root / "metrics.jsonl"
     self.checkpoints = self.root / "checkpoints"
     self.tensorboard = self.root / "tensorboard"
     self.figure = self.root / "loss.png"
+    self._data_error = self.root / "data_error.json"
+
+  @contextlib.contextmanager
+  def held(self) -> Iterator[None]:
+    """Creates the folder and keeps other runs out of it; at the end it is removed again if nothing was written.
+
+    Raises:
+      WorkdirError: another run is using it, or it cannot be written to.
+    """
+    created = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+    with contextlib.ExitStack() as stack:
+      stack.callback(_remove_empty, created)
+      try:
+        self.root.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock(self.root / "lock"))
+      except LockedError as error:
+        raise WorkdirError(f"--workdir {self.root} is in use by {error}; choose another, or end that run") from None
+      except OSError as error:
+        raise self._not_writable(error) from None
+      yield
 
   def check(self, config: ExperimentConfig) -> None:
     """Checks that this config may run here; writes nothing.
 
     Raises:
-      WorkdirError: the folder holds the run of another config (the message lists the fields that differ), or a run
-        without its config.
+      WorkdirError: the folder holds the run of another config (the message lists the fields that differ).
     """
-    if self.config.exists():
-      self._check_same(config)
-    elif self.checkpoints.exists() or self.metrics.exists():
-      raise WorkdirError(f"{self.root} holds a run without its config.json; choose another --workdir")
-
-  def claim(self, config: ExperimentConfig) -> None:
-    """Creates the folder with this config, unless it is there already; call `check` first.
-
-    Raises:
-      WorkdirError: it cannot be written to.
-    """
-    if self.config.exists():
+    old, new = self._tree(), as_mapping(config)
+    if old is None:
       return
-    try:
-      self.root.mkdir(parents=True, exist_ok=True)
-      write_new(self.config, json.dumps(as_mapping(config), indent=2) + "\n")
-    except OSError as error:
-      raise WorkdirError(f"cannot write to --workdir {self.root}: {error.strerror}") from None
-
-  def load_config(self) -> ExperimentConfig:
-    """The config of the run in this folder.
-
-    Raises:
-      WorkdirError: there is none, or this version cannot read it.
-    """
-    if not self.config.exists():
-      raise WorkdirError(f"{self.root} holds no run: there is no config.json")
-    try:
-      return load_config(json.loads(self.config.read_text()))
-    except (ValueError, ConfigError) as error:
-      raise WorkdirError(f"{self.config} cannot be read: {error}") from None
-
-  def _check_same(self, config: ExperimentConfig) -> None:
-    free = [f"config.train.{name}" for name in _FREE] + ["config.data.source.on_bad_record"]
+    free = {f"config.train.{name}" for name in _FREE} | {f"config.{name}" for name in (*_paths(old), *_paths(new))}
+    free.add("config.data.source.on_bad_record")
     if not config.optimizer.schedule.depends_on_length:
-      free.append("config.train.steps")
-    found = differences(as_mapping(self.load_config()), as_mapping(config))
+      free.add("config.train.steps")
+    # Read and written again, since an older version may have written fewer fields.
+    found = differences(as_mapping(self._load(old)), new)
     found = {f: values for f, values in found.items() if f not in free and not f.startswith("config.mesh.")}
     if found:
       listed = "; ".join(f"{field} was {old!r}, is {new!r}" for field, (old, new) in found.items())
       raise WorkdirError(f"{self.root} holds the run of another config: {listed}; choose another --workdir")
 
+  def claim(self, config: ExperimentConfig, vocabulary: bytes | None = None) -> None:
+    """Makes the folder that of a run: writes its config and vocabulary, unless they are there already.
 
-def write_new(path: pathlib.Path, text: str) -> None:
-  """Writes a file that does not exist yet (else FileExistsError); a kill leaves the whole file or none."""
-  part = path.with_name(path.name + ".part")
-  part.write_text(text)
+    Args:
+      config: of the run.
+      vocabulary: the SentencePiece model, if there is one.
+
+    Raises:
+      WorkdirError: it cannot be written to.
+    """
+    try:
+      self.root.mkdir(parents=True, exist_ok=True)
+      if vocabulary is not None and not self.vocabulary.exists():
+        write_whole(self.vocabulary, vocabulary)
+      if not self.config.exists():
+        write_whole(self.config, json.dumps(with_absolute_paths(config), indent=2) + "\n")
+    except OSError as error:
+      raise self._not_writable(error) from None
+
+  def set_aside(self) -> None:
+    """Moves the records of an earlier try, of which nothing was saved, to a folder of their own.
+
+    Raises:
+      WorkdirError: it cannot be written to.
+    """
+    if not self.metrics.exists() or self.metrics.stat().st_size == 0:
+      return
+    number = 1
+    while (target := self.root / f"earlier-{number}").exists():
+      number += 1
+    try:
+      target.mkdir()
+      for path in (self.tensorboard, self.metrics):
+        if path.exists():
+          path.rename(target / path.name)
+    except OSError as error:
+      raise self._not_writable(error) from None
+    print(f"nothing was saved by an earlier try; its records are now in {target}", flush=True)
+
+  def note_data_error(self, step: int, error: str) -> None:
+    """Remembers that the data could not be read after a step: they may then be mended (`step_of_data_error`)."""
+    with contextlib.suppress(OSError):
+      write_whole(self._data_error, json.dumps({"step": step, "error": error}) + "\n")
+
+  def step_of_data_error(self) -> int | None:
+    """The step after which the run stopped because the data could not be read, the last time that happened."""
+    try:
+      return json.loads(self._data_error.read_text())["step"]
+    except (OSError, ValueError, KeyError):
+      return None
+
+  def load_config(self) -> ExperimentConfig:
+    """The config of the run in this folder, with the folder's own copy of the vocabulary.
+
+    Raises:
+      WorkdirError: there is none, or this version cannot read it.
+    """
+    tree = self._tree()
+    if tree is None:
+      raise WorkdirError(f"{self.root} holds no run: config.json is written with the first checkpoint")
+    if self.vocabulary.exists():
+      tree = override(tree, [("data.vocabulary", str(self.vocabulary))])
+    return self._load(tree)
+
+  def with_vocabulary(self, config: ExperimentConfig) -> ExperimentConfig:
+    """The config with the folder's own copy of the vocabulary where the file that it names has gone."""
+    if not self.vocabulary.exists() or os.path.exists(config.data.vocabulary):
+      return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(self.vocabulary)))
+
+  def _tree(self) -> dict[str, Any] | None:
+    """The config as it was stored: in a file of its own, or in a checkpoint if a kill came before that."""
+    try:
+      return json.loads(self.config.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+      return read_about(self.checkpoints).get("config")
+    except (OSError, ValueError) as error:
+      raise WorkdirError(f"{self.config} cannot be read: {error}") from None
+
+  def _load(self, tree: dict[str, Any]) -> ExperimentConfig:
+    try:
+      return load_config(tree)
+    except ConfigError as error:
+      raise WorkdirError(f"{self.config} cannot be read: {error}") from None
+
+  def _not_writable(self, error: OSError) -> WorkdirError:
+    return WorkdirError(f"cannot write to --workdir {self.root}: {error.strerror}")
+
+
+def with_absolute_paths(config: ExperimentConfig) -> dict[str, Any]:
+  """The config's tree as it is stored, which means the same from any folder."""
+  tree = as_mapping(config)
+  return override(
+    tree, [(name, path if "://" in path else os.path.abspath(path)) for name, path in _paths(tree).items()]
+  )
+
+
+def router_paths(tree: Mapping[str, Any]) -> dict[str, str]:
+  """The files that routers begin with, by their fields in a config's tree."""
+  return {name: path for name, path in _paths(tree).items() if name.startswith("model.")}
+
+
+def _paths(tree: Mapping[str, Any]) -> dict[str, str]:
+  """The fields of a config's tree that hold paths, by their dotted names."""
+  named = [f"data.{name}" for name in _DATA_PATHS]
+  named += [f"model.{stack}.moe.router.{name}" for stack in ("encoder", "decoder") for name in _ROUTER_PATHS]
+  found = {name: _at(tree, name) for name in named}
+  return {name: value for name, value in found.items() if isinstance(value, str) and value not in ("", "bytes")}
+
+
+def _at(tree: Any, name: str) -> Any:
+  for part in name.split("."):
+    tree = tree.get(part) if isinstance(tree, Mapping) else None
+  return tree
+
+
+def _check_name(root: pathlib.Path) -> None:
+  """Orbax searches its folders by patterns, and TensorStore names files in UTF-8."""
+  wanted = "expected a path without any of * ? [ ] \\, in which checkpoints cannot be found again"
+  require(not set("*?[]\\") & set(str(root)), "--workdir", str(root), wanted)
   try:
-    path.hardlink_to(part)
-  finally:
-    part.unlink()
+    str(root).encode()
+  except UnicodeEncodeError:
+    raise ConfigError("--workdir", str(root), "expected a path in UTF-8") from None
+
+
+def _remove_empty(folders: list[pathlib.Path]) -> None:
+  for folder in folders:
+    with contextlib.suppress(OSError):
+      folder.rmdir()

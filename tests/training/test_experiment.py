@@ -8,7 +8,7 @@ from moe.config import ConfigError, as_mapping, differences
 from moe.training.experiment import load_config
 from moe.training.optimizer import Adafactor
 from moe.training.schedule import ConstantRsqrt
-from moe.training.workdir import Workdir, WorkdirError, write_new
+from moe.training.workdir import Workdir, WorkdirError
 from tests.training.tiny import tiny_config, tiny_decoder, tiny_mapping
 
 
@@ -141,17 +141,3 @@ def test_a_run_can_be_extended_unless_its_schedule_depends_on_its_length(tmp_pat
   longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=20))
   with pytest.raises(WorkdirError, match=r"config\.train\.steps was 12, is 20"):
     workdir.check(longer)
-
-
-def test_a_run_without_its_config_is_refused(tmp_path, corpus):
-  (tmp_path / "metrics.jsonl").write_text("")
-  with pytest.raises(WorkdirError, match=r"without its config\.json"):
-    Workdir(tmp_path).check(tiny_config(corpus))
-
-
-def test_a_file_is_never_overwritten(tmp_path):
-  write_new(tmp_path / "a", "first")
-  with pytest.raises(FileExistsError):
-    write_new(tmp_path / "a", "second")
-  assert (tmp_path / "a").read_text() == "first"
-  assert [path.name for path in tmp_path.iterdir()] == ["a"]
