@@ -264,11 +264,11 @@ def test_errors_show_before_anything_is_written(corpus, tmp_path):
   empty.write_text("")
   with pytest.raises(DataError, match=r"empty\.jsonl"):
     train(tiny_config(empty), tmp_path / "b")
-  mapping = tiny_mapping(corpus)
-  mapping["data"]["source"]["validation_fraction"] = 1e-9
+  of_train = tmp_path / "train.jsonl"
+  of_train.write_text(corpus.read_text().replace("{", '{"split": "train", '))
   with pytest.raises(DataError, match="split 'validation': holds no example"):
-    train(load_config(mapping), tmp_path / "c")
-  assert [path.name for path in tmp_path.iterdir()] == ["empty.jsonl"]
+    train(tiny_config(of_train), tmp_path / "c")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "train.jsonl"]
 
 
 def test_metrics_that_cannot_be_written_stop_the_run_with_the_last_good_checkpoint(corpus, tmp_path, monkeypatch):
