@@ -43,7 +43,7 @@ class Decoder(nnx.Module):
     decoded = read_targets(self.decoder, self.embedding, batch, training=training, key=key)
     return ModelOutput(
       logits=self.embedding.logits(decoded.x),
-      auxiliary_loss=decoded.auxiliary_loss,
+      auxiliary_losses={"decoder": decoded.auxiliary_loss},
       metrics={"decoder": decoded.metrics},
       routing={"decoder": decoded.routing},
       policy={"decoder": decoded.policy},

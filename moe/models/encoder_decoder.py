@@ -64,7 +64,7 @@ class EncoderDecoder(nnx.Module):
     )
     return ModelOutput(
       logits=self.embedding.logits(decoded.x),
-      auxiliary_loss=encoded.auxiliary_loss + decoded.auxiliary_loss,
+      auxiliary_losses={"encoder": encoded.auxiliary_loss, "decoder": decoded.auxiliary_loss},
       metrics={"encoder": encoded.metrics, "decoder": decoded.metrics},
       routing={"encoder": encoded.routing, "decoder": decoded.routing},
       policy={"encoder": encoded.policy, "decoder": decoded.policy},

@@ -24,7 +24,8 @@ class ModelOutput:
 
   Attributes:
     logits: float32 `[B, T, V]`, of each token of `targets` given those before it.
-    auxiliary_loss: float32 scalar, weighted; the sum or, if the model says so, the mean over MoE layers.
+    auxiliary_losses: "encoder" (if there is one) and "decoder", float32 scalars, weighted: the stack's part of the sum
+      or, if the model says so, the mean over MoE layers.
     metrics: "encoder" (if there is one) and "decoder", each the metrics of its MoE layers by name; the leading axis is
       the MoE layer, first layer first.
     routing: likewise, the `Routing` of its MoE layers; None for a dense stack.
@@ -33,11 +34,16 @@ class ModelOutput:
   """
 
   logits: jax.Array
-  auxiliary_loss: jax.Array
+  auxiliary_losses: dict[str, jax.Array]
   metrics: dict[str, dict[str, jax.Array]]
   routing: dict[str, Routing | None]
   policy: dict[str, Policy | None]
   seen: dict[str, dict[str, jax.Array]]
+
+  @property
+  def auxiliary_loss(self) -> jax.Array:
+    """Float32 scalar, of all stacks together."""
+    return sum(self.auxiliary_losses.values(), start=jnp.float32(0))
 
 
 @jax.tree_util.register_dataclass

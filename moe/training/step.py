@@ -119,8 +119,8 @@ def make_train_step(
     output = merge(graph, params, router_state)(micro, training=True, key=micro_key)
     sums = token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths)
     share = {name: tokens / whole.tokens[name] for name, tokens in tokens_by_stack(micro).items()}
-    of_all = real_tokens(micro) / sum(whole.tokens.values())
-    auxiliary_loss = of_all * output.auxiliary_loss + sums["weight"] / whole.weight * policies_loss(output, micro)
+    of_policies = sums["weight"] / whole.weight * policies_loss(output, micro)
+    auxiliary_loss = sum((share[name] * loss for name, loss in output.auxiliary_losses.items()), start=of_policies)
     value = (sums["nll"] + logits_z_loss * sums["z"]) / whole.weight + auxiliary_loss
     layers = _times(output.metrics, share)
     return value, ({"sums": sums, "auxiliary_loss": auxiliary_loss, "layers": layers}, output.seen)
@@ -210,14 +210,19 @@ def micro_batches(batch: Batch, count: int) -> Batch:
 
 
 def tokens_by_stack(batch: Batch) -> dict[str, jax.Array]:
-  """By the name of the stack that reads them, how many tokens are not padding, int32 scalars."""
-  sides = {"encoder": "inputs_segments", "decoder": "targets_segments"}
-  return {stack: jnp.sum(batch[side] > 0) for stack, side in sides.items() if side in batch}
+  """How many tokens a stack of this name reads that are not padding, int32 scalars.
+
+  An encoder reads the inputs or, in a batch without any, the targets, as a decoder does.
+  """
+  targets = batch["targets_segments"]
+  read = {"encoder": batch.get("inputs_segments", targets), "decoder": targets}
+  return {stack: jnp.sum(segments > 0) for stack, segments in read.items()}
 
 
 def real_tokens(batch: Batch) -> jax.Array:
   """The number of tokens of inputs and targets that are not padding."""
-  return sum(tokens_by_stack(batch).values(), start=jnp.zeros((), jnp.int32))
+  segments = [value for name, value in batch.items() if name.endswith("_segments")]
+  return sum((jnp.sum(value > 0) for value in segments), start=jnp.zeros((), jnp.int32))
 
 
 def _times(layers: dict[str, Any], factors: dict[str, jax.Array]) -> dict[str, Any]:

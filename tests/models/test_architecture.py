@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -14,6 +15,9 @@ from moe.models.block import Context
 from moe.models.embedding import TokenEmbedding
 from moe.models.stack import Stack
 from moe.nn.attention import segment_mask
+from moe.parallel.mesh import make_mesh
+from moe.training.state import abstract_model, abstract_state
+from moe.training.step import RunInputs, make_train_step
 from tests.models.tiny import batch
 
 MAPPING = {
@@ -57,8 +61,11 @@ def architecture():
       ids, segments = batch["targets"], batch["targets_segments"]
       context = Context(segment_mask(segments, segments), ids, batch["targets_positions"], segments)
       result = self.encoder(self.embedding(ids), context, training=training, key=key)
-      parts = ({"encoder": part} for part in (result.metrics, result.routing, result.policy, result.seen))
-      return ModelOutput(self.embedding.logits(result.x), result.auxiliary_loss, *parts)
+      parts = (
+        {"encoder": part}
+        for part in (result.auxiliary_loss, result.metrics, result.routing, result.policy, result.seen)
+      )
+      return ModelOutput(self.embedding.logits(result.x), *parts)
 
   yield EncoderOnlyConfig
   del ModelConfig.choices["encoder_only"]
@@ -88,6 +95,16 @@ def test_what_all_architectures_have_works_with_its_stacks(architecture):
   counts = count_parameters(config, experts_per_token=2)
   assert counts.experts == 2 * 4 * 2 * 16 * 24
   np.testing.assert_allclose(counts.total - counts.activated, counts.experts / 2)
+
+
+def test_it_can_be_trained_on_batches_without_inputs(architecture):
+  model, mesh = build(ModelConfig, MAPPING, "config.model"), make_mesh()
+  abstract, optimizer = abstract_model(model.make, mesh), optax.identity()
+  state = abstract_state(abstract, optimizer, mesh)
+  step = make_train_step(abstract.graph, state, optimizer, accumulation=2, logits_z_loss=0.0, byte_lengths=np.ones(24))
+  example = {name: array for name, array in batch(rows=2, targets=8).items() if not name.startswith("inputs")}
+  _, metrics = jax.eval_shape(step, state, example, RunInputs(np.zeros(2, np.uint32), np.float32(0.1)))
+  assert metrics["layers"]["encoder"]["load"].shape == (2, 4)
 
 
 def test_its_name_is_unknown_elsewhere():

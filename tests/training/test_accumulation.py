@@ -20,7 +20,7 @@ from moe.training.step import RunInputs, make_train_step
 from tests.models import tiny
 from tests.routing.naive import learn, make, random_tokens
 
-LENGTHS = [[7, 4], [11], [2], [3, 1], [11], [5], [1, 1, 1], [8]], [[3]] * 8
+LENGTHS = [[7, 4], [11], [2], [3, 1], [11], [5], [1, 1, 1], [8]], [[1], [6], [2, 2], [5], [6], [1], [3], [6]]
 
 # What these have seen of a step adds up over its micro-batches, so that nothing depends on their number.
 EXACT = {
@@ -33,10 +33,10 @@ EXACT = {
 
 
 @functools.cache
-def steps(name: str, accumulation: int):
-  """State and metrics after two steps of a language model; its micro-batches have unequal numbers of tokens."""
-  router = tiny.router(name, **EXACT[name])
-  config = tiny.config("decoder", tiny.stack(router, 4, placement=Listed((0, 2, 3))))
+def steps(name: str, accumulation: int, architecture: str = "decoder"):
+  """State and metrics after two steps; the micro-batches have unequal numbers of tokens, in each stack."""
+  stack = tiny.stack(tiny.router(name, **EXACT[name]), 4, placement=Listed((0, 2, 3)))
+  config = tiny.config(architecture, stack, stack)
   mesh, optimizer = make_mesh(), optax.identity()
   model = abstract_model(config.make, mesh)
   state = make_state(config.make, optimizer, 0, abstract_state(model, optimizer, mesh), {})
@@ -45,7 +45,7 @@ def steps(name: str, accumulation: int):
   inputs = RunInputs(np.asarray(jax.random.key_data(keys(0)[1])), np.float32(0.1))
   first = jax.device_get(state)
   for seed in range(2):
-    batch = {n: np.asarray(x) for n, x in tiny.packed(*LENGTHS, seed=seed).items() if not n.startswith("inputs")}
+    batch = {name: np.asarray(array) for name, array in tiny.packed(*LENGTHS, seed=seed).items()}
     state, metrics = step(state, put_batch(mesh, batch), inputs)
   return first, jax.device_get(state), jax.device_get(metrics)
 
@@ -60,9 +60,16 @@ def test_a_step_is_the_same_in_any_number_of_micro_batches(name, accumulation):
   jax.tree.map(close, parts.params, whole.params)
   for each in ("loss", "auxiliary_loss", "gradient_norm"):
     close(found[each], expected[each], err_msg=each)
-  means = {"experts_per_token", "gate_entropy", "loss/z", "loss/balance"} & set(expected["layers"]["decoder"])
+  means = {"experts_per_token", "gate_entropy", "loss/z"} & set(expected["layers"]["decoder"])
   for each in means:
     close(found["layers"]["decoder"][each], expected["layers"]["decoder"][each], err_msg=each)
+
+
+def test_each_stacks_losses_are_weighted_by_its_own_tokens():
+  _, whole, expected = steps("switch", 1, "encoder_decoder")
+  _, parts, found = steps("switch", 4, "encoder_decoder")
+  assert found["auxiliary_loss"] == pytest.approx(expected["auxiliary_loss"], rel=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts.params, whole.params)
 
 
 def test_four_micro_batches_move_relus_coefficient_by_one_step():

@@ -32,7 +32,7 @@ def batch():
 
 
 def output_of(**policy) -> ModelOutput:
-  return ModelOutput(drawn(0, ROWS, TARGETS, VOCABULARY), jnp.zeros(()), {}, {}, policy, {})
+  return ModelOutput(drawn(0, ROWS, TARGETS, VOCABULARY), {}, {}, {}, policy, {})
 
 
 def policy_of(length) -> Policy:
@@ -70,7 +70,7 @@ def test_targets_without_a_loss_pay_no_router(batch):
   for side, length in (("decoder", TARGETS), ("encoder", INPUTS)):
     policy = {side: policy_of(length)}
     first, other = (
-      policies_loss(ModelOutput(logits, jnp.zeros(()), {}, {}, policy, {}), batch | {"loss_weights": weights})
+      policies_loss(ModelOutput(logits, {}, {}, {}, policy, {}), batch | {"loss_weights": weights})
       for logits in (output_of().logits, costly)
     )
     assert float(first) == float(other) != 0
@@ -94,7 +94,7 @@ def test_both_stacks_add_up_and_routers_without_a_policy_add_nothing(batch):
 
 def test_no_gradient_flows_through_the_cost(batch):
   def loss(logits, policy):
-    return policies_loss(ModelOutput(logits, jnp.zeros(()), {}, {}, {"decoder": policy}, {}), batch)
+    return policies_loss(ModelOutput(logits, {}, {}, {}, {"decoder": policy}, {}), batch)
 
   policy = policy_of(TARGETS)
   to_logits, to_policy = jax.grad(loss, argnums=(0, 1))(output_of().logits, policy)

@@ -49,7 +49,8 @@ class Table(nnx.Module):
     weight = batch["loss_weights"].sum()
     metrics = {"decoder": {"noise": noise[None], "load": jnp.ones((1, 2)), "weight": weight[None]}}
     seen = {"decoder": {"tokens": (batch["targets_segments"] > 0).sum()}} if training else {}
-    return ModelOutput(logits, self.auxiliary * self.pull[...] ** 2, metrics, routing={}, policy={}, seen=seen)
+    auxiliary = {"decoder": self.auxiliary * self.pull[...] ** 2}
+    return ModelOutput(logits, auxiliary, metrics, routing={}, policy={}, seen=seen)
 
 
 def make(*, accumulation=1, auxiliary=0.0, z=0.0, length=5, learning_rate=0.1):
