@@ -89,9 +89,10 @@ def routers(results: dict) -> str:
   """All routers: what the code declares, and the cost that `scripts.benchmarks.layer` measured."""
   text = """With the default options (Soft MoE: as many slots as tokens); {tokens} tokens in sequences of 512,
     d {d_model}, ff {d_ff}, {experts} experts, float32: forward + backward in training mode, the router's own decision
-    included, relative to a dense layer of equal activated FLOPs in the same process; median of {repeats} runs on two
-    cores (JAX {jax})."""
-  table = router_table({row["layer"]: row["ratio"] for row in results["rows"]})
+    included, relative to a dense layer in the same process that is as wide as the experts per token of the router's
+    budget (what its options ask for; in brackets), and of its work (what is computed, empty slots included); median of
+    {repeats} runs on two cores (JAX {jax})."""
+  table = router_table({row["layer"]: row for row in results["rows"]})
   return _block(table, [text.format(**results["settings"])], "layer --sweep routers --results results/routers.json")
 
 

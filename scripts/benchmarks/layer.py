@@ -12,14 +12,17 @@ Sweeps, with the default options:
   routers  every router with its default options, and its decision alone
 
 Layers run in training mode and compute everything that a training step needs of them; Soft MoE has as many slots as
-tokens. The dense twin is a flattened two-matrix GELU network, as wide as the experts that a token used, by the router's
-own metric, put side by side. Programs to be compared take turns in one process. Ratios are of medians: of CPU time on a
-CPU, where other processes may run, and of wall time elsewhere. FLOPs and megabytes are XLA's analysis of the compiled
-program; megabytes are its temporary buffers, without arguments and results. XLA counts the body of a loop once and does
-not look into kernels; a dropless layer is one or the other, so its FLOPs are not given.
+tokens. The dense twin is a flattened two-matrix GELU network, as wide as the experts of a token put side by side:
+those that the router's options ask for (the budget), and those that are computed, empty slots included (the work). A
+router whose slots are mostly empty is cheap for its work and dear for its budget. Programs to be compared take turns
+in one process. Ratios are of medians: of CPU time on a CPU, where other processes may run, and of wall time
+elsewhere. FLOPs and megabytes are XLA's analysis of the compiled program; megabytes are its temporary buffers,
+without arguments and results. XLA counts the body of a loop once and does not look into kernels; a dropless layer is
+one or the other, so its FLOPs are not given.
 """
 
 import argparse
+import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -35,7 +38,7 @@ from moe.routing import RaggedRouting, RouterConfig
 from scripts.benchmarks.arguments import new_path, positive_int, write_results
 from scripts.benchmarks.cost_curves import PANELS, draw_cost_curves
 from scripts.benchmarks.cost_tables import gflop_text, thousands
-from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, measured_experts_per_token
+from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, Work, measured_work
 from scripts.benchmarks.timing import dense_program, measure_in_turns, run_settings
 
 SWEEPS = ("ways", "groups", "experts", "tokens", "routers")
@@ -124,17 +127,19 @@ def measure_point(cases: Cases, twin_experts: int, repeats: int, *, decisions: b
   case = next(iter(cases.values()))
   layers = {name: LayerPrograms(case) for name, case in cases.items()}
   programs = {name: layer.whole() for name, layer in layers.items()}
-  used = {name: measured_experts_per_token(program) for name, program in programs.items()} | {"dense": twin_experts}
+  work = {name: measured_work(program, cases[name]) for name, program in programs.items()}
+  work["dense"] = Work(twin_experts, twin_experts)
   programs["dense"] = dense_program(case.tokens, case.d_model, twin_experts * case.d_ff, jnp.dtype(case.dtype))
   alone = {f"decision of {name}": layer.decision() for name, layer in layers.items()} if decisions else {}
   times = measure_in_turns(programs | alone, repeats)
 
   def row(name: str) -> dict[str, Any]:
     # The time of a dense layer is proportional to its width.
-    twin = times["dense"].median * used[name] / twin_experts
-    found = {"layer": name, "experts_per_token": used[name], "ratio": times[name].median / twin}
+    budget, done = (times["dense"].median * experts / twin_experts for experts in (work[name].budget, work[name].done))
+    found = {"layer": name} | dataclasses.asdict(work[name])
+    found |= {"ratio": times[name].median / budget, "work_ratio": times[name].median / done}
     if f"decision of {name}" in alone:
-      found["decision"] = times[f"decision of {name}"].median / twin
+      found["decision"] = times[f"decision of {name}"].median / budget
     dropless = name in layers and layers[name].routing is RaggedRouting
     return found | _analysis(programs[name][0], dropless) | {"seconds": times[name].work}
 
@@ -146,14 +151,15 @@ def _analysis(compiled: Any, dropless: bool) -> dict[str, float | None]:
   return {"gflop": flops, "megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6}
 
 
-HEADER = ("sweep", "at", "layer", "experts per token", "time, x dense", "decision", "GFLOP", "MB")
+HEADER = ("sweep", "at", "layer", "budget", "time, x budget", "work", "time, x work", "decision", "GFLOP", "MB")
 
 
 def row_cells(row: dict[str, Any]) -> list[str]:
   """A row as shown on the terminal."""
   decision = f"{row['decision']:.2f}" if "decision" in row else "-"
-  numbers = [f"{row['experts_per_token']:.2f}", f"{row['ratio']:.2f}", decision, gflop_text(row["gflop"])]
-  return [row["sweep"], thousands(row["at"]), row["layer"], *numbers, f"{row['megabytes']:.0f}"]
+  numbers = [f"{row[name]:.2f}" for name in ("budget", "ratio", "done", "work_ratio")]
+  about = [row["sweep"], thousands(row["at"]), row["layer"]]
+  return [*about, *numbers, decision, gflop_text(row["gflop"]), f"{row['megabytes']:.0f}"]
 
 
 def main() -> None:

@@ -27,6 +27,9 @@ from moe.routing import (
   Site,
   SoftRouting,
 )
+from moe.routing.budget import ExpertBudgetConfig
+from moe.routing.methods.soft_expert_choice import SoftExpertChoiceConfig
+from moe.routing.methods.strictly_balanced import StrictlyBalancedConfig
 from moe.routing.policy import policy_loss
 
 VOCABULARY = 8192
@@ -115,11 +118,37 @@ class LayerPrograms:
     return y, report, nnx.state(layer, RouterState)
 
 
-def measured_experts_per_token(program: Program) -> float:
-  """The mean number of experts that the tokens of a `LayerPrograms.whole` used, by its own metric."""
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """How many experts the tokens of a layer use, on average.
+
+  Attributes:
+    budget: what the router's options ask for; where they ask for no number, what the router assigned.
+    done: what the experts compute, empty slots included.
+  """
+
+  budget: float
+  done: float
+
+
+def measured_work(program: Program, case: LayerCase) -> Work:
+  """The work of a `LayerPrograms.whole`, by the router's own metrics."""
   function, arguments = program
   *_, (_, metrics) = function(*arguments)
-  return float(metrics["capacity_factor"])
+  asked = _asked(case)
+  budget = float(metrics["assignments"]) if asked is None else asked
+  return Work(budget, float(metrics["capacity_factor"]))
+
+
+def _asked(case: LayerCase) -> float | None:
+  """Experts per token that the router's options ask for; None if that is not an option."""
+  router = case.router
+  for name in ("top_k", "k", "experts_per_token"):
+    if hasattr(router, name):
+      return getattr(router, name)
+  if isinstance(router, ExpertBudgetConfig | SoftExpertChoiceConfig | StrictlyBalancedConfig):
+    return router.capacity_factor
+  return None
 
 
 def one_hot_masks(routing: Any, n: int) -> SoftRouting:

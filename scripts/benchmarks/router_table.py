@@ -1,6 +1,8 @@
 """The table of all routers, read from the code: paper, causality, losses, parameters and state of each."""
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from moe.routing import Router, RouterConfig, RouterInput, RouterState, Site
 SITE = Site(d_model=24, num_experts=4, vocab_size=1009)
 BATCH, LENGTH = 8, 112
 LETTERS = {SITE.d_model: "d", SITE.num_experts: "E", SITE.vocab_size: "V"}
+COSTS = ("time, x dense (budget)", "time, x dense (work)")
 COLUMNS = ("router", "paper", "causal", "batch-independent", "auxiliary losses", "parameters", "state")
 
 
@@ -22,18 +25,23 @@ def router_rows() -> list[dict[str, str]]:
   return [_row(config()) for config in sorted(RouterConfig.choices.values(), key=_source_line)]
 
 
-def router_table(costs: dict[str, float]) -> list[str]:
+def router_table(costs: Mapping[str, Mapping[str, Any]]) -> list[str]:
   """The lines of the table.
 
   Args:
-    costs: by router, time relative to a dense layer of equal activated FLOPs; the last column.
+    costs: by router, a row of `scripts.benchmarks.layer`, for the last columns: the experts per token that it asks for
+      and computes, each with its time relative to a dense layer of so many.
   """
 
   def cells(row: dict[str, str]) -> list[str]:
     cost = costs.get(row["router"].strip("`"))
-    return [*(row[column] for column in COLUMNS), "" if cost is None else f"{cost:.2f}"]
+    pairs = [("budget", "ratio"), ("done", "work_ratio")]
+    return [
+      *(row[column] for column in COLUMNS),
+      *("" if cost is None else f"{cost[ratio]:.2f} ({cost[experts]:.1f})" for experts, ratio in pairs),
+    ]
 
-  return markdown_table((*COLUMNS, "time, x dense"), map(cells, router_rows()))
+  return markdown_table((*COLUMNS, *COSTS), map(cells, router_rows()))
 
 
 def _source_line(config: type[RouterConfig]) -> tuple[str, int]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from moe.config import ConfigError, build
-from moe.routing import RaggedRouting, RouterConfig, SlotRouting, SoftRouting
-from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, measured_experts_per_token, one_hot_masks
+from moe.routing import RouterConfig, SlotRouting, SoftRouting
+from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, Work, measured_work, one_hot_masks
 
 
 def case(masks: bool = False, **options) -> LayerCase:
@@ -45,10 +45,21 @@ def test_by_masks_and_by_index_it_is_the_same_layer_with_the_same_gradients():
     np.testing.assert_allclose(masked, leaf, atol=1e-5)
 
 
-def test_the_layer_says_how_many_experts_its_tokens_used():
-  assert measured_experts_per_token(LayerPrograms(case(capacity_factor=1.5)).whole()) == 1.5
-  dropless = LayerPrograms(case(name="token_choice", top_k=3, capacity_factor=None))
-  assert dropless.routing is RaggedRouting and measured_experts_per_token(dropless.whole()) == 3
+@pytest.mark.parametrize(
+  ("options", "budget", "done"),
+  [
+    ({"capacity_factor": 1.5}, 1.5, 1.5),
+    ({"name": "token_choice", "top_k": 3, "capacity_factor": None}, 3, 3),
+    ({"name": "switch", "capacity_factor": 1.25}, 1, 1.25),
+    ({"name": "token_choice", "top_k": 2, "capacity_factor": 4.0}, 2, 4),
+    ({"name": "soft_moe", "capacity_factor": None, "slots": 4}, 0.5, 0.5),
+    ({"name": "hash", "capacity_factor": None}, 1, 1),
+    ({"name": "adaptive_mixture", "capacity_factor": None}, 4, 4),
+  ],
+)
+def test_the_budget_is_what_is_asked_for_and_the_work_what_is_computed(options, budget, done):
+  found = case(**options)
+  assert measured_work(LayerPrograms(found).whole(), found) == Work(budget, done)
 
 
 def test_the_decision_has_gradients_for_the_router_only():

@@ -18,7 +18,7 @@ def test_rows_read_flags_losses_parameters_and_state_from_the_code():
   assert found["switch"]["parameters"] == "kernel [d, E]" and found["switch"]["state"] == "-"
 
 
-def test_costs_are_the_last_column_and_blank_where_not_measured():
-  lines = router_table({"switch": 1.234})
-  assert next(line for line in lines if "`switch`" in line).endswith("| 1.23 |")
-  assert next(line for line in lines if "`expert_choice`" in line).endswith("|  |")
+def test_costs_are_the_last_columns_and_blank_where_not_measured():
+  lines = router_table({"switch": {"budget": 1, "ratio": 1.234, "done": 1.25, "work_ratio": 0.987}})
+  assert next(line for line in lines if "`switch`" in line).endswith("| 1.23 (1.0) | 0.99 (1.2) |")
+  assert next(line for line in lines if "`expert_choice`" in line).endswith("|  |  |")
