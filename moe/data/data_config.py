@@ -51,6 +51,7 @@ class DataConfig:
     require(named, "vocabulary", self.vocabulary, "expected 'bytes' or the path of a SentencePiece model")
     for name, least in {"extra_ids": 0, "batch_size": 1, "streams": 1, "seed": 0, "prefetch": 1}.items():
       require(getattr(self, name) >= least, name, getattr(self, name), f"expected at least {least}")
+    require(self.prefetch <= 1000, "prefetch", self.prefetch, "expected at most 1000 batches")
     even = self.batch_size % self.streams == 0
     require(even, "batch_size", self.batch_size, f"expected a multiple of streams = {self.streams}")
     self.objective.check(self.inputs_length, self.targets_length)

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from moe.config import ConfigError, in_section, require
+from moe.config import in_section, require
 from moe.data import Vocabulary, load_vocabulary, make_vocabulary
 from moe.parallel.mesh import MeshConfig, make_mesh
 from moe.training.checkpoint import CheckpointError, Checkpoints
@@ -121,6 +121,6 @@ def _number(checkpoints: Checkpoints, step: str) -> int:
       return latest
     case "best":
       return checkpoints.best() or latest
-    case _ if step.isdecimal():
-      return int(step)
-  raise ConfigError("step", step, "expected a number, 'best' or 'latest'")
+  found = {str(number): number for number in checkpoints.steps()}
+  require(step in found, "--step", step, f"expected 'best', 'latest' or one of {', '.join(found)}")
+  return found[step]
