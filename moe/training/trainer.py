@@ -21,7 +21,7 @@ from moe.training.feed import byte_lengths, describe, fingerprint, open_pipeline
 from moe.training.hooks import Hook, Log, Means, Run, StepInfo, TrainingStopped, save, validate
 from moe.training.metrics_file import MetricsWriter, Record, read_metrics
 from moe.training.progress import Clock, Progress
-from moe.training.setup import Setup
+from moe.training.setup import Setup, check_memory
 from moe.training.state import TrainState, stored_router_state
 from moe.training.workdir import Workdir, WorkdirError, router_paths, with_absolute_paths
 
@@ -78,6 +78,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     config = workdir.with_vocabulary(config)
     mesh = make_mesh(config.mesh)
     config.check_mesh(mesh)
+    check_memory(config, mesh)
     vocabulary = open_vocabulary(config)
     pipeline = stack.enter_context(open_pipeline(config, "train", mesh, training=True))
     validation = stack.enter_context(open_pipeline(config, "validation", mesh, training=False))
@@ -104,6 +105,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     if checkpoints.latest() is None and workdir.config.exists():
       raise WorkdirError(_no_checkpoints_left(workdir))
     setup = Setup(config, mesh)
+    check_memory(config, mesh, setup.abstract)
     restored = checkpoints.restore(setup.abstract, lambda line: print(line, flush=True))
     if restored is None:
       if is_primary:
