@@ -9,6 +9,7 @@ import importlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -88,12 +89,12 @@ class TaskSource:
 
   def blocks(self, shard: int, start: int, epoch: int) -> Iterator[Documents]:
     where = f"{self._task.name}, split {self._split}, shard {shard}"
+    first = start * BLOCK_EXAMPLES
     with _one_line(where):
-      first = start * BLOCK_EXAMPLES
       examples = self._dataset(shard, epoch).skip(first).as_numpy_iterator()
-      while block := list(itertools.islice(examples, BLOCK_EXAMPLES)):
-        yield Documents(**{name: self._ids(block, name, where, first) for name in self._names})
-        first += len(block)
+    while block := _take(examples, BLOCK_EXAMPLES, where):
+      yield Documents(**{name: self._ids(block, name, where, first) for name in self._names})
+      first += len(block)
 
   def _ids(self, examples: list[dict[str, np.ndarray]], name: str, where: str, first: int) -> Ragged:
     """A feature of some examples, int32; without an EOS that the task appended, since the objective appends its own."""
@@ -158,11 +159,21 @@ class TfdsTextSource(TextSource):
     with _one_line(where):
       dataset = self._source.get_dataset(split=self._split, shuffle=False, shard_info=info)
       dataset = dataset.map(lambda example: example[self._key]).with_options(_in_order())
-      for number, text in enumerate(dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
+      texts = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    number = 0
+    while block := _take(texts, 16, where):
+      for text in block:
         try:
           yield text.decode()
         except UnicodeDecodeError:
           raise DataError(f"{where}, example {number}", "has text that is not UTF-8") from None
+        number += 1
+
+
+def _take(examples: Iterator[Any], number: int, where: str) -> list[Any]:
+  """The next examples, at most `number`; none after the last."""
+  with _one_line(where):  # not around a `yield`: a generator may end with the process, when no names are left
+    return list(itertools.islice(examples, number))
 
 
 @contextlib.contextmanager
