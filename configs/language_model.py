@@ -2,7 +2,7 @@ r"""Trains a small language model with experts, on the bytes of any text: minute
 
     python -m moe.train --config configs/language_model.py --workdir runs/language_model
 
-reads the Python standard library. Your own text, be it one file, with its end held out for validation:
+reads the Python standard library. Your own text, even a single file, whose end is then held out for validation:
 
     python -m moe.train --config configs/language_model.py --workdir runs/mine \
       --config.data.source.name=text --config.data.source.path=input.txt

@@ -1,4 +1,4 @@
-"""What all mains and scripts share: the config flag, errors as one line, closed pipes, runs over several hosts."""
+"""What entry points and scripts share: the config flag, errors as one line, closed pipes, runs over several hosts."""
 
 import argparse
 import contextlib
@@ -79,7 +79,7 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-  """The arguments of a script; a wrong one is one line, as of a main."""
+  """The arguments of a script; a wrong one is one line, as in `run`."""
 
   def __init__(self, **options: Any):
     super().__init__(allow_abbrev=False, **options)
@@ -163,7 +163,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
-  """Ends the process with one line for what the user can mend, and in silence if nobody reads on or wants more."""
+  """Ends the process with one line for what the user can fix, silently after Ctrl-C or if nobody reads its output."""
   try:
     try:
       yield

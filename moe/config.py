@@ -22,7 +22,7 @@ _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 
 
 class UserError(Exception):
-  """What the user can mend. Mains and scripts print it as one line and end with its exit code.
+  """What the user can fix. Entry points and scripts print it as one line and end with its exit code.
 
   Attributes:
     code: 2 for what is wrong before the work begins, 1 for work that began well and had to stop.
@@ -46,7 +46,7 @@ class ConfigError(UserError, ValueError):
 
 @contextlib.contextmanager
 def in_section(path: str) -> Iterator[None]:
-  """Completes what a `ConfigError` raised inside calls its field by the section that the field belongs to."""
+  """Prefixes the field of a `ConfigError` raised inside with the section that it belongs to."""
   try:
     yield
   except ConfigError as error:
@@ -193,7 +193,7 @@ def _check(hint: Any, value: Any, path: str, field: Any = None) -> Any:
 
 
 def _number(text: Text) -> Any:
-  """The text as a number, with the words that Python has for numbers, such as "inf"; else as any field's."""
+  """The text as a number, also if it is a word that Python knows, such as "inf"; else read as any field."""
   try:
     return float(text)
   except ValueError:

@@ -5,8 +5,8 @@ continues it. `--prompts` takes many from a file or a pipe, a line each, and `--
 
     python -m moe.generate --workdir runs/quickstart --prompts - --json < prompts.txt > texts.jsonl
 
-A prompt ends and is cut as inputs were in training; what is cut is said. For a task (`text_to_text`) it is the text
-after the task's own preprocessors, with their prefixes.
+A prompt ends and is cut as inputs were in training; stderr says what was cut. For a task (`text_to_text`) it is the
+text after the task's own preprocessors, with their prefixes.
 """
 
 import json
@@ -87,7 +87,7 @@ def _read(flag: str, path: str) -> str:
 
 
 class _Progress:
-  """Says on stderr how far long work is."""
+  """Reports the progress of long work on stderr."""
 
   def __init__(self):
     self._said = time.monotonic()

@@ -89,7 +89,7 @@ class StreamRules:
     seed: of everything random.
     pack: several examples per row.
     endless: start another epoch at the end of the data.
-    shuffled: shards, and rows within a block; else packed rows of a block are permuted in a way that nothing changes.
+    shuffled: shards, and rows within a block; else packed rows have a fixed permutation within a block.
   """
 
   objective: Objective

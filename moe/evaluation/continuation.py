@@ -2,7 +2,7 @@
 
 What is written after a prompt depends on the prompt and the model, not on the other prompts nor on how much is written:
 inputs end and are cut as in training, each is encoded on its own in a row as long as those of training, and routers
-count their capacity for such rows. Only rounding may differ, since sums over other shapes have another order.
+count their capacity for such rows. Only rounding may differ, as sums over other shapes add up in another order.
 """
 
 import dataclasses

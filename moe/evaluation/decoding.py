@@ -13,7 +13,7 @@ from moe.config import require
 from moe.models import Batch
 
 PAD, END = 0, 1
-# After as many tokens the host sees how far decoding is; a program that ran to its end could not be stopped by Ctrl-C.
+# Tokens per compiled call: between calls the host reports progress and can be stopped by Ctrl-C.
 _STEPS = 64
 
 

@@ -17,7 +17,7 @@ from moe.training.trainer import Summary
 
 
 def summarize(config: ExperimentConfig, summary: Summary) -> None:
-  """Draws the loss figure and prints the end of the run. What cannot be drawn or written is said, and is no error."""
+  """Draws the loss figure and prints the end of the run. What fails here is reported and raises no error."""
   config = summary.workdir.with_vocabulary(config)
   gzip_bits = gzip_bits_per_byte(config.data)
   leak = ", with future leakage: not a language model's loss" if summary.future_leakage else ""

@@ -1,7 +1,7 @@
 """Biases of the experts, with the dispatch and the kernels of experts that have none.
 
-Tokens get further columns, of which the first is 1, and the matrices before the activation as many rows, of which the
-first is the bias: a gather, an exchange or a mixture of tokens carries the 1 along, and an empty slot has 0. What comes
+Tokens get extra columns, the first of which is 1, and the matrices before the activation as many rows, the first of
+which is the bias: a gather, an exchange or a mixture of tokens carries the 1 along, and an empty slot has 0. What comes
 after the activation is added by the routing's weights, since a token's sum of weighted biases needs no expert.
 """
 
@@ -33,16 +33,16 @@ class Biases(nnx.Module):
     self.columns = math.gcd(d_model, 128)
 
   def widened_weights(self, ups: list[jax.Array], down: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-    """Matrices `[E, d, f]` with rows for the further columns: `[E, d + columns, f]`."""
+    """Matrices `[E, d, f]` with rows for the extra columns: `[E, d + columns, f]`."""
     biases = [bias for bias in (self.gate, self.up) if bias is not None]
     zeros = jnp.zeros((len(down), self.columns, down.shape[-1]), down.dtype)
     rows = [zeros.at[:, 0].set(bias[...].astype(down.dtype)) for bias in biases]
     return [jnp.concatenate(pair, axis=1) for pair in zip(ups, rows)], jnp.concatenate([down, zeros], axis=1)
 
   def widened(self, x: jax.Array) -> jax.Array:
-    """Tokens `[..., d]` with the further columns."""
-    further = jnp.zeros((*x.shape[:-1], self.columns), x.dtype).at[..., 0].set(1)
-    return jnp.concatenate([x, further], axis=-1)
+    """Tokens `[..., d]` with the extra columns."""
+    extra = jnp.zeros((*x.shape[:-1], self.columns), x.dtype).at[..., 0].set(1)
+    return jnp.concatenate([x, extra], axis=-1)
 
   def added(self, y: jax.Array, routing: Routing) -> jax.Array:
     """Sums of experts' outputs `[G, n, d]` with the columns `[G, n, d + columns]`, and each token's weighted bias."""

@@ -36,12 +36,12 @@ class MoE(nnx.Module):
     dtype: compute dtype of the experts; parameters are float32.
     shared_experts: experts that see every token with weight 1 (Dai et al. 2024, DeepSeekMoE, section 3.2), built as one
       network of width `shared_experts * d_ff`.
-    dropout: probability that a hidden unit of an expert, also a shared one, is dropped; in training, given a key.
+    dropout: probability that a hidden unit of an expert, shared or not, is dropped; in training, given a key.
     bias: whether the experts have biases (the shared ones have none).
     router_init_scale: factor of the router's initial matrices, whatever the method draws.
-    gate_scale: factor of the routed experts' sum, as if every gate were multiplied by it; expert choice's begin at 1/E.
+    gate_scale: factor of the routed experts' sum, as if every gate were multiplied by it; expert choice's start at 1/E.
     vocab_size: number of token ids, for routers that read them.
-    init: how the matrices of the experts begin.
+    init: initialiser of the experts' matrices.
     read_files: whether to read the files that initialise router state (hash tables, centroids) now; otherwise the
       caller loads them before the first call, as training does.
     rngs: parameters are drawn from its stream `params`.
@@ -104,7 +104,7 @@ class MoE(nnx.Module):
       segments: int32 `[B, T]`, numbers the sequences packed into a row, 0 for padding; None for one sequence per row.
       ids: int32 `[B, T]` token ids, for routers that read them.
       positions: int32 `[B, T]`, position within the token's sequence; None to count within segments.
-      training: whether the router draws random numbers and uses its training capacity.
+      training: whether to drop units, draw random numbers and use the router's training capacity.
       key: PRNG key, for dropout and for routers that are random in training.
 
     Raises:

@@ -67,13 +67,8 @@ class Experts(nnx.Module):
 
   @jax.named_scope("experts")
   def ragged(
-    self,
-    weights: Weights,
-    tokens: jax.Array,
-    rows: jax.Array,
-    weight: jax.Array,
-    sizes: jax.Array,
-    dropout: HiddenDropout | None = None,
+    self, weights: Weights, tokens: jax.Array, *runs: jax.Array, dropout: HiddenDropout | None = None
   ) -> jax.Array:
-    """`[N, d]` to `[N, d]`: each token's weighted sum over its assignments, sorted by expert (`runs_by_expert`)."""
+    """`[N, d]` to `[N, d]`: each token's weighted sum over its assignments, the `runs` from `runs_by_expert`."""
+    rows, weight, sizes = runs
     return ragged_feed_forward(self.activation, tokens, rows, weight, sizes, *weights, dropout)

@@ -143,7 +143,7 @@ class Block(nnx.Module):
     return x + y, new
 
   def _router_state(self, state: dict[str, jax.Array], context: Context) -> dict[str, jax.Array]:
-    """The router's state before a token; after every `row_length` tokens it begins anew, as with a new row."""
+    """The router's state before a token; after every `row_length` tokens it starts over, as for a new row."""
     begins = context.position % context.row_length == 0
     new = self.moe.init_decode_state(context.ids.shape[0], context.row_length)
     return jax.tree.map(lambda fresh, old: jnp.where(begins, fresh, old), new, state)

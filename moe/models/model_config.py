@@ -30,7 +30,7 @@ class MoEConfig:
     bias: whether the routed experts have biases, before and after the activation.
     router_init_scale: factor of the router's initial matrices, whatever the method: 1 is the method's own.
     gate_scale: factor of the routed experts' sum, as if every gate were multiplied by it (DeepSeek-V3's routed scaling
-      factor). The gates of expert choice begin at 1/E, so that E / c gives the branch its usual size.
+      factor). The gates of expert choice start at about 1/E, so that E / c gives the branch its usual size.
     dropout: probability that a hidden unit of an expert is dropped in training, which ST-MoE sets to 0.4 for
       fine-tuning; None for the model's.
   """
@@ -97,7 +97,7 @@ class ModelConfig(Choice):
     relative_buckets: rows of such a table.
     relative_max_distance: in tokens; larger distances share a bucket.
     tie_embeddings: logits are products with the input embedding, scaled by `d_model ** -0.5`.
-    kernel_init: how the matrices of attention, feed-forward networks and experts begin.
+    kernel_init: initialiser of the matrices of attention, feed-forward networks and experts.
     logits_operands: what the factors of this product are rounded to: the compute dtype, as in T5X, since it is one of
       the largest products, its sums are float32 either way, and rounding moves a logit of size 10 by about 0.02 in
       bfloat16; or "float32", for exact comparisons of losses, at several times the cost on accelerators.

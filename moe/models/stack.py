@@ -71,7 +71,7 @@ def units_of(has_experts: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
 
 
 class Unit(nnx.Module):
-  """Consecutive blocks; `has_experts` says which of them are MoE blocks, `keys` begin their streams of parameters."""
+  """Consecutive blocks; `has_experts` says which of them are MoE blocks, `keys` seed their parameters."""
 
   def __init__(
     self,

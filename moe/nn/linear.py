@@ -1,4 +1,4 @@
-"""Parameters with named axes, how they begin, and products with them."""
+"""Parameters with named axes, their initialiser, and products with them."""
 
 import dataclasses
 from typing import Literal
@@ -21,7 +21,7 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: Axes = ()) 
 
 @dataclasses.dataclass(frozen=True)
 class KernelInit:
-  """How the matrices of attention, feed-forward networks and experts begin: with variance `scale` / fan-in.
+  """Initialiser of the matrices of attention, feed-forward networks and experts: variance `scale` / fan-in.
 
   Attributes:
     scale: 1, as in T5 1.1, keeps the size of what passes through. Fedus et al. 2021 (Switch, section 2.4) and

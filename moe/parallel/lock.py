@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-# Seconds between signs of life, and how long one from another machine is waited for.
+# Seconds between signs of life, and how long to wait for one from another machine.
 BEAT, PATIENCE = 10.0, 35.0
 
 
@@ -71,7 +71,7 @@ def _take(path: pathlib.Path) -> tuple[int, bool]:
 
 
 def _check_owner(path: pathlib.Path, by_kernel: bool) -> None:
-  """Raises `LockedError` if the process that the file names is alive, as far as the kernel did not say so."""
+  """Raises `LockedError` if the process that the file names is alive, where the kernel's lock cannot tell."""
   owner = _read(path)
   if not owner:
     return
@@ -103,7 +103,7 @@ def _write(file: int, owner: dict[str, Any]) -> None:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  """Who holds the lock, read anew (a network file system looks for changes when a file is opened); {} if unknown."""
+  """Who holds the lock; {} if unknown. Opens the file again, as network file systems look for changes only then."""
   try:
     found = json.loads(path.read_bytes())
   except (OSError, ValueError):

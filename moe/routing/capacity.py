@@ -36,12 +36,9 @@ class CapacityConfig(RouterConfig):
     for name in ("capacity_factor", "eval_capacity_factor"):
       factor = getattr(self, name)
       require(factor is None or factor > 0, name, factor, "expected more than 0, or None")
-    require(
-      self.capacity_factor is not None or self.eval_capacity_factor is None,
-      "eval_capacity_factor",
-      self.eval_capacity_factor,
-      "expected None, since capacity_factor = None means dropless",
-    )
+    factor = self.eval_capacity_factor
+    fits = self.capacity_factor is not None or factor is None
+    require(fits, "eval_capacity_factor", factor, "expected None, since capacity_factor = None means dropless")
 
   def factor(self, training: bool) -> float | None:
     """The capacity factor in training or in evaluation."""
@@ -63,13 +60,9 @@ def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float,
   if not training:
     return token_choice_capacity(group, num_experts, capacity_factor)
   k = round_half_up(group, num_experts, capacity_factor)
-  require(
-    1 <= k <= group,
-    "capacity_factor",
-    capacity_factor,
-    f"gives each of {num_experts} experts {k} of the {group} tokens of a group; expected from 1 to {group}, "
-    f"so a capacity factor from {num_experts / group:g} to {num_experts}",
-  )
+  least = num_experts / group
+  wanted = f"expected from {least:g} to {num_experts}: each expert would take {k} of a group's {group} tokens"
+  require(1 <= k <= group, "capacity_factor", capacity_factor, wanted)
   return k
 
 

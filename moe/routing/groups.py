@@ -40,9 +40,9 @@ def check_group_size(group_size: int, default: str = "the whole batch") -> None:
 def checked_groups(group_size: int, batch: int, length: int, *, training: bool = True) -> Groups:
   """Groups of `group_size` tokens, or a single group of the whole batch if it is 0.
 
-  Batches of evaluation and decoding have the shape of what there is to read, so there the size is a wish: if it divides
-  the batch it is taken, else the next larger divisor, and a smaller batch is one group. Groups are then never smaller
-  than in training while there are tokens enough.
+  Batches of evaluation and decoding have the shape of what there is to read, so the size need not divide them: it is
+  then rounded up to the next divisor, and a smaller batch is one group. So groups are never smaller than in training,
+  as long as there are enough tokens.
 
   Raises:
     ConfigError: in training, it does not divide `batch * length`; the message suggests the nearest divisor.

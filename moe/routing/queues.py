@@ -60,7 +60,7 @@ def queue_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Array
 def queue_each_by_priority(choices: jax.Array, wanted: jax.Array, priority: jax.Array, num_experts: int) -> jax.Array:
   """int32 `[n, k]`, how many choices are ahead of each where every single choice has a priority of its own.
 
-  By the expert's score, each expert keeps the tokens that score highest with it, as DeepSpeed's drop policy "probs".
+  With scores as priorities, each expert keeps the tokens that score highest with it, as in DeepSpeed's policy "probs".
 
   Args:
     choices: int32 `[n, k]`, different experts for each token.

@@ -63,10 +63,10 @@ class TopKConfig(CapacityConfig):
       top_k is the smallest that can hold every choice; None for dropless.
     eval_capacity_factor: the one for evaluation and decoding; None for the same. At E no choice is ever dropped.
     slots: a fixed number per expert and group, such as Hugging Face's `expert_capacity`; the factors and the next two
-      fields are then without effect.
-    least_slots: slots per expert, if there are tokens enough for them; 4 in flaxformer.
+      fields then have no effect.
+    least_slots: fewest slots per expert, if there are enough tokens for them; 4 in flaxformer.
     slots_multiple: more than 1 rounds the slots up to a multiple of it, as V-MoE does, with 4.
-    order: who gets the slots where there are too few (if dropless, no matter).
+    order: who gets the slots where there are too few; without effect if dropless.
       "token": earlier tokens first, each with all its choices; causal.
       "choice": all first choices of the group by position, then all second ones, as in GShard, flaxformer, DeepSpeed's
         top-2, Tutel, ST-MoE and V-MoE. Causal for top_k = 1 only, where it is the same as "token".
@@ -210,7 +210,7 @@ class Decision:
     gates: float32 `[G, n, k]`.
     wanted: bool `[G, n, k]`, the choices that take part.
     mask: bool `[G, n]`, False for padding.
-    length: T, tokens of a row of the batch.
+    length: T, tokens of a row of the batch, or None.
   """
 
   logits: Logits

@@ -26,7 +26,7 @@ from moe.training.state import TrainState
 from moe.training.validation import evaluate_batches, layer_means
 from moe.training.workdir import Workdir
 
-# What a step's means are over, and so what they are weighted by in a mean over steps.
+# What a step's metric is a mean over, and so what weights it in the mean over steps.
 _MEAN_OVER = {
   "loss": "target_tokens",
   "bits_per_byte": "bytes",
@@ -62,7 +62,7 @@ class Means:
       self._layers = jax.tree.map(np.float32, self._layers, is_leaf=lambda leaf: isinstance(leaf, list))
 
   def follow(self, metrics: dict[str, Any], *, last: bool) -> Any:
-    """The sums of the routers' metrics after a step, on the device; the next one begins anew after the `last`."""
+    """The sums of the routers' metrics after a step, on the device; they start over after the `last`."""
     total = _add_layers(self._layers, metrics["layers"], metrics["layer_tokens"])
     self._layers = None if last else total
     return total
@@ -77,7 +77,7 @@ class Means:
     self._sums["learning_rate"] = values["learning_rate"]
 
   def take(self) -> Record:
-    """The means, sums of tokens and bytes, the last learning rate, and the number of steps; the next begin anew."""
+    """The means, sums of tokens and bytes, the last learning rate, and the number of steps; starts over."""
     sums, self._sums = self._sums, {}
     return sums | {name: sums[name] / (sums[weight] or 1) for name, weight in _MEAN_OVER.items()}
 
@@ -190,7 +190,7 @@ class Log:
   Before validation and saving, for which the device has to wait anyway, the newest step is read too.
 
   Args:
-    first: number of the first step: it is shown at once, and not counted in the speed, as it is compiled.
+    first: number of the first step: it is shown at once, and left out of the speed, as it includes compilation.
   """
 
   def __init__(self, first: int):

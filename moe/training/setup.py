@@ -1,4 +1,4 @@
-"""What a config trains with: optimizer, state and step, the same for a run, its plan and its benchmark."""
+"""What a config trains with: optimizer, state and step, for a run, its plan and its benchmark; and whether it fits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -67,7 +67,7 @@ class Setup:
 def check_memory(config: ExperimentConfig, mesh: Mesh, abstract: TrainState | None = None) -> None:
   """Refuses what cannot fit, in seconds: from the sizes of the config, and exactly from the shapes of the state.
 
-  Counted is what any step needs at least: the state, and then the gradients or the logits.
+  Only what every step needs is counted: the state with the gradients; the logits; the arrays of a batch on the host.
 
   Args:
     config: of the run.
@@ -110,7 +110,7 @@ def _sizes(config: ExperimentConfig) -> dict[str, int]:
 
 
 def _parameters(config: ExperimentConfig, sizes: dict[str, int]) -> int:
-  """At least so many parameters has the model, were its sizes these: embeddings, attention, feed-forward networks."""
+  """A lower bound on the model's parameters with these sizes: embeddings, attention, feed-forward networks."""
   width, total = sizes["d_model"], sizes["vocab_size"] * sizes["d_model"]
   for name, stack in config.model.stacks.items():
     layers, experts = sizes[f"{name}.layers"], sizes.get(f"{name}.moe.num_experts", 0)

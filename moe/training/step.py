@@ -111,7 +111,7 @@ def make_train_step(
   padding; `layers`, the routers' metrics by stack and name, one row per layer; `layer_tokens`, those of each stack.
 
   A batch in several micro-batches gives the loss and the gradient of the whole: what is a mean over tokens in each is
-  weighted by its share of these tokens. Routers decide on a micro-batch at a time, by the state from before the step;
+  weighted by its share of these tokens. Routers decide on one micro-batch at a time, by the state from before the step;
   their state moves once, after all.
   """
 

@@ -52,7 +52,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
   """Trains from the newest checkpoint in the workdir, or from step 0, to the last step or until asked to stop.
 
   SIGTERM or SIGINT saves and returns. A resumed run has the losses of one that was never interrupted, bit for bit. Its
-  records are means over the steps since the record before.
+  records are means over the steps since the previous record.
 
   Args:
     config: of the run.
@@ -74,7 +74,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
   with contextlib.ExitStack() as stack:
     if is_primary:
       stack.enter_context(workdir.held())
-      workdir.check(config)  # another run may have claimed it until now
+      workdir.check(config)  # another run may have claimed it in the meantime
     config = workdir.with_vocabulary(config)
     mesh = make_mesh(config.mesh)
     config.check_mesh(mesh)

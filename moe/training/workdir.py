@@ -1,4 +1,4 @@
-"""The folder of a run: the paths of its files, and a check that it holds one run only.
+"""The folder of a run: the paths of its files, and checks that it holds one run, and one process.
 
 A folder belongs to a run once its first checkpoint is complete: only then is `config.json` written. Until then any
 config may try, and what an earlier try had logged is moved aside.

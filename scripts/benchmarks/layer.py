@@ -14,8 +14,8 @@ Sweeps, with the default options:
 Layers run in training mode and compute everything that a training step needs of them; Soft MoE has as many slots as
 tokens. The dense twin is a flattened two-matrix GELU network, as wide as the experts of a token put side by side:
 those that the router's options ask for (the budget), and those that are computed, empty slots included (the work). A
-router whose slots are mostly empty is cheap for its work and dear for its budget. Programs to be compared take turns
-in one process. Ratios are of medians: of CPU time on a CPU, where other processes may run, and of wall time
+router whose slots are mostly empty looks cheap by its work and expensive by its budget. Programs to be compared take
+turns in one process. Ratios are of medians: of CPU time on a CPU, where other processes may run, and of wall time
 elsewhere. FLOPs and megabytes are XLA's analysis of the compiled program; megabytes are its temporary buffers,
 without arguments and results. XLA counts the body of a loop once and does not look into kernels; a dropless layer is
 one or the other, so its FLOPs are not given.

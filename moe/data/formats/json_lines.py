@@ -49,7 +49,7 @@ def read_records(path: str, text_key: str, bad: Callable[[int, DataError], None]
       line is left out.
 
   Raises:
-    DataError: the file cannot be read on.
+    DataError: the file is damaged, or a line is bad and `bad` raises.
   """
   with open_bytes(path) as file:
     number = 0

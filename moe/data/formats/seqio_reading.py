@@ -135,7 +135,7 @@ class TfdsTextSource(TextSource):
     data_dir = os.path.expanduser(config.data_dir) or None
     try:
       builder = tfds.builder(config.task, data_dir=data_dir)
-    except Exception as error:  # TFDS has a dozen
+    except Exception as error:  # TFDS raises a dozen kinds
       expected = f"expected a registered seqio task, or a TFDS dataset in {where} ({_first_line(error)})"
       raise ConfigError("task", config.task, expected) from None
     prepared = bool(builder.info.splits)

@@ -32,7 +32,7 @@ class TextConfig(SourceConfig, name="text"):
   """Text files.
 
   Attributes:
-    path: glob of the files. What exists under a name with wildcards is meant literally.
+    path: glob of the files. A name with wildcard characters that exists as it is written is taken literally.
     validation_path: glob of validation files; if empty, a fraction of the documents of `path` is held out.
     validation_fraction: of the documents.
     text_key: the field of JSON lines that has the text.
@@ -131,7 +131,7 @@ class FilesSource(TextSource):
   def _is_one_sided(self) -> bool:
     """Whether the documents, none of which names its split, are too few for both splits to have one.
 
-    Reads until both have: a document or two for each in a few files, or the first 1 / fraction documents of one.
+    Stops reading once both have one: after a few small files, or about 1 / fraction documents of a large one.
     """
     first = None
     for split, named in self._splits():
@@ -176,7 +176,7 @@ def _say(line: str) -> None:
 def _find(field: str, pattern: str) -> tuple[list[str], str]:
   """The files that a glob matches, sorted, and the folder that they have in common.
 
-  The beginning of the pattern that exists as it is written is no pattern, whatever characters it has.
+  The part of the pattern that exists as it is written is taken literally, whatever characters it has.
   """
   parts = pathlib.PurePath(os.path.expanduser(pattern)).parts
   existing = next((n for n in range(len(parts), 0, -1) if os.path.exists(os.path.join(*parts[:n]))), 0)

@@ -21,7 +21,7 @@ _GOLDEN = np.uint32(0x9E3779B1)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HiddenDropout:
-  """What drops hidden units.
+  """Dropout of hidden units.
 
   Attributes:
     key: uint32 `[2]`, of one layer and step.
@@ -48,7 +48,7 @@ def for_batch(rate: float, key: jax.Array, groups: Groups, batch: int, length: i
 
 
 def named(dropout: HiddenDropout | None, names: jax.Array | None) -> HiddenDropout | None:
-  """The same dropout for tokens or rows of these names; None for none."""
+  """The same dropout for tokens or rows of these names; None stays None."""
   return dropout and dataclasses.replace(dropout, names=names)
 
 
@@ -58,12 +58,12 @@ def row_names(tokens: jax.Array, experts: jax.Array, num_experts: int) -> jax.Ar
 
 
 def picked(dropout: HiddenDropout | None, which: jax.Array) -> HiddenDropout | None:
-  """The dropout of some rows; indices out of range get any name."""
+  """The dropout of some rows; indices out of range get the name 0."""
   return dropout and named(dropout, dropout.names.at[which].get(mode="fill", fill_value=0))
 
 
 def with_dropout(activation: Callable, dropout: HiddenDropout | None) -> Callable:
-  """`activation`, of which units of the named rows are dropped: its result is `[..., f]` for names `[...]`."""
+  """`activation` with dropout of its result, which is `[..., f]` for rows with names `[...]`."""
   if dropout is None:
     return activation
 

@@ -8,7 +8,7 @@ from moe.routing.types import SoftRouting
 
 
 def slot_names(tokens: jax.Array, rows: jax.Array) -> jax.Array:
-  """int32 `[E, R]`, of slots that hold the `rows` `[E, R]` of the tokens named `[G, n]`; of empty slots, any."""
+  """int32 `[E, R]`, of slots that hold the `rows` `[E, R]` of the tokens named `[G, n]`; empty slots have token 0's."""
   held = tokens.reshape(-1).at[rows].get(mode="fill", fill_value=0)
   return row_names(held, jnp.arange(len(rows), dtype=jnp.int32)[:, None], len(rows))
 

@@ -1,7 +1,7 @@
 """Adaptive mixtures of local experts (Jacobs, Jordan, Nowlan and Hinton 1991): every token goes to every expert.
 
 The paper's experts predict the target directly, and its best loss is the likelihood of their mixture. Inside a network
-experts have no targets of their own: the network's loss sees their weighted sum, as in the loss it begins with.
+experts have no targets of their own: the network's loss sees their weighted sum, as in the paper's first loss.
 """
 
 import dataclasses

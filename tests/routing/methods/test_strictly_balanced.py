@@ -128,5 +128,6 @@ def test_options_that_make_no_sense_are_refused_by_name(values, message):
 
 def test_more_tokens_an_expert_than_there_are_is_refused():
   choice = RouterConfig.choices["strictly_balanced"]
-  with pytest.raises(ConfigError, match=r"capacity_factor = 5\.0: gives each of 4 experts 20 of the 16 tokens"):
+  message = r"capacity_factor = 5\.0: expected from 0\.25 to 4: each expert would take 20 of a group's 16 tokens"
+  with pytest.raises(ConfigError, match=message):
     choice(capacity_factor=5.0).check(Site(8, 4), batch=1, length=16)
