@@ -31,6 +31,11 @@ class UserError(Exception):
   code: ClassVar[int] = 2
 
 
+def first_line(error: BaseException) -> str:
+  """The first line of an error's message, or its type if it has none: libraries explain themselves over pages."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class ConfigError(UserError, ValueError):
   """One wrong field: its name, the value given, and what would be right."""
 
@@ -193,7 +198,7 @@ def _check(hint: Any, value: Any, path: str, field: Any = None) -> Any:
 
 
 def _number(text: Text) -> Any:
-  """The text as a number, also if it is a word that Python knows, such as "inf"; else read as any field."""
+  """The text as a number, also if it is a word that Python knows, such as "inf"; else read as for any field."""
   try:
     return float(text)
   except ValueError:

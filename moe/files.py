@@ -41,7 +41,7 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
 def write_new(path: pathlib.Path, text: str) -> None:
   """Writes a file that does not exist yet (else FileExistsError).
 
-  The name is taken by an empty file first, since not every file system has hard links.
+  An empty file reserves the name first, since not every file system has hard links.
   """
   path.open("x").close()
   try:

@@ -8,7 +8,18 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from moe.config import Choice, ConfigError, Text, as_mapping, build, differences, override, parse_field, require
+from moe.config import (
+  Choice,
+  ConfigError,
+  Text,
+  as_mapping,
+  build,
+  differences,
+  first_line,
+  override,
+  parse_field,
+  require,
+)
 
 
 class Shape(Choice):
@@ -338,3 +349,8 @@ def test_fields_of_a_section_that_is_given_as_text():
   assert build(Drawing, override(TREE, given)).shape == Rectangle(2.0, 3.0)
   again = [("frame", Text("None")), ("frame.name", Text("square")), ("frame.side", Text("2"))]
   assert build(Drawing, override(TREE, again)).frame == Square(2.0)
+
+
+def test_the_first_line_of_an_error_is_its_type_if_it_says_nothing():
+  assert first_line(ValueError("\none\ntwo")) == "one"
+  assert first_line(TimeoutError()) == first_line(TimeoutError("\n")) == "TimeoutError"

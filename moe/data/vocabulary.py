@@ -27,7 +27,7 @@ class Vocabulary(Protocol):
     size: number of ids, including sentinels.
     extra_ids: number of sentinels, which are the highest ids.
     fingerprint: equal for vocabularies that give the same ids, and only for those.
-    model: content of the SentencePiece file, for a copy of it; None for bytes, or where the file is missing.
+    model: content of the SentencePiece file, which workdirs copy; None for bytes, or where the file is missing.
   """
 
   name: str

@@ -5,6 +5,7 @@ import gzip
 import jax
 import numpy as np
 
+from moe.config import first_line
 from moe.data import DataConfig, validation_text
 from moe.evaluation.continuation import continue_prompts
 from moe.evaluation.decoding import Sampling
@@ -27,7 +28,7 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
   try:
     draw_loss(summary.workdir.metrics, summary.workdir.figure, title, gzip_bits)
   except Exception as error:
-    figure = f"none ({_reason(error)})"
+    figure = f"none ({first_line(error)})"
   lines = [
     "",
     *_validation(summary.validation, leak),
@@ -83,7 +84,7 @@ def sample_lines(config: ExperimentConfig, summary: Summary) -> list[str]:
     (written,) = continue_prompts(trained, [given], config.data.targets_length, sampling)
     texts = [vocabulary.decode(ids.tolist()) for ids in (given, written)]
   except Exception as error:  # the model is trained and saved: whatever goes wrong here does not make the run a failure
-    return [f"sample:     none ({_reason(error)})"]
+    return [f"sample:     none ({first_line(error)})"]
   return ["sample at temperature 0.8; given", *_quoted(texts[0]), "the model continues", *_quoted(texts[1])]
 
 
@@ -94,12 +95,6 @@ def _first_tokens(config: ExperimentConfig) -> np.ndarray:
   name = "inputs" if "inputs" in batch else "targets"
   tokens = batch[name][0][batch[f"{name}_segments"][0] == 1]
   return tokens if name == "inputs" else tokens[: (len(tokens) + 1) // 2]
-
-
-def _reason(error: Exception) -> str:
-  """What went wrong, in one line."""
-  text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0]
 
 
 def _quoted(text: str) -> list[str]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.experts.kernels.dropout import HiddenDropout, named
-from moe.experts.kernels.names import run_names, slot_names, soft_names
+from moe.experts.kernels.names import ragged_names, slot_names, soft_names
 from moe.experts.kernels.runs import runs_by_expert
 from moe.experts.network import Experts, Weights
 from moe.experts.soft import combine_soft, dispatch_soft
@@ -28,7 +28,7 @@ def one_device(
 
   def ragged(tokens: jax.Array, routing: RaggedRouting) -> jax.Array:
     runs = runs_by_expert(routing, tokens.shape[1])
-    drops = dropout and named(dropout, run_names(dropout.names, runs[0], runs[2]))
+    drops = dropout and named(dropout, ragged_names(dropout.names, runs[0], runs[2]))
     return experts.ragged(weights, tokens.reshape(-1, tokens.shape[-1]), *runs, dropout=drops).reshape(tokens.shape)
 
   return dispatch_and_combine(tokens, routing, slots, ragged, None if dropout is None else dropout.names)

@@ -1,4 +1,4 @@
-"""What a layer tells besides its output."""
+"""The report that a layer returns besides its output."""
 
 import dataclasses
 

@@ -9,7 +9,7 @@ Form = Literal["gelu", "gelu_exact", "relu", "geglu", "geglu_exact", "swiglu"]
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
-  """X times the normal distribution function of x."""
+  """`[...]`, x times the cumulative distribution function of the standard normal at x."""
   return jax.nn.gelu(x, approximate=False)
 
 

@@ -22,7 +22,7 @@ import traceback
 import jax
 from jax._src import distributed  # the only way to the coordinator's key-value store
 
-from moe.config import UserError, require
+from moe.config import UserError, first_line, require
 
 _HEARTBEAT, _REASON, _END = "moe/heartbeat", "moe/reason", "moe/end"
 # A process is lost after this many checks without a new heartbeat.
@@ -234,7 +234,7 @@ def _why_not_joined(error: Exception) -> str:
     return "found no cluster that describes the run's processes; give --coordinator, --processes and --process"
   if "RPC server" in str(error):
     return f"process 0 cannot listen at {address}: the port is in use or not allowed"
-  return f"cannot join the run: {str(error).splitlines()[0]}"
+  return f"cannot join the run: {first_line(error)}"
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)

@@ -70,7 +70,7 @@ class RouterConfig(Choice):
   def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:
     """How `batch` sequences of `length` tokens are divided into routing groups.
 
-    In evaluation every batch can be divided: groups shrink to what there is (`checked_groups`).
+    In evaluation every batch can be divided: groups adapt to what there is (`checked_groups`).
 
     Raises:
       ConfigError: in training, the batch cannot be divided into groups of the requested size.

@@ -26,7 +26,7 @@ import tensorstore
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
-from moe.config import UserError
+from moe.config import UserError, first_line
 from moe.training.state import TrainState
 
 
@@ -336,8 +336,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-  """The gist of an error: array stores explain themselves over pages."""
+  """The gist of an error of an array store."""
   if code := re.search(r"os_error_code='(\d+)'", str(error)):
     return os.strerror(int(code[1]))
-  text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0].split(". See ")[0][:200]
+  return first_line(error).split(". See ")[0][:200]

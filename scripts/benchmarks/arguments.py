@@ -13,7 +13,7 @@ def positive_int(text: str) -> int:
   return int(text)
 
 
-def new_path(text: str) -> pathlib.Path:
+def absent_path(text: str) -> pathlib.Path:
   """An argument that names a file (or folder) to write, which must not exist yet: nothing is ever replaced."""
   path = pathlib.Path(text)
   if path.exists():

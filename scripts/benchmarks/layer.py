@@ -29,13 +29,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from moe.commands import run_script
-from moe.config import ConfigError, build
+from moe.commands import Parser, run_script
+from moe.config import build
 from moe.markdown import markdown_table
 from moe.parallel.host_memory import keep_freed_memory
 from moe.parallel.platform import default_platform
 from moe.routing import RaggedRouting, RouterConfig
-from scripts.benchmarks.arguments import new_path, positive_int, write_results
+from scripts.benchmarks.arguments import absent_path, positive_int, write_results
 from scripts.benchmarks.cost_curves import PANELS, draw_cost_curves
 from scripts.benchmarks.cost_tables import gflop_text, thousands
 from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, Work, measured_work
@@ -163,7 +163,7 @@ def row_cells(row: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--sweep", nargs="+", choices=SWEEPS, required=True)
   parser.add_argument(
     "--only", nargs="+", choices=sorted(RouterConfig.choices), default=sorted(RouterConfig.choices), metavar="ROUTER"
@@ -177,18 +177,15 @@ def main() -> None:
   parser.add_argument("--top_k", type=positive_int, default=2, help="experts per token, also the capacity factor")
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
   parser.add_argument("--repeats", type=positive_int, default=9)
-  parser.add_argument("--results", type=new_path, help="new JSON file for all measured times")
+  parser.add_argument("--results", type=absent_path, help="new JSON file for all measured times")
   parser.add_argument("--figure", type=pathlib.Path, help="PNG of the sweeps over groups, experts and tokens")
   arguments = parser.parse_args()
   if arguments.figure and not set(PANELS) <= set(arguments.sweep):
     parser.error(f"--figure: expected --sweep {' '.join(PANELS)}")
-  try:
-    points = [(sweep, at, cases) for sweep in arguments.sweep for at, cases in sweep_points(sweep, arguments)]
-    for _, _, cases in points:
-      for case in cases.values():
-        case.check()
-  except ConfigError as error:
-    parser.error(str(error))
+  points = [(sweep, at, cases) for sweep in arguments.sweep for at, cases in sweep_points(sweep, arguments)]
+  for _, _, cases in points:
+    for case in cases.values():
+      case.check()
   if default_platform() == "cpu":
     keep_freed_memory()
 

@@ -8,7 +8,6 @@ of adjacent tokens, one sequence per group; the others read batches of 32 sequen
 over routers.
 """
 
-import argparse
 import time
 from typing import Any
 
@@ -17,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moe.commands import run_script
+from moe.commands import Parser, run_script
 from moe.config import build
 from moe.evaluation.mask_information import Masks, mask_information
 from moe.routing import RouterConfig, RouterInput, RouterState, Site
 from moe.routing.weights import layer_weights
-from scripts.benchmarks.arguments import new_path, positive_int, write_results
+from scripts.benchmarks.arguments import absent_path, positive_int, write_results
 
 VOCABULARY, EXPERTS, SEQUENCES, POSITION_BIAS = 8, 4, 32, 0.3
 POOLS = (4, 8, 16, 64)
@@ -87,10 +86,10 @@ def measure_leaks(name: str, options: dict, sequences: int, length: int, tokens:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("--tokens", type=positive_int, default=2_000_000, help="per router")
   parser.add_argument("--seeds", type=positive_int, default=12, help="routers of each kind")
-  parser.add_argument("--results", type=new_path, help="new JSON file")
+  parser.add_argument("--results", type=absent_path, help="new JSON file")
   arguments = parser.parse_args()
 
   rows: dict[str, tuple[str, dict[str, Any], int, int]] = {

@@ -26,15 +26,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from moe.commands import run_script
-from moe.config import ConfigError
+from moe.commands import Parser, run_script
 from moe.models.count import count_parameters
 from moe.parallel.host_memory import keep_freed_memory
 from moe.parallel.platform import default_platform
 from moe.planning import hlo
 from moe.planning.costs import program_costs
 from moe.training.experiment import ExperimentConfig
-from scripts.benchmarks.arguments import add_small_model, new_path, positive_int, write_results
+from scripts.benchmarks.arguments import absent_path, add_small_model, positive_int, write_results
 from scripts.benchmarks.cost_tables import KINDS, mesh_table
 from scripts.benchmarks.step_programs import RunningStep, small_config
 from scripts.benchmarks.timing import Times, measure_in_turns, run_settings
@@ -109,13 +108,13 @@ def _mesh_sizes(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument(
     "--meshes", type=_mesh_sizes, nargs="+", default=[(8, 1), (4, 2), (2, 4), (1, 8)], metavar="DATAxEXPERT"
   )
   add_small_model(parser, batch=16, length=128, about_length="tokens per sequence, which is a routing group")
   parser.add_argument("--repeats", type=positive_int, default=9)
-  parser.add_argument("--results", type=new_path, help="new JSON file for all measured times")
+  parser.add_argument("--results", type=absent_path, help="new JSON file for all measured times")
   arguments = parser.parse_args()
   devices = arguments.meshes[0][0] * arguments.meshes[0][1]
   jax.config.update("jax_num_cpu_devices", devices)
@@ -127,15 +126,11 @@ def main() -> None:
   names = ("d_model", "d_ff", "layers", "batch", "length", "experts")
   sizes = {name: getattr(arguments, name) for name in names} | {"width": arguments.top_k * arguments.d_ff}
   router = {"name": "expert_choice", "capacity_factor": arguments.top_k, "group_size": arguments.length}
-  try:
-    configs = {
-      f"{data} x {expert}": small_config(**sizes, router=router, mesh={"data": data, "expert": expert})
-      for data, expert in arguments.meshes
-    }
-    steps = {name: RunningStep(config, jax.devices()[:devices]) for name, config in configs.items()}
-  except ConfigError as error:
-    parser.error(str(error))
-
+  configs = {
+    f"{data} x {expert}": small_config(**sizes, router=router, mesh={"data": data, "expert": expert})
+    for data, expert in arguments.meshes
+  }
+  steps = {name: RunningStep(config, jax.devices()[:devices]) for name, config in configs.items()}
   found = mesh_results(
     steps, configs, measure_in_turns({name: (step, ()) for name, step in steps.items()}, arguments.repeats)
   )

@@ -10,7 +10,6 @@ Needs the extra `tpu`, but no TPU. Studies:
 Every plan is written as soon as it is made; the same command resumes after an interruption.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -24,7 +23,7 @@ import jax
 from flax import nnx
 
 from configs.pretrain.base import SLICES
-from moe.commands import run_script
+from moe.commands import Parser, run_script
 from moe.config import override
 from moe.config_file import read_config_file
 from moe.planning import plan_for
@@ -95,7 +94,7 @@ STUDIES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+  parser = Parser(description=str(__doc__).splitlines()[0])
   parser.add_argument("--study", choices=STUDIES, required=True)
   parser.add_argument("--results", type=pathlib.Path, required=True, help="JSON; plans already in it are kept")
   arguments = parser.parse_args()

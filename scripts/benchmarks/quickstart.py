@@ -3,7 +3,6 @@
 python -m scripts.benchmarks.quickstart --workdir runs/quickstart --results results/quickstart.json
 """
 
-import argparse
 import json
 import pathlib
 import shutil
@@ -14,20 +13,20 @@ import time
 import jax
 import numpy as np
 
-from moe.commands import run_script
+from moe.commands import Parser, run_script
 from moe.evaluation.summary import gzip_bits_per_byte
 from moe.models.count import count_parameters
 from moe.training.metrics_file import read_metrics
 from moe.training.workdir import Workdir
-from scripts.benchmarks.arguments import new_path
+from scripts.benchmarks.arguments import absent_path
 
 COMMAND = ["-m", "moe.train", "--config", "configs/quickstart.py"]
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--workdir", type=new_path, required=True, help="new folder for the run")
-  parser.add_argument("--results", type=new_path, required=True, help="new JSON file")
+  parser = Parser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", type=absent_path, required=True, help="new folder for the run")
+  parser.add_argument("--results", type=absent_path, required=True, help="new JSON file")
   parser.add_argument("--figure", type=pathlib.Path, help="copy of the loss figure")
   arguments = parser.parse_args()
 

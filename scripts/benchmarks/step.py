@@ -20,14 +20,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe.commands import run_script
-from moe.config import ConfigError
+from moe.commands import Parser, run_script
 from moe.models import MoEConfig
 from moe.parallel.host_memory import keep_freed_memory
 from moe.parallel.platform import default_platform
 from moe.routing import RaggedRouting
 from moe.training.experiment import ExperimentConfig
-from scripts.benchmarks.arguments import add_small_model, new_path, positive_int, write_results
+from scripts.benchmarks.arguments import absent_path, add_small_model, positive_int, write_results
 from scripts.benchmarks.cost_tables import step_table
 from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, Program
 from scripts.benchmarks.step_programs import RunningStep, small_config
@@ -95,18 +94,15 @@ def _layer(config: ExperimentConfig) -> LayerCase:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add_small_model(parser, batch=8, length=256, about_length="tokens per sequence")
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
   parser.add_argument("--repeats", type=positive_int, default=15)
-  parser.add_argument("--results", type=new_path, help="new JSON file for all measured times")
+  parser.add_argument("--results", type=absent_path, help="new JSON file for all measured times")
   arguments = parser.parse_args()
   if default_platform() == "cpu":
     keep_freed_memory()
-  try:
-    found = measure_models(step_configs(arguments), arguments.repeats)
-  except ConfigError as error:
-    parser.error(str(error))
+  found = measure_models(step_configs(arguments), arguments.repeats)
   print("\n".join(step_table(found)))
   if arguments.results:
     write_results({"settings": run_settings(arguments), "models": found}, arguments.results)

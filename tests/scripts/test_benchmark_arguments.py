@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from scripts.benchmarks.arguments import new_path, positive_int
+from scripts.benchmarks.arguments import absent_path, positive_int
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "1.5", "many"])
@@ -16,7 +16,7 @@ def test_a_count_is_a_positive_whole_number(text):
 
 def test_a_results_file_is_never_overwritten(tmp_path):
   path = tmp_path / "results.json"
-  assert new_path(str(path)) == path
+  assert absent_path(str(path)) == path
   path.write_text("measured")
   with pytest.raises(argparse.ArgumentTypeError, match="expected a path that does not exist"):
-    new_path(str(path))
+    absent_path(str(path))

@@ -19,7 +19,7 @@ def is_json_lines(path: str) -> bool:
 
 
 def check_form(path: str, start: bytes, text_key: str) -> None:
-  """Checks by the beginning of a file that it holds one record per line if its name says so, and only then.
+  """Checks, by the beginning of a file, that it holds one record per line if and only if its name says so.
 
   Raises:
     DataError: it is one JSON value over several lines, or has the records of another name.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moe.config import ConfigError, require
+from moe.config import ConfigError, first_line, require
 from moe.data.documents import Documents, Ragged, check_ids, stable_hash
 from moe.data.errors import DataError
 from moe.data.quiet_import import quiet_import
@@ -52,7 +52,7 @@ def open_task(
     try:
       importlib.import_module(module)
     except Exception as error:  # a module is a program: anything can go wrong in it
-      wanted = f"expected a module that can be imported ({type(error).__name__}: {_first_line(error)})"
+      wanted = f"expected a module that can be imported ({type(error).__name__}: {first_line(error)})"
       raise ConfigError("modules", module, wanted) from None
   if config.task in seqio.TaskRegistry.names():
     return TaskSource(seqio.TaskRegistry.get(config.task), split, vocabulary, lengths, seed)
@@ -136,7 +136,7 @@ class TfdsTextSource(TextSource):
     try:
       builder = tfds.builder(config.task, data_dir=data_dir)
     except Exception as error:  # TFDS raises a dozen kinds
-      expected = f"expected a registered seqio task, or a TFDS dataset in {where} ({_first_line(error)})"
+      expected = f"expected a registered seqio task, or a TFDS dataset in {where} ({first_line(error)})"
       raise ConfigError("task", config.task, expected) from None
     prepared = bool(builder.info.splits)
     require(prepared, "task", config.task, f"expected a dataset prepared in {where}; run tfds build first")
@@ -184,12 +184,7 @@ def _one_line(name: str) -> Iterator[None]:
   except (ConfigError, DataError):
     raise
   except Exception as error:
-    raise DataError(name, f"cannot be read ({type(error).__name__}: {_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-  """The first line of a message: after it, TFDS lists every dataset it knows."""
-  return next(iter(str(error).strip().splitlines()), "no reason given")
+    raise DataError(name, f"cannot be read ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _in_order() -> tf.data.Options:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from moe.experts.exchange.assignments import Assignments
 from moe.experts.kernels.dropout import HiddenDropout, named, picked
-from moe.experts.kernels.names import run_names
+from moe.experts.kernels.names import ragged_names
 from moe.experts.kernels.runs import runs_by_expert
 from moe.parallel.mesh import ROW_AXES
 from moe.routing.types import RaggedRouting
@@ -48,7 +48,7 @@ def in_rounds(
   exchange = _Exchange(sent, _swap(sent), rounds, quota)
   # The first and usually only round is differentiated directly; further ones are recomputed in the backward pass.
   row, weight = assigned.row, assigned.weight
-  dropout = dropout and named(dropout, run_names(dropout.names, row, assigned.sizes))
+  dropout = dropout and named(dropout, ragged_names(dropout.names, row, assigned.sizes))
   first = exchange.round(0, ragged, tokens, row, weight, weights, dropout)
   return (first + _further_rounds(ragged, exchange, tokens, row, weight, weights, dropout)).astype(tokens.dtype)
 

@@ -13,7 +13,7 @@ def slot_names(tokens: jax.Array, rows: jax.Array) -> jax.Array:
   return row_names(held, jnp.arange(len(rows), dtype=jnp.int32)[:, None], len(rows))
 
 
-def run_names(tokens: jax.Array, rows: jax.Array, sizes: jax.Array) -> jax.Array:
+def ragged_names(tokens: jax.Array, rows: jax.Array, sizes: jax.Array) -> jax.Array:
   """int32 `[A]`, of assignments of the `rows` `[A]` of the tokens named `[G, n]`, in runs of `sizes` `[E]`."""
   held = tokens.reshape(-1).at[rows].get(mode="fill", fill_value=0)
   expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(rows)), side="right").astype(jnp.int32)
