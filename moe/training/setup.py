@@ -67,7 +67,7 @@ class Setup:
 def check_memory(config: ExperimentConfig, mesh: Mesh, abstract: TrainState | None = None) -> None:
   """Refuses what cannot fit, in seconds: from the sizes of the config, and exactly from the shapes of the state.
 
-  Only what every step needs is counted: the state with the gradients; the logits; the arrays of a batch on the host.
+  Only what every step needs is counted: the state and the gradients; the logits; one layer's attention; the batch.
 
   Args:
     config: of the run.
@@ -80,40 +80,62 @@ def check_memory(config: ExperimentConfig, mesh: Mesh, abstract: TrainState | No
   sizes = _sizes(config)
   least = 8 * _parameters(config, sizes) // mesh.size  # float32, once more for the gradients
   needed = least if abstract is None else shard_bytes(abstract) + shard_bytes(abstract.params)
-  batch = config.data.batch_size
-  logits = 4 * batch // config.train.accumulation * config.data.targets_length * config.model.vocab_size
-  logits //= row_shards(mesh) * mesh.shape["model"]
-  arrays = 16 * batch * (config.data.inputs_length + config.data.targets_length) // jax.process_count()
   memory = device_memory(mesh)
   if memory is not None and needed > memory:
     what = f"parameters, gradients and optimizer state need at least {needed / GIB:,.1f} GiB per device"
     field, value, fitting = _smaller(config, sizes, memory * least // needed * mesh.size // 8)
     raise ConfigError(field, value, f"expected {fitting}: {what}, this one has {memory / GIB:,.1f}")
-  for bytes_, limit, what in (
-    (logits, memory, "the logits of a micro-batch need at least {} GiB per device, this one has {}"),
-    (arrays, host_memory(), "the arrays of a batch need at least {} GiB, this host has {}"),
+  _check_batch(config, mesh, memory)
+
+
+def _check_batch(config: ExperimentConfig, mesh: Mesh, memory: int | None) -> None:
+  """Refuses batches whose arrays, logits or attention cannot fit; rows of which not even one would, by their length."""
+  data, model = config.data, config.model
+  lengths = {"inputs_length": data.inputs_length, "targets_length": data.targets_length}
+  longest, both = max(lengths, key=lambda name: lengths[name]), sum(lengths.values())
+  attended = both if model.row_format == "targets" else lengths[longest]
+  rows, shards = data.batch_size // config.train.accumulation, row_shards(mesh) * mesh.shape["model"]
+  logits = 4 * rows * data.targets_length * model.vocab_size // shards
+  attention = model.compute_dtype.itemsize * rows * model.num_heads * attended**2 // shards
+  arrays = 16 * data.batch_size * both // jax.process_count()
+  limits = {"device": memory, "host": host_memory()}
+  # The last number: with which power of the length the need grows.
+  for what, where, needed, length, power in (
+    ("logits of a micro-batch", "device", logits, "targets_length", 1),
+    ("attention weights of a layer", "device", attention, longest, 2),
+    ("arrays of a batch", "host", arrays, longest, 1),
   ):
-    if limit is not None and bytes_ > limit:
-      said = what.format(f"{bytes_ / GIB:,.1f}", f"{limit / GIB:,.1f}")
-      raise ConfigError("config.data.batch_size", batch, f"expected at most about {batch * limit // bytes_}: {said}")
+    limit = limits[where]
+    if limit is None or needed <= limit:
+      continue
+    field, value, fitting = "batch_size", data.batch_size, data.batch_size * limit // needed
+    if fitting < row_shards(mesh) * (config.train.accumulation if where == "device" else 1):
+      field, value = length, lengths[length]
+      fitting = int(value * (limit / needed) ** (1 / power))
+    need = f"the {what} need at least {needed / GIB:,.1f} GiB per {where}, this one has {limit / GIB:,.1f}"
+    raise ConfigError(f"config.data.{field}", value, f"expected at most about {fitting}: {need}")
 
 
 def _sizes(config: ExperimentConfig) -> dict[str, int]:
   """The fields of the model that could be smaller."""
   model = config.model
   sizes = {name: getattr(model, name) for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_head")}
+  sizes["relative_buckets"] = model.relative_buckets
   for name, stack in model.stacks.items():
     sizes[f"{name}.layers"] = stack.layers
     if stack.moe is not None:
-      sizes |= {f"{name}.moe.num_experts": stack.moe.num_experts, f"{name}.moe.d_ff": stack.moe.d_ff}
+      for field in ("num_experts", "d_ff", "shared_experts"):
+        sizes[f"{name}.moe.{field}"] = getattr(stack.moe, field)
   return sizes
 
 
 def _parameters(config: ExperimentConfig, sizes: dict[str, int]) -> int:
   """A lower bound on the model's parameters with these sizes: embeddings, attention, feed-forward networks."""
-  width, total = sizes["d_model"], sizes["vocab_size"] * sizes["d_model"]
+  width = sizes["d_model"]
+  total = sizes["vocab_size"] * width + sizes["relative_buckets"] * sizes["num_heads"] * len(config.model.stacks)
   for name, stack in config.model.stacks.items():
-    layers, experts = sizes[f"{name}.layers"], sizes.get(f"{name}.moe.num_experts", 0)
+    layers = sizes[f"{name}.layers"]
+    experts = sizes.get(f"{name}.moe.num_experts", 0) + sizes.get(f"{name}.moe.shared_experts", 0)
     sparse = -(-layers * sum(stack.has_experts) // stack.layers)  # rounded up
     hidden = sizes.get(f"{name}.moe.d_ff") or sizes["d_ff"]
     total += 4 * layers * width * sizes["num_heads"] * sizes["d_head"]
@@ -122,15 +144,11 @@ def _parameters(config: ExperimentConfig, sizes: dict[str, int]) -> int:
 
 
 def _smaller(config: ExperimentConfig, sizes: dict[str, int], parameters: int) -> tuple[str, int, str]:
-  """The field that has to shrink least for the model to have so few parameters, its value, and what would fit."""
-  found = []
-  for name, value in sizes.items():
+  """The largest field that alone can make the model have so few parameters, its value, and what would fit."""
+  for value, name in sorted(((value, name) for name, value in sizes.items()), reverse=True):
     smaller = value
     while smaller > 1 and _parameters(config, sizes | {name: smaller}) > parameters:
       smaller //= 2
-    if value and _parameters(config, sizes | {name: smaller}) <= parameters:
-      found.append((value // smaller, name, value, smaller))
-  if not found:
-    return "config.model.d_model", sizes["d_model"], f"a model of at most about {parameters:,} parameters"
-  _, name, value, smaller = min(found)
-  return f"config.model.{name}", value, f"at most about {smaller} with all else as it is"
+    if smaller < value and _parameters(config, sizes | {name: smaller}) <= parameters:
+      return f"config.model.{name}", value, f"at most about {smaller} with all else as it is"
+  return "config.model.d_model", sizes["d_model"], f"a model of at most about {parameters:,} parameters"

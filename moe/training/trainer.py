@@ -101,11 +101,11 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
       if is_primary:
         workdir.claim(config, vocabulary.model)
 
+    setup = Setup(config, mesh)
+    check_memory(config, mesh, setup.abstract)
     checkpoints = Checkpoints(workdir.checkpoints, settings.keep, on_first=claim)
     if checkpoints.latest() is None and workdir.config.exists():
       raise WorkdirError(_no_checkpoints_left(workdir))
-    setup = Setup(config, mesh)
-    check_memory(config, mesh, setup.abstract)
     restored = checkpoints.restore(setup.abstract, lambda line: print(line, flush=True))
     if restored is None:
       if is_primary:

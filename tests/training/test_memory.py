@@ -29,7 +29,10 @@ def changed(corpus, path, value):
     ("model.d_ff", 2**31 - 1),
     ("model.vocab_size", 2**31 - 1),
     ("model.encoder.moe.d_ff", 2**31 - 1),
+    ("model.encoder.moe.shared_experts", 2**31 - 1),
     ("data.batch_size", 2**31 - 4),
+    ("data.inputs_length", 10**8),
+    ("data.targets_length", 10**8),
   ],
 )
 def test_absurd_sizes_are_refused_by_name_before_anything_is_allocated(corpus, tmp_path, monkeypatch, path, value):
