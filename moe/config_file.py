@@ -61,8 +61,9 @@ def read_config_file(path: str) -> dict[str, Any]:
   Raises:
     ConfigError: there is no such file, it fails, or it gives no config; with the file's line where it has one.
   """
+  given, path = path, os.path.expanduser(path)
   if not os.path.isfile(path):
-    raise ConfigError("--config", path, "expected an existing file")
+    raise ConfigError("--config", given, "expected an existing file")
   if path.endswith(".json"):
     try:
       with open(path, encoding="utf-8") as file:

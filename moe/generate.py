@@ -10,6 +10,7 @@ text after the task's own preprocessors, with their prefixes.
 """
 
 import json
+import os
 import pathlib
 import sys
 import time
@@ -76,11 +77,11 @@ def _texts() -> list[str]:
 
 def _read(flag: str, path: str) -> str:
   try:
-    content = sys.stdin.buffer.read() if path == "-" else pathlib.Path(path).read_bytes()
+    content = sys.stdin.buffer.read() if path == "-" else pathlib.Path(os.path.expanduser(path)).read_bytes()
   except OSError as error:
     raise ConfigError(flag, path, f"expected a file that can be read ({error.strerror})") from None
   try:
-    return content.decode()
+    return content.decode().removeprefix("\ufeff")  # the mark that some editors put before a text
   except UnicodeDecodeError as error:
     line = content[: error.start].count(b"\n") + 1
     raise ConfigError(flag, path, f"expected text in UTF-8; line {line} is not") from None

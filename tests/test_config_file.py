@@ -37,6 +37,11 @@ def test_python_and_json_give_the_same_tree(config_file, tmp_path):
   assert read_config_file(str(config_file)) == read_config_file(str(stored)) == TREE
 
 
+def test_a_tilde_is_the_home_folder(config_file, monkeypatch):
+  monkeypatch.setenv("HOME", str(config_file.parent))
+  assert given("~/config.py") == TREE
+
+
 def test_a_python_config_may_return_a_plain_mapping(tmp_path):
   path = tmp_path / "config.py"
   path.write_text("def get_config():\n  return {'seed': 1}\n")

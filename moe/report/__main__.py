@@ -47,7 +47,7 @@ def _matching(patterns: list[str]) -> list[str]:
     ConfigError: no run matches a glob.
   """
   found: list[str] = []
-  for pattern in patterns:
+  for pattern in map(os.path.expanduser, patterns):
     if os.path.isdir(pattern) or not glob.has_magic(pattern):
       found.append(pattern)
       continue

@@ -1,5 +1,6 @@
 """Metrics on disk: `metrics.jsonl`, one JSON object per line, and TensorBoard's event files."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -72,7 +73,9 @@ class MetricsWriter:
     self._to_tensorboard(lambda writer: writer.write_scalars(step, scalars))
 
   def close(self) -> None:
-    self._file.close()
+    # On a full disk it tries the rest of the record again, about which `write` has raised.
+    with contextlib.suppress(OSError):
+      self._file.close()
     self._to_tensorboard(lambda writer: writer.close())
 
   def _to_tensorboard(self, action: Callable[[Any], None]) -> None:

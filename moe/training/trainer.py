@@ -112,9 +112,9 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
         workdir.set_aside()
       state = setup.first_state(stored_router_state(config.model, vocabulary.fingerprint))
     else:
-      claim()  # a kill may have come before it
+      pipeline.restore(_position(restored, about["data"], workdir))
+      claim()  # a kill may have come before it, and files may have moved
       state = restored.state
-      pipeline.restore(_position(restored, pipeline, workdir))
       print(f"resuming from {checkpoints.last_good}", flush=True)
     first = step = int(state.step)
     metrics: dict[str, Any] = {}
@@ -244,17 +244,22 @@ def _check_content(before: Mapping[str, Any], about: Mapping[str, Any], workdir:
   if before.get("router_files") != about["router_files"]:
     files = ", ".join(f"config.{name} = {path!r}" for name, path in router_paths(about["config"]).items())
     raise WorkdirError(f"{files or 'no file for the router'}: its content is not {trained}")
-  if before.get("data", about["data"])["validation"] != about["data"]["validation"]:
-    raise DataError("split 'validation'", f"is not {trained}")
 
 
-def _position(restored: Restored, pipeline: Pipeline, workdir: Workdir) -> dict[str, Any]:
-  """Where to resume in the data. They may have changed if the run had stopped there at an error in them."""
-  position, now = restored.position, pipeline.position["source"]
-  if position["source"] != now and workdir.step_of_data_error() == int(restored.state.step):
-    print("the data have changed since the run stopped at an error in them; resuming at the same position", flush=True)
-    return position | {"source": now}
-  return position
+def _position(restored: Restored, now: Mapping[str, str], workdir: Workdir) -> dict[str, Any]:
+  """Where to resume in the data, whose splits have the fingerprints `now`.
+
+  Raises:
+    DataError: they have changed since the checkpoint, and the run had not stopped there at an error in them.
+  """
+  position, old = restored.position, restored.about["data"]
+  if old == now:
+    return position
+  if workdir.step_of_data_error() != int(restored.state.step):
+    changed = " and ".join(f"split {split!r}" for split in old if old[split] != now[split])
+    raise DataError(changed, f"not what the run in {workdir.root} was trained with")
+  print("the data have changed since the run stopped at an error in them; resuming at the same position", flush=True)
+  return position | {"source": now["train"]}
 
 
 def _open_writer(workdir: Workdir, leaks: Sequence[str]) -> MetricsWriter:

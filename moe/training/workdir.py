@@ -18,9 +18,10 @@ from moe.parallel.lock import LockedError, lock
 from moe.training.checkpoint import read_about
 from moe.training.experiment import ExperimentConfig, load_config
 
-# Fields of config.train that change what is written and when, but no number of the run. So does config.mesh; and
-# on_bad_record changes only what follows a line that would have ended the run.
+# Fields of config.train and config.data that change what is written and when, but no number of the run. So does
+# config.mesh; and on_bad_record changes only what follows a line that would have ended the run.
 _FREE = ("log_every", "eval_every", "eval_batches", "checkpoint_every", "keep", "compilation_cache")
+_FREE_OF_DATA = ("source.on_bad_record", "prefetch")
 # Files may move: vocabularies, data and routers' files are compared by what is in them, when they are opened.
 _DATA_PATHS = ("vocabulary", "source.path", "source.validation_path", "source.data_dir")
 _ROUTER_PATHS = ("table", "centroids")
@@ -86,7 +87,7 @@ class Workdir:
     if old is None:
       return
     free = {f"config.train.{name}" for name in _FREE} | {f"config.{name}" for name in (*_paths(old), *_paths(new))}
-    free.add("config.data.source.on_bad_record")
+    free |= {f"config.data.{name}" for name in _FREE_OF_DATA}
     if not config.optimizer.schedule.depends_on_length:
       free.add("config.train.steps")
     # Read and written again, since an older version may have written fewer fields.
@@ -97,7 +98,7 @@ class Workdir:
       raise WorkdirError(f"{self.root} holds the run of another config: {listed}; choose another --workdir")
 
   def claim(self, config: ExperimentConfig, vocabulary: bytes | None = None) -> None:
-    """Makes the folder that of a run: writes its config and vocabulary, unless they are there already.
+    """Makes the folder that of a run: writes its config, with where its files are now, and once its vocabulary.
 
     Args:
       config: of the run.
@@ -110,8 +111,7 @@ class Workdir:
       self.root.mkdir(parents=True, exist_ok=True)
       if vocabulary is not None and not self.vocabulary.exists():
         write_whole(self.vocabulary, vocabulary)
-      if not self.config.exists():
-        write_whole(self.config, json.dumps(with_absolute_paths(config), indent=2) + "\n")
+      write_whole(self.config, json.dumps(with_absolute_paths(config), indent=2) + "\n")
     except OSError as error:
       raise self._not_writable(error) from None
 
@@ -162,7 +162,7 @@ class Workdir:
 
   def with_vocabulary(self, config: ExperimentConfig) -> ExperimentConfig:
     """The config with the folder's own copy of the vocabulary where the file that it names has gone."""
-    if not self.vocabulary.exists() or os.path.exists(config.data.vocabulary):
+    if not self.vocabulary.exists() or os.path.exists(os.path.expanduser(config.data.vocabulary)):
       return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(self.vocabulary)))
 
@@ -188,9 +188,10 @@ class Workdir:
 def with_absolute_paths(config: ExperimentConfig) -> dict[str, Any]:
   """The config's tree as it is stored, which means the same from any folder."""
   tree = as_mapping(config)
-  return override(
-    tree, [(name, path if "://" in path else os.path.abspath(path)) for name, path in _paths(tree).items()]
-  )
+  absolute = {
+    name: os.path.abspath(os.path.expanduser(path)) for name, path in _paths(tree).items() if "://" not in path
+  }
+  return override(tree, absolute.items())
 
 
 def router_paths(tree: Mapping[str, Any]) -> dict[str, str]:

@@ -53,9 +53,12 @@ def report(folder, compiled_programs, *arguments):
   return done.returncode, done.stdout, done.stderr
 
 
-def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(runs, compiled_programs, tmp_path):
+def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(
+  runs, compiled_programs, tmp_path, monkeypatch
+):
   (runs / "notes").mkdir()  # matches the glob, and is no run
-  code, out, error = report(tmp_path, compiled_programs, f"--workdir={runs}/*", "--batches=1")
+  monkeypatch.setenv("HOME", str(runs))
+  code, out, error = report(tmp_path, compiled_programs, "--workdir=~/*", "--batches=1")
   assert code == 0, error
   causal, leaking, written = out.splitlines()
   assert re.match(r"causal: step 6: .* tokens per second, .*, wall time 0:0", causal) and leaking.startswith(

@@ -212,7 +212,7 @@ def test_a_wrong_evaluation_is_one_line(whole, start, config_file, arguments, sa
 def test_prompts_from_a_pipe_are_continued_in_their_order(whole, start, tmp_path):
   """Two at a time; the last one is longer than the rows of 16 tokens, which is said."""
   prompts = ["the cat", "", "an old oak", "seven grey owls watched"]
-  (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+  (tmp_path / "prompts.txt").write_text("\ufeff" + "\n".join(prompts) + "\n")  # as some editors begin a file
   options = f"--workdir={whole[0]} --length=4 --batch_size=2 --json"
   command = f"{sys.executable} -m moe.generate {options} --prompts=- < {tmp_path / 'prompts.txt'}"
   code, out, error = finish(start("generate", command, shell=True))

@@ -102,6 +102,14 @@ def test_training_continues_if_tensorboards_files_cannot_be_written(tmp_path, mo
   assert [record["loss"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1.5, 1.0]
 
 
+def test_a_full_disk_is_one_error_and_closing_is_not_another(tmp_path):
+  writer = MetricsWriter(tmp_path / "metrics.jsonl")
+  with open("/dev/full", "w") as writer._file:
+    with pytest.raises(OSError, match="No space left"):
+      writer.write(1, "train", {"loss": 1.5})
+    writer.close()
+
+
 def test_layers_are_never_pooled():
   layers = {"encoder": {"dropped": np.array([0.25, 0.5]), "load": np.array([[1.0, 2.0], [3.0, 4.0]])}}
   assert flatten_layers(layers) == {

@@ -167,7 +167,7 @@ def test_a_run_keeps_its_own_vocabulary_and_knows_it_under_any_path(corpus, tmp_
   assert train(with_vocabulary(corpus, "mine.model", steps=3), run).step == 3
   assert train(with_vocabulary(corpus, VOCABULARY, steps=4), run).step == 4
   other = load_config(json.loads((run / "config.json").read_text()) | {"train": {"steps": 5}})
-  assert pathlib.Path(other.data.vocabulary) == tmp_path / "mine.model"
+  assert pathlib.Path(other.data.vocabulary) == VOCABULARY  # where it was last
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(copied, corpus):
@@ -182,9 +182,27 @@ def test_data_may_move_but_not_change(copied, corpus, tmp_path):
   (tmp_path / "data").mkdir()
   moved = shutil.copy(corpus, tmp_path / "data")
   assert train(short(moved, steps=4), copied).step == 4
+  assert Workdir(copied).load_config().data.source.path == str(moved)  # readers find them where they are now
   other = write_corpus(tmp_path / "data" / "other.jsonl", seed=5)
-  with pytest.raises(DataError, match=r"data: has changed|split 'validation': is not the one that the run"):
+  with pytest.raises(
+    DataError, match=r"^split 'train' and split 'validation': not what the run in .* was trained with"
+  ):
     train(short(other, steps=6), copied)
+  assert Workdir(copied).load_config().data.source.path == str(moved)
+
+
+def test_a_tilde_in_a_path_of_the_data_means_the_same_to_readers(corpus, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  shutil.copy(corpus, tmp_path / "mine.jsonl")
+  workdir = Workdir("~/run")
+  workdir.claim(short("~/mine.jsonl"))
+  assert workdir.load_config().data.source.path == str(tmp_path / "mine.jsonl")
+
+
+def test_batches_prepared_ahead_are_no_part_of_a_run(copied, corpus):
+  mapping = tiny_mapping(corpus, steps=2, eval_every=2, checkpoint_every=2, eval_batches=1)
+  mapping["data"]["prefetch"] = 1
+  Workdir(copied).check(load_config(mapping))
 
 
 # How it ends.
@@ -197,8 +215,8 @@ def test_a_run_asked_for_fewer_steps_than_it_has_is_finished(copied, corpus, cap
   assert "finished at step 4, which is beyond config.train.steps = 2" in capsys.readouterr().err
 
 
-def late_error(folder, **train):
-  """Short documents, and a bad line far behind the first block of them."""
+def late_error(folder, *, held_out=False, **train):
+  """Short documents, and a bad line far behind the first block of them; validation files of their own, or held out."""
   write_corpus(folder / "good.jsonl")
   lines = ['{"text": "grey owls"}'] * 10_000
   lines[9000] = '{"text": "cut o'
@@ -206,7 +224,8 @@ def late_error(folder, **train):
     (folder / "bad.jsonl").write_text("\n".join(lines) + "\n")
   mapping = tiny_mapping(folder / "bad.jsonl", **{"steps": 2000, "eval_every": 2000, "checkpoint_every": 1000} | train)
   mapping["data"] |= {"batch_size": 128, "shuffle": False}
-  mapping["data"]["source"]["validation_path"] = str(folder / "good.jsonl")
+  if not held_out:
+    mapping["data"]["source"]["validation_path"] = str(folder / "good.jsonl")
   return load_config(mapping)
 
 
@@ -224,6 +243,17 @@ def test_a_bad_line_far_in_the_data_saves_what_was_learnt_and_a_mended_file_cont
   bad.write_text(bad.read_text().replace('{"text": "cut o\n', '{"text": "cut off"}\n'))
   capsys.readouterr()
   assert train(late_error(tmp_path, steps=stopped + 1), tmp_path / "run").step == stopped + 1
+  assert "the data have changed since the run stopped at an error in them" in capsys.readouterr().out
+
+
+def test_a_mended_file_continues_where_validation_is_held_out_of_it(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr("moe.data.documents.BLOCK_DOCUMENTS", 512)  # the first of validation ends before the bad line
+  with pytest.raises(TrainingStopped, match=r"line 9001: is not JSON"):
+    train(late_error(tmp_path, held_out=True), tmp_path / "run")
+  stopped, bad = restore(tmp_path / "run").step, tmp_path / "bad.jsonl"
+  bad.write_text(bad.read_text().replace('{"text": "cut o\n', ""))
+  mended = late_error(tmp_path, held_out=True, steps=stopped + 1, eval_batches=1)
+  assert train(mended, tmp_path / "run").step == stopped + 1
   assert "the data have changed since the run stopped at an error in them" in capsys.readouterr().out
 
 
