@@ -86,7 +86,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     use_compilation_cache(settings.compilation_cache)
 
     before = read_about(workdir.checkpoints)
-    about = {
+    about: dict[str, Any] = {
       "config": with_absolute_paths(config),
       "vocabulary": describe(vocabulary),
       "data": {"train": pipeline.position["source"], "validation": validation.position["source"]},
