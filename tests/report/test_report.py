@@ -69,7 +69,7 @@ def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(
   root = ElementTree.fromstring(page.split("\n", 1)[1])
   titles = [text.text for text in root.iter("text") if text.get("class") == "title"]
   assert {"Loss per token", "Dropped · encoder/layer_0", "Churn · encoder/layer_0"} <= set(titles)
-  # 2 and a little: slots of real tokens are rounded up.
+  # 2 and a little: budgets of real tokens are rounded.
   assert any(title.startswith("Experts · decoder/layer_0 · leaking · mean 2.02") for title in titles)
   churn = [e.get("data-tip") for e in root.iter("circle") if "up to step" in e.get("data-tip", "")]
   assert [tip.split(":")[0] for tip in churn if tip.startswith("causal")] == [
