@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import errno
+import io
 import logging
 import os
 import pathlib
@@ -16,6 +18,8 @@ from absl import logging as absl_logging
 
 from moe.config import ConfigError, UserError, require
 from moe.config_file import read_config, split_configs
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of the share of it that a user has
 
 flags.disclaim_key_flags()  # the entry point that calls a function below owns its flags: `--help` lists them
 
@@ -72,9 +76,9 @@ def run_script(main: Callable[[], None]) -> None:
   with _reported():
     try:
       main()
-    except BrokenPipeError:
-      raise
     except OSError as error:
+      if isinstance(error, BrokenPipeError) or error.errno in _FULL:
+        raise
       _fail(1, str(error))
 
 
@@ -164,6 +168,8 @@ def _parse(argv: list[str]) -> list[str]:
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
   """Ends the process with one line for what the user can fix, silently after Ctrl-C or if nobody reads its output."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: its encoding may lack characters of a text
   try:
     try:
       yield
@@ -174,10 +180,21 @@ def _reported() -> Iterator[None]:
   except KeyboardInterrupt:
     sys.exit(128 + signal.SIGINT)
   except BrokenPipeError:  # as of `| head -1`
-    nowhere = os.open(os.devnull, os.O_WRONLY)  # for what Python still holds, and writes when it ends
-    for stream in (1, 2):
-      os.dup2(nowhere, stream)
+    _discard(1, 2)
     sys.exit(128 + signal.SIGPIPE)
+  except OSError as error:
+    if error.errno not in _FULL:
+      raise
+    if error.filename is None:  # it may be the output
+      _discard(1)
+    _fail(1, str(error))
+
+
+def _discard(*streams: int) -> None:
+  """Drops what Python still holds for a stream, and would write when the process ends."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  for stream in streams:
+    os.dup2(nowhere, stream)
 
 
 @contextlib.contextmanager

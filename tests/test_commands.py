@@ -65,6 +65,22 @@ def test_a_closed_pipe_ends_in_silence(run, lines):
   assert process.wait() == 141
 
 
+@pytest.mark.parametrize("run", ["run", "run_script"])
+@pytest.mark.parametrize("flush", [True, False])
+def test_output_to_a_full_disk_is_one_line(run, flush):
+  program = f"from moe import commands; commands.{run}(lambda: print('x', flush={flush}))"
+  with open("/dev/full", "w") as full:
+    done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+  assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
+def test_a_character_that_the_terminal_lacks_is_escaped():
+  program = "from moe import commands; commands.run(lambda: print('f\u00fcr \u732b'))"
+  environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+  assert (done.returncode, done.stdout, done.stderr) == (0, "f\\xfcr \\u732b\n", "")
+
+
 def test_a_wrong_argument_is_one_line(capsys):
   parser = Parser()
   parser.add_argument("--size", type=int)

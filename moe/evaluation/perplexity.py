@@ -1,11 +1,13 @@
 """How well a trained model predicts a text: perplexity and bits per byte, exact over the whole split."""
 
 import dataclasses
+import math
 
 from moe.data import DataConfig
 from moe.evaluation.restore import Trained, check_vocabulary
 from moe.training.feed import byte_lengths, open_pipeline, open_vocabulary
 from moe.training.metrics_file import Record
+from moe.training.setup import check_batch
 from moe.training.step import make_eval_step
 from moe.training.validation import evaluate_batches
 
@@ -23,16 +25,21 @@ def evaluate(trained: Trained, data: DataConfig, split: str, batches: int = 0) -
     As `evaluate_batches`: sums over all tokens are divided once, so padding and unequal batches change nothing.
 
   Raises:
-    ConfigError, DataError: something is wrong with the data, or its vocabulary is missing or not the checkpoint's.
+    ConfigError, DataError: something is wrong with the data, its vocabulary is missing or not the checkpoint's, or its
+      batches do not fit the memory.
   """
-  config = dataclasses.replace(trained.config, data=data)
+  # As many micro-batches as in training, or the most that divide this batch.
+  accumulation = math.gcd(trained.config.train.accumulation, data.batch_size)
+  train = dataclasses.replace(trained.config.train, accumulation=accumulation)
+  config = dataclasses.replace(trained.config, data=data, train=train)
   vocabulary = open_vocabulary(config)
   check_vocabulary(trained, vocabulary)
   config.check_mesh(trained.mesh)
+  check_batch(config, trained.mesh)
   step = make_eval_step(
     trained.graph,
     byte_lengths(vocabulary, config.model.vocab_size),
-    accumulation=config.train.accumulation,
+    accumulation=accumulation,
     mesh=trained.mesh,
   )
   with open_pipeline(config, split, trained.mesh, training=False) as pipeline:

@@ -85,11 +85,15 @@ def check_memory(config: ExperimentConfig, mesh: Mesh, abstract: TrainState | No
     what = f"parameters, gradients and optimizer state need at least {needed / GIB:,.1f} GiB per device"
     field, value, fitting = _smaller(config, sizes, memory * least // needed * mesh.size // 8)
     raise ConfigError(field, value, f"expected {fitting}: {what}, this one has {memory / GIB:,.1f}")
-  _check_batch(config, mesh, memory)
+  check_batch(config, mesh)
 
 
-def _check_batch(config: ExperimentConfig, mesh: Mesh, memory: int | None) -> None:
-  """Refuses batches whose arrays, logits or attention cannot fit; rows of which not even one would, by their length."""
+def check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
+  """Refuses batches whose arrays, logits or attention cannot fit; rows of which not even one would, by their length.
+
+  Raises:
+    ConfigError: as `check_memory`.
+  """
   data, model = config.data, config.model
   lengths = {"inputs_length": data.inputs_length, "targets_length": data.targets_length}
   longest, both = max(lengths, key=lambda name: lengths[name]), sum(lengths.values())
@@ -98,7 +102,7 @@ def _check_batch(config: ExperimentConfig, mesh: Mesh, memory: int | None) -> No
   logits = 4 * rows * data.targets_length * model.vocab_size // shards
   attention = model.compute_dtype.itemsize * rows * model.num_heads * attended**2 // shards
   arrays = 16 * data.batch_size * both // jax.process_count()
-  limits = {"device": memory, "host": host_memory()}
+  limits = {"device": device_memory(mesh), "host": host_memory()}
   # The last number: with which power of the length the need grows.
   for what, where, needed, length, power in (
     ("logits of a micro-batch", "device", logits, "targets_length", 1),

@@ -65,6 +65,23 @@ def test_neither_padding_nor_unequal_batches_change_the_result(trained, batch_si
   assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_any_batch_size_evaluates_a_run_of_several_micro_batches(trained, batch_size):
+  """Training had 4 rows in 4 micro-batches."""
+  expected, config = evaluate(trained, trained.config.data, "validation"), trained.config
+  accumulating = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=4))
+  data = dataclasses.replace(config.data, batch_size=batch_size)
+  found = evaluate(dataclasses.replace(trained, config=accumulating), data, "validation")
+  assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_batches_that_do_not_fit_are_refused_before_anything_is_allocated(trained, monkeypatch):
+  monkeypatch.setattr("moe.training.setup.host_memory", lambda: 2**20)
+  data = dataclasses.replace(trained.config.data, batch_size=4096)
+  with pytest.raises(ConfigError, match=r"config.data.batch_size = 4096: expected at most about 2048: the arrays"):
+    evaluate(trained, data, "validation")
+
+
 def test_a_vocabulary_smaller_than_the_checkpoints_is_refused(trained):
   larger = dataclasses.replace(trained, vocabulary=trained.vocabulary | {"size": 300, "fingerprint": "x"})
   with pytest.raises(ConfigError, match="it has 300 tokens, this one 259"):
