@@ -71,7 +71,7 @@ def _collect(name: str, workdir: str, trained: Trained, batches: int) -> Run:
     name=name,
     trained=trained,
     parameters=count_parameters(trained.config.model, 0.0),
-    records=read_metrics(metrics) if metrics.exists() else [],
+    records=read_metrics(metrics),
     batches=micro,
     layers=layers,
     churn=churn,

@@ -30,13 +30,18 @@ def flatten_layers(layers: Mapping[str, Mapping[str, Any]]) -> Record:
 def read_metrics(path: pathlib.Path) -> list[Record]:
   """The records of a run in the order of their steps, the last one written for each step and kind.
 
-  A run that was killed and resumed writes some steps twice. A line cut short by a kill is ignored.
+  A run that was killed and resumed writes some steps twice. A line cut short by a kill, or any other that is no record,
+  is ignored. There are none without the file.
   """
   records: dict[tuple[int, str], Record] = {}
+  if not path.is_file():
+    return []
   for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
     try:
       record = json.loads(line)
-      records[record["step"], record["kind"]] = record
+      step, kind = record["step"], record["kind"]
+      if isinstance(step, int) and isinstance(kind, str):
+        records[step, kind] = record
     except (ValueError, TypeError, KeyError):
       continue
   return [records[key] for key in sorted(records)]

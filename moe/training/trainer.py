@@ -285,7 +285,7 @@ def _is_idle(newest_loss: Any) -> bool:
 
 def _newest_records(workdir: Workdir) -> dict[str, Record]:
   """The newest record of each kind on disk."""
-  return {record["kind"]: record for record in read_metrics(workdir.metrics)} if workdir.metrics.exists() else {}
+  return {record["kind"]: record for record in read_metrics(workdir.metrics)}
 
 
 def _introduction(state: TrainState, mesh: Mesh) -> str:

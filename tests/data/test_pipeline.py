@@ -247,7 +247,7 @@ def test_a_bad_first_record_of_any_file_is_an_error_before_all_batches(corpus):
 def test_more_streams_than_examples_is_an_error_not_an_endless_wait(tmp_path):
   write_json_lines(tmp_path / "a.jsonl", [{"text": "only one", "split": "train"}])
   config = make_config(TextConfig(str(tmp_path / "a.jsonl")), streams=2)
-  with start(config) as pipeline, pytest.raises(DataError, match="no example for stream 1 of 2"):
+  with start(config) as pipeline, pytest.raises(DataError, match="split 'train': holds no example for stream 1 of 2"):
     next(pipeline)
 
 

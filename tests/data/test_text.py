@@ -180,9 +180,11 @@ def test_a_pipe_is_rejected_since_epochs_read_again(tmp_path):
     read(path=str(tmp_path / "pipe.txt"))
 
 
-def test_a_folder_is_rejected_with_the_pattern_of_its_files(tmp_path):
+@pytest.mark.parametrize("path", ["{folder}", "{folder}/", ".", "./", ".."])
+def test_a_folder_is_rejected_with_the_pattern_of_its_files(tmp_path, monkeypatch, path):
+  monkeypatch.chdir(tmp_path)
   with pytest.raises(ConfigError, match=r"expected files, and this is a folder; .*/\*\* matches all files in it"):
-    read(path=str(tmp_path))
+    read(path=path.format(folder=tmp_path))
 
 
 @pytest.mark.parametrize("kilobytes", [1, 200, 300])

@@ -39,6 +39,14 @@ def test_a_line_torn_by_a_kill_is_ignored_and_the_resumed_run_starts_a_new_line(
   assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [(1, 1.0), (2, 3.0)]
 
 
+def test_what_is_no_record_is_ignored(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  assert read_metrics(path) == []
+  path.write_bytes(b'\xff\xfe\n[1]\n{}\n{"step": "x", "kind": "train"}\n{"step": 1, "kind": null}\n')
+  write(path, (2, "train", {"loss": 2.0}))
+  assert [record["step"] for record in read_metrics(path)] == [2]
+
+
 def test_the_later_record_of_a_repeated_step_counts(tmp_path):
   path = tmp_path / "metrics.jsonl"
   write(path, (1, "train", {"loss": 1.0}), (2, "train", {"loss": 2.0}))

@@ -183,7 +183,7 @@ def _find(field: str, pattern: str) -> tuple[list[str], str]:
   fixed, rest = os.path.join("", *parts[:existing]), os.path.join("", *parts[existing:])
   if not rest:
     inside = f"expected files, and this is a folder; {os.path.join(pattern, '**')} matches all files in it"
-    require(not os.path.isdir(fixed), field, pattern, inside)
+    require(not os.path.isdir(fixed or "."), field, pattern, inside)
     require(os.path.isfile(fixed), field, pattern, "expected a file on a disk, which can be read again")
     return [fixed], os.path.dirname(fixed) or "."
   found = glob.glob(os.path.join(glob.escape(fixed), rest), recursive=True)
