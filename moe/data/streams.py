@@ -136,8 +136,8 @@ class RowStream:
         if not self._rules.endless:
           return None
         if epoch >= last:
-          found = f"holds no example for stream {self._index} of {self._rules.number}"
-          raise DataError("split 'train'", f"{found}: expected at least one for each of data.streams")
+          problem = f"holds no example for stream {self._index} of {self._rules.number}"
+          raise DataError("split 'train'", f"{problem}: expected at least one for each of data.streams")
         epoch, order, block = epoch + 1, 0, 0
         continue
       documents = self._reader.get(shards[order], block, epoch)
