@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 
@@ -10,8 +12,32 @@ from collections.abc import Iterator
 def quiet_import() -> Iterator[None]:
   """Discards what is written to stderr inside, unless the user has asked for TensorFlow's log.
 
-  A level is not enough: some of TensorFlow's C++ writes there on import, whatever the level.
+  A level is not enough: some of TensorFlow's C++ writes there on import, whatever the level. A Ctrl-C takes effect at
+  the end, since code that is being imported often swallows it.
   """
+  with _interrupted_after(), _discarded():
+    yield
+
+
+@contextlib.contextmanager
+def _interrupted_after() -> Iterator[None]:
+  """Holds a Ctrl-C back to the end of the block, in the main thread, which is the one that gets it."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  asked: list[int] = []
+  before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
+  if asked:
+    signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _discarded() -> Iterator[None]:
+  """Discards what is written to stderr, as `quiet_import` says."""
   if "TF_CPP_MIN_LOG_LEVEL" in os.environ and os.environ["TF_CPP_MIN_LOG_LEVEL"] != "3":
     yield
     return
