@@ -174,7 +174,8 @@ def _reported() -> Iterator[None]:
     try:
       yield
     finally:
-      sys.stdout.flush()
+      if sys.stdout:  # None where it is closed
+        sys.stdout.flush()
   except UserError as error:
     _fail(error.code, str(error))
   except KeyboardInterrupt:

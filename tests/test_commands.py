@@ -74,6 +74,13 @@ def test_output_to_a_full_disk_is_one_line(run, flush):
   assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 
+@pytest.mark.parametrize("run", ["run", "run_script"])
+def test_closed_output_is_no_error(run):
+  program = f"from moe import commands; commands.{run}(lambda: print('x'))"
+  done = subprocess.run(f'"{sys.executable}" -c "{program}" >&-', shell=True, stderr=subprocess.PIPE, text=True)
+  assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_character_that_the_terminal_lacks_is_escaped():
   program = "from moe import commands; commands.run(lambda: print('f\u00fcr \u732b'))"
   environment = os.environ | {"PYTHONIOENCODING": "ascii"}
