@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_import() -> Iterator[None]:
-  """Discards what is written to stderr inside, unless the user has asked for TensorFlow's log.
+  """Discards what is written to stderr inside, unless the user has asked for TensorFlow's log
+  (`TF_CPP_MIN_LOG_LEVEL=0`).
 
   A level is not enough: some of TensorFlow's C++ writes there on import, whatever the level. A Ctrl-C takes effect at
   the end, since code that is being imported often swallows it.
@@ -38,7 +39,8 @@ def _interrupted_after() -> Iterator[None]:
 @contextlib.contextmanager
 def _discarded() -> Iterator[None]:
   """Discards what is written to stderr, as `quiet_import` says."""
-  if "TF_CPP_MIN_LOG_LEVEL" in os.environ and os.environ["TF_CPP_MIN_LOG_LEVEL"] != "3":
+  # JAX sets 1 when it is imported.
+  if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "2"):
     yield
     return
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
