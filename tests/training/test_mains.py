@@ -194,7 +194,7 @@ def test_an_evaluation_that_cannot_be_kept_is_printed_all_the_same(whole, start,
   [
     (["--data", "vocabulary=missing.model"], "missing.model"),
     (["--data", "pth=x"], "data.pth = 'x': unknown field"),
-    (["--step=77777"], "step 77777 has no checkpoint"),
+    (["--step=77777"], "--step = '77777': expected 'best', 'latest' or one of"),
     (["--workdir=nowhere"], "nowhere holds no run"),
     (["--batches=-1"], "--batches=-1"),
     (
