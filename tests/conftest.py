@@ -6,6 +6,8 @@ import pathlib
 
 import pytest
 
+_MOST_MAPPINGS = 25_000  # of the 65,530 that Linux allows a process by default
+
 # Tests compile hundreds of small programs and run each once or twice. Subprocesses inherit it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
@@ -23,6 +25,17 @@ def pytest_collection_modifyitems(config, items):
   for item in items:
     if "slow" in item.keywords:
       item.add_marker(pytest.mark.skip(reason="slow: give --slow to run it"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+  """Forgets compiled programs after a module if there are many: each takes memory mappings, which the kernel limits."""
+  yield
+  import jax  # not before the variable above is set
+
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+    jax.clear_caches()
 
 
 def _folder(variable: str, holds: str) -> pathlib.Path:
