@@ -67,7 +67,7 @@ def test_a_layer_of_constant_experts_gives_the_weights_to_each_token(name):
   tokens = jnp.ones((*weights.shape[:2], NUM_EXPERTS))
   each = jnp.eye(NUM_EXPERTS)
 
-  def slots(inputs):
+  def slots(inputs, names):
     return jnp.broadcast_to(each[:, None], inputs.shape)
 
   def ragged(tokens, routing):
