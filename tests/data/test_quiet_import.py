@@ -22,7 +22,15 @@ def test_what_is_written_to_stderr_is_discarded_unless_the_log_is_asked_for(capf
   assert capfd.readouterr().err == f"{said}an error\n"
 
 
-def test_a_ctrl_c_that_an_import_swallows_is_not_lost():
+@pytest.fixture
+def interruptible():
+  """Ctrl-C as a shell's foreground has it; what runs in the background may ignore it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+def test_a_ctrl_c_that_an_import_swallows_is_not_lost(interruptible):
   done = []
   with pytest.raises(KeyboardInterrupt), quiet_import():
     with contextlib.suppress(BaseException):
