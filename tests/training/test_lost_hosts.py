@@ -105,7 +105,7 @@ def test_an_error_on_one_host_is_reported_on_all(hosts, tmp_path, data):
   path.write_text("{" + path.read_text()[1:].replace("{", "[", 1))
   first, second = hosts.start_all(2, f"--workdir={tmp_path / 'run'}", folders=[data, damaged])
   code, lines = second.finish()
-  assert code == 2 and len(lines) == 1 and lines[0].startswith("error: train.jsonl, line 2: is not JSON"), lines
+  assert code == 1 and len(lines) == 1 and lines[0].startswith("error: train.jsonl, line 2: is not JSON"), lines
   problem = lines[0].removeprefix("error: ")
   code, lines = first.finish()
   assert code == 1 and len(lines) == 1, lines
