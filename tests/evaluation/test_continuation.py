@@ -69,10 +69,15 @@ IN_ENCODERS = [
 ]
 
 
+def first_ones(count: int, cases: list[dict]) -> list:
+  """The cases, all but the first few of them slow."""
+  return cases[:count] + [pytest.param(case, marks=pytest.mark.slow) for case in cases[count:]]
+
+
 @pytest.mark.parametrize(
   "routers",
-  [{"decoder_only": True, "decoder": router} for router in IN_DECODERS]
-  + [{"encoder": router, "decoder": IN_DECODERS[0]} for router in IN_ENCODERS],
+  first_ones(4, [{"decoder_only": True, "decoder": router} for router in IN_DECODERS])
+  + first_ones(2, [{"encoder": router, "decoder": IN_DECODERS[0]} for router in IN_ENCODERS]),
   ids=lambda routers: "-".join(
     str(value) for router in routers.values() if router is not True for value in router.values()
   ),

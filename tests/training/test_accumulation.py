@@ -50,7 +50,7 @@ def steps(name: str, accumulation: int, architecture: str = "decoder"):
   return first, jax.device_get(state), jax.device_get(metrics)
 
 
-@pytest.mark.parametrize("accumulation", [2, 4])
+@pytest.mark.parametrize("accumulation", [pytest.param(2, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("name", EXACT)
 def test_a_step_is_the_same_in_any_number_of_micro_batches(name, accumulation):
   _, whole, expected = steps(name, 1)
