@@ -1,7 +1,6 @@
 """Compiles the real train step for devices that need not exist here, from shapes alone: no data, no vocabulary."""
 
 import dataclasses
-import math
 import re
 import time
 from typing import Any, cast
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from moe.parallel.memory import shard_bytes
 from moe.parallel.mesh import make_mesh, rows
 from moe.planning import hlo
 from moe.planning.costs import program_costs
@@ -87,11 +87,7 @@ def argument_bytes(config: ExperimentConfig, mesh: Mesh) -> int:
   Raises:
     ConfigError: the mesh does not divide the model or the batch.
   """
-
-  def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-  return sum(map(shard_bytes, jax.tree.leaves((Setup(config, mesh).abstract, _batch(config, mesh)))))
+  return shard_bytes((Setup(config, mesh).abstract, _batch(config, mesh)))
 
 
 def forward_flops(config: ExperimentConfig) -> tuple[int, bool]:

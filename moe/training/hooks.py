@@ -23,6 +23,7 @@ from moe.training.feed import whole_position
 from moe.training.metrics_file import MetricsWriter, Record, flatten_layers
 from moe.training.progress import Clock, Progress
 from moe.training.state import TrainState
+from moe.training.step import times_by_stack
 from moe.training.validation import evaluate_batches, layer_means
 from moe.training.workdir import Workdir
 
@@ -90,8 +91,7 @@ class Means:
 def _add_layers(total: Any, layers: dict[str, Any], tokens: dict[str, jax.Array]) -> dict[str, Any]:
   """Routers' metrics times the tokens of their stack, and these tokens, added to those before, if there are any."""
   weights = {stack: count.astype(jnp.float32) for stack, count in tokens.items()}
-  weighted = {stack: {name: weights[stack] * x for name, x in metrics.items()} for stack, metrics in layers.items()}
-  new = {"layers": weighted, "tokens": weights}
+  new = {"layers": times_by_stack(layers, weights), "tokens": weights}
   return new if total is None else jax.tree.map(jnp.add, total, new)
 
 

@@ -122,7 +122,7 @@ def make_train_step(
     of_policies = sums["weight"] / whole.weight * policies_loss(output, micro)
     auxiliary_loss = sum((share[name] * loss for name, loss in output.auxiliary_losses.items()), start=of_policies)
     value = (sums["nll"] + logits_z_loss * sums["z"]) / whole.weight + auxiliary_loss
-    layers = _times(output.metrics, share)
+    layers = times_by_stack(output.metrics, share)
     return value, ({"sums": sums, "auxiliary_loss": auxiliary_loss, "layers": layers}, output.seen)
 
   gradient = jax.grad(objective, has_aux=True)
@@ -193,7 +193,7 @@ def make_eval_step(
       output = merge(graph, params, router_state)(micro, training=False, key=None)
       tokens = tokens_by_stack(micro)
       sums = token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths)
-      return sums | {"layers": _times(output.metrics, tokens), "layer_tokens": tokens}
+      return sums | {"layers": times_by_stack(output.metrics, tokens), "layer_tokens": tokens}
 
     with tracing_for(mesh):
       return jax.tree.map(lambda each: each.sum(0), jax.lax.map(one, micro_batches(batch, accumulation)))
@@ -225,7 +225,7 @@ def real_tokens(batch: Batch) -> jax.Array:
   return sum((jnp.sum(value > 0) for value in segments), start=jnp.zeros((), jnp.int32))
 
 
-def _times(layers: dict[str, Any], factors: dict[str, jax.Array]) -> dict[str, Any]:
+def times_by_stack(layers: dict[str, Any], factors: dict[str, jax.Array]) -> dict[str, Any]:
   """Routers' metrics by stack and name, times a factor for each stack."""
   return {stack: {name: factors[stack] * x for name, x in metrics.items()} for stack, metrics in layers.items()}
 

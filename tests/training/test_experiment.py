@@ -9,18 +9,7 @@ from moe.training.experiment import load_config
 from moe.training.optimizer import Adafactor
 from moe.training.schedule import ConstantRsqrt
 from moe.training.workdir import Workdir, WorkdirError
-from tests.training.tiny import tiny_config, tiny_decoder, tiny_mapping
-
-
-def changed(corpus, path, value):
-  """The tiny config with one field, named by its path, set to another value."""
-  mapping = tiny_mapping(corpus)
-  *sections, name = path.split(".")
-  inner = mapping
-  for section in sections:
-    inner = inner[section]
-  inner[name] = value
-  return mapping
+from tests.training.tiny import changed, tiny_config, tiny_decoder, tiny_mapping
 
 
 def test_a_config_dict_and_the_mapping_it_is_saved_as_mean_the_same(corpus):

@@ -9,17 +9,7 @@ from moe.training import setup
 from moe.training.experiment import load_config
 from moe.training.setup import Setup, check_memory
 from moe.training.trainer import train
-from tests.training.tiny import tiny_mapping
-
-
-def changed(corpus, path, value):
-  mapping = tiny_mapping(corpus)
-  *sections, name = path.split(".")
-  inner = mapping
-  for section in sections:
-    inner = inner[section]
-  inner[name] = value
-  return load_config(mapping)
+from tests.training.tiny import changed
 
 
 @pytest.mark.parametrize(
@@ -38,7 +28,7 @@ def changed(corpus, path, value):
 def test_absurd_sizes_are_refused_by_name_before_anything_is_allocated(corpus, tmp_path, monkeypatch, path, value):
   monkeypatch.setattr(setup, "device_memory", lambda mesh: 16 * memory.GIB)
   with pytest.raises(ConfigError) as error:
-    train(changed(corpus, path, value), tmp_path / "run")
+    train(load_config(changed(corpus, path, value)), tmp_path / "run")
   assert str(error.value).startswith(f"config.{path} = {value}: expected at most about ")
   assert "GiB" in str(error.value) and "\n" not in str(error.value)
   assert not (tmp_path / "run").exists()
@@ -46,12 +36,12 @@ def test_absurd_sizes_are_refused_by_name_before_anything_is_allocated(corpus, t
 
 def test_the_bound_is_what_the_state_and_the_gradients_take(corpus, monkeypatch):
   """19,376 float32 parameters twice, and at most as much for Adafactor's statistics: a byte less is refused."""
-  config, mesh = changed(corpus, "seed", 3), make_mesh()
+  config, mesh = load_config(changed(corpus, "seed", 3)), make_mesh()
   abstract = Setup(config, mesh).abstract
   needed = memory.shard_bytes(abstract) + 4 * 19_376
   assert 8 * 19_376 < needed < 13 * 19_376
   monkeypatch.setattr(setup, "device_memory", lambda mesh: needed)
-  check_memory(changed(corpus, "data.batch_size", 1), mesh, abstract)
+  check_memory(load_config(changed(corpus, "data.batch_size", 1)), mesh, abstract)
   monkeypatch.setattr(setup, "device_memory", lambda mesh: needed - 1)
   with pytest.raises(ConfigError, match=r"with all else as it is: parameters, gradients and optimizer state need"):
     check_memory(config, mesh, abstract)
@@ -60,9 +50,9 @@ def test_the_bound_is_what_the_state_and_the_gradients_take(corpus, monkeypatch)
 def test_what_would_fit_fits(corpus, monkeypatch):
   monkeypatch.setattr(setup, "device_memory", lambda mesh: 16 * memory.GIB)
   with pytest.raises(ConfigError) as error:
-    check_memory(changed(corpus, "model.d_model", 10**7), make_mesh())
+    check_memory(load_config(changed(corpus, "model.d_model", 10**7)), make_mesh())
   fitting = int(str(error.value).split("at most about ")[1].split(" ")[0])
-  check_memory(changed(corpus, "model.d_model", fitting), make_mesh())
+  check_memory(load_config(changed(corpus, "model.d_model", fitting)), make_mesh())
 
 
 def test_a_container_has_what_it_is_allowed(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from moe.training.metrics_file import MetricsWriter, read_metrics
 from moe.training.trainer import train
 from moe.training.workdir import WorkdirError
 from tests.training.test_checkpoint import full_disk
-from tests.training.tiny import tiny_config, tiny_mapping, tiny_stack
+from tests.training.tiny import Interrupt, interrupt_after, tiny_config, tiny_mapping, tiny_stack
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +57,6 @@ def test_a_checkpoint_evaluates_to_what_validation_reported(whole):
   found = evaluate(trained, trained.config.data, "validation", batches=2)
   assert found["loss"] == pytest.approx(whole.validation["loss"], rel=1e-6)
   assert found["bits_per_byte"] == pytest.approx(whole.validation["bits_per_byte"], rel=1e-6)
-
-
-class Interrupt(Exception):
-  pass
-
-
-def interrupt_after(step):
-  """A hook that ends the run as abruptly as an exception can."""
-
-  def interrupt(run, info):
-    if info.step == step:
-      raise Interrupt
-
-  return interrupt
 
 
 @pytest.mark.parametrize("step", [3, 5, 10])

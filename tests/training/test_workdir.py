@@ -17,23 +17,9 @@ from moe.training.metrics_file import MetricsWriter, read_metrics
 from moe.training.trainer import train
 from moe.training.workdir import Workdir, WorkdirError
 from tests.training.test_checkpoint import ABOUT, make_state
-from tests.training.tiny import tiny_config, tiny_mapping, write_corpus
+from tests.training.tiny import Interrupt, interrupt_after, tiny_config, tiny_mapping, write_corpus
 
 VOCABULARY = pathlib.Path(__file__).parents[2] / "configs" / "vocabularies" / "python_2k.model"
-
-
-class Failure(Exception):
-  pass
-
-
-def fail_after(step):
-  """A hook that ends the run with an error."""
-
-  def fail(run, info):
-    if info.step == step:
-      raise Failure
-
-  return fail
 
 
 def short(corpus, steps=2, **train):
@@ -102,8 +88,8 @@ def test_a_second_run_is_refused_while_the_first_one_lives_and_does_not_disturb_
 
 
 def test_until_a_checkpoint_is_complete_another_config_may_try_and_no_record_is_lost(corpus, tmp_path):
-  with pytest.raises(Failure):
-    train(tiny_config(corpus, checkpoint_every=3), tmp_path, [fail_after(2)])
+  with pytest.raises(Interrupt):
+    train(tiny_config(corpus, checkpoint_every=3), tmp_path, [interrupt_after(2)])
   assert not (tmp_path / "config.json").exists()
   first = (tmp_path / "metrics.jsonl").read_bytes()
   config = load_config(tiny_mapping(corpus, steps=2, eval_every=2, checkpoint_every=2) | {"seed": 9})

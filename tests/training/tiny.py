@@ -57,3 +57,28 @@ def tiny_mapping(corpus: pathlib.Path, *, streams: int = 1, **train) -> dict:
 
 def tiny_config(corpus: pathlib.Path, *, streams: int = 1, **train) -> ExperimentConfig:
   return load_config(tiny_mapping(corpus, streams=streams, **train))
+
+
+def changed(corpus, path, value):
+  """The tiny config with one field, named by its path, set to another value."""
+  mapping = tiny_mapping(corpus)
+  *sections, name = path.split(".")
+  inner = mapping
+  for section in sections:
+    inner = inner[section]
+  inner[name] = value
+  return mapping
+
+
+class Interrupt(Exception):
+  pass
+
+
+def interrupt_after(step):
+  """A hook that ends the run as abruptly as an exception can."""
+
+  def interrupt(run, info):
+    if info.step == step:
+      raise Interrupt
+
+  return interrupt
