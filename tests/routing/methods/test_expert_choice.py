@@ -153,7 +153,7 @@ def test_a_capacity_that_does_not_fit_is_refused_before_anything_is_computed():
 
   with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: expected at most the 8 experts there are"):
     check(eval_capacity_factor=9.0)
-  with pytest.raises(ConfigError, match=r"capacity_factor = 0\.2: .* 0 of the 16 tokens .* factor from 0\.5 to 8"):
+  with pytest.raises(ConfigError, match=r"capacity_factor = 0\.2: expected from 0\.5 to 8: .* 0 of a group's 16"):
     check(eval_capacity_factor=0.2)
 
 
