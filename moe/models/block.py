@@ -170,7 +170,7 @@ def _moe_layer(config: ModelConfig, moe: MoEConfig, rngs: nnx.Rngs) -> MoE:
     bias=moe.bias,
     router_init_scale=moe.router_init_scale,
     gate_scale=moe.gate_scale,
-    dropout=config.dropout if moe.dropout is None else moe.dropout,
+    dropout=config.dropout if config.expert_dropout is None else config.expert_dropout,
     vocab_size=config.vocab_size,
     init=config.kernel_init,
     read_files=False,

@@ -31,8 +31,6 @@ class MoEConfig:
     router_init_scale: factor of the router's initial matrices, whatever the method: 1 is the method's own.
     gate_scale: factor of the routed experts' sum, as if every gate were multiplied by it (DeepSeek-V3's routed scaling
       factor). The gates of expert choice start at about 1/E, so that E / c gives the branch its usual size.
-    dropout: probability that a hidden unit of an expert is dropped in training, which ST-MoE sets to 0.4 for
-      fine-tuning; None for the model's.
   """
 
   num_experts: int
@@ -44,13 +42,10 @@ class MoEConfig:
   bias: bool = False
   router_init_scale: float = 1.0
   gate_scale: float = 1.0
-  dropout: float | None = None
 
   def __post_init__(self):
     for name in ("router_init_scale", "gate_scale"):
       require(getattr(self, name) > 0, name, getattr(self, name), "expected more than 0")
-    rate = self.dropout
-    require(rate is None or 0 <= rate < 1, "dropout", rate, "expected at least 0 and less than 1, or None")
     for name, least in (("num_experts", 1), ("d_ff", 0), ("shared_experts", 0)):
       require(getattr(self, name) >= least, name, getattr(self, name), f"expected at least {least}")
 
@@ -102,6 +97,8 @@ class ModelConfig(Choice):
       the largest products, its sums are float32 either way, and rounding moves a logit of size 10 by about 0.02 in
       bfloat16; or "float32", for exact comparisons of losses, at several times the cost on accelerators.
     dropout: probability, in training only.
+    expert_dropout: probability that a hidden unit of an expert, routed or shared, is dropped; None for `dropout`.
+      Switch Transformers are fine-tuned with 0.4, beside a dropout of 0.1 (Fedus et al. 2022).
     dtype: compute dtype; parameters and logits are always float32.
     remat: what the backward pass recomputes in each scanned unit of blocks: nothing, all but matrix products, all.
     auxiliary_losses: whether the routers' weighted losses are the "sum" over all MoE layers of the model, so that each
@@ -126,6 +123,7 @@ class ModelConfig(Choice):
   kernel_init: KernelInit = T5_INIT
   logits_operands: Literal["compute_dtype", "float32"] = "compute_dtype"
   dropout: float = 0.0
+  expert_dropout: float | None = None
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Literal["none", "dots", "full"] = "none"
   auxiliary_losses: Literal["sum", "mean"] = "sum"
@@ -135,6 +133,8 @@ class ModelConfig(Choice):
     for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_head"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
     require(0 <= self.dropout < 1, "dropout", self.dropout, "expected at least 0 and less than 1")
+    rate = self.expert_dropout
+    require(rate is None or 0 <= rate < 1, "expert_dropout", rate, "expected at least 0 and less than 1, or None")
     others = set(self.stacks) - {"encoder", "decoder"}
     if others:
       raise TypeError(f"{type(self).__name__}.{min(others)}: expected stacks named encoder or decoder")

@@ -11,7 +11,7 @@ from moe.config import build, in_section, require
 from moe.data.data_config import DataConfig
 from moe.models import ModelConfig
 from moe.parallel.mesh import MeshConfig, check_rows
-from moe.training.optimizer import Adafactor, OptimizerConfig
+from moe.training.optimization.optimizer import Adafactor, OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

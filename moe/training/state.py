@@ -16,7 +16,7 @@ from moe.models import ModelConfig
 from moe.parallel.mesh import replicated
 from moe.parallel.sharding import shard_parameters, shard_statistics, stacked_axes
 from moe.routing import RouterConfig, Site
-from moe.training.optimizer import StackedAxes
+from moe.training.optimization.optimizer import StackedAxes
 
 # Arrays of routers' states, by stack ("encoder", "decoder") and name.
 Stored = dict[str, dict[str, np.ndarray]]

@@ -14,7 +14,6 @@ from moe.experts.kernels.dropout import HiddenDropout, keeps, with_dropout
 from moe.experts.kernels.ragged import ragged_feed_forward
 from moe.experts.kernels.recompute import activate_and_project
 from moe.experts.layer import MoE
-from moe.models.model_config import MoEConfig
 from tests.experts.ragged_cases import EXPERTS, HIDDEN, assert_close, cotangent_of, problem
 
 WIDTH, RATE = 6, 0.4
@@ -142,5 +141,3 @@ def test_without_dropout_the_activation_is_itself():
 def test_rates_that_drop_nothing_sensible_are_refused(rate):
   with pytest.raises(ConfigError, match=f"dropout = {rate}: expected at least 0 and less than 1"):
     layer("glam", dropout=rate)
-  with pytest.raises(ConfigError, match=f"dropout = {rate}: expected at least 0 and less than 1, or None"):
-    MoEConfig(num_experts=4, router=layer("glam").config, dropout=rate)

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from moe.parallel.mesh import MeshConfig, make_mesh, put_batch
-from moe.training.optimizer import Adafactor, AdamW
-from moe.training.schedule import Constant
+from moe.training.optimization.optimizer import Adafactor, AdamW
+from moe.training.optimization.schedule import Constant
 from moe.training.state import abstract_model, abstract_state, keys, make_state
 from moe.training.step import RunInputs, make_train_step
 from tests.mesh.hlo import shapes

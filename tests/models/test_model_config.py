@@ -16,6 +16,7 @@ TIGHT = {"name": "switch", "capacity_factor": 0.5, "eval_capacity_factor": 0.5}
   [
     ({"d_model": 0}, "d_model"),
     ({"dropout": 1.0}, "dropout"),
+    ({"expert_dropout": 1.0}, "expert_dropout"),
     ({"relative_buckets": 6}, "relative_buckets"),
     ({"relative_max_distance": 16}, "relative_max_distance"),
   ],

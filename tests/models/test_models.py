@@ -1,6 +1,7 @@
 """What every model does with any router."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,21 @@ def test_dropout_is_random_in_training_only():
   np.testing.assert_array_equal(train(0), train(0))
   assert (train(0) != train(1)).any()
   assert (train(0) != logits(network, batch())).any()
+
+
+def test_experts_may_have_a_dropout_of_their_own():
+  """Of routed and of shared experts; without one it is the model's, and a rate of 0 leaves the rest of dropout on."""
+  moe = stack(DROPLESS, shared_experts=1)
+
+  def train(**rates):
+    graph, variables = nnx.split(model(config("decoder", moe, **rates)))
+    output = nnx.merge(graph, variables)(batch(), training=True, key=jax.random.key(0))
+    return np.asarray(output.logits)
+
+  np.testing.assert_array_equal(train(dropout=0.2), train(dropout=0.2, expert_dropout=0.2))
+  np.testing.assert_array_equal(train(), train(expert_dropout=0.0))
+  outputs = [train(dropout=0.2), train(dropout=0.2, expert_dropout=0.0), train(expert_dropout=0.4), train()]
+  assert all((one != other).any() for one, other in itertools.combinations(outputs, 2))
 
 
 def test_shared_output_matrix_is_scaled_and_a_head_of_its_own_is_not():

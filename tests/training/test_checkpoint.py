@@ -10,7 +10,7 @@ import pytest
 
 from moe.parallel.mesh import make_mesh, replicated
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, checksums
-from moe.training.optimizer import Adafactor
+from moe.training.optimization.optimizer import Adafactor
 from moe.training.state import TrainState
 
 NAN = float("nan")

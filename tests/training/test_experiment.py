@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 
 from moe.config import ConfigError, as_mapping, differences
 from moe.training.experiment import load_config
-from moe.training.optimizer import Adafactor
-from moe.training.schedule import ConstantRsqrt
+from moe.training.optimization.optimizer import Adafactor
+from moe.training.optimization.schedule import ConstantRsqrt
 from moe.training.workdir import Workdir, WorkdirError
 from tests.training.tiny import changed, tiny_config, tiny_decoder, tiny_mapping
 

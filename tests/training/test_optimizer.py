@@ -8,8 +8,8 @@ from flax import nnx
 from moe.config import ConfigError
 from moe.routing import RouterConfig, Site
 from moe.routing.top_k import TopKConfig
-from moe.training.optimizer import Adafactor, AdamW, OptimizerConfig
-from moe.training.schedule import Constant, ConstantRsqrt, Cosine, Linear, ScheduleConfig
+from moe.training.optimization.optimizer import Adafactor, AdamW, OptimizerConfig
+from moe.training.optimization.schedule import Constant, ConstantRsqrt, Cosine, Linear, ScheduleConfig
 from tests.models.tiny import config, router, stack
 
 

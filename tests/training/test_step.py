@@ -13,8 +13,8 @@ from moe.data import DataError
 from moe.models import ModelOutput
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.routing import RouterState
-from moe.training.optimizer import Adafactor
-from moe.training.schedule import Constant
+from moe.training.optimization.optimizer import Adafactor
+from moe.training.optimization.schedule import Constant
 from moe.training.state import abstract_model, abstract_state, keys, make_state
 from moe.training.step import RunInputs, bits_per_byte, make_eval_step, make_train_step, micro_batches, token_sums
 from moe.training.validation import evaluate_batches

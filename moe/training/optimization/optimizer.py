@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from moe.config import Choice, require
-from moe.training.schedule import ConstantRsqrt, Schedule, ScheduleConfig
+from moe.training.optimization.schedule import ConstantRsqrt, Schedule, ScheduleConfig
 
 # Nested dict like the parameters': how many leading axes of each enumerate matrices.
 StackedAxes = dict[str, Any]
