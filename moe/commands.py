@@ -24,6 +24,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of the share of it that a 
 flags.disclaim_key_flags()  # the entry point that calls a function below owns its flags: `--help` lists them
 
 _configs: list[list[str]] = []  # each config that was given, with its overrides
+_verbs: dict[str, Callable[[], Callable[[], None]]] = {}
+_chosen: list[Callable[[], None]] = []  # what the verb of the command line does
 
 
 def define_config(*, several: bool = False) -> None:
@@ -48,6 +50,19 @@ def given_config() -> dict[str, Any]:
   files = [one[0].partition("=")[2] for one in _configs]
   require(len(files) == 1, "--config", files or None, "expected one config file")
   return read_config(_configs[0])
+
+
+def define_verbs(*verbs: Callable[[], Callable[[], None]]) -> Callable[[], None]:
+  """The first argument of the command line is the name of one of these functions.
+
+  Args:
+    verbs: each defines the flags of its verb, which no other verb sees, and returns the function to call.
+
+  Returns:
+    the main.
+  """
+  _verbs.update({verb.__name__: verb for verb in verbs})
+  return lambda: _chosen[0]()
 
 
 def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
@@ -159,10 +174,22 @@ def _silence_orbax() -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   try:
+    argv = _choose_verb(argv) if _verbs else argv
     _configs[:], rest = split_configs(argv)
     return flags.FLAGS(rest)
   except flags.Error as error:
     _fail(2, str(error))
+
+
+def _choose_verb(argv: list[str]) -> list[str]:
+  """Defines the flags of the verb that the command line names first; returns the others of its arguments."""
+  program, *arguments = argv
+  name = arguments[0] if arguments else None
+  if name in ("--help", "-h", "-help", "--helpfull", "--helpshort"):
+    return argv
+  require(name in _verbs, "VERB", name, f"expected one of {', '.join(_verbs)}")
+  _chosen[:] = [_verbs[str(name)]()]
+  return [program, *arguments[1:]]
 
 
 @contextlib.contextmanager

@@ -24,11 +24,12 @@ ROOMS = [
   "data",
   "training",
   "evaluation",
+  "convert",
   "report",
   "planning",
   "commands",
 ]
-MAINS = {"train", "evaluate", "generate", "plan", "report.__main__"}
+MAINS = {"train", "evaluate", "generate", "plan", "convert.__main__", "report.__main__"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -112,7 +112,8 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
         workdir.set_aside()
       state = setup.first_state(stored_router_state(config.model, vocabulary.fingerprint))
     else:
-      pipeline.restore(_position(restored, about["data"], workdir))
+      if restored.position is not None:  # None in a run made of another's weights: its data are all new
+        pipeline.restore(_position(restored, about["data"], workdir))
       claim()  # a kill may have come before it, and files may have moved
       state = restored.state
       print(f"resuming from {checkpoints.last_good}", flush=True)

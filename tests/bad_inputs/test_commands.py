@@ -9,7 +9,7 @@ from tests.forked import Forked
 
 LINES = (pathlib.Path(__file__).parent / "commands.txt").read_text().splitlines()
 ROWS = [[part.strip() for part in line.split(" | ")] for line in LINES if not line.startswith("#")]
-MODULES = {"report": "moe.report.__main__"}
+MODULES = {name: f"moe.{name}.__main__" for name in ("convert", "report")}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Models of other projects in and out, and runs made of runs."""

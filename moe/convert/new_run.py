@@ -1,0 +1,98 @@
+"""The workdir of a run whose first state was not trained there: its config, its vocabulary, one checkpoint."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe.config import require
+from moe.data import Vocabulary
+from moe.parallel.mesh import make_mesh
+from moe.training.checkpoint import Checkpoints
+from moe.training.experiment import ExperimentConfig
+from moe.training.feed import describe, fingerprint
+from moe.training.setup import Setup
+from moe.training.state import TrainState, stored_router_state
+from moe.training.workdir import Workdir, with_absolute_paths
+
+
+def new_workdir(path: str | os.PathLike[str]) -> Workdir:
+  """The paths of a run that is yet to be written; call it before the work.
+
+  Raises:
+    ConfigError: there is something in the folder, or it cannot be a run's.
+  """
+  workdir = Workdir(path)
+  root = workdir.root
+  free = not os.path.lexists(root) or (root.is_dir() and not any(root.iterdir()))
+  require(free, "--workdir", str(root), "expected a new folder, or an empty one")
+  return workdir
+
+
+def write_run(
+  workdir: Workdir,
+  config: ExperimentConfig,
+  params: dict[str, Any],
+  router_state: dict[str, Any],
+  vocabulary: Vocabulary,
+  *,
+  step: int = 0,
+  opt_state: Any = None,
+) -> None:
+  """Writes a run with one checkpoint, as if it had been trained to this step.
+
+  It can be evaluated, and others can begin with it. Training it further begins with the first of its data.
+
+  Args:
+    workdir: from `new_workdir`.
+    config: complete; the stored one names the workdir's own copy of the vocabulary.
+    params, router_state: of the model, as `moe.training.state.split` returns them; NumPy's arrays or JAX's.
+    vocabulary: of the config's data.
+    step: of the checkpoint.
+    opt_state: of the config's optimizer; None for its first.
+
+  Raises:
+    WorkdirError: the folder is in use, or cannot be written to.
+    CheckpointError: the checkpoint could not be written, or a number is not finite.
+    ValueError: the arrays are not those of the config's model.
+  """
+  if vocabulary.model is not None:
+    data = dataclasses.replace(config.data, vocabulary=str(workdir.vocabulary))
+    config = dataclasses.replace(config, data=data)
+  setup = Setup(config, make_mesh(config.mesh, jax.local_devices()[:1]))
+  if opt_state is None:
+    opt_state = jax.jit(setup.optimizer.init)(params)
+  state = TrainState(jnp.asarray(step, jnp.int32), params, router_state, opt_state)
+  _check_shapes(state, setup.abstract)
+  about = {
+    "config": with_absolute_paths(config),
+    "vocabulary": describe(vocabulary),
+    "data": None,
+    "router_files": fingerprint(stored_router_state(config.model, vocabulary.fingerprint)),
+    "since_record": None,
+  }
+  with workdir.held():
+    checkpoints = Checkpoints(workdir.checkpoints, on_first=lambda: workdir.claim(config, vocabulary.model))
+    try:
+      checkpoints.save(state, position=None, about=about)
+    finally:
+      checkpoints.close()
+
+
+def _check_shapes(state: TrainState, abstract: TrainState) -> None:
+  """Raises `ValueError` unless the state has the arrays that it should have."""
+
+  def shapes(tree: Any) -> dict[str, tuple[Any, ...]]:
+    return {
+      jax.tree_util.keystr(path): (np.shape(leaf), np.dtype(leaf.dtype))
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+  found, expected = shapes(state), shapes(abstract)
+  wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+  if wrong:
+    listed = "; ".join(f"{name} is {found.get(name)}, expected {expected.get(name)}" for name in wrong)
+    raise ValueError(f"not the state of this config: {listed}")
