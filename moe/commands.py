@@ -178,7 +178,7 @@ def _parse(argv: list[str]) -> list[str]:
     _configs[:], rest = split_configs(argv)
     return flags.FLAGS(rest)
   except flags.Error as error:
-    _fail(2, str(error))
+    _fail(2, "; ".join(str(error).splitlines()))
 
 
 def _choose_verb(argv: list[str]) -> list[str]:

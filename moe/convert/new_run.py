@@ -49,7 +49,8 @@ def write_run(
   Args:
     workdir: from `new_workdir`.
     config: complete; the stored one names the workdir's own copy of the vocabulary.
-    params, router_state: of the model, as `moe.training.state.split` returns them; NumPy's arrays or JAX's.
+    params: of the model, as `moe.training.state.split` returns them.
+    router_state: likewise.
     vocabulary: of the config's data.
     step: of the checkpoint.
     opt_state: of the config's optimizer; None for its first.

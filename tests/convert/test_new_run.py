@@ -55,7 +55,7 @@ def test_training_it_begins_with_its_data_and_with_the_given_statistics(config, 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
   (tmp_path / "note").write_text("mine")
   for path in (tmp_path, tmp_path / "note"):
-    with pytest.raises(ConfigError, match="--workdir = .*: expected a new folder, or an empty one"):
+    with pytest.raises(ConfigError, match=r"--workdir = .*: expected a new folder, or an empty one"):
       new_workdir(path)
   (tmp_path / "empty").mkdir()
   new_workdir(tmp_path / "empty")
