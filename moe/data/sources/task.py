@@ -19,6 +19,7 @@ class TaskConfig(SourceConfig, name="task"):
     train_split: the task's name of the split "train", such as "train[:90%]".
     validation_split: the task's name of the split "validation".
     modules: Python modules to import first, because they register the task.
+    cache_dirs: folders of tasks that seqio has cached (`seqio_cache_tasks`), which are then read from there.
   """
 
   task: str
@@ -27,6 +28,7 @@ class TaskConfig(SourceConfig, name="task"):
   train_split: str = "train"
   validation_split: str = "validation"
   modules: tuple[str, ...] = ()
+  cache_dirs: tuple[str, ...] = ()
 
   def __post_init__(self):
     require(bool(self.task.strip()), "task", self.task, "expected the name of a seqio task or of a TFDS dataset")
@@ -35,8 +37,11 @@ class TaskConfig(SourceConfig, name="task"):
   def corpus(self) -> str:
     return self.task
 
+  def split(self, name: str) -> str:
+    """The task's name of a split."""
+    return {"train": self.train_split, "validation": self.validation_split}.get(name, name)
+
   def make(self, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int) -> Source:
     from moe.data.formats.seqio_reading import open_task  # imports TensorFlow
 
-    split = {"train": self.train_split, "validation": self.validation_split}.get(split, split)
     return open_task(self, split, vocabulary, lengths, seed)
