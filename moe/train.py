@@ -26,12 +26,13 @@ def main() -> None:
   if default_platform() == "cpu":
     keep_freed_memory()
 
+  from moe.evaluation.scoring.hook import make_score_hook
   from moe.evaluation.summary import summarize
   from moe.training.experiment import load_config
   from moe.training.trainer import train
 
   config = load_config(commands.given_config())
-  summary = train(config, _WORKDIR.value)
+  summary = train(config, _WORKDIR.value, score=make_score_hook(config, _WORKDIR.value))
   if not summary.finished:
     sys.exit(128 + signal.SIGTERM)  # 0 would tell a cluster that the run is finished
   if jax.process_index() == 0:

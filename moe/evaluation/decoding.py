@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
-from moe.models import Batch
+from moe.models import Batch, DecodeState
 
 PAD, END = 0, 1
 # Tokens per compiled call: between calls the host reports progress and can be stopped by Ctrl-C.
@@ -90,22 +90,46 @@ def generate(
   return carry["tokens"]
 
 
+def greedy(model: Any, prompt: jax.Array, state: DecodeState, ended: jax.Array) -> jax.Array:
+  """The likeliest continuation of every row, to be called in a compiled program.
+
+  Args:
+    model: the one whose `state` it is.
+    prompt: int32 `[B, T]`, the first tokens of each row, then zeros.
+    state: of decoding T tokens, none of them read yet.
+    ended: bool `[B]`, rows that are not continued.
+
+  Returns:
+    int32 `[B, T]` as `generate`.
+  """
+  likeliest = lambda logits, position: jnp.argmax(logits, axis=-1)  # noqa: E731
+  return _written(model, prompt, _begin(prompt, state, ended), prompt.shape[1], likeliest)["tokens"]
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "max_length", "row_length"))
 def _start(graph, variables, batch, max_length: int, row_length: int) -> dict[str, Any]:
-  rows = batch["prompt"].shape[0]
-  return {
-    "position": jnp.int32(0),
-    "last": jnp.zeros(rows, jnp.int32),
-    "ended": jnp.zeros(rows, bool),
-    "tokens": jnp.zeros_like(batch["prompt"]),
-    "state": nnx.merge(graph, variables).start(batch, max_length, row_length),
-  }
+  state = nnx.merge(graph, variables).start(batch, max_length, row_length)
+  return _begin(batch["prompt"], state, jnp.zeros(len(batch["prompt"]), bool))
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "greedy"), donate_argnames="carry")
 def _extend(graph, variables, prompt, carry, end, temperature, top_p, keys, *, greedy: bool) -> dict[str, Any]:
-  """Writes up to position `end`, or until every row has ended."""
-  model = nnx.merge(graph, variables)
+  def choose(logits, position):
+    if greedy:
+      return jnp.argmax(logits, axis=-1)
+    return sample(logits / temperature, top_p, jax.vmap(jax.random.fold_in, (0, None))(keys, position))
+
+  return _written(nnx.merge(graph, variables), prompt, carry, end, choose)
+
+
+def _begin(prompt: jax.Array, state: DecodeState, ended: jax.Array) -> dict[str, Any]:
+  """What `_written` extends, before the first token."""
+  nothing = jnp.zeros_like(prompt)
+  return {"position": jnp.int32(0), "last": nothing[:, 0], "ended": ended, "tokens": nothing, "state": state}
+
+
+def _written(model: Any, prompt: jax.Array, carry: dict[str, Any], end: Any, choose: Callable) -> dict[str, Any]:
+  """Writes up to position `end`, or until every row has ended; `choose(logits [B, V], position)` gives tokens `[B]`."""
 
   def unfinished(carry):
     return (carry["position"] < end) & ~carry["ended"].all()
@@ -114,7 +138,7 @@ def _extend(graph, variables, prompt, carry, end, temperature, top_p, keys, *, g
     position, ended = carry["position"], carry["ended"]
     logits, state = model.step(carry["last"], carry["state"])
     logits = logits.at[:, PAD].set(-jnp.inf)
-    choice = jnp.argmax(logits, axis=-1) if greedy else draw(logits, position)
+    choice = choose(logits, position)
     given = prompt[:, position]
     token = jnp.where(given != PAD, given, jnp.where(ended, PAD, choice)).astype(jnp.int32)
     return {
@@ -124,9 +148,6 @@ def _extend(graph, variables, prompt, carry, end, temperature, top_p, keys, *, g
       "tokens": carry["tokens"].at[:, position].set(token),
       "state": state,
     }
-
-  def draw(logits, position):
-    return sample(logits / temperature, top_p, jax.vmap(jax.random.fold_in, (0, None))(keys, position))
 
   return jax.lax.while_loop(unfinished, step, carry)
 

@@ -10,6 +10,7 @@ from moe.data import DataConfig, validation_text
 from moe.evaluation.continuation import continue_prompts
 from moe.evaluation.decoding import Sampling
 from moe.evaluation.restore import restore, vocabulary_of
+from moe.evaluation.scoring.results import score_lines
 from moe.training.experiment import ExperimentConfig
 from moe.training.feed import open_pipeline
 from moe.training.figure import draw_loss
@@ -35,6 +36,7 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
     *([] if gzip_bits is None else [f"gzip -9:    {gzip_bits:.4f} bits per byte of the same documents"]),
     *experts_per_token_lines(summary.validation),
     *sample_lines(config, summary),
+    *score_lines(summary.workdir),
     f"checkpoint: {summary.checkpoint}",
     f"metrics:    {summary.workdir.metrics}",
     f"figure:     {figure}",

@@ -33,8 +33,9 @@ class Context:
     segments: int32 `[B, Q]`, 0 for padding; None when decoding.
     position: int32 scalar, the row index of the one query; None unless decoding.
     bias: float32 `[S, h, Q, T]` as in `Attention`, if the stack's blocks share it.
-    memory: `[B, M, d]`, the encoder's output; None without one, and when decoding.
-    memory_mask: bool `[B, 1, Q, M]`.
+    memory: `[R, M, d]`, the encoder's output; None without one, and when decoding. Each of its rows is read by B / R
+      consecutive rows, whose answers it serves; R is B but where several answers are compared.
+    memory_mask: bool `[R, 1, 1, M]`, or `[B, 1, Q, M]` if R is B.
     row_length: when decoding, after how many tokens routers begin a new row.
   """
 
@@ -104,9 +105,9 @@ class Block(nnx.Module):
     y = self.attention_norm(x)
     x += dropout(self.attention(y, y, context.mask, bias, rate=rate, key=keys[0]), rate, keys[1])
     if self.cross_attention is not None:
-      y = self.cross_norm(x)
+      y = self.cross_norm(x).reshape(len(context.memory), -1, x.shape[-1])  # [R, (B / R) Q, d]
       y = self.cross_attention(y, context.memory, context.memory_mask, rate=rate, key=keys[2])
-      x += dropout(y, rate, keys[3])
+      x += dropout(y.reshape(x.shape), rate, keys[3])
     y, report = self.feed_forward_norm(x), None
     if self.moe is None:
       y = self.feed_forward(y, rate=rate, key=keys[4])

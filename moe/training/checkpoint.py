@@ -47,7 +47,7 @@ class Restored:
   state: TrainState
   position: Any
   about: dict[str, Any]
-  loss: float | None
+  rank: float | None
 
 
 class Checkpoints:
@@ -55,7 +55,7 @@ class Checkpoints:
 
   Args:
     folder: of the checkpoints; created if it does not exist.
-    keep: newest ones to keep, besides the one with the lowest validation loss.
+    keep: newest ones to keep, besides the best: the one of the lowest rank, and of equal ones the last.
     read_only: for readers: nothing is created, cleaned up or saved.
     on_first: called when the first checkpoint of all is complete and has been found again.
 
@@ -67,7 +67,7 @@ class Checkpoints:
     self, folder: pathlib.Path, keep: int = 1, *, read_only: bool = False, on_first: Callable[[], None] = lambda: None
   ):
     self.folder, self._on_first = folder, on_first
-    self._losses: dict[int, float] = {}
+    self._ranks: dict[int, float] = {}
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), _Steps(self._best_of)]),
       cleanup_tmp_directories=not read_only,
@@ -85,14 +85,14 @@ class Checkpoints:
     self._arrays: dict[str, int] = {}  # their number in each item of the checkpoint being written
     self._good = self.latest()
 
-  def save(self, state: TrainState, position: Any, about: dict[str, Any], loss: float | None = None) -> bool:
+  def save(self, state: TrainState, position: Any, about: dict[str, Any], rank: float | None = None) -> bool:
     """Starts writing a checkpoint and returns once the arrays are copied; False if the step already has one.
 
     Args:
       state: the training state.
       position: the input position, as JSON values.
       about: what readers need to know of the run (its config, its vocabulary), as JSON values.
-      loss: validation loss at this step, which ranks checkpoints.
+      rank: lower is better: validation loss at this step, or minus its score; None for one that is never the best.
 
     Raises:
       NonFiniteError: `state` has a non-finite number; nothing is written.
@@ -106,12 +106,12 @@ class Checkpoints:
     checks = {name: jax.device_get(self._checksums(item)) for name, item in items.items()}
     if not all(finite for _, finite in checks.values()):
       raise NonFiniteError(f"the state at step {step} is not finite and was not saved")
-    run = {"position": position, "about": about, "loss": loss}
+    run = {"position": position, "about": about, "rank": rank}
     run["checksums"] = {name: sums.tolist() for name, (sums, _) in checks.items()}
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()} | {"run": ocp.args.JsonSave(run)}
     self._writing, self._arrays = step, {name: len(jax.tree.leaves(item)) for name, item in items.items()}
-    if loss is not None:
-      self._losses[step] = loss
+    if rank is not None:
+      self._ranks[step] = rank
     try:
       self._manager.save(step, args=ocp.args.Composite(**args))
     except Exception as error:
@@ -165,7 +165,7 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def best(self) -> int | None:
-    """The step with the lowest validation loss; None if no checkpoint was validated."""
+    """The step of the lowest rank, the last of equal ones; None if no checkpoint has a rank."""
     return self._best_of(self._manager.all_steps())
 
   def restore(self, abstract: TrainState, notify: Callable[[str], None]) -> Restored | None:
@@ -216,7 +216,7 @@ class Checkpoints:
 
   def _read(self, step: int, abstract: TrainState) -> Restored:
     items, run = self._items(step, {"model": _model(abstract), "optimizer": _optimizer(abstract)})
-    return Restored(TrainState(**items["model"], **items["optimizer"]), run["position"], run["about"], run["loss"])
+    return Restored(TrainState(**items["model"], **items["optimizer"]), run["position"], run["about"], _rank(run))
 
   def _items(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The named items of a checkpoint, verified by their checksums, and its JSON."""
@@ -245,15 +245,12 @@ class Checkpoints:
         raise self._failed(CheckpointError(why))
 
   def _best_of(self, steps: Sequence[int]) -> int | None:
-    for step in set(steps) - set(self._losses):
-      self._losses[step] = self._stored_loss(step)
-    validated = [step for step in steps if math.isfinite(self._losses[step])]
-    return min(validated, key=self._losses.__getitem__, default=None)
-
-  def _stored_loss(self, step: int) -> float:
-    """Infinite for a checkpoint that was not validated or whose loss cannot be read, so it is never the best."""
-    loss = _read_run(self.folder / str(step)).get("loss")
-    return math.inf if loss is None else loss
+    for step in set(steps) - set(self._ranks):
+      # Infinite for a checkpoint without a rank or whose rank cannot be read, so it is never the best.
+      rank = _rank(_read_run(self.folder / str(step)))
+      self._ranks[step] = math.inf if rank is None else rank
+    ranked = [step for step in steps if math.isfinite(self._ranks[step])]
+    return min(ranked, key=lambda step: (self._ranks[step], -step), default=None)
 
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:
@@ -283,6 +280,11 @@ def _read_run(checkpoint: pathlib.Path) -> dict[str, Any]:
     return json.loads((checkpoint / "run" / "metadata").read_text())
   except (OSError, ValueError):
     return {}
+
+
+def _rank(run: dict[str, Any]) -> float | None:
+  """The rank in a checkpoint's JSON, which was always a loss, and named so, before runs had scores."""
+  return run.get("rank", run.get("loss"))
 
 
 def checksums(tree: Any) -> tuple[jax.Array, jax.Array]:

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moe.config import build, in_section, require
 from moe.data.data_config import DataConfig
+from moe.data.sources.task import TaskConfig
 from moe.models import ModelConfig
 from moe.parallel.mesh import MeshConfig, check_rows
 from moe.training.optimization.optimizer import Adafactor, OptimizerConfig
@@ -26,7 +27,8 @@ class TrainConfig:
     eval_every: steps between validations; the last step has one too.
     eval_batches: batches per validation, the first ones of the split; 0 for the whole split.
     checkpoint_every: steps between checkpoints; the last step has one too.
-    keep: newest checkpoints to keep, besides the one with the best validation loss.
+    keep: newest checkpoints to keep, besides the best one: of the lowest validation loss or, in a run with a section
+      `score`, of the highest score.
     compilation_cache: folder of compiled programs, kept between runs; empty for the user's cache folder.
   """
 
@@ -60,8 +62,53 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+  """How the answers to a task are scored, wherever validation is due, and which step is chosen by the scores.
+
+  A step that is scored is also saved, since it may be the best. In a mixture every task is scored, and a step's score
+  is the mean of the tasks' metrics, none weighted.
+
+  Attributes:
+    method: "rank" takes the label whose text, EOS included, has the highest log-likelihood, summed over its tokens;
+      "decode" the greedily written text, which counts if it is the label's after the task's postprocessing.
+    selection: what the best step is chosen by. "held_out" trains on the first 90% of the training split and chooses by
+      the score on its last tenth: the validation split has no part in the choice, so its score at that step is honest.
+      "published" trains on the whole split and takes the best on the validation split, as T5 (Raffel et al. 2020,
+      section 3.1.3) and Zhou et al. 2022 did.
+    metric: the metric of a task that is chosen by; empty for each task's first.
+    batch_size: rows of a batch; 0 for those of training.
+    options: the labels' texts of a task that does not name its own, for "rank".
+    examples: of each split, the first ones; 0 for all.
+  """
+
+  method: Literal["rank", "decode"] = "rank"
+  selection: Literal["held_out", "published"] = "held_out"
+  metric: str = ""
+  batch_size: int = 0
+  options: tuple[str, ...] = ()
+  examples: int = 0
+
+  def __post_init__(self) -> None:
+    for name in ("batch_size", "examples"):
+      require(getattr(self, name) >= 0, name, getattr(self, name), "expected at least 0")
+    given = self.options
+    require(len(set(given)) == len(given) != 1, "options", given, "expected at least two texts, all different, or none")
+    require(self.method == "rank" or not given, "options", given, "expected none unless method = 'rank'")
+
+  @property
+  def chosen_by(self) -> str:
+    """The kind of record whose mean score ranks the steps."""
+    return f"score/{'held_out' if self.selection == 'held_out' else 'validation'}"
+
+  def splits(self, source: TaskConfig) -> dict[str, str]:
+    """The splits that are scored, as the source names them, by the kind of their record."""
+    held_out = {"score/held_out": f"{source.train_split}[90%:]"} if self.selection == "held_out" else {}
+    return held_out | {"score/validation": source.validation_split}
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-  """Everything that determines a run. `mesh` changes where it is computed, not what."""
+  """Everything that determines a run. `mesh` changes where it is computed, not what; `score` is for tasks."""
 
   seed: int
   model: ModelConfig
@@ -69,6 +116,7 @@ class ExperimentConfig:
   train: TrainConfig
   optimizer: OptimizerConfig = dataclasses.field(default_factory=Adafactor)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  score: ScoreConfig | None = None
 
   def __post_init__(self) -> None:
     require(self.seed >= 0, "seed", self.seed, "expected at least 0")
@@ -79,6 +127,25 @@ class ExperimentConfig:
     require(batch % parts == 0, "train.accumulation", parts, f"expected a divisor of data.batch_size = {batch}")
     with in_section("data"):
       self.data.objective.check_format(self.model.row_format)
+    if self.score is not None:
+      self._check_score(self.score)
+
+  @property
+  def training_data(self) -> DataConfig:
+    """The data section, whose split "train" is what is trained on: not what is held out to choose the best step by."""
+    source = self.data.source
+    if self.score is None or self.score.selection != "held_out" or not isinstance(source, TaskConfig):
+      return self.data
+    return dataclasses.replace(self.data, source=dataclasses.replace(source, train_split=f"{source.train_split}[:90%]"))
+
+  @property
+  def score_rows(self) -> int:
+    """Rows of a batch that is scored."""
+    return (self.score.batch_size if self.score else 0) or self.data.batch_size
+
+  def saves_at(self, step: int) -> bool:
+    """Whether a checkpoint follows this step."""
+    return self.train.saves_at(step) or (self.score is not None and self.train.validates_at(step))
 
   def check_mesh(self, mesh: Mesh) -> None:
     """Raises `ConfigError` unless the mesh divides the model and its batches."""
@@ -86,6 +153,24 @@ class ExperimentConfig:
     check_rows(
       mesh, self.data.batch_size // self.train.accumulation, "config.data.batch_size / config.train.accumulation"
     )
+    if self.score is not None:
+      check_rows(
+        mesh, self.score_rows, "config.score.batch_size" if self.score.batch_size else "config.data.batch_size"
+      )
+
+  def _check_score(self, score: ScoreConfig) -> None:
+    source, objective, model = self.data.source, self.data.objective, self.model
+    expected = "expected 'task', since config.score scores the answers to one"
+    require(isinstance(source, TaskConfig), "data.source.name", source.name, expected)
+    expected = "expected an objective that reads pairs, since config.score scores the answers to inputs"
+    require(objective.reads_pairs, "data.objective.name", objective.name, expected)
+    if score.method == "decode":
+      router = model.decoder_router.name if model.decoder_router else None
+      expected = "expected a causal router, since config.score.method = 'decode' writes token by token"
+      require(not model.evaluates_on_future, "model.decoder.moe.router.name", router, expected)
+    if score.selection == "held_out" and isinstance(source, TaskConfig):
+      whole, expected = "[" not in source.train_split, "expected a whole split, of which a tenth can be held out"
+      require(whole, "data.source.train_split", source.train_split, f"{expected}, or score.selection = 'published'")
 
 
 def load_config(config: ConfigDict | Mapping[str, Any]) -> ExperimentConfig:

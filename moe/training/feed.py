@@ -52,11 +52,13 @@ def byte_lengths(vocabulary: Vocabulary, vocab_size: int) -> np.ndarray:
 def open_pipeline(config: ExperimentConfig, split: str, mesh: Mesh | None = None, *, training: bool) -> Pipeline:
   """The batches of a split: the rows that this host's devices of the mesh hold, or all rows without a mesh.
 
+  The split "train" lacks what a run holds out to choose the best step by.
+
   Raises:
     ConfigError, DataError: what is wrong with the config or the data.
   """
   return make_pipeline(
-    config.data,
+    config.training_data,
     config.model.row_format,
     split,
     training=training,

@@ -140,6 +140,11 @@ class Run:
       path, saved = self.workdir.metrics, self.what_is_saved()
       raise TrainingStopped(f"{path} could not be written: {error.strerror}; {saved}") from None
 
+  def rank(self) -> float | None:
+    """By what checkpoints are ranked, lower is better: minus the newest score or, in a run without, the newest loss."""
+    score = self.config.score
+    return self.newest["validation"]["loss"] if score is None else -self.newest[score.chosen_by]["mean"]
+
   def what_is_saved(self) -> str:
     """A phrase for errors; waits for the checkpoint that is being written."""
     with contextlib.suppress(CheckpointError):
@@ -249,7 +254,7 @@ def validate(run: Run, info: StepInfo) -> None:
 
 
 def save(run: Run, info: StepInfo) -> None:
-  """Where it is due, starts writing a checkpoint, with the loss of the validation just before.
+  """Where it is due, starts writing a checkpoint, ranked by the validation just before, if there was one.
 
   Raises:
     TrainingStopped: the state is not finite.
@@ -257,10 +262,9 @@ def save(run: Run, info: StepInfo) -> None:
   """
   if not info.save:
     return
-  loss = run.newest["validation"]["loss"] if info.validate else None
   try:
     about = run.about | {"since_record": run.means.as_json()}
-    run.checkpoints.save(info.state, whole_position(run.pipeline), about, loss)
+    run.checkpoints.save(info.state, whole_position(run.pipeline), about, run.rank() if info.validate else None)
   except NonFiniteError as error:
     raise TrainingStopped(f"{error}; {run.what_is_saved()}") from None
   run.clock.restart()

@@ -38,7 +38,7 @@ class Progress:
       self._bar.set_postfix_str(text, refresh=False)
       self._bar.update(step - self._bar.n)
     elif log:
-      self.line(f"step {step}/{self._total}: {text}, {self._left(step)} left")
+      self.line(f"step {step}/{self._total}: {text}, {self.left(step)} left")
 
   def validation(self, step: int, loss: float, bits_per_byte: float) -> None:
     """Shows the result of a validation."""
@@ -55,7 +55,8 @@ class Progress:
     if self._bar is not None:
       self._bar.close()
 
-  def _left(self, step: int) -> str:
+  def left(self, step: int) -> str:
+    """The remaining time after a step, as hours, minutes and seconds."""
     if step == self._first:
       return "unknown time"
     seconds = (time.monotonic() - self._began) / (step - self._first) * (self._total - step)

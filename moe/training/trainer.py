@@ -48,7 +48,9 @@ class Summary:
   future_leakage: bool
 
 
-def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[Hook] = ()) -> Summary:
+def train(
+  config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[Hook] = (), score: Hook | None = None
+) -> Summary:
   """Trains from the newest checkpoint in the workdir, or from step 0, to the last step or until asked to stop.
 
   SIGTERM or SIGINT saves and returns. A resumed run has the losses of one that was never interrupted, bit for bit. Its
@@ -58,6 +60,9 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     config: of the run.
     folder: its workdir; created if it does not exist.
     hooks: called after each step, in this order, after those that log, validate and save.
+    score: the hook that scores tasks, called before the one that saves; required if the config has a section `score`.
+      Where validation is due it records `score/validation` and, if the config holds out a part, `score/held_out`, each
+      with the `mean` over tasks.
 
   Raises:
     ConfigError, DataError: before anything is written.
@@ -69,6 +74,8 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
   # ----------------------------------------------------------------------------------------------------------------
   # Check and open everything. The folder is claimed when the first checkpoint is complete.
   # ----------------------------------------------------------------------------------------------------------------
+  if (config.score is None) != (score is None):
+    raise ValueError("score: expected a hook if, and only if, the config has a section `score`")
   settings, workdir, is_primary = config.train, Workdir(folder), jax.process_index() == 0
   workdir.check(config)
   with contextlib.ExitStack() as stack:
@@ -123,6 +130,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     lengths = byte_lengths(vocabulary, config.model.vocab_size)
     knows = {"train": config.model.trains_on_future, "validation": config.model.evaluates_on_future}
     leaks = [kind for kind in knows if knows[kind]]
+    leaks += ["score/validation", "score/held_out"] if knows["validation"] else []
     run = Run(
       config=config,
       workdir=workdir,
@@ -145,11 +153,13 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
     # --------------------------------------------------------------------------------------------------------------
     # The loop. The host starts each step before it reads the metrics of the one before: the device never waits.
     # --------------------------------------------------------------------------------------------------------------
-    if restored is not None and restored.loss is None and settings.validates_at(step):
-      # The signal that stopped the run also prevented the validation of its last step.
-      validate(run, StepInfo(step, state, metrics={}, validate=True, save=False, stop=False))
     log, loss, stop = Log(first + 1), None, False
-    all_hooks: list[Hook] = [log, validate, save, *hooks]
+    evaluate: list[Hook] = [validate, *([] if score is None else [score])]
+    all_hooks: list[Hook] = [log, *evaluate, save, *hooks]
+    if restored is not None and restored.rank is None and settings.validates_at(step):
+      # The signal that stopped the run also prevented the validation of its last step.
+      for hook in evaluate:
+        hook(run, StepInfo(step, state, metrics={}, validate=True, save=False, stop=False))
     with stop_requests() as asked_to_stop:
       while step < settings.steps and not stop:
         checkpoints.poll()
@@ -163,7 +173,7 @@ def train(config: ExperimentConfig, folder: str | pathlib.Path, hooks: Sequence[
         jax.block_until_ready(loss)  # of the step before: a request to stop takes effect as early as possible
         step, loss = step + 1, metrics["loss"]
         stop = asked_to_stop(step)
-        validates, saves = settings.validates_at(step) and not stop, settings.saves_at(step) or stop
+        validates, saves = settings.validates_at(step) and not stop, config.saves_at(step) or stop
         info = StepInfo(step, state, metrics, validates, saves, stop)
         for hook in all_hooks:
           hook(run, info)

@@ -42,6 +42,8 @@ class Workdir:
     checkpoints: Orbax's folder.
     tensorboard: folder of event files.
     figure: the loss curves.
+    scores: of tasks, made of the metrics.
+    predictions: folder of the answers to tasks' examples.
 
   Raises:
     ConfigError: the path is empty, a URL, or one under which checkpoints could not be found again.
@@ -56,6 +58,8 @@ class Workdir:
     self.checkpoints = self.root / "checkpoints"
     self.tensorboard = self.root / "tensorboard"
     self.figure = self.root / "loss.png"
+    self.scores = self.root / "scores.json"
+    self.predictions = self.root / "predictions"
     self._data_error = self.root / "data_error.json"
 
   @contextlib.contextmanager
@@ -128,7 +132,7 @@ class Workdir:
       number += 1
     try:
       target.mkdir()
-      for path in (self.tensorboard, self.metrics):
+      for path in (self.tensorboard, self.scores, self.predictions, self.metrics):
         if path.exists():
           path.rename(target / path.name)
     except OSError as error:
