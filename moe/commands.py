@@ -16,14 +16,15 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from moe.config import ConfigError, UserError, require
-from moe.config_file import read_config, split_configs
+from moe.config import ConfigError, Text, UserError, require
+from moe.config_file import fields_of, read_config, split_configs
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of the share of it that a user has
 
 flags.disclaim_key_flags()  # the entry point that calls a function below owns its flags: `--help` lists them
 
 _configs: list[list[str]] = []  # each config that was given, with its overrides
+_fields_alone: list[bool] = []  # whether overrides may stand without a config
 _verbs: dict[str, Callable[[], Callable[[], None]]] = {}
 _chosen: list[Callable[[], None]] = []  # what the verb of the command line does
 
@@ -50,6 +51,21 @@ def given_config() -> dict[str, Any]:
   files = [one[0].partition("=")[2] for one in _configs]
   require(len(files) == 1, "--config", files or None, "expected one config file")
   return read_config(_configs[0])
+
+
+def define_fields() -> Callable[[], list[tuple[str, Text]]]:
+  """`--config.FIELD=VALUE` without a config file, to change the config of a run; returns the function that gives them.
+
+  It raises ConfigError if there is a config file too.
+  """
+  _fields_alone[:] = [True]
+
+  def fields() -> list[tuple[str, Text]]:
+    files = [one[0].partition("=")[2] for one in _configs[1:]]
+    require(not files, "--config", files, "expected fields alone, --config.FIELD=VALUE: all else is the run's own")
+    return fields_of(_configs[0][1:])
+
+  return fields
 
 
 def define_verbs(*verbs: Callable[[], Callable[[], None]]) -> Callable[[], None]:
@@ -175,7 +191,7 @@ def _silence_orbax() -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     argv = _choose_verb(argv) if _verbs else argv
-    _configs[:], rest = split_configs(argv)
+    _configs[:], rest = split_configs(argv, alone=bool(_fields_alone))
     return flags.FLAGS(rest)
   except flags.Error as error:
     _fail(2, "; ".join(str(error).splitlines()))

@@ -15,8 +15,12 @@ from typing import Any
 from moe.config import ConfigError, Text, override
 
 
-def split_configs(arguments: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+def split_configs(arguments: Sequence[str], *, alone: bool = False) -> tuple[list[list[str]], list[str]]:
   """Separates configs from the other arguments of a command line.
+
+  Args:
+    arguments: of the command line.
+    alone: whether overrides may stand before any `--config`; the first config is then `--config=` and these.
 
   Returns:
     For each config `--config=FILE` and the `--config.FIELD=VALUE` that follow it; and all other arguments.
@@ -24,7 +28,7 @@ def split_configs(arguments: Sequence[str]) -> tuple[list[list[str]], list[str]]
   Raises:
     ConfigError: an override stands before any `--config`, or lacks its value.
   """
-  configs: list[list[str]] = []
+  configs: list[list[str]] = [["--config="]] if alone else []
   others, rest = [], iter(arguments)
   for argument in rest:
     if argument in ("--config", "-config"):
@@ -50,9 +54,13 @@ def read_config(arguments: Sequence[str]) -> dict[str, Any]:
     ConfigError: there is no such file, or it gives no config; an override of a field inside something else's value.
   """
   file, *overrides = arguments
-  values = read_config_file(file.partition("=")[2])
+  return override(read_config_file(file.partition("=")[2]), fields_of(overrides))
+
+
+def fields_of(overrides: Sequence[str]) -> list[tuple[str, Text]]:
+  """The dotted names and values of `--config.FIELD=VALUE`, for `moe.config.override`."""
   fields = (argument.removeprefix("--config.").partition("=") for argument in overrides)
-  return override(values, [(name, Text(value)) for name, _, value in fields])
+  return [(name, Text(value)) for name, _, value in fields]
 
 
 def read_config_file(path: str) -> dict[str, Any]:

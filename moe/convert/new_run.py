@@ -41,10 +41,14 @@ def write_run(
   *,
   step: int = 0,
   opt_state: Any = None,
+  position: Any = None,
+  data: dict[str, str] | None = None,
+  router_files: str | None = None,
 ) -> None:
   """Writes a run with one checkpoint, as if it had been trained to this step.
 
-  It can be evaluated, and others can begin with it. Training it further begins with the first of its data.
+  It can be evaluated, and others can begin with it. Training it further begins with the first of its data, unless a
+  position is given.
 
   Args:
     workdir: from `new_workdir`.
@@ -54,6 +58,9 @@ def write_run(
     vocabulary: of the config's data.
     step: of the checkpoint.
     opt_state: of the config's optimizer; None for its first.
+    position: where the run is in its data, as a checkpoint has it.
+    data: fingerprints of the data that it is a position in.
+    router_files: fingerprint of what the routers began with; None to read it from the files that the config names.
 
   Raises:
     WorkdirError: the folder is in use, or cannot be written to.
@@ -61,9 +68,9 @@ def write_run(
     ValueError: the arrays are not those of the config's model.
   """
   if vocabulary.model is not None:
-    data = dataclasses.replace(config.data, vocabulary=str(workdir.vocabulary))
-    config = dataclasses.replace(config, data=data)
-  setup = Setup(config, make_mesh(config.mesh, jax.local_devices()[:1]))
+    own = dataclasses.replace(config.data, vocabulary=str(workdir.vocabulary))
+    config = dataclasses.replace(config, data=own)
+  setup = Setup(config, make_mesh(devices=jax.local_devices()[:1]))
   if opt_state is None:
     opt_state = jax.jit(setup.optimizer.init)(params)
   state = TrainState(jnp.asarray(step, jnp.int32), params, router_state, opt_state)
@@ -71,14 +78,14 @@ def write_run(
   about = {
     "config": with_absolute_paths(config),
     "vocabulary": describe(vocabulary),
-    "data": None,
-    "router_files": fingerprint(stored_router_state(config.model, vocabulary.fingerprint)),
+    "data": data,
+    "router_files": router_files or fingerprint(stored_router_state(config.model, vocabulary.fingerprint)),
     "since_record": None,
   }
   with workdir.held():
     checkpoints = Checkpoints(workdir.checkpoints, on_first=lambda: workdir.claim(config, vocabulary.model))
     try:
-      checkpoints.save(state, position=None, about=about)
+      checkpoints.save(state, position, about)
     finally:
       checkpoints.close()
 

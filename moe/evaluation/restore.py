@@ -1,7 +1,9 @@
 """Trained models, read from the workdirs of their runs."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -58,19 +60,14 @@ def restore(folder: str | pathlib.Path, step: str = "best", mesh: MeshConfig | N
   """
   workdir = Workdir(folder)
   config = workdir.load_config()
-  if not workdir.checkpoints.exists():
-    raise CheckpointError(f"{workdir.root} has no checkpoint yet")
-  checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
-  chosen = None if mesh else jax.local_devices()[:1]
-  mesh = mesh or MeshConfig()
-  devices = make_mesh(mesh, chosen)
-  config.model.check_mesh(devices)
-  try:
-    number = _number(checkpoints, step)
+  with open_checkpoints(workdir) as checkpoints:
+    chosen = None if mesh else jax.local_devices()[:1]
+    mesh = mesh or MeshConfig()
+    devices = make_mesh(mesh, chosen)
+    config.model.check_mesh(devices)
+    number = step_number(checkpoints, step)
     model = abstract_model(config.model.make, devices, fsdp=mesh.fsdp)
     params, router_state, about = checkpoints.restore_model(number, model.params, model.router_state)
-  finally:
-    checkpoints.close()
   return Trained(config, number, model.graph, params, router_state, about["vocabulary"], devices)
 
 
@@ -79,9 +76,22 @@ def kept_steps(folder: str | pathlib.Path) -> list[int]:
   workdir = Workdir(folder)
   if not workdir.checkpoints.exists():
     return []
+  with open_checkpoints(workdir) as checkpoints:
+    return checkpoints.steps()
+
+
+@contextlib.contextmanager
+def open_checkpoints(workdir: Workdir) -> Iterator[Checkpoints]:
+  """A run's checkpoints, to read.
+
+  Raises:
+    CheckpointError: it has none yet.
+  """
+  if not workdir.checkpoints.exists():
+    raise CheckpointError(f"{workdir.root} has no checkpoint yet")
   checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
   try:
-    return checkpoints.steps()
+    yield checkpoints
   finally:
     checkpoints.close()
 
@@ -112,7 +122,13 @@ def check_vocabulary(trained: Trained, vocabulary: Vocabulary) -> None:
   require(vocabulary.fingerprint == old["fingerprint"], "config.data.vocabulary", vocabulary.name, wanted)
 
 
-def _number(checkpoints: Checkpoints, step: str) -> int:
+def step_number(checkpoints: Checkpoints, step: str, flag: str = "--step") -> int:
+  """The step that is meant by a number, `latest` or `best`; see `restore`.
+
+  Raises:
+    ConfigError: it is none of these; names the `flag`.
+    CheckpointError: there is no checkpoint.
+  """
   latest = checkpoints.latest()
   if latest is None:
     raise CheckpointError(f"there is no checkpoint under {checkpoints.folder}")
@@ -122,5 +138,5 @@ def _number(checkpoints: Checkpoints, step: str) -> int:
     case "best":
       return checkpoints.best() or latest
   found = {str(number): number for number in checkpoints.steps()}
-  require(step in found, "--step", step, f"expected 'best', 'latest' or one of {', '.join(found)}")
+  require(step in found, flag, step, f"expected 'best', 'latest' or one of {', '.join(found)}")
   return found[step]

@@ -198,21 +198,36 @@ class Checkpoints:
       raise CheckpointError(f"no checkpoint under {self.folder} can be read; the newest, step {step}: {why}")
     return None
 
+  def restore_step(self, step: int, abstract: TrainState) -> Restored:
+    """One step, whole; raises as `restore_model`. Nothing is renamed.
+
+    Args:
+      step: of the checkpoint.
+      abstract: the state's shapes, dtypes and shardings.
+    """
+    with self._reading(step):
+      return self._read(step, abstract)
+
   def restore_model(self, step: int, params: Any, router_state: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Parameters, routers' state and `about` of one step, given the shapes, dtypes and shardings of the arrays.
 
     Raises:
       CheckpointError: the step has no checkpoint, or a damaged one.
     """
+    with self._reading(step):
+      items, run = self._items(step, {"model": {"params": params, "router_state": router_state}})
+    return items["model"]["params"], items["model"]["router_state"], run["about"]
+
+  @contextlib.contextmanager
+  def _reading(self, step: int) -> Iterator[None]:
     steps = self._manager.all_steps()
     if step not in steps:
       raise CheckpointError(f"step {step} has no checkpoint under {self.folder}; there are {sorted(steps)}")
     try:
       with _quiet():
-        items, run = self._items(step, {"model": {"params": params, "router_state": router_state}})
+        yield
     except Exception as error:
       raise CheckpointError(f"checkpoint {step} cannot be read: {_line(error)}") from error
-    return items["model"]["params"], items["model"]["router_state"], run["about"]
 
   def _read(self, step: int, abstract: TrainState) -> Restored:
     items, run = self._items(step, {"model": _model(abstract), "optimizer": _optimizer(abstract)})

@@ -1,0 +1,138 @@
+"""The config of a run that is made of another: the other's with some fields changed, and checks that these go together.
+
+Nothing is read or computed here but shapes.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe.config import as_mapping, differences, in_section, override, require
+from moe.convert.old_run import setup_of
+from moe.convert.pruning import router_axes, router_shapes
+from moe.convert.upcycling import upcycle_statistics
+from moe.models import ModelConfig, MoEConfig
+from moe.training.experiment import ExperimentConfig, load_config
+
+# Dotted names of a config's fields, and their values.
+Fields = Iterable[tuple[str, Any]]
+
+# Fields of the model that change no parameter, and of its MoE layers.
+_FREE = ("dropout", "expert_dropout", "dtype", "remat", "auxiliary_losses", "logits_operands", "allow_future_leakage")
+_FREE_OF_EXPERTS = ("router", "gate_scale")
+
+
+def changed_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
+  """The config with some fields replaced.
+
+  Raises:
+    ConfigError: a wrong field; or experts that the config's mesh does not divide.
+  """
+  new = load_config(override(as_mapping(old), fields))
+  axis = new.mesh.expert
+  for name, moe in experts_of(new.model).items():
+    wanted = f"expected a multiple of config.mesh.expert = {axis}"
+    require(axis < 1 or moe.num_experts % axis == 0, f"config.model.{name}.moe.num_experts", moe.num_experts, wanted)
+  return new
+
+
+def upcycled_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
+  """The config of a dense run with experts, which have the dense network's activation unless another is given.
+
+  Raises:
+    ConfigError: a wrong field; the fields make no experts, or such as are not like the dense network.
+  """
+  given, model = list(fields), old.model
+  touched = [name for name in model.stacks if any(field.startswith(f"model.{name}.moe.") for field, _ in given)]
+  new = changed_config(old, [(f"model.{name}.moe.feed_forward", model.feed_forward) for name in touched] + given)
+  wanted = "expected the fields of its experts, or those of another stack"
+  require(bool(experts_of(new.model)), f"config.model.{next(iter(model.stacks))}.moe", None, wanted)
+  check_model(_without_experts(new.model), model)
+  _check_networks(new.model)
+  return new
+
+
+def dense_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
+  """The config of a run without its experts.
+
+  Raises:
+    ConfigError: a wrong field; or the experts are not like a dense network.
+  """
+  sparse = experts_of(old.model)
+  for name, moe in sparse.items():
+    require(not moe.bias, f"config.model.{name}.moe.bias", moe.bias, "expected False: a dense network has no biases")
+  _check_networks(old.model)
+  new = changed_config(old, [*((f"model.{name}.moe", None) for name in sparse), *fields])
+  check_model(new.model, _without_experts(old.model))
+  return new
+
+
+def pruned_config(old: ExperimentConfig, fields: Fields, keep: int) -> ExperimentConfig:
+  """The config of a run with `keep` experts per MoE layer.
+
+  Raises:
+    ConfigError: a wrong field; or a router that does not go with so few experts, or from which none can be removed.
+  """
+  stacks: Any = {}
+  for name, moe in experts_of(old.model).items():
+    with in_section(f"config.model.{name}.moe.router"):
+      router_axes(moe.router, old.model.site(moe))
+    stacks[name] = dataclasses.replace(old.model.stacks[name], moe=dataclasses.replace(moe, num_experts=keep))
+  new = changed_config(old, [*((f"model.{name}.moe.num_experts", keep) for name in stacks), *fields])
+  check_model(new.model, dataclasses.replace(old.model, **stacks))
+  return new
+
+
+def check_model(model: ModelConfig, expected: ModelConfig) -> None:
+  """Raises `ConfigError` unless a model has the parameters, and the routers' states, of the expected one."""
+  free = {f"config.model.{name}" for name in _FREE}
+  free_of = tuple(f"config.model.{name}.moe.{field}" for name in expected.stacks for field in _FREE_OF_EXPERTS)
+  for field, (old, new) in differences(as_mapping(expected), as_mapping(model), "config.model").items():
+    require(field in free or field.startswith(free_of), field, new, f"expected {old!r}, as in the run it is made of")
+  for name, moe in experts_of(expected).items():
+    site, router = expected.site(moe), experts_of(model)[name].router
+    wanted = f"expected a router with the parameters and the state of {moe.router.name}"
+    alike = router_shapes(router, site) == router_shapes(moe.router, site)
+    require(alike, f"config.model.{name}.moe.router.name", router.name, wanted)
+
+
+def check_statistics(old: ExperimentConfig, new: ExperimentConfig) -> None:
+  """Raises `ConfigError` unless the dense run's statistics of the optimizer are such as the upcycled run's needs."""
+  begun, made, alike = (setup_of(config).abstract for config in (old, new, dataclasses.replace(new, model=old.model)))
+
+  def moved() -> Any:
+    move = lambda dense, fresh: upcycle_statistics(dense, fresh, begun.params, new.model)  # noqa: E731
+    return jax.eval_shape(move, begun.opt_state, made.opt_state)
+
+  same = _shapes(alike.opt_state) == _shapes(begun.opt_state) and _shapes(moved()) == _shapes(made.opt_state)
+  wanted = "expected the dense run's optimizer, whose statistics are reused, or --fresh_optimizer"
+  require(same, "config.optimizer.name", new.optimizer.name, wanted)
+
+
+def experts_of(model: ModelConfig) -> dict[str, MoEConfig]:
+  """The MoE layers of each stack that has some."""
+  return {name: stack.moe for name, stack in model.stacks.items() if stack.moe is not None}
+
+
+def _without_experts(model: ModelConfig) -> ModelConfig:
+  dense: Any = {name: dataclasses.replace(stack, moe=None) for name, stack in model.stacks.items()}
+  return dataclasses.replace(model, **dense)
+
+
+def _check_networks(model: ModelConfig) -> None:
+  """Raises `ConfigError` unless each expert is like a dense feed-forward network, and there are no shared ones."""
+  for name, moe in experts_of(model).items():
+    with in_section(f"config.model.{name}.moe"):
+      require(moe.d_ff in (0, model.d_ff), "d_ff", moe.d_ff, f"expected {model.d_ff}, as of the dense network, or 0")
+      form = moe.feed_forward
+      require(form == model.feed_forward, "feed_forward", form, f"expected {model.feed_forward!r}, as of the dense one")
+      shared = moe.shared_experts
+      require(shared == 0, "shared_experts", shared, "expected 0: a layer's one dense network goes with routed experts")
+
+
+def _shapes(tree: Any) -> tuple[Any, ...]:
+  """What two states have in common if one can stand for the other."""
+  return jax.tree.structure(tree), [(np.shape(leaf), np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
