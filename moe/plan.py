@@ -34,6 +34,7 @@ def main() -> None:
   from moe.planning.page import draw, plan_lines, plan_table
   from moe.planning.topology import parse_slice
   from moe.training.experiment import load_config
+  from moe.training.init import inherit
 
   arguments = commands.given_configs()
   if not arguments:
@@ -43,7 +44,7 @@ def main() -> None:
   given = {"--out": _OUT.value, "--figure": _FIGURE.value}
   files = {flag: None if value is None else commands.new_path(flag, value) for flag, value in given.items()}
   where = parse_slice(_TOPOLOGY.value)
-  configs = {_name(one, arguments): load_config(read_config(one)) for one in arguments}
+  configs = {_name(one, arguments): load_config(inherit(read_config(one))) for one in arguments}
   plans, refused = {}, {}
   for name, config in configs.items():
     plan = plan_for(config, where)

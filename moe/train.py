@@ -29,9 +29,10 @@ def main() -> None:
   from moe.evaluation.scoring.hook import make_score_hook
   from moe.evaluation.summary import summarize
   from moe.training.experiment import load_config
+  from moe.training.init import inherit
   from moe.training.trainer import train
 
-  config = load_config(commands.given_config())
+  config = load_config(inherit(commands.given_config(), _WORKDIR.value))
   summary = train(config, _WORKDIR.value, score=make_score_hook(config, _WORKDIR.value))
   if not summary.finished:
     sys.exit(128 + signal.SIGTERM)  # 0 would tell a cluster that the run is finished

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from moe.evaluation.restore import Trained, open_checkpoints, step_number
+from moe.evaluation.restore import Trained, open_checkpoints
 from moe.parallel.mesh import make_mesh
 from moe.training.experiment import ExperimentConfig
 from moe.training.setup import Setup
@@ -41,7 +41,7 @@ def read_run(folder: str | os.PathLike[str], step: str) -> OldRun:
   config = workdir.load_config()
   setup = setup_of(config)
   with open_checkpoints(workdir) as checkpoints:
-    restored = checkpoints.restore_step(step_number(checkpoints, step), setup.abstract)
+    restored = checkpoints.restore_step(checkpoints.find(step, "--step"), setup.abstract)
   state, about = restored.state, restored.about
   vocabulary, graph = about["vocabulary"], setup.graph
   trained = Trained(config, int(state.step), graph, state.params, state.router_state, vocabulary, setup.mesh)

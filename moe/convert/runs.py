@@ -31,7 +31,7 @@ from moe.convert.old_run import OldRun, read_run, setup_of
 from moe.convert.pruning import most_used, prune
 from moe.convert.upcycling import add_noise, upcycle, upcycle_statistics
 from moe.evaluation.perplexity import evaluate
-from moe.evaluation.restore import open_checkpoints, restore, step_number, vocabulary_of
+from moe.evaluation.restore import open_checkpoints, restore, vocabulary_of
 from moe.training.checkpoint import read_about
 from moe.training.experiment import ExperimentConfig
 from moe.training.state import stored_router_state
@@ -183,4 +183,4 @@ def _check_alike(source: Folder, config: ExperimentConfig, first: Folder, expect
 def _checkpoints(source: Folder, steps: Sequence[str]) -> list[tuple[Folder, str]]:
   """The steps of a run, each as a number."""
   with open_checkpoints(Workdir(source)) as checkpoints:
-    return [(source, str(step_number(checkpoints, step, "--steps"))) for step in steps]
+    return [(source, str(checkpoints.find(step, "--steps"))) for step in steps]

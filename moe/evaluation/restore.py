@@ -65,7 +65,7 @@ def restore(folder: str | pathlib.Path, step: str = "best", mesh: MeshConfig | N
     mesh = mesh or MeshConfig()
     devices = make_mesh(mesh, chosen)
     config.model.check_mesh(devices)
-    number = step_number(checkpoints, step)
+    number = checkpoints.find(step, "--step")
     model = abstract_model(config.model.make, devices, fsdp=mesh.fsdp)
     params, router_state, about = checkpoints.restore_model(number, model.params, model.router_state)
   return Trained(config, number, model.graph, params, router_state, about["vocabulary"], devices)
@@ -120,23 +120,3 @@ def check_vocabulary(trained: Trained, vocabulary: Vocabulary) -> None:
   sizes = f"{wanted}: it has {old['size']} tokens, this one {vocabulary.size}"
   require(vocabulary.size >= old["size"], "config.data.vocabulary", vocabulary.name, sizes)
   require(vocabulary.fingerprint == old["fingerprint"], "config.data.vocabulary", vocabulary.name, wanted)
-
-
-def step_number(checkpoints: Checkpoints, step: str, flag: str = "--step") -> int:
-  """The step that is meant by a number, `latest` or `best`; see `restore`.
-
-  Raises:
-    ConfigError: it is none of these; names the `flag`.
-    CheckpointError: there is no checkpoint.
-  """
-  latest = checkpoints.latest()
-  if latest is None:
-    raise CheckpointError(f"there is no checkpoint under {checkpoints.folder}")
-  match step:
-    case "latest":
-      return latest
-    case "best":
-      return checkpoints.best() or latest
-  found = {str(number): number for number in checkpoints.steps()}
-  require(step in found, flag, step, f"expected 'best', 'latest' or one of {', '.join(found)}")
-  return found[step]

@@ -26,7 +26,7 @@ import tensorstore
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
-from moe.config import UserError, first_line
+from moe.config import UserError, first_line, require
 from moe.training.state import TrainState
 
 
@@ -167,6 +167,39 @@ class Checkpoints:
   def best(self) -> int | None:
     """The step of the lowest rank, the last of equal ones; None if no checkpoint has a rank."""
     return self._best_of(self._manager.all_steps())
+
+  def find(self, step: str, field: str) -> int:
+    """The number of a step.
+
+    Args:
+      step: the number, "latest", or "best", which is the latest where none was validated.
+      field: in which it was given.
+
+    Raises:
+      ConfigError: there is no such step. CheckpointError: there is no checkpoint.
+    """
+    latest = self.latest()
+    if latest is None:
+      raise CheckpointError(f"there is no checkpoint under {self.folder}")
+    named = {"latest": latest, "best": self.best() or latest}
+    found = named | {str(number): number for number in self.steps()}
+    numbers = ", ".join(map(str, self.steps()))
+    require(step in found, field, step, f"expected 'best', 'latest' or one of {numbers}")
+    return found[step]
+
+  def describe(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Shapes and dtypes of a step's parameters and routers' state, as stored, and its `about`; no array is read.
+
+    Raises:
+      CheckpointError: they cannot be read.
+    """
+    folder = self.folder / str(step)
+    try:
+      with _quiet():
+        found: Any = ocp.StandardCheckpointHandler().metadata(folder / "model")
+      return found.tree, json.loads((folder / "run" / "metadata").read_text())["about"]
+    except Exception as error:
+      raise CheckpointError(f"checkpoint {step} cannot be read: {_line(error)}") from error
 
   def restore(self, abstract: TrainState, notify: Callable[[str], None]) -> Restored | None:
     """The newest checkpoint that can be read, or None if there are no checkpoints.

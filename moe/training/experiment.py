@@ -62,6 +62,25 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitConfig:
+  """The checkpoint of another run to begin from, in place of random parameters; see `moe.training.init`.
+
+  Attributes:
+    workdir: of that run, or a folder that `moe.convert` has made.
+    step: a number, "latest", or "best" by its validation (the latest where there was none). The config that a run
+      stores has the number.
+  """
+
+  workdir: str
+  step: str = "best"
+
+  def __post_init__(self) -> None:
+    require(bool(self.workdir.strip()), "workdir", self.workdir, "expected the folder of a run to begin from")
+    known = self.step in ("best", "latest") or self.step.isdecimal()
+    require(known, "step", self.step, "expected 'best', 'latest' or a number")
+
+
+@dataclasses.dataclass(frozen=True)
 class ScoreConfig:
   """How the answers to a task are scored, wherever validation is due, and which step is chosen by the scores.
 
@@ -116,6 +135,7 @@ class ExperimentConfig:
   train: TrainConfig
   optimizer: OptimizerConfig = dataclasses.field(default_factory=Adafactor)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  init: InitConfig | None = None
   score: ScoreConfig | None = None
 
   def __post_init__(self) -> None:

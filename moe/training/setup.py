@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -11,7 +12,7 @@ from moe.config import ConfigError
 from moe.parallel.memory import GIB, device_memory, host_memory, shard_bytes
 from moe.parallel.mesh import row_shards
 from moe.training.experiment import ExperimentConfig
-from moe.training.state import Stored, TrainState, abstract_model, abstract_state, keys, make_state
+from moe.training.state import Stored, TrainState, abstract_model, abstract_state, keys, make_state, shardings_of
 from moe.training.step import RunInputs, make_eval_step, make_train_step
 
 
@@ -41,6 +42,16 @@ class Setup:
   def first_state(self, stored: Stored) -> TrainState:
     """The state at step 0; `stored` is from `stored_router_state`."""
     return make_state(self._config.model.make, self.optimizer, self._config.seed, self.abstract, stored)
+
+  def state_of(self, params: dict[str, Any], router_state: dict[str, Any]) -> TrainState:
+    """The state at step 0 of a model that was trained elsewhere, whose arrays have the shardings of `abstract`."""
+
+    def begin(params: dict[str, Any]) -> tuple[jax.Array, Any]:
+      return jnp.zeros((), jnp.int32), self.optimizer.init(params)
+
+    divided = shardings_of((self.abstract.step, self.abstract.opt_state))
+    step, opt_state = jax.jit(begin, out_shardings=divided)(params)
+    return TrainState(step, params, router_state, opt_state)
 
   def train_step(self, byte_lengths: jax.typing.ArrayLike) -> jax.stages.Wrapped:
     """`make_train_step` of the config; `byte_lengths` `[V]` is the length of each token's text."""

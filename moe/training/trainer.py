@@ -19,6 +19,7 @@ from moe.training.checkpoint import Checkpoints, Restored, read_about
 from moe.training.experiment import ExperimentConfig
 from moe.training.feed import byte_lengths, describe, fingerprint, open_pipeline, open_vocabulary
 from moe.training.hooks import Hook, Log, Means, Run, StepInfo, TrainingStopped, save, validate
+from moe.training.init import Source, settle
 from moe.training.metrics_file import MetricsWriter, Record, read_metrics
 from moe.training.progress import Clock, Progress
 from moe.training.setup import Setup, check_memory
@@ -53,6 +54,8 @@ def train(
 ) -> Summary:
   """Trains from the newest checkpoint in the workdir, or from step 0, to the last step or until asked to stop.
 
+  Step 0 has random parameters, or those of the checkpoint that `config.init` names.
+
   SIGTERM or SIGINT saves and returns. A resumed run has the losses of one that was never interrupted, bit for bit. Its
   records are means over the steps since the previous record.
 
@@ -77,6 +80,8 @@ def train(
   if (config.score is None) != (score is None):
     raise ValueError("score: expected a hook if, and only if, the config has a section `score`")
   settings, workdir, is_primary = config.train, Workdir(folder), jax.process_index() == 0
+  if config.init is not None:
+    config = dataclasses.replace(config, init=settle(config.init, workdir))
   workdir.check(config)
   with contextlib.ExitStack() as stack:
     if is_primary:
@@ -87,17 +92,23 @@ def train(
     config.check_mesh(mesh)
     check_memory(config, mesh)
     vocabulary = open_vocabulary(config)
+    setup = Setup(config, mesh)
+    check_memory(config, mesh, setup.abstract)
+    before = read_about(workdir.checkpoints)
+    source = Source(config.init) if config.init is not None and workdir.stored() is None else None
+    router_files = _router_files(config, before if source is None else source.about, vocabulary)
+    if source is not None:
+      source.check(setup.abstract, vocabulary, router_files)
     pipeline = stack.enter_context(open_pipeline(config, "train", mesh, training=True))
     validation = stack.enter_context(open_pipeline(config, "validation", mesh, training=False))
     _check_examples(validation)
     use_compilation_cache(settings.compilation_cache)
 
-    before = read_about(workdir.checkpoints)
     about: dict[str, Any] = {
       "config": with_absolute_paths(config),
       "vocabulary": describe(vocabulary),
       "data": {"train": pipeline.position["source"], "validation": validation.position["source"]},
-      "router_files": _router_files(config, before, vocabulary),
+      "router_files": router_files,
     }
     _check_content(before, about, workdir)
 
@@ -108,8 +119,7 @@ def train(
       if is_primary:
         workdir.claim(config, vocabulary.model)
 
-    setup = Setup(config, mesh)
-    check_memory(config, mesh, setup.abstract)
+    begun = None if source is None else setup.state_of(*source.restore(setup.abstract))
     checkpoints = Checkpoints(workdir.checkpoints, settings.keep, on_first=claim)
     if checkpoints.latest() is None and workdir.config.exists():
       raise WorkdirError(_no_checkpoints_left(workdir))
@@ -117,7 +127,7 @@ def train(
     if restored is None:
       if is_primary:
         workdir.set_aside()
-      state = setup.first_state(stored_router_state(config.model, vocabulary.fingerprint))
+      state = begun or setup.first_state(stored_router_state(config.model, vocabulary.fingerprint))
     else:
       if restored.position is not None:  # None in a run made of another's weights: its data are all new
         pipeline.restore(_position(restored, about["data"], workdir))
@@ -229,6 +239,8 @@ def _no_checkpoints_left(workdir: Workdir) -> str:
 
 def _router_files(config: ExperimentConfig, before: Mapping[str, Any], vocabulary: Vocabulary) -> str | None:
   """Fingerprint of what routers read from files; those of a checkpoint's run are not read again, as they may be gone.
+
+  `before` is the `about` of a checkpoint, the run's own or the one that it begins from.
 
   Raises:
     ConfigError: a file is missing, or was made for another vocabulary or number of experts.

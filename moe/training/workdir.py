@@ -34,6 +34,9 @@ class WorkdirError(UserError):
 class Workdir:
   """Paths of a run.
 
+  Args:
+    path: of the folder, given as `flag`.
+
   Attributes:
     root: the folder itself.
     config: the run's config, with absolute paths.
@@ -49,9 +52,9 @@ class Workdir:
     ConfigError: the path is empty, a URL, or one under which checkpoints could not be found again.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
-    self.root = local_path("--workdir", path)
-    _check_name(self.root)
+  def __init__(self, path: str | os.PathLike[str], flag: str = "--workdir"):
+    self.root = local_path(flag, path)
+    _check_name(flag, self.root)
     self.config = self.root / "config.json"
     self.vocabulary = self.root / "vocabulary.model"
     self.metrics = self.root / "metrics.jsonl"
@@ -87,7 +90,7 @@ class Workdir:
     Raises:
       WorkdirError: the folder holds the run of another config (the message lists the fields that differ).
     """
-    old, new = self._tree(), as_mapping(config)
+    old, new = self.stored(), as_mapping(config)
     if old is None:
       return
     free = {f"config.train.{name}" for name in _FREE} | {f"config.{name}" for name in (*_paths(old), *_paths(new))}
@@ -151,13 +154,28 @@ class Workdir:
     except (OSError, ValueError, KeyError):
       return None
 
+  def stored(self) -> dict[str, Any] | None:
+    """The tree of the run's config: from a file of its own, or from a checkpoint if a kill came before that.
+
+    None if the folder holds no run.
+
+    Raises:
+      WorkdirError: the file cannot be read.
+    """
+    try:
+      return json.loads(self.config.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+      return read_about(self.checkpoints).get("config")
+    except (OSError, ValueError) as error:
+      raise WorkdirError(f"{self.config} cannot be read: {error}") from None
+
   def load_config(self) -> ExperimentConfig:
     """The config of the run in this folder, with the folder's own copy of the vocabulary.
 
     Raises:
       WorkdirError: there is none, or this version cannot read it.
     """
-    tree = self._tree()
+    tree = self.stored()
     if tree is None:
       raise WorkdirError(f"{self.root} holds no run: config.json is written with the first checkpoint")
     if self.vocabulary.exists():
@@ -169,15 +187,6 @@ class Workdir:
     if not self.vocabulary.exists() or os.path.exists(os.path.expanduser(config.data.vocabulary)):
       return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(self.vocabulary)))
-
-  def _tree(self) -> dict[str, Any] | None:
-    """The config as it was stored: in a file of its own, or in a checkpoint if a kill came before that."""
-    try:
-      return json.loads(self.config.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-      return read_about(self.checkpoints).get("config")
-    except (OSError, ValueError) as error:
-      raise WorkdirError(f"{self.config} cannot be read: {error}") from None
 
   def _load(self, tree: dict[str, Any]) -> ExperimentConfig:
     try:
@@ -217,14 +226,14 @@ def _at(tree: Any, name: str) -> Any:
   return tree
 
 
-def _check_name(root: pathlib.Path) -> None:
+def _check_name(flag: str, root: pathlib.Path) -> None:
   """Orbax searches its folders by patterns, and TensorStore names files in UTF-8."""
   wanted = "expected a path without any of * ? [ ] \\, in which checkpoints cannot be found again"
-  require(not set("*?[]\\") & set(str(root)), "--workdir", str(root), wanted)
+  require(not set("*?[]\\") & set(str(root)), flag, str(root), wanted)
   try:
     str(root).encode()
   except UnicodeEncodeError:
-    raise ConfigError("--workdir", str(root), "expected a path in UTF-8") from None
+    raise ConfigError(flag, str(root), "expected a path in UTF-8") from None
 
 
 def _remove_empty(folders: list[pathlib.Path]) -> None:
