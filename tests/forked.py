@@ -14,7 +14,13 @@ import sys
 import tempfile
 
 # What the mains import when they are called.
-_HEAVY = ("moe.training.trainer", "moe.evaluation.summary", "moe.evaluation.rules", "moe.report.collect")
+_HEAVY = (
+  "moe.training.trainer",
+  "moe.evaluation.summary",
+  "moe.evaluation.rules",
+  "moe.report.collect",
+  "moe.convert.runs",
+)
 _LONGEST = 120  # seconds
 
 

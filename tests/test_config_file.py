@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from moe.config import ConfigError
-from moe.config_file import read_config, read_config_file, split_configs
+from moe.config import ConfigError, override
+from moe.config_file import fields_of, read_config, read_config_file, split_configs
 
 PYTHON = """
 from ml_collections import ConfigDict
@@ -35,6 +35,14 @@ def test_python_and_json_give_the_same_tree(config_file, tmp_path):
   stored = tmp_path / "config.json"
   stored.write_text(json.dumps(TREE))
   assert read_config_file(str(config_file)) == read_config_file(str(stored)) == TREE
+
+
+def test_fields_may_stand_alone_where_the_main_has_a_config_of_its_own():
+  line = ["main", "--config.seed=1", "--out=x", "--config.mesh.data=4"]
+  (config,), others = split_configs(line, alone=True)
+  assert others == ["main", "--out=x"]
+  assert override(TREE, fields_of(config[1:])) == TREE | {"seed": "1", "mesh": {"data": "4"}}
+  assert split_configs(["main"], alone=True) == ([["--config="]], ["main"])
 
 
 def test_a_tilde_is_the_home_folder(config_file, monkeypatch):

@@ -4,7 +4,7 @@ Nothing is read or computed here but shapes.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -91,7 +91,8 @@ def check_model(model: ModelConfig, expected: ModelConfig) -> None:
   free = {f"config.model.{name}" for name in _FREE}
   free_of = tuple(f"config.model.{name}.moe.{field}" for name in expected.stacks for field in _FREE_OF_EXPERTS)
   for field, (old, new) in differences(as_mapping(expected), as_mapping(model), "config.model").items():
-    require(field in free or field.startswith(free_of), field, new, f"expected {old!r}, as in the run it is made of")
+    wanted = "experts" if isinstance(old, Mapping) else repr(old)
+    require(field in free or field.startswith(free_of), field, new, f"expected {wanted}, as in the run it is made of")
   for name, moe in experts_of(expected).items():
     site, router = expected.site(moe), experts_of(model)[name].router
     wanted = f"expected a router with the parameters and the state of {moe.router.name}"

@@ -6,6 +6,7 @@ where they were; or a new run begins with it (`config.init.workdir`). All checks
 nothing is written before all is computed.
 """
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -58,7 +59,7 @@ def upcycle_run(
     WorkdirError, CheckpointError: there is no such checkpoint, or the target cannot be written to.
   """
   workdir, old = new_workdir(target), Workdir(source).load_config()
-  require(noise >= 0, "--noise", noise, "expected at least 0")
+  require(0 <= noise < math.inf, "--noise", noise, "expected at least 0, and finite")
   for name in experts_of(old.model):
     raise ConfigError("--from", str(source), f"expected a dense run, and this one has experts in its {name}")
   new = upcycled_config(old, fields)

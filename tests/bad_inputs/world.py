@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from moe.training.trainer import train
+from tests.convert.test_runs import dense_mapping, untrained
 from tests.training.tiny import tiny_config, tiny_mapping, write_corpus
 
 GOOD = '{"text": "the cat sat on a mat"}\n'
@@ -64,6 +65,7 @@ def make_world(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   run = folder / "run"
   train(tiny_config(corpus, steps=2, eval_every=2, eval_batches=1, checkpoint_every=2), run)
   return {
+    "dense": untrained(dense_mapping(corpus), folder / "dense"),
     "tmp": folder,
     "data": data,
     "good": good,

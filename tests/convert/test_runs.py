@@ -14,13 +14,14 @@ from moe.convert.runs import average_runs, merge_run, prune_run, upcycle_run
 from moe.data import load_vocabulary
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import kept_steps, restore
-from moe.models.placement import Listed
+from moe.models.placement import Last, Listed
 from moe.training.experiment import load_config
 from moe.training.metrics_file import read_metrics
 from moe.training.state import stored_router_state
 from moe.training.trainer import train
 from moe.training.workdir import Workdir
 from tests.convert.test_upcycling import assert_equal
+from tests.forked import Forked
 from tests.training.tiny import tiny_mapping, tiny_stack
 
 CHOICE = {"name": "expert_choice", "capacity_factor": 2.0}
@@ -159,3 +160,15 @@ def test_a_placement_are_given_with_the_experts(dense):
   fields = [*ALL_CHOSEN, ("model.encoder.moe.placement", {"name": "listed", "layers": [0]})]
   moe = upcycled_config(old, fields).model.encoder.moe
   assert moe.placement == Listed((0,)) and moe.feed_forward == "geglu"
+
+
+def test_the_command_says_how_to_train_the_result_further(dense, tmp_path):
+  options = ("num_experts=3", "router.name=expert_choice", "placement.name=last", "placement.n=1")
+  fields = [f"--config.model.encoder.moe.{option}" for option in options] + ["--config.train.steps=20"]
+  with Forked("moe.convert.__main__") as convert:
+    answer = convert.run("upcycle", f"--from={dense}", f"--workdir={tmp_path}/run", "--noise=0.1", *fields)
+  assert answer.code == 0, answer.error
+  assert f"written to {tmp_path}/run at step 0" in answer.out
+  assert f"python -m moe.train --config {tmp_path}/run/config.json --workdir {tmp_path}/run\n" in answer.out
+  moe = Workdir(tmp_path / "run").load_config().model.encoder.moe
+  assert (moe.num_experts, moe.router.name, moe.placement) == (3, "expert_choice", Last(1))
