@@ -27,9 +27,10 @@ ROOMS = [
   "convert",
   "report",
   "planning",
+  "studies",
   "commands",
 ]
-MAINS = {"train", "evaluate", "generate", "plan", "convert.__main__", "report.__main__"}
+MAINS = {"train", "evaluate", "generate", "plan", "study", "convert.__main__", "report.__main__"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

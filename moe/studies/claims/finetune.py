@@ -1,0 +1,249 @@
+"""Fine-tuning on eleven tasks: Zhou et al. 2022, section 4.3 and tables 2 and 3."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe.config import override
+from moe.markdown import markdown_table
+from moe.studies.comparison import Scores, compare_over_tasks
+from moe.studies.files import repository_config
+from moe.studies.study import Inputs, Job, Result, Study
+
+TASKS = ("boolq", "cb", "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wic", "wnli")
+
+# Table 3 for 100M/64E: the size of the published models next to ours. Dense is published for 8B alone.
+PUBLISHED = {
+  "switch": dict(zip(TASKS, (73.2, 85.9, 64.1, 80.8, 81.3, 89.4, 88.9, 74.1, 91.8, 64.4, 68.8))),
+  "gshard": dict(zip(TASKS, (77.5, 84.4, 85.2, 85.2, 81.3, 89.7, 90.5, 79.3, 95.1, 67.8, 68.8))),
+  "expert_choice": dict(zip(TASKS, (79.7, 89.1, 88.3, 86.7, 84.4, 91.3, 91.0, 81.6, 95.1, 65.6, 71.7))),
+}
+PUBLISHED_8B = {
+  "dense": dict(zip(TASKS, (88.2, 100.0, 86.4, 91.3, 86.7, 94.7, 91.2, 92.2, 97.2, 75.6, 78.1))),
+  "switch": dict(zip(TASKS, (89.1, 93.8, 88.3, 90.7, 89.3, 94.5, 92.1, 91.0, 97.1, 74.5, 78.1))),
+  "gshard": dict(zip(TASKS, (89.5, 96.7, 87.5, 91.4, 91.7, 94.9, 92.5, 92.2, 98.0, 76.4, 82.8))),
+  "expert_choice": dict(zip(TASKS, (89.2, 100.0, 89.1, 91.1, 90.6, 95.0, 93.8, 95.2, 97.7, 83.8, 92.8))),
+}
+
+
+def _experts(number: int, d_ff: int, router: str) -> dict[str, Any]:
+  """Experts in every second block of the encoder, of the form of the dense networks there."""
+  return {"num_experts": number, "d_ff": d_ff, "feed_forward": "geglu", "router": {"name": router}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """How large the study is.
+
+  Attributes:
+    base: config file of pretraining.
+    pretraining: what of it is changed.
+    arms: for each arm the MoE section of its encoder, of the base's activated FLOPs; None for dense.
+    seeds: of pretraining, and of fine-tuning from it.
+    tasks: of the eleven.
+    rates: the grid of learning rates, the same for every arm; the held-out tenth of the training split chooses.
+    steps: of fine-tuning, by task.
+    finetuning: what is changed of the tasks' configs.
+  """
+
+  base: str
+  pretraining: Mapping[str, Any]
+  arms: Mapping[str, Mapping[str, Any] | None]
+  seeds: int
+  tasks: Sequence[str]
+  rates: Sequence[float]
+  steps: Mapping[str, int]
+  finetuning: Mapping[str, Any]
+
+
+# Two experts per token are half as wide as the dense network, one as wide; all sparse arms have equal parameters.
+_SMALL = {
+  "dense": None,
+  "switch": _experts(8, 512, "switch"),
+  "gshard": _experts(16, 256, "gshard"),
+  "expert_choice": _experts(16, 256, "expert_choice"),
+}
+_LARGE = {
+  "dense": None,
+  "switch": _experts(32, 2048, "switch"),
+  "gshard": _experts(64, 1024, "gshard"),
+  "expert_choice": _experts(64, 1024, "expert_choice"),
+}
+# Rows of several examples, since most are short; the same tokens per step as in pretraining.
+_PACKED = {"data.pack": True, "data.inputs_length": 256, "data.targets_length": 64, "data.batch_size": 8}
+
+BUDGETS = {
+  "smoke": Budget(
+    base="pretrain/t5_mini.py",
+    pretraining={"train.steps": 2, "optimizer.schedule.warmup_steps": 1, "train.eval_batches": 1},
+    arms={"dense": None, "expert_choice": _experts(4, 256, "expert_choice")},
+    seeds=1,
+    tasks=("cb", "wnli"),
+    rates=(0.01,),
+    steps={"cb": 2, "wnli": 2},
+    finetuning=_PACKED | {"score.examples": 16, "data.batch_size": 2},
+  ),
+  "cpu": Budget(
+    base="pretrain/t5_mini.py",
+    pretraining={"train.steps": 2000},
+    arms=_SMALL,
+    seeds=2,
+    tasks=TASKS,
+    rates=(0.005, 0.02),
+    steps={task: 300 if task in ("boolq", "mnli", "qnli", "qqp", "sst2") else 150 for task in TASKS},
+    finetuning=_PACKED | {"score.examples": 1000},
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune(Study, name="finetune"):
+  """Four models of equal activated FLOPs are pretrained alike and fine-tuned alike, on each task alone.
+
+  The primary contrast is expert choice against GShard's top-2: the mean over tasks of the difference in accuracy on the
+  validation split, each at the step and the learning rate chosen on a tenth of the training split. It is decided by
+  the 95% interval of a bootstrap over tasks, and of the seeds within each. Wins and losses by the sign test stand
+  beside it, and so do the other two baselines, corrected by Holm.
+  """
+
+  claim = "Expert choice beats top-1, top-2 and a dense model of equal compute in the mean of eleven tasks."
+  source = "Zhou et al. 2022, section 4.3, tables 2 and 3"
+  budgets = tuple(BUDGETS)
+
+  def jobs(self, budget: str, inputs: Inputs) -> list[Job]:
+    plan = BUDGETS[budget]
+    pretraining = [_pretraining(plan, arm, seed, inputs) for seed in range(plan.seeds) for arm in plan.arms]
+    return pretraining + list(_finetuning(plan, inputs))
+
+  def analyse(self, results: Sequence[Result]) -> dict[str, Any]:
+    tuned = [result for result in results if "task" in result.tags]
+    chosen = _best_rates(tuned)
+    scores = _by_arm_and_task(chosen)
+    return {
+      "pretraining": _validation_losses([result for result in results if "task" not in result.tags]),
+      "scores": [_row(result) for result in chosen],
+      "accuracies": scores,
+      "majority": {result.tags["task"]: _task_score(result, "validation")["majority"] for result in chosen},
+      "contrasts": compare_over_tasks(scores, "expert_choice", ("gshard", "switch", "dense")),
+      "published": {"100M/64E": PUBLISHED, "8B/64E": PUBLISHED_8B},
+    }
+
+  def lines(self, analysis: Mapping[str, Any]) -> list[str]:
+    table = _lines_of_means(analysis["accuracies"], analysis["majority"])
+    return [*table, "", *map(_sentence, analysis["contrasts"])]
+
+
+def _pretraining(plan: Budget, arm: str, seed: int, inputs: Inputs) -> Job:
+  fields = dict(plan.pretraining) | {"seed": seed, "data.seed": seed, "data.source.path": inputs.text}
+  if (experts := plan.arms[arm]) is not None:
+    fields["model.encoder.moe"] = dict(experts)
+  config = override(repository_config(plan.base), fields.items())
+  return Job(_source(arm, seed), config, tags={"arm": arm, "seed": seed}, weight=config["train"]["steps"])
+
+
+def _finetuning(plan: Budget, inputs: Inputs) -> Iterator[Job]:
+  for seed, task, rate, arm in itertools.product(range(plan.seeds), plan.tasks, plan.rates, plan.arms):
+    fields = dict(plan.finetuning) | {
+      "seed": seed,
+      "data.seed": seed,
+      "data.source.data_dir": inputs.data_dir,
+      "optimizer.learning_rate": rate,
+      "train.steps": plan.steps[task],
+      "train.eval_every": math.ceil(plan.steps[task] / 3),
+      "train.checkpoint_every": math.ceil(plan.steps[task] / 3),
+      "train.keep": 1,
+    }
+    yield Job(
+      f"{task}/{arm}/rate-{rate:g}/seed-{seed}",
+      override(repository_config(f"finetune/{task}.py"), fields.items()),
+      source=_source(arm, seed),
+      tags={"arm": arm, "seed": seed, "task": task, "rate": rate},
+      weight=1.5 * plan.steps[task],
+    )
+
+
+def _source(arm: str, seed: int) -> str:
+  return f"pretrained/{arm}/seed-{seed}"
+
+
+def _best_rates(results: Sequence[Result]) -> list[Result]:
+  """Of each arm, task and seed the run whose best step scored highest on the held-out tenth; the first among equals."""
+  best: dict[tuple[Any, ...], Result] = {}
+  for result in results:
+    key = tuple(result.tags[name] for name in ("task", "arm", "seed"))
+    if key not in best or _selection(result) > _selection(best[key]):
+      best[key] = result
+  return list(best.values())
+
+
+def _by_arm_and_task(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
+  """Accuracies on the validation split, a number per seed."""
+  found: dict[str, dict[str, list[float]]] = {}
+  for result in sorted(results, key=lambda result: result.tags["seed"]):
+    found.setdefault(result.tags["arm"], {}).setdefault(result.tags["task"], []).append(_accuracy(result))
+  return found
+
+
+def _task_score(result: Result, split: str, selection: str = "held_out") -> Mapping[str, Any]:
+  """A run's score on a split, at the step that a way to select has chosen."""
+  return result.scores[selection][split]["tasks"][result.tags["task"]]
+
+
+def _selection(result: Result) -> float:
+  return _task_score(result, "held_out")["score"]
+
+
+def _accuracy(result: Result, selection: str = "held_out") -> float:
+  return _task_score(result, "validation", selection)["score"]
+
+
+def _row(result: Result) -> dict[str, Any]:
+  """What the results file says of a chosen run."""
+  row = {name: result.tags[name] for name in ("task", "arm", "seed", "rate")}
+  for selection in ("held_out", "published"):
+    score = _task_score(result, "validation", selection)
+    row[selection] = {name: score[name] for name in ("metric", "score", "interval", "n", "majority")}
+    row[selection]["step"] = result.scores[selection]["step"]
+  return row
+
+
+def _validation_losses(results: Sequence[Result]) -> dict[str, list[float]]:
+  """The loss of pretraining by arm, a number per seed."""
+  losses: dict[str, list[float]] = {}
+  for result in sorted(results, key=lambda result: result.tags["seed"]):
+    losses.setdefault(result.tags["arm"], []).append(result.validation["loss"])
+  return losses
+
+
+def _lines_of_means(scores: Scores, majority: Mapping[str, float]) -> list[str]:
+  """A row per task: the majority class, our means over seeds, the published accuracies; and the means over tasks."""
+  arms = [arm for arm in _SMALL if arm in scores]
+  tasks = [task for task in TASKS if all(task in scores[arm] for arm in arms)]
+  heads = ["", "majority", *arms, *(f"{arm}, published" for arm in PUBLISHED)]
+  rows = []
+  for task in tasks:
+    ours = [_percent(np.mean(scores[arm][task])) for arm in arms]
+    rows.append([task, _percent(majority[task]), *ours, *(f"{PUBLISHED[arm][task]:.1f}" for arm in PUBLISHED)])
+  ours = [_percent(np.mean([np.mean(scores[arm][task]) for task in tasks])) for arm in arms]
+  theirs = [f"{np.mean([PUBLISHED[arm][task] for task in tasks]):.1f}" for arm in PUBLISHED]
+  rows.append(["mean", _percent(np.mean([majority[task] for task in tasks])), *ours, *theirs])
+  return markdown_table(heads, rows)
+
+
+def _sentence(contrast: Mapping[str, Any]) -> str:
+  """The verdict on one contrast, from its numbers."""
+  low, high = (100 * bound for bound in contrast["interval"])
+  p = f", {contrast['holm']:.2f} by Holm" if "holm" in contrast else ""
+  return (
+    f"{contrast['arm']} against {contrast['baseline']}: {contrast['verdict']}."
+    f" {100 * contrast['mean']:+.1f} points in the mean of {contrast['tasks']} tasks, [{low:+.1f}, {high:+.1f}];"
+    f" {contrast['wins']} wins, {contrast['losses']} losses (sign test p = {contrast['sign_test_p']:.2f}{p})."
+  )
+
+
+def _percent(fraction: float | np.floating) -> str:
+  return f"{100 * fraction:.1f}"

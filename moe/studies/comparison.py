@@ -1,0 +1,77 @@
+"""Comparisons of two methods over tasks: the sign test, and a paired bootstrap of the mean difference."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+# By arm and task, one score per seed, in the order of seeds.
+Scores = Mapping[str, Mapping[str, Sequence[float]]]
+
+_RESAMPLES = 10_000
+
+
+def compare_over_tasks(scores: Scores, arm: str, baselines: Sequence[str]) -> list[dict[str, Any]]:
+  """An arm against each baseline that has scores, on the tasks that both have.
+
+  The difference on a task is the mean over the seeds that both have; tasks are what the bootstrap draws (10,000 times,
+  percentiles), so that the interval speaks of other tasks like these.
+
+  Args:
+    scores: fractions.
+    arm: the method in question.
+    baselines: the first is the primary contrast; the sign tests of the others are corrected by Holm.
+
+  Returns:
+    For each baseline the number of tasks, the mean difference and its 95% interval, wins, losses, ties, the two-sided
+    p of the sign test (ties are left out), for secondary contrasts also `holm`, and the verdict: "held" if the interval
+    is above 0, "did not hold" if it is below, otherwise "not resolved".
+  """
+  found = [
+    _contrast(scores[arm], scores[other], arm, other) for other in baselines if arm in scores and other in scores
+  ]
+  found = [one for one in found if one["tasks"] > 1]
+  secondary = [one for one in found if one["baseline"] != baselines[0]]
+  for one, p in zip(secondary, holm([one["sign_test_p"] for one in secondary])):
+    one["holm"] = p
+  return found
+
+
+def _contrast(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]], arm: str, baseline: str):
+  tasks = [task for task in ours if task in theirs]
+  differences = np.array([np.mean([a - b for a, b in zip(ours[task], theirs[task])]) for task in tasks])
+  low, high = mean_interval(differences) if len(tasks) > 1 else (np.nan, np.nan)
+  wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+  return {
+    "arm": arm,
+    "baseline": baseline,
+    "tasks": len(tasks),
+    "differences": dict(zip(tasks, differences.tolist())),
+    "mean": float(differences.mean()) if len(tasks) else None,
+    "interval": [low, high],
+    "wins": wins,
+    "losses": losses,
+    "ties": len(tasks) - wins - losses,
+    "sign_test_p": float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
+    "verdict": "held" if low > 0 else "did not hold" if high < 0 else "not resolved",
+  }
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+  """The 95% interval of the mean of `values [n]` by a percentile bootstrap with a fixed seed."""
+  if np.ptp(values) == 0:
+    return float(values[0]), float(values[0])
+  rng = np.random.default_rng(0)
+  found = stats.bootstrap((values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=rng).confidence_interval
+  return float(found.low), float(found.high)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+  """Holm's corrected p values (1979), in the order given."""
+  order = np.argsort(p, kind="stable")
+  corrected, least = [0.0] * len(p), 0.0
+  for rank, index in enumerate(order):
+    least = max(least, min(1.0, (len(p) - rank) * p[index]))
+    corrected[index] = least
+  return corrected

@@ -1,0 +1,68 @@
+"""Runs what is missing of a study, in several processes, with one bar for the whole."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from moe.studies.folder import Folder, StudyError
+from moe.studies.study import Job
+from moe.studies.worker import work
+
+_LOOK = 1.0  # seconds between looks at what is finished
+
+
+def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str) -> None:
+  """Returns when every job is finished or has failed. What is finished stays so: the same call resumes.
+
+  Args:
+    folder: of the study.
+    jobs: in order.
+    processes: that run jobs at the same time; several are bound to a core each.
+    commit: kept with each result.
+
+  Raises:
+    StudyError: the folder has results of another version of the study, or the workers were stopped.
+  """
+  missing = [job for job in jobs if folder.result(job) is None]
+  folder.forget_failures(missing)
+  if not missing:
+    return
+  cores = sorted(os.sched_getaffinity(0)) if processes > 1 else [None]
+  context = multiprocessing.get_context("spawn")  # a fork of a process with JAX's threads may hang
+  workers = [
+    context.Process(target=work, args=(str(folder.root), jobs, commit, cores[i % len(cores)]), name=f"study-{i}")
+    for i in range(min(processes, len(missing)))
+  ]
+  for worker in workers:
+    worker.start()
+  try:
+    _follow(folder, missing, workers)
+  finally:
+    for worker in workers:
+      if worker.is_alive():
+        worker.terminate()  # it saves, and ends
+    for worker in workers:
+      worker.join()
+  left = [job for job in missing if folder.result(job) is None and not folder.failed(job)]
+  broken = [worker.exitcode for worker in workers if worker.exitcode]
+  if broken and left:
+    raise StudyError(f"{len(left)} runs are left: a worker ended with exit code {broken[0]}; run the command again")
+
+
+def _follow(folder: Folder, missing: Sequence[Job], workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
+  """Shows what is done, by weight, until all workers have ended."""
+  total = sum(job.weight for job in missing)
+  with tqdm(total=total, bar_format="{percentage:3.0f}% of {desc}|{bar}| {elapsed}, {remaining} left") as bar:
+    done: set[str] = set()
+    while any(worker.is_alive() for worker in workers):
+      for job in missing:
+        if job.name not in done and (folder.result(job) is not None or folder.failed(job)):
+          done.add(job.name)
+          bar.update(job.weight)
+          if why := folder.failed(job):
+            bar.write(f"{job.name} failed: {why}")
+      bar.set_description_str(f"{len(missing)} runs ({len(done)} done)")
+      time.sleep(_LOOK)

@@ -1,0 +1,99 @@
+"""What a study is: a claim, the runs that are to decide it, and what is made of their results."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from moe.config import Choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """What the runs of a study read.
+
+  Attributes:
+    text: of pretraining: a glob of text files.
+    data_dir: the TFDS directory with the tasks; empty for TFDS's default.
+  """
+
+  text: str
+  data_dir: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One run of a study: an ordinary run of `moe.train`, in a folder of its own below the study's.
+
+  Attributes:
+    name: of the folder, such as "finetune/rte/expert_choice/seed-0".
+    config: the whole tree of its config, but for `init.workdir`.
+    source: name of the job whose run it starts from; empty for none.
+    tags: what results are grouped by: arm, seed, task and the like.
+    weight: about how long it takes, relative to the others.
+  """
+
+  name: str
+  config: Mapping[str, Any]
+  source: str = ""
+  tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  weight: float = 1.0
+
+  @property
+  def digest(self) -> str:
+    """Changes with the config, so that the results of two versions of a study are never mixed."""
+    tree = dict(self.config) | {"data": dict(self.config["data"]) | {"source": self._source_without_paths()}}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+  def _source_without_paths(self) -> dict[str, Any]:
+    return {name: value for name, value in self.config["data"]["source"].items() if name not in ("path", "data_dir")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What is kept of a finished job.
+
+  Attributes:
+    name, tags, digest: of the job.
+    commit: of the repository that ran it; empty outside of one.
+    seconds: of the attempt that finished it.
+    step: updates made.
+    validation: the last validation record of the run.
+    scores: the content of its `scores.json`; {} for a run without tasks.
+  """
+
+  name: str
+  tags: Mapping[str, Any]
+  digest: str
+  commit: str
+  seconds: float
+  step: int
+  validation: Mapping[str, Any]
+  scores: Mapping[str, Any]
+
+
+class Study(Choice):
+  """Base of studies. Each is one file of `moe/studies/claims`, committed before its results.
+
+  Attributes:
+    claim: what was published, in one sentence.
+    source: paper and section.
+    budgets: names of its budgets; "paper" is planned only.
+  """
+
+  claim: ClassVar[str]
+  source: ClassVar[str]
+  budgets: ClassVar[tuple[str, ...]]
+
+  def jobs(self, budget: str, inputs: Inputs) -> list[Job]:
+    """All runs of a budget, in the order in which they are started; a job stands after its source."""
+    raise NotImplementedError
+
+  def analyse(self, results: Sequence[Result]) -> dict[str, Any]:
+    """What the results say, as JSON; of an unfinished study what there is."""
+    raise NotImplementedError
+
+  def lines(self, analysis: Mapping[str, Any]) -> list[str]:
+    """The analysis in Markdown."""
+    raise NotImplementedError

@@ -1,0 +1,86 @@
+"""One process that runs jobs of a study, one after the other, so that they share imports and compiled programs."""
+
+import contextlib
+import json
+import os
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+from moe.config import UserError, first_line
+from moe.studies.folder import Folder
+from moe.studies.study import Job, Result
+
+_PAUSE = 2.0  # seconds between looks for a job, while others hold what is left
+
+
+class Stopped(BaseException):
+  """The worker was asked to stop, and its run has saved; not an error of the run."""
+
+
+def work(root: str, jobs: Sequence[Job], commit: str, core: int | None) -> None:
+  """Runs jobs until all are finished, have failed, or start from one that has.
+
+  Args:
+    root: of the study.
+    jobs: all of the study, in order.
+    commit: of the repository, to be kept with each result.
+    core: of the processor, to which this process is bound; None for all.
+  """
+  if core is not None:
+    os.sched_setaffinity(0, {core})
+  folder = Folder(root)
+  with contextlib.suppress(Stopped):
+    while ready := folder.ready(jobs):
+      if not any(_try(folder, job, commit) for job in ready):
+        time.sleep(_PAUSE)
+
+
+def _try(folder: Folder, job: Job, commit: str) -> bool:
+  """Runs or resumes a job, unless another worker has it; an error is kept, and the other jobs go on."""
+  with folder.taken(job) as mine:
+    if not mine:
+      return False
+    if folder.result(job) is not None or folder.failed(job):
+      return True  # by another worker, in the meantime
+    start = time.monotonic()
+    with folder.log(job.name) as out, _printed_to(out):
+      try:
+        step, validation, scores = _run(folder, job)
+      except Exception as error:
+        traceback.print_exc()
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        folder.write_failed(job, why)
+        return True
+    seconds = time.monotonic() - start
+    folder.write_result(Result(job.name, dict(job.tags), job.digest, commit, seconds, step, validation, scores))
+    return True
+
+
+def _run(folder: Folder, job: Job) -> tuple[int, Mapping[str, Any], Mapping[str, Any]]:
+  """Trains to the last step: steps, last validation record, scores.
+
+  Raises:
+    Stopped: by a signal.
+  """
+  from moe.evaluation.scoring.hook import make_score_hook  # here, after the process has been bound to its core
+  from moe.training.experiment import load_config
+  from moe.training.init import inherit
+  from moe.training.trainer import train
+
+  workdir, tree = folder.workdir(job.name), dict(job.config)
+  if job.source:
+    tree["init"] = {**tree.get("init", {}), "workdir": str(folder.workdir(job.source))}
+  config = load_config(inherit(tree, workdir))
+  summary = train(config, workdir, score=make_score_hook(config, workdir))
+  if not summary.finished:
+    raise Stopped
+  scores = workdir / "scores.json"
+  return summary.step, summary.validation, json.loads(scores.read_text()) if scores.exists() else {}
+
+
+@contextlib.contextmanager
+def _printed_to(out: TextIO) -> Iterator[None]:
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    yield

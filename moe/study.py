@@ -1,0 +1,79 @@
+"""Tries a published claim again: `python -m moe.study --study finetune --budget cpu --workdir runs/finetune`.
+
+Runs what is missing of the study's runs, each an ordinary run in a folder of its own, and writes what they say to
+`analysis.json` in the workdir. The same command resumes after a stop or a crash, and nothing is lost. `--report` alone
+analyses what is there. A run that fails is reported at the end; the others go on, and the next command tries it again.
+
+Pretraining text and tasks are the reader's own: `--text` is a glob of text files, `--data_dir` a TFDS directory.
+"""
+
+import dataclasses
+import json
+
+from absl import flags
+
+from moe import commands
+from moe.config import require
+
+_STUDY = flags.DEFINE_string("study", None, "Name of the study.", required=True)
+_BUDGET = flags.DEFINE_string("budget", "cpu", "How large it is: one of the study's budgets.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study's runs.", required=True)
+_TEXT = flags.DEFINE_string("text", "", "Glob of the text files to pretrain on.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS directory of the tasks; empty for TFDS's default.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core of its own.", lower_bound=1)
+_REPORT = flags.DEFINE_bool("report", False, "Only analyse what is there.")
+
+
+def main() -> None:
+  from moe.files import local_path, write_whole
+  from moe.studies import Study
+  from moe.studies.files import REPOSITORY
+  from moe.studies.folder import Folder, commit_of
+  from moe.studies.runner import run_missing
+  from moe.studies.study import Inputs
+
+  require(_STUDY.value in Study.choices, "--study", _STUDY.value, f"expected one of {', '.join(Study.choices)}")
+  study = Study.choices[_STUDY.value]()
+  require(_BUDGET.value in study.budgets, "--budget", _BUDGET.value, f"expected one of {', '.join(study.budgets)}")
+  require(bool(_TEXT.value), "--text", _TEXT.value, "expected a glob of text files to pretrain on")
+  data_dir = str(local_path("--data_dir", _DATA_DIR.value)) if _DATA_DIR.value else ""
+  inputs = Inputs(str(local_path("--text", _TEXT.value)), data_dir)
+  folder, jobs = Folder(_WORKDIR.value), study.jobs(_BUDGET.value, inputs)
+  commit = commit_of(REPOSITORY)
+  print(f"{study.name}: {study.claim} ({study.source})")
+  done = folder.results(jobs)
+  print(f"{len(done)} of {len(jobs)} runs are finished{_time_left(jobs, done)}", flush=True)
+  if not _REPORT.value:
+    run_missing(folder, jobs, _JOBS.value, commit)
+  results = folder.results(jobs)
+  analysis = {
+    "study": study.name,
+    "budget": _BUDGET.value,
+    "claim": study.claim,
+    "source": study.source,
+    "finished": len(results),
+    "runs": len(jobs),
+    "commits": sorted({result.commit for result in results}),
+    **study.analyse(results),
+    "results": [dataclasses.asdict(result) for result in results],
+  }
+  write_whole(folder.root / "analysis.json", json.dumps(analysis, indent=1) + "\n")
+  print("\n".join(study.lines(analysis)))
+  for job in jobs:
+    if why := folder.failed(job):
+      print(f"{job.name} failed: {why}")
+  print(f"written to {folder.root / 'analysis.json'}")
+
+
+def _time_left(jobs, done) -> str:
+  """From the seconds of finished runs, in words; empty if there are none, or nothing is left."""
+  weights = {job.name: job.weight for job in jobs}
+  left = sum(weights.values()) - sum(weights[result.name] for result in done)
+  if not done or not left:
+    return ""
+  seconds = sum(result.seconds for result in done) / sum(weights[result.name] for result in done) * left
+  return f"; the others take about {seconds / 3600:.1f} hours of one core"
+
+
+if __name__ == "__main__":
+  commands.run(main)

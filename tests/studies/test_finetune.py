@@ -1,0 +1,89 @@
+
+import pytest
+
+from moe.studies.claims.finetune import BUDGETS, PUBLISHED, PUBLISHED_8B, TASKS, Finetune
+from moe.studies.study import Inputs, Result
+
+INPUTS = Inputs("text/*.txt", "tfds")
+# Table 2 of the paper: means over the eleven tasks.
+MEANS = {"switch": 78.4, "gshard": 82.2, "expert_choice": 84.0}
+MEANS_8B = {"dense": 89.2, "switch": 88.9, "gshard": 90.3, "expert_choice": 92.6}
+
+
+@pytest.mark.parametrize("table, means", [(PUBLISHED, MEANS), (PUBLISHED_8B, MEANS_8B)])
+def test_published_accuracies_have_their_published_means(table, means):
+  assert set(table) == set(means)
+  for arm, mean in means.items():
+    assert sum(table[arm].values()) / 11 == pytest.approx(mean, abs=0.06)
+
+
+def test_every_job_stands_after_its_source_and_has_a_name_of_its_own():
+  for budget in BUDGETS:
+    jobs = Finetune().jobs(budget, INPUTS)
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    for number, job in enumerate(jobs):
+      assert not job.source or job.source in names[:number]
+
+
+def test_arms_differ_in_nothing_but_the_encoder_of_pretraining():
+  jobs = {job.name: job for job in Finetune().jobs("cpu", INPUTS)}
+  configs = {arm: jobs[f"pretrained/{arm}/seed-0"].config for arm in BUDGETS["cpu"].arms}
+  rest = {arm: {**config, "model": {**config["model"], "encoder": {}}} for arm, config in configs.items()}
+  assert all(config == rest["dense"] for config in rest.values())
+  tuned = [job for job in jobs.values() if job.tags.get("task") == "rte" and job.tags["seed"] == 0]
+  by_rate = {}
+  for job in tuned:
+    by_rate.setdefault(job.tags["rate"], []).append(job)
+  for same in by_rate.values():
+    assert {job.tags["arm"] for job in same} == set(BUDGETS["cpu"].arms)
+    assert all(job.config == same[0].config for job in same)
+
+
+def test_arms_have_the_same_activated_feed_forward_width_and_sparse_ones_the_same_parameters():
+  for budget in BUDGETS.values():
+    arms = {arm: moe for arm, moe in budget.arms.items() if moe}
+    chosen = {"switch": 1, "gshard": 2, "expert_choice": 2}
+    widths = {arm: chosen[arm] * moe["d_ff"] for arm, moe in arms.items()}
+    assert set(widths.values()) == {512}
+    assert len({moe["num_experts"] * moe["d_ff"] for moe in arms.values()}) == 1
+
+
+def result(arm, task, seed, rate, held_out, validation):
+  def scored(value):
+    one = {"metric": "accuracy", "score": value, "interval": [value, value], "n": 9, "majority": 0.5, "metrics": {}}
+    return {"mean": value, "tasks": {task: one}}
+
+  chosen = {"step": 1, "validation": scored(validation), "held_out": scored(held_out)}
+  scores = {"held_out": chosen, "published": {**chosen, "validation": scored(validation + 0.1)}}
+  return Result(f"{task}/{arm}", {"arm": arm, "task": task, "seed": seed, "rate": rate}, "", "", 1, 1, {}, scores)
+
+
+def test_the_held_out_tenth_chooses_the_learning_rate_not_the_validation_split():
+  results = [
+    result("expert_choice", "rte", 0, 0.01, held_out=0.7, validation=0.6),
+    result("expert_choice", "rte", 0, 0.02, held_out=0.6, validation=0.9),
+  ]
+  analysis = Finetune().analyse(results)
+  assert analysis["accuracies"] == {"expert_choice": {"rte": [0.6]}}
+  (row,) = analysis["scores"]
+  assert (row["rate"], row["held_out"]["score"], row["published"]["score"]) == (0.01, 0.6, pytest.approx(0.7))
+
+
+def test_the_report_has_every_task_the_means_and_a_sentence_for_each_contrast():
+  better = {"expert_choice": 0.8, "gshard": 0.7, "switch": 0.6, "dense": 0.8}
+  results = [
+    result(arm, task, seed, 0.01, 0.5, value + 0.01 * (seed if arm == "dense" else -seed))
+    for arm, value in better.items()
+    for task in TASKS
+    for seed in range(2)
+  ]
+  analysis = Finetune().analyse(results)
+  lines = Finetune().lines(analysis)
+  assert [line.split("|")[1].strip() for line in lines[2:14]] == [*TASKS, "mean"]
+  assert "| mean | 50.0 | 80.5 | 59.5 | 69.5 | 79.5 | 78.4 | 82.3 | 84.0 |" in lines
+  assert lines[-3].startswith(
+    "expert_choice against gshard: held. +10.0 points in the mean of 11 tasks, [+10.0, +10.0]"
+  )
+  assert lines[-1].startswith("expert_choice against dense: did not hold. -1.0 points")
+  assert "11 losses (sign test p = 0.00" in lines[-1]
