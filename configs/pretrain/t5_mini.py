@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
 
   config.optimizer = ConfigDict()
   config.optimizer.name = "adafactor"
-  config.optimizer.learning_rate = 0.1  # relative to the size of each parameter
+  config.optimizer.learning_rate = 0.02  # relative to the size of each parameter
   config.optimizer.schedule = ConfigDict({"name": "cosine", "warmup_steps": 100})
 
   config.train = ConfigDict()
