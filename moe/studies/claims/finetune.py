@@ -78,7 +78,7 @@ _PACKED = {"data.pack": True, "data.inputs_length": 256, "data.targets_length": 
 
 BUDGETS = {
   "smoke": Budget(
-    base="pretrain/t5_mini.py",
+    base="t5_mini.py",
     pretraining={"train.steps": 2, "optimizer.schedule.warmup_steps": 1, "train.eval_batches": 1},
     arms={"dense": None, "expert_choice": _experts(4, 256, "expert_choice")},
     seeds=1,
@@ -88,7 +88,7 @@ BUDGETS = {
     finetuning=_PACKED | {"score.examples": 16, "data.batch_size": 2},
   ),
   "cpu": Budget(
-    base="pretrain/t5_mini.py",
+    base="t5_mini.py",
     pretraining={"train.steps": 2000},
     arms=_SMALL,
     seeds=2,

@@ -1,9 +1,9 @@
 r"""A T5 of 2.8M parameters, pretrained by span corruption, for studies that a laptop can run.
 
-    python -m moe.train --config configs/pretrain/t5_mini.py --workdir runs/t5_mini \
+    python -m moe.train --config configs/t5_mini.py --workdir runs/t5_mini \
       --config.data.source.path="text/*.jsonl.xz"
 
-It is dense as it stands; `moe/studies/finetune.py` gives its encoder experts of the same activated FLOPs. The
+It is dense as it stands; `moe/studies/claims/finetune.py` gives its encoder experts of the same activated FLOPs. The
 vocabulary is of 8,000 pieces, trained on English Wikipedia articles.
 """
 
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
   config.model.decoder = ConfigDict({"layers": 2})
 
   config.data = ConfigDict()
-  config.data.source = ConfigDict({"name": "text", "path": ""})
+  config.data.source = ConfigDict({"name": "text", "path": "text/*.jsonl.xz"})
   config.data.vocabulary = "configs/vocabularies/english_8k.model"
   config.data.extra_ids = 100
   config.data.objective = "span_corruption"
