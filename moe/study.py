@@ -4,7 +4,8 @@ Runs what is missing of the study's runs, each an ordinary run in a folder of it
 `analysis.json` in the workdir. The same command resumes after a stop or a crash, and nothing is lost. `--report` alone
 analyses what is there. A run that fails is reported at the end; the others go on, and the next command tries it again.
 
-Pretraining text and tasks are the reader's own: `--text` is a glob of text files, `--data_dir` a TFDS directory.
+Pretraining text and tasks are the reader's own: `--text` is a glob of text files, `--data_dir` a TFDS directory. With
+`--pretrained WORKDIR` nothing is pretrained, and the study says how that one model does on its tasks.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ _BUDGET = flags.DEFINE_string("budget", "cpu", "How large it is: one of the stud
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study's runs.", required=True)
 _TEXT = flags.DEFINE_string("text", "", "Glob of the text files to pretrain on.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS directory of the tasks; empty for TFDS's default.")
+_PRETRAINED = flags.DEFINE_string("pretrained", "", "Workdir of a run to take instead of pretraining.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core of its own.", lower_bound=1)
 _REPORT = flags.DEFINE_bool("report", False, "Only analyse what is there.")
 
@@ -35,9 +37,12 @@ def main() -> None:
   require(_STUDY.value in Study.choices, "--study", _STUDY.value, f"expected one of {', '.join(Study.choices)}")
   study = Study.choices[_STUDY.value]()
   require(_BUDGET.value in study.budgets, "--budget", _BUDGET.value, f"expected one of {', '.join(study.budgets)}")
-  require(bool(_TEXT.value), "--text", _TEXT.value, "expected a glob of text files to pretrain on")
-  data_dir = str(local_path("--data_dir", _DATA_DIR.value)) if _DATA_DIR.value else ""
-  inputs = Inputs(str(local_path("--text", _TEXT.value)), data_dir)
+  given = bool(_TEXT.value) != bool(_PRETRAINED.value)
+  require(given, "--text", _TEXT.value, "expected a glob of text files to pretrain on, or else --pretrained WORKDIR")
+  text, data_dir, pretrained = (
+    str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_TEXT, _DATA_DIR, _PRETRAINED)
+  )
+  inputs = Inputs(text, data_dir, pretrained)
   folder, jobs = Folder(_WORKDIR.value), study.jobs(_BUDGET.value, inputs)
   commit = commit_of(REPOSITORY)
   print(f"{study.name}: {study.claim} ({study.source})")

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,10 +17,12 @@ class Inputs:
   Attributes:
     text: of pretraining: a glob of text files.
     data_dir: the TFDS directory with the tasks; empty for TFDS's default.
+    pretrained: workdir of a run that stands in for all that the study would pretrain; empty for none.
   """
 
   text: str
   data_dir: str
+  pretrained: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +46,10 @@ class Job:
   @property
   def digest(self) -> str:
     """Changes with the config, so that the results of two versions of a study are never mixed."""
-    tree = dict(self.config) | {"data": dict(self.config["data"]) | {"source": self._source_without_paths()}}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-  def _source_without_paths(self) -> dict[str, Any]:
-    return {name: value for name, value in self.config["data"]["source"].items() if name not in ("path", "data_dir")}
+    data = dict(self.config["data"]) | {"vocabulary": os.path.basename(self.config["data"].get("vocabulary", ""))}
+    data["source"] = {name: value for name, value in data["source"].items() if name not in ("path", "data_dir")}
+    tree = dict(self.config) | {"data": data}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import dataclasses
 
 import pytest
 
@@ -24,6 +25,13 @@ def test_every_job_stands_after_its_source_and_has_a_name_of_its_own():
     assert len(set(names)) == len(names)
     for number, job in enumerate(jobs):
       assert not job.source or job.source in names[:number]
+
+
+def test_a_model_pretrained_elsewhere_is_tuned_on_every_task_and_nothing_is_pretrained():
+  jobs = Finetune().jobs("cpu", dataclasses.replace(INPUTS, text="", pretrained="/runs/mine"))
+  assert {job.tags["task"] for job in jobs} == set(TASKS)
+  assert len(jobs) == 11 * len(BUDGETS["cpu"].rates)
+  assert all(not job.source and job.config["init"]["workdir"] == "/runs/mine" for job in jobs)
 
 
 def test_arms_differ_in_nothing_but_the_encoder_of_pretraining():

@@ -30,6 +30,10 @@ PUBLISHED_8B = {
 }
 
 
+# The arm of a run that was pretrained elsewhere.
+PRETRAINED = "pretrained"
+
+
 def _experts(number: int, d_ff: int, router: str) -> dict[str, Any]:
   """Experts in every second block of the encoder, of the form of the dense networks there."""
   return {"num_experts": number, "d_ff": d_ff, "feed_forward": "geglu", "router": {"name": router}}
@@ -116,6 +120,8 @@ class Finetune(Study, name="finetune"):
 
   def jobs(self, budget: str, inputs: Inputs) -> list[Job]:
     plan = BUDGETS[budget]
+    if inputs.pretrained:
+      return list(_finetuning(dataclasses.replace(plan, arms={PRETRAINED: None}, seeds=1), inputs))
     pretraining = [_pretraining(plan, arm, seed, inputs) for seed in range(plan.seeds) for arm in plan.arms]
     return pretraining + list(_finetuning(plan, inputs))
 
@@ -157,10 +163,12 @@ def _finetuning(plan: Budget, inputs: Inputs) -> Iterator[Job]:
       "train.checkpoint_every": math.ceil(plan.steps[task] / 3),
       "train.keep": 1,
     }
+    if inputs.pretrained:
+      fields["init.workdir"] = inputs.pretrained
     yield Job(
       f"{task}/{arm}/rate-{rate:g}/seed-{seed}",
       override(repository_config(f"finetune/{task}.py"), fields.items()),
-      source=_source(arm, seed),
+      source="" if inputs.pretrained else _source(arm, seed),
       tags={"arm": arm, "seed": seed, "task": task, "rate": rate},
       weight=1.5 * plan.steps[task],
     )
@@ -221,7 +229,7 @@ def _validation_losses(results: Sequence[Result]) -> dict[str, list[float]]:
 
 def _lines_of_means(scores: Scores, majority: Mapping[str, float]) -> list[str]:
   """A row per task: the majority class, our means over seeds, the published accuracies; and the means over tasks."""
-  arms = [arm for arm in _SMALL if arm in scores]
+  arms = [arm for arm in (*_SMALL, PRETRAINED) if arm in scores]
   tasks = [task for task in TASKS if all(task in scores[arm] for arm in arms)]
   heads = ["", "majority", *arms, *(f"{arm}, published" for arm in PUBLISHED)]
   rows = []
