@@ -7,11 +7,17 @@ To evaluate on other data, replace fields of the run's data section, by dotted n
 source.path="my/*.txt"`; or take the whole section of another config with `--config FILE`. `--mesh expert=4` divides the
 model over the devices, whatever mesh it was trained on; by default each device has a copy and a share of the rows. The
 result is printed, and then written to a new JSON file in the workdir.
+
+A run with a section `score` is also scored on its tasks, and its predictions are written as JSON lines. Where labels
+are hidden, as in `--split test`, there is nothing to score: the files that the servers of GLUE and SuperGLUE take are
+written instead.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -34,6 +40,9 @@ def main() -> None:
   from moe.data import DataConfig
   from moe.evaluation.restore import restore
   from moe.evaluation.rules import evaluate_by_rules
+  from moe.evaluation.scoring.checkpoint import answer_split
+  from moe.evaluation.scoring.results import as_json, table
+  from moe.files import write_numbered
   from moe.parallel.mesh import MeshConfig
   from moe.training.experiment import load_config
   from moe.training.workdir import Workdir
@@ -44,12 +53,25 @@ def main() -> None:
   data = given or trained.config.data
   data = build(DataConfig, override(as_mapping(data), map(parse_field, _DATA.value)), "config.data")
   split = _SPLIT.value
-  result = evaluate_by_rules(trained, data, split, _BATCHES.value)
-  about = {"step": trained.step, "split": split, "batches": _BATCHES.value, "data": as_mapping(data)}
-  leak = {"future_leakage": True} if trained.config.model.evaluates_on_future else {}
-  print("\n".join(_lines(result, trained.step, split, trained.config.model.leaks_future)), flush=True)
-  path = Workdir(_WORKDIR.value).root / "evaluations" / f"step-{trained.step}-{split}-{_digest(about)}.json"
-  print(f"written to {_write(path, json.dumps(about | leak | result, indent=2))}")
+  workdir, about = Workdir(_WORKDIR.value), {"step": trained.step, "split": split, "batches": _BATCHES.value}
+  answered = answer_split(trained, data, split)
+  scores = [each.score() for each in answered if each.split.metric]
+  hidden = len(scores) < len(answered)
+  result = {"scores": as_json(scores)} if scores else {}
+  if not hidden:
+    result |= evaluate_by_rules(trained, data, split, _BATCHES.value)
+    print("\n".join(_lines(result, trained.step, split, trained.config.model.leaks_future)), flush=True)
+  if scores:
+    print("\n".join(table(scores)), flush=True)
+  with _writing(workdir.predictions):
+    paths = [path for each in answered for path in each.write(workdir.predictions, trained.step)]
+  if result:
+    about |= {"data": as_mapping(data)}
+    leak = {"future_leakage": True} if trained.config.model.evaluates_on_future else {}
+    path = workdir.root / "evaluations" / f"step-{trained.step}-{split}-{_digest(about)}.json"
+    with _writing(path):
+      paths.append(write_numbered(path, json.dumps(about | leak | result, indent=2) + "\n"))
+  print("\n".join(f"written to {path}" for path in paths))
 
 
 def _config_of_data() -> dict[str, Any]:
@@ -66,25 +88,15 @@ def _config_of_data() -> dict[str, Any]:
   return config
 
 
-def _write(path: pathlib.Path, text: str) -> pathlib.Path:
-  """Writes a new file of this name, or of the first free one with a number, and returns its path.
-
-  Raises:
-    WorkdirError: it cannot be written.
-  """
-  from moe.files import write_new
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+  """Raises `WorkdirError` if what is written inside cannot be."""
   from moe.training.workdir import WorkdirError
 
-  number, free = 1, path
   try:
-    path.parent.mkdir(exist_ok=True)
-    while free.exists():
-      number += 1
-      free = path.with_name(f"{path.stem}-{number}.json")
-    write_new(free, text + "\n")
+    yield
   except OSError as error:
-    raise WorkdirError(f"{free} could not be written ({error.strerror}); the result stands above") from None
-  return free
+    raise WorkdirError(f"{path} could not be written ({error.strerror}); the result stands above") from None
 
 
 def _digest(about: dict[str, Any]) -> str:

@@ -50,3 +50,17 @@ def write_new(path: pathlib.Path, text: str) -> None:
     with contextlib.suppress(OSError):
       path.unlink()
     raise
+
+
+def write_numbered(path: pathlib.Path, text: str) -> pathlib.Path:
+  """Writes a new file of this name, or of the first free one with a number behind it, and returns its path.
+
+  The folder is made if it is missing. Raises `OSError`.
+  """
+  number, free = 1, path
+  path.parent.mkdir(parents=True, exist_ok=True)
+  while free.exists():
+    number += 1
+    free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+  write_new(free, text)
+  return free

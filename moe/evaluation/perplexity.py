@@ -31,7 +31,7 @@ def evaluate(trained: Trained, data: DataConfig, split: str, batches: int = 0) -
   # As many micro-batches as in training, or the most that divide this batch.
   accumulation = math.gcd(trained.config.train.accumulation, data.batch_size)
   train = dataclasses.replace(trained.config.train, accumulation=accumulation)
-  config = dataclasses.replace(trained.config, data=data, train=train)
+  config = dataclasses.replace(trained.config, data=data, train=train, score=None)  # the split, with nothing held out
   vocabulary = open_vocabulary(config)
   check_vocabulary(trained, vocabulary)
   config.check_mesh(trained.mesh)

@@ -36,7 +36,7 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
     *([] if gzip_bits is None else [f"gzip -9:    {gzip_bits:.4f} bits per byte of the same documents"]),
     *experts_per_token_lines(summary.validation),
     *sample_lines(config, summary),
-    *score_lines(summary.workdir),
+    *score_lines(config, summary.workdir),
     f"checkpoint: {summary.checkpoint}",
     f"metrics:    {summary.workdir.metrics}",
     f"figure:     {figure}",

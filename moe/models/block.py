@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from moe.experts import LayerReport, MoE
@@ -37,6 +38,7 @@ class Context:
       consecutive rows, whose answers it serves; R is B but where several answers are compared.
     memory_mask: bool `[R, 1, 1, M]`, or `[B, 1, Q, M]` if R is B.
     row_length: when decoding, after how many tokens routers begin a new row.
+    places: int `[T]`, where the tokens are, for the distances between them; None for their indices in the row.
   """
 
   mask: jax.Array
@@ -48,6 +50,7 @@ class Context:
   memory: jax.Array | None = None
   memory_mask: jax.Array | None = None
   row_length: int = dataclasses.field(default=0, metadata={"static": True})
+  places: np.ndarray | None = None
 
 
 def relative_bias(config: ModelConfig, *, causal: bool, rngs: nnx.Rngs) -> RelativeBias:
@@ -101,7 +104,7 @@ class Block(nnx.Module):
       `[B, T, d]`, and the report of the MoE layer, if any.
     """
     keys, rate = split_key(key, 7), self.dropout
-    bias = context.bias if self.bias is None else self.bias(x.shape[1])
+    bias = context.bias if self.bias is None else self.bias(x.shape[1], context.places)
     y = self.attention_norm(x)
     x += dropout(self.attention(y, y, context.mask, bias, rate=rate, key=keys[0]), rate, keys[1])
     if self.cross_attention is not None:

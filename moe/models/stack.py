@@ -141,7 +141,7 @@ class Stack(nnx.Module):
 
   def __call__(self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None) -> StackOutput:
     """Applies all blocks to `x [B, T, d]`."""
-    context = self._with_bias(context, lambda bias: bias(x.shape[1]))
+    context = self._with_bias(context, lambda bias: bias(x.shape[1], context.places))
     first_key, last_key, units_key = split_key(key, 3)
     unit_keys = None if units_key is None else jax.random.split(units_key, sum(self.repeats))
     x = dropout(x, self.dropout, first_key)

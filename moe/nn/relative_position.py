@@ -51,17 +51,19 @@ class RelativeBias(nnx.Module):
     self.table = normal(rngs, (buckets, num_heads), std)
 
   @jax.named_scope("position_bias")
-  def __call__(self, length: int) -> jax.Array:
+  def __call__(self, length: int, places: np.ndarray | None = None) -> jax.Array:
     """The bias for a whole sequence, float32 `[1, heads, length, length]` (query, key).
+
+    Distances are between indices, or between the `places` of the tokens, int `[length]`, if they are given.
 
     On a mesh the first axis has one entry per row shard, computed there, so that devices sum the gradient of the table
     and not that of the result.
     """
-    mesh = current_mesh()
+    mesh, places = current_mesh(), np.arange(length) if places is None else places
     if mesh is None:
-      return self._square(self.table[...], length)[None]
+      return self._square(self.table[...], places)[None]
     return jax.shard_map(
-      lambda table: self._square(table, length)[None],
+      lambda table: self._square(table, places)[None],
       mesh=mesh,
       in_specs=PartitionSpec(None, "model"),
       out_specs=PartitionSpec(ROW_AXES, "model"),
@@ -73,9 +75,9 @@ class RelativeBias(nnx.Module):
     """The bias for one query at `position` (int32 scalar) over `length` keys: float32 `[1, heads, 1, length]`."""
     return self._lookup(self.table[...], (jnp.arange(length) - position)[None])[None]
 
-  def _square(self, table: jax.Array, length: int) -> jax.Array:
+  def _square(self, table: jax.Array, places: np.ndarray) -> jax.Array:
     """`[heads, length, length]` from `table [buckets, heads]`."""
-    index = jnp.arange(length)
+    index = jnp.asarray(places)
     return self._lookup(table, index[None, :] - index[:, None])
 
   def _lookup(self, table: jax.Array, distances: jax.Array) -> jax.Array:

@@ -27,7 +27,11 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from moe.config import UserError, first_line, require
+from moe.files import write_whole
 from moe.training.state import TrainState
+
+# Where Orbax keeps the JSON of a checkpoint.
+_RUN = pathlib.Path("run", "metadata")
 
 
 class CheckpointError(UserError):
@@ -118,6 +122,21 @@ class Checkpoints:
       raise self._failed(error) from error
     return True
 
+  def set_rank(self, step: int, rank: float) -> None:
+    """Ranks a checkpoint that was saved before it could be validated.
+
+    Raises:
+      CheckpointError: its JSON cannot be read or written.
+    """
+    self._ranks[step] = rank
+    if jax.process_index() != 0:
+      return
+    path = self.folder / str(step) / _RUN
+    try:
+      write_whole(path, json.dumps(json.loads(path.read_text()) | {"rank": rank}))
+    except (OSError, ValueError) as error:
+      raise CheckpointError(f"checkpoint {step} could not be ranked ({first_line(error)})") from None
+
   def poll(self) -> None:
     """Checks, without waiting, whether the checkpoint being written is complete or has failed; raises as `wait`."""
     if self._writing is not None and not self._manager.is_saving_in_progress():
@@ -197,7 +216,7 @@ class Checkpoints:
     try:
       with _quiet():
         found: Any = ocp.StandardCheckpointHandler().metadata(folder / "model")
-      return found.tree, json.loads((folder / "run" / "metadata").read_text())["about"]
+      return found.tree, json.loads((folder / _RUN).read_text())["about"]
     except Exception as error:
       raise CheckpointError(f"checkpoint {step} cannot be read: {_line(error)}") from error
 
@@ -325,7 +344,7 @@ def read_about(folder: pathlib.Path) -> dict[str, Any]:
 def _read_run(checkpoint: pathlib.Path) -> dict[str, Any]:
   """A checkpoint's JSON; empty if it cannot be read."""
   try:
-    return json.loads((checkpoint / "run" / "metadata").read_text())
+    return json.loads((checkpoint / _RUN).read_text())
   except (OSError, ValueError):
     return {}
 

@@ -140,7 +140,7 @@ class Run:
       path, saved = self.workdir.metrics, self.what_is_saved()
       raise TrainingStopped(f"{path} could not be written: {error.strerror}; {saved}") from None
 
-  def rank(self) -> float | None:
+  def rank(self) -> float:
     """By what checkpoints are ranked, lower is better: minus the newest score or, in a run without, the newest loss."""
     score = self.config.score
     return self.newest["validation"]["loss"] if score is None else -self.newest[score.chosen_by]["mean"]

@@ -170,6 +170,7 @@ def train(
       # The signal that stopped the run also prevented the validation of its last step.
       for hook in evaluate:
         hook(run, StepInfo(step, state, metrics={}, validate=True, save=False, stop=False))
+      checkpoints.set_rank(step, run.rank())
     with stop_requests() as asked_to_stop:
       while step < settings.steps and not stop:
         checkpoints.poll()

@@ -11,6 +11,7 @@ from moe.evaluation.scoring.answers import Answer, Answerer, TaskSplit, read_spl
 from moe.evaluation.scoring.metrics import Score, as_record
 from moe.evaluation.scoring.results import (
   HELD_OUT,
+  SPLITS,
   VALIDATION,
   read_scores,
   selections,
@@ -91,6 +92,10 @@ class ScoreHook:
     run.clock.restart()
 
   def _show(self, run: Run, step: int, scores: dict[str, list[Score]]) -> None:
+    """A line for each task, and one for the mean of several."""
+    if len(scores[VALIDATION]) > 1:
+      means = [f"{SPLITS[kind]} {run.newest[kind]['mean']:.4f}" for kind in scores]
+      run.progress.line(f"score at step {step}: mean of {len(scores[VALIDATION])} tasks, {', '.join(means)}")
     for number, one in enumerate(scores[VALIDATION]):
       low, high = one.interval
       text = f"{one.task} {one.metric} {one.value:.4f} [{low:.4f}, {high:.4f}]"

@@ -2,7 +2,8 @@
 
 An encoder reads an input once for all labels, and keys and values for the decoder's attention to it are computed once.
 Logits, the larger part of what labels cost, are computed once for all labels that begin alike: their first tokens are
-all predicted from the same state. A decoder reads the input again before each label.
+all predicted from the same state. A decoder too reads an input once, with all labels after it in the same row, each
+blind to the others, if no router could tell: if it is dense or dropless. Others read the input again before each label.
 """
 
 import dataclasses
@@ -16,8 +17,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe.models import Batch, ModelConfig
+from moe.models.block import Context
 from moe.models.decoder_stack import read_targets
 from moe.parallel.mesh import replicated, tracing_for
+from moe.routing.top_k import TopKConfig
 from moe.training.state import merge
 
 
@@ -67,7 +70,7 @@ def make_ranker(config: ModelConfig, mesh: Mesh) -> Callable[[dict, dict, Batch,
   `inputs` are from `put_batch`: `inputs`, `inputs_positions`, `inputs_segments` `[B, M]`, one example per row.
   """
   graph = nnx.split(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))))[0]
-  states = _after_inputs if config.row_format == "inputs_and_targets" else _after_prompt
+  states = _states(config)
 
   def rank(params, router_state, inputs, options):
     model = merge(graph, params, router_state)
@@ -77,8 +80,17 @@ def make_ranker(config: ModelConfig, mesh: Mesh) -> Callable[[dict, dict, Batch,
   return jax.jit(rank, out_shardings=replicated(mesh))
 
 
+def _states(config: ModelConfig) -> Callable[[Any, Batch, Options], jax.Array]:
+  """The function that computes the states `[B, K, L, d]` from which the labels' tokens are predicted."""
+  if config.row_format == "inputs_and_targets":
+    return _after_inputs
+  router = config.decoder_router
+  tokenwise = router is None or (isinstance(router, TopKConfig) and router.dropless)
+  return _after_one_prompt if tokenwise else _after_prompts
+
+
 def _log_likelihoods(model: Any, x: jax.Array, options: Options) -> jax.Array:
-  """`[B, K]` from the states `[B, K, L, d]` that the labels' tokens are predicted from."""
+  """`[B, K]` from the states `[B, K, L, d]`."""
   batch, count, length, width = x.shape
   different = x.reshape(batch, count * length, width)[:, options.states]  # [B, U, d]
   logits = model.embedding.logits(different)  # [B, U, V]
@@ -93,7 +105,7 @@ def _real(options: Options) -> jax.Array:
 
 
 def _after_inputs(model: Any, inputs: Batch, options: Options) -> jax.Array:
-  """`[B, K, L, d]`: each label is a row of its own, K consecutive ones read the same row of the encoder's output."""
+  """Each label is a row of its own, and K consecutive ones read the same row of the encoder's output."""
   batch, (count, length) = inputs["inputs"].shape[0], options.ids.shape
   real = (inputs["inputs_segments"][:, :1, None] > 0) & _real(options)  # [B, K, L]
 
@@ -113,8 +125,33 @@ def _after_inputs(model: Any, inputs: Batch, options: Options) -> jax.Array:
   return decoded.x.reshape(batch, count, length, -1)
 
 
-def _after_prompt(model: Any, inputs: Batch, options: Options) -> jax.Array:
-  """`[B, K, L, d]`: each label has a row, of the inputs and then the label."""
+def _after_one_prompt(model: Any, inputs: Batch, options: Options) -> jax.Array:
+  """A row has an input, which ends at index M, and then all labels, each as if at M and alone."""
+  (batch, width), (count, length) = inputs["inputs"].shape, options.ids.shape
+  label = np.repeat(np.arange(-1, count), [width, *[length] * count])  # [T], -1 for the input
+  places = np.concatenate([np.arange(width), *[width + np.arange(length)] * count])  # [T]
+  given = jnp.sum(inputs["inputs_segments"] > 0, axis=1, keepdims=True)  # [B, 1]
+  positions = places - (width - given)  # [B, T]
+  ends = jnp.where(label < 0, width, width + jnp.asarray(options.lengths)[label])
+  real = (given > 0) & (positions >= 0) & (places < ends)
+  # What is read is the token before: of the input, or of the label after its first place.
+  of_input = jnp.take_along_axis(inputs["inputs"], (positions - 1).clip(0, width - 1), axis=1)
+  of_label = jnp.asarray(options.ids)[label, (places - width - 1).clip(0)]
+  ids = jnp.where(real & (positions > 0), jnp.where(places <= width, of_input, of_label), 0)
+  sees = (places <= places[:, None]) & ((label < 0) | (label == label[:, None]))  # [T, T], query and key
+  context = Context(
+    mask=(sees & real[:, None, :])[:, None],
+    ids=ids,
+    positions=jnp.where(real, positions, 0),
+    segments=real.astype(jnp.int32),
+    places=places,
+  )
+  x = model.decoder(model.embedding(ids), context, training=False, key=None).x
+  return x[:, width:].reshape(batch, count, length, -1)
+
+
+def _after_prompts(model: Any, inputs: Batch, options: Options) -> jax.Array:
+  """Each label has a row, of the inputs and then the label."""
   (batch, width), (count, length) = inputs["inputs"].shape, options.ids.shape
   given = jnp.sum(inputs["inputs_segments"] > 0, axis=1)[:, None, None]  # [B, 1, 1]
   index = jnp.arange(width + length)

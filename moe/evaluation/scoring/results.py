@@ -8,7 +8,7 @@ from typing import Any
 
 from moe.evaluation.scoring.answers import Answer, TaskSplit, is_batch_independent
 from moe.evaluation.scoring.metrics import Score, from_record
-from moe.files import write_new, write_whole
+from moe.files import write_numbered, write_whole
 from moe.training.experiment import ExperimentConfig
 from moe.training.metrics_file import Record, read_metrics
 from moe.training.workdir import Workdir
@@ -66,18 +66,28 @@ def _selected(found: Mapping[str, Mapping[int, Record]], step: int) -> dict[str,
 def _split(record: Record | None) -> dict[str, Any] | None:
   if record is None:
     return None
-  return {"mean": record["mean"], "tasks": {one.task: _score(one) for one in from_record(record)}}
+  return {"mean": record["mean"], "tasks": as_json(from_record(record))}
 
 
-def _score(one: Score) -> dict[str, Any]:
-  about = {"metric": one.metric, "score": one.value, "interval": list(one.interval), "majority": one.majority}
-  return about | {"n": one.n, "metrics": dict(one.metrics)}
+def as_json(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
+  """The scores by task, as JSON has them."""
+  return {
+    one.task: {
+      "metric": one.metric,
+      "score": one.value,
+      "interval": list(one.interval),
+      "majority": one.majority,
+      "n": one.n,
+      "metrics": dict(one.metrics),
+    }
+    for one in scores
+  }
 
 
 def write_predictions(folder: pathlib.Path, step: int, split: TaskSplit, answers: Sequence[Answer]) -> pathlib.Path:
   """Writes a JSON line for each example: input, label, the options' log-likelihoods, text and prediction.
 
-  Nothing is ever overwritten: a file of other content and the same name gets a number behind it.
+  Nothing is ever overwritten: if there is such a file, the new one has a number behind its name.
   """
   lines = []
   for example, answer in zip(split.examples, answers, strict=True):
@@ -89,20 +99,7 @@ def write_predictions(folder: pathlib.Path, step: int, split: TaskSplit, answers
   return write_numbered(folder / f"{name}.jsonl", "".join(lines))
 
 
-def write_numbered(path: pathlib.Path, text: str) -> pathlib.Path:
-  """Writes a new file of this name, or of the first one with a number that is free or has this content already."""
-  path.parent.mkdir(exist_ok=True)
-  number, free = 1, path
-  while free.exists():
-    if free.read_text(encoding="utf-8") == text:
-      return free
-    number += 1
-    free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-  write_new(free, text)
-  return free
-
-
-def score_lines(workdir: Workdir) -> list[str]:
+def score_lines(config: ExperimentConfig, workdir: Workdir) -> list[str]:
   """The tables of a run's validation split, at the step that each way to select chooses; none without scores."""
   found, lines = read_scores(workdir), []
   words = {"held_out": "best on what was held out of training", "published": "best on the validation split itself"}
@@ -111,7 +108,11 @@ def score_lines(workdir: Workdir) -> list[str]:
       record = found[VALIDATION][step]
       lines.append(f"{name}: scores on validation at step {step}, {words[name]}; mean {float(record['mean']):.4f}")
       lines += [f"  {line}" for line in table(from_record(record))]
-  return [*lines, f"scores:     {workdir.scores}"] if lines else []
+  if not lines:
+    return []
+  if not is_batch_independent(config):
+    lines.append("a router decides on a whole batch: scores depend on its rows, which are the same each time")
+  return [*lines, f"scores:     {workdir.scores}"]
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moe.config import as_mapping
 from moe.data import DataError, load_vocabulary
 from moe.training.experiment import ExperimentConfig, load_config
 from tests.training.tiny import tiny_decoder, tiny_mapping, tiny_stack
@@ -46,6 +47,9 @@ class Task:
   def postprocess(self, text: str, example: Example) -> int:
     return self.options.index(text) if text in self.options else -1
 
+  def answer(self, examples: Sequence[Example], predictions: Sequence[int], split: str) -> tuple[str, str]:
+    return "animals.tsv", "".join(f"{one.features['idx']}\t{answer}\n" for one, answer in zip(examples, predictions))
+
   def examples(self, split: str) -> Iterator[Example]:
     if split not in self.splits:
       raise DataError(f"split {split!r}", f"expected one of {', '.join(self.splits)}, the splits of {self.name}")
@@ -79,3 +83,14 @@ def config(
     mapping["model"] |= stacks | model
   mapping["data"] |= {"source": {"name": "task", "task": "animals"}, "objective": "text_to_text"}
   return load_config(mapping | {"score": score or {}})
+
+
+STEPS = {"steps": 60, "log_every": 60, "eval_every": 20, "checkpoint_every": 20, "keep": 1}
+
+
+def run_config(train=STEPS, *, decoder_only: bool = False, **score) -> ExperimentConfig:
+  """A run that trains on the twelve pairs that it is scored on."""
+  mapping = as_mapping(config(decoder_only=decoder_only, train=train, score={"batch_size": 8} | score))
+  mapping["data"]["source"]["modules"] = ["tests.evaluation.scoring.seqio_task"]
+  mapping["data"]["batch_size"] = 12
+  return load_config(mapping)

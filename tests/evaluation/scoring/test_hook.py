@@ -10,31 +10,14 @@ from moe.data import DataError
 from moe.evaluation.restore import kept_steps, restore
 from moe.evaluation.scoring.answers import read_split
 from moe.evaluation.scoring.hook import ScoreHook
-from moe.evaluation.scoring.results import write_scores
+from moe.evaluation.scoring.results import read_scores, selections, write_scores
 from moe.training.experiment import load_config
 from moe.training.metrics_file import read_metrics
 from moe.training.trainer import train
 from moe.training.workdir import Workdir
-from tests.evaluation.scoring.tasks import BYTES, LABELS, Task, config, task
+from tests.evaluation.scoring.tasks import BYTES, LABELS, Task, config, run_config, task
+from tests.training.test_trainer import signal_after
 from tests.training.tiny import Interrupt, interrupt_after
-
-STEPS = {"steps": 60, "log_every": 60, "eval_every": 20, "checkpoint_every": 20, "keep": 1}
-
-
-def run_config(train=STEPS, **score):
-  """A run that trains on the twelve pairs that it is scored on."""
-  mapping = as_mapping(config(train=train, score={"batch_size": 8} | score))
-  mapping["data"]["source"]["modules"] = ["tests.evaluation.scoring.seqio_task"]
-  mapping["data"]["batch_size"] = 12
-  return load_config(mapping)
-
-
-@pytest.fixture(scope="module")
-def memorised(tmp_path_factory):
-  """A run that has learnt its task by heart."""
-  settings, folder = run_config(), tmp_path_factory.mktemp("memorised")
-  train(settings, folder, score=ScoreHook(settings, BYTES, [task()]))
-  return Workdir(folder)
 
 
 def test_a_run_that_memorises_its_task_answers_everything(memorised):
@@ -95,6 +78,16 @@ def test_the_chosen_step_has_the_highest_score_and_its_checkpoint_survives(tmp_p
   assert found["held_out"]["step"] == 6 and found["held_out"]["validation"]["mean"] == 0.375
   assert found["published"]["step"] == 8 and found["published"]["validation"]["mean"] == 0.625
   assert found["held_out"]["held_out"]["tasks"]["animals"]["score"] == 0.75
+
+
+def test_a_score_that_a_signal_prevented_is_made_up_for_and_ranks_its_checkpoint(tmp_path):
+  """The signal comes when step 6 is computed, which is then saved without a score."""
+  settings = run_config(SHORT)
+  train(settings, tmp_path, [signal_after(5)], planted(HELD_OUT, VALIDATION))
+  assert kept_steps(tmp_path) == [4, 6] and restore(tmp_path).step == 4
+  train(settings, tmp_path, score=planted(HELD_OUT, VALIDATION))
+  assert kept_steps(tmp_path) == [6, 10] and restore(tmp_path).step == 6
+  assert selections(read_scores(Workdir(tmp_path))) == {"held_out": 6, "published": 8}
 
 
 def test_a_run_that_was_cut_off_keeps_the_scores_from_before(memorised, tmp_path):
