@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from moe.config import ConfigError
+from moe.config import ConfigError, in_section
 from moe.parallel.memory import GIB, device_memory, host_memory, shard_bytes
 from moe.parallel.mesh import row_shards
 from moe.training.experiment import ExperimentConfig
@@ -26,7 +26,7 @@ class Setup:
     abstract: shapes, dtypes and shardings of the state.
 
   Raises:
-    ConfigError: the mesh does not divide the model or the batch.
+    ConfigError: the mesh does not divide the model or the batch; or what is to be frozen is nothing, or everything.
   """
 
   def __init__(self, config: ExperimentConfig, mesh: Mesh):
@@ -35,6 +35,8 @@ class Setup:
     self._key = np.asarray(jax.random.key_data(keys(config.seed)[1]))
     self._schedule = config.optimizer.make_schedule(config.train.steps)
     model = abstract_model(config.model.make, mesh, fsdp=config.mesh.fsdp)
+    with in_section("config.optimizer"):
+      config.optimizer.check_frozen(model.params, model.router_state)
     self.graph = model.graph
     self.optimizer = config.optimizer.make(model.stacked)
     self.abstract = abstract_state(model, self.optimizer, mesh)
@@ -63,6 +65,7 @@ class Setup:
       accumulation=train.accumulation,
       logits_z_loss=train.logits_z_loss,
       byte_lengths=byte_lengths,
+      is_frozen=self._config.optimizer.is_frozen,
     )
 
   def inputs(self, step: int) -> RunInputs:

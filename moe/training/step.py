@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from moe.models import ModelOutput
 from moe.parallel.mesh import replicated, tracing_for
 from moe.routing.policy import policy_loss
+from moe.training.optimization.parts import keep_frozen, stop_gradients
 from moe.training.state import TrainState, merge, shardings_of, split
 
 Batch = dict[str, jax.Array]
@@ -99,11 +100,13 @@ def make_train_step(
   accumulation: int,
   logits_z_loss: float,
   byte_lengths: jax.typing.ArrayLike,
+  is_frozen: Callable[[str], bool] = lambda path: False,
 ) -> jax.stages.Wrapped:
   """The compiled step: `(state, batch, run) -> (state, metrics)`. It consumes the state it is given.
 
   Only the shardings of `state` are used, so its shapes will do; batches come from `put_batch` on the same mesh. `run`
-  is a `RunInputs`: what differs between runs of one model is an argument, so that they share one program.
+  is a `RunInputs`: what differs between runs of one model is an argument, so that they share one program. Parameters
+  and routers' state whose paths `is_frozen` are left as they are.
 
   The metrics are device arrays: `loss`, the cross-entropy alone in nats per weighted target token; `logits_z_loss` and
   `auxiliary_loss`, as weighted in the objective; `bits_per_byte`; `accuracy`; `gradient_norm`, before clipping;
@@ -116,6 +119,7 @@ def make_train_step(
   """
 
   def objective(params, router_state, micro, micro_key, whole):
+    params = stop_gradients(params, is_frozen)
     output = merge(graph, params, router_state)(micro, training=True, key=micro_key)
     sums = token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths)
     share = {name: tokens / whole.tokens[name] for name, tokens in tokens_by_stack(micro).items()}
@@ -155,7 +159,7 @@ def make_train_step(
     step_key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(run.key)), state.step)
     with tracing_for(mesh):
       grads, report, seen = accumulate(state, batch, step_key, whole)
-      router_state = _learned(graph, state, seen)
+      router_state = keep_frozen(state.router_state, _learned(graph, state, seen), is_frozen)
     with jax.named_scope("optimizer"):
       updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
       params = optax.apply_updates(state.params, jax.tree.map(lambda update: -run.learning_rate * update, updates))

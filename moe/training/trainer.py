@@ -21,6 +21,7 @@ from moe.training.feed import byte_lengths, describe, fingerprint, open_pipeline
 from moe.training.hooks import Hook, Log, Means, Run, StepInfo, TrainingStopped, save, validate
 from moe.training.init import Source, settle
 from moe.training.metrics_file import MetricsWriter, Record, read_metrics
+from moe.training.optimization.parts import by_path
 from moe.training.progress import Clock, Progress
 from moe.training.setup import Setup, check_memory
 from moe.training.state import TrainState, stored_router_state
@@ -158,7 +159,7 @@ def train(
       clock=Clock(),
     )
     stack.enter_context(run)
-    run.progress.line(_introduction(state, mesh))
+    run.progress.line(_introduction(config, state, mesh))
 
     # --------------------------------------------------------------------------------------------------------------
     # The loop. The host starts each step before it reads the metrics of the one before: the device never waits.
@@ -312,8 +313,12 @@ def _newest_records(workdir: Workdir) -> dict[str, Record]:
   return {record["kind"]: record for record in read_metrics(workdir.metrics)}
 
 
-def _introduction(state: TrainState, mesh: Mesh) -> str:
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+def _introduction(config: ExperimentConfig, state: TrainState, mesh: Mesh) -> str:
+  sizes = {path: leaf.size for path, leaf in by_path(state.params).items()}
+  parameters, frozen = sum(sizes.values()), sum(sizes[path] for path in sizes if config.optimizer.is_frozen(path))
+  parts = f" ({parameters - frozen:,} trained, {frozen:,} frozen)" if frozen else ""
   axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
   devices = "1 device" if mesh.size == 1 else f"{mesh.size} devices, {axes}"
-  return f"{parameters:,} parameters on {devices} ({mesh.devices.flat[0].device_kind}); the first step is compiled"
+  return (
+    f"{parameters:,} parameters{parts} on {devices} ({mesh.devices.flat[0].device_kind}); the first step is compiled"
+  )

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+import shutil
 
 from moe.training.trainer import train
 from tests.convert.test_runs import dense_mapping, untrained
@@ -64,12 +65,16 @@ def make_world(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   (folder / "empty_folder").mkdir()
   run = folder / "run"
   train(tiny_config(corpus, steps=2, eval_every=2, eval_batches=1, checkpoint_every=2), run)
+  damaged = shutil.copytree(run, folder / "damaged")
+  for array in (damaged / "checkpoints" / "2" / "model" / "d").iterdir():
+    array.write_bytes(b"")
   return {
     "dense": untrained(dense_mapping(corpus), folder / "dense"),
     "tmp": folder,
     "data": data,
     "good": good,
     "run": run,
+    "damaged": damaged,
     "corpus": corpus,
     "empty": folder / "empty_folder",
     "new": folder / "new",

@@ -18,6 +18,7 @@ from moe.training.experiment import InitConfig, load_config
 from moe.training.feed import describe, fingerprint
 from moe.training.init import Source, inherit
 from moe.training.metrics_file import read_metrics
+from moe.training.optimization.parts import by_path
 from moe.training.setup import Setup
 from moe.training.state import stored_router_state
 from moe.training.trainer import train
@@ -133,6 +134,27 @@ def test_a_workdir_keeps_to_the_source_it_began_from(source, corpus, begun, tmp_
     train(resolved(corpus, other, begun[0]), begun[0])
   with pytest.raises(WorkdirError, match=r"another config: config\.init was \{.*\}, is None; choose another"):
     train(load_config(as_mapping(resolved(corpus, source, begun[0])) | {"init": None}), begun[0])
+
+
+# What is frozen.
+
+
+def test_what_is_frozen_is_the_sources_to_the_bit_after_training_and_resuming(source, corpus, tmp_path, capsys):
+  """The routers, with the biases that they move themselves, and the embedding; all else has moved."""
+  tree = finetuning(corpus, source)
+  tree["optimizer"] = tree["optimizer"] | {"frozen": ["router", "^embedding/"], "weight_decay": 0.1}
+  config = load_config(inherit(tree, tmp_path))
+  with pytest.raises(Interrupt):
+    train(config, tmp_path, [interrupt_after(3)])
+  size, frozen = sum(leaf.size for leaf in jax.tree.leaves(restore(source).params)), 259 * 16 + 16 * 4
+  parts = f"{size:,} parameters ({size - frozen:,} trained, {frozen:,} frozen) on 1 device"
+  assert parts in capsys.readouterr().err
+  train(config, tmp_path)
+  before, after = restore(source, config.init.step), restore(tmp_path, "4")
+  assert_equal(after.router_state, before.router_state)
+  old, new = by_path(before.params), by_path(after.params)
+  same = {path for path in old if np.array_equal(old[path], new[path])}
+  assert same == {"embedding/table", "decoder/units/0/blocks/1/moe/router/kernel"}
 
 
 # What is handed down.

@@ -142,20 +142,70 @@ def test_adamw_of_one_step_moves_every_weight_by_the_learning_rate():
   np.testing.assert_allclose(found, [-0.1, 0.1, -0.1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("choice", [Adafactor, AdamW])
-def test_routers_may_have_a_learning_rate_of_their_own(choice):
-  def parts(seed):
-    draw = np.random.default_rng(seed).normal
-    return {"moe": {name: {"kernel": jnp.asarray(draw(size=(4, 3)), jnp.float32)} for name in ("router", "experts")}}
+PARTS = ("router", "experts", "shared")
 
-  params, gradients = parts(0), parts(1)
-  stacked = jax.tree.map(lambda _: 0, params)
-  moved = {}
-  for factor in (1.0, 0.25):
-    optimizer = choice(weight_decay=0.1, router_learning_rate=factor).make(stacked)
-    moved[factor] = optimizer.update(gradients, optimizer.init(params), params)[0]["moe"]
-  np.testing.assert_array_equal(moved[0.25]["experts"]["kernel"], moved[1.0]["experts"]["kernel"])
-  np.testing.assert_allclose(moved[0.25]["router"]["kernel"], 0.25 * moved[1.0]["router"]["kernel"], rtol=1e-6)
+
+def layer_of(seed, parts=PARTS):
+  """Something like the parameters of a MoE layer, by part."""
+  draws = {name: np.random.default_rng([seed, index]) for index, name in enumerate(PARTS)}
+  return {
+    "moe": {name: {"kernel": jnp.asarray(draws[name].normal(size=(4, 3)), jnp.float32)} for name in parts},
+    "norm": {},
+  }
+
+
+def update_of(config, parts=PARTS):
+  """The first update of these parts, and the optimizer's state."""
+  params, gradients = layer_of(0, parts), layer_of(1, parts)
+  optimizer = config.make(jax.tree.map(lambda _: 0, layer_of(0)))
+  updates, state = optimizer.update(gradients, optimizer.init(params), params)
+  return {name: updates["moe"][name]["kernel"] for name in parts}, state
+
+
+@pytest.mark.parametrize("choice", [Adafactor, AdamW])
+@pytest.mark.parametrize(("field", "part"), [("router_learning_rate", "router"), ("expert_learning_rate", "experts")])
+def test_routers_and_routed_experts_may_have_learning_rates_of_their_own(choice, field, part):
+  """Whose factor is that of the whole step, weight decay included; a quarter is exact."""
+  whole, _ = update_of(choice(weight_decay=0.1))
+  scaled, _ = update_of(choice(weight_decay=0.1, **{field: 0.25}))
+  for name in PARTS:
+    np.testing.assert_array_equal(scaled[name], whole[name] * (0.25 if name == part else 1), err_msg=name)
+
+
+@pytest.mark.parametrize("choice", [Adafactor, AdamW])
+def test_what_is_frozen_has_no_update_no_statistics_and_no_part_in_clipping(choice):
+  """The others move as if it were not there; it does not move although there is weight decay."""
+  fields = {"weight_decay": 0.1, "clip_norm": 0.5}
+  found, state = update_of(choice(frozen=("moe/router", "^moe/sha"), **fields))
+  alone = choice(**fields).make({"moe": {"experts": {"kernel": 0}}, "norm": {}})
+  params, gradients = layer_of(0, ["experts"]), layer_of(1, ["experts"])
+  expected, expected_state = alone.update(gradients, alone.init(params), params)
+  np.testing.assert_array_equal(found["experts"], expected["moe"]["experts"]["kernel"])
+  np.testing.assert_array_equal([found["router"], found["shared"]], 0.0)
+  assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(expected_state)]
+
+
+@pytest.mark.parametrize(
+  ("frozen", "message"),
+  [
+    (
+      ["router", "moe/exprts"],
+      r"frozen\[1\] = 'moe/exprts': expected to be found in the path of a parameter, such as m",
+    ),
+    (["^kernel"], r"frozen\[0\] = '\^kernel': .* such as .*moe/router/kernel"),
+    (["kernel"], r"frozen = \('kernel',\): expected to leave some parameter to train"),
+  ],
+)
+def test_what_cannot_be_frozen_is_refused_by_name(frozen, message):
+  config = Adafactor(frozen=tuple(frozen))
+  with pytest.raises(ConfigError, match=f"^{message}"):
+    config.check_frozen(layer_of(0), {"moe": {"router": {"bias": 0}}})
+
+
+def test_a_routers_state_can_be_frozen_by_its_path_too():
+  config = Adafactor(frozen=("router/bias",))
+  config.check_frozen(layer_of(0), {"moe": {"router": {"bias": 0}}})
+  assert config.is_frozen("moe/router/bias") and not config.is_frozen("moe/router/kernel")
 
 
 def test_clipping_is_by_the_norm_of_all_gradients_together():
@@ -174,6 +224,7 @@ def test_clipping_is_by_the_norm_of_all_gradients_together():
     (Adafactor, {"clip_norm": -1.0}),
     (Adafactor, {"b2": 1.0}),
     (AdamW, {"b1": 1.0}),
+    (AdamW, {"expert_learning_rate": -0.5}),
     (ConstantRsqrt, {"decay_start": 0}),
     (Cosine, {"final_fraction": 2.0}),
   ],

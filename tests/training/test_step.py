@@ -215,6 +215,21 @@ def test_the_gradient_norm_is_reported_before_clipping():
   assert metrics["gradient_norm"] > 0.01
 
 
+def test_what_is_frozen_stays_and_has_no_part_in_the_norm_of_the_gradient():
+  """The other parameter's gradient is 2 * 0.5 * 1; of the routers' state, one number is frozen and the other moves."""
+  mesh, optimizer = make_mesh(), optax.identity()
+  graph, state = first_state(functools.partial(_table, 5, 0.5), optimizer, mesh)
+  options = {"accumulation": 2, "byte_lengths": BYTES, "logits_z_loss": 0.0}
+  is_frozen = {"table", "decoder/calls"}.__contains__
+  step = with_inputs(make_train_step(graph, state, optimizer, is_frozen=is_frozen, **options), 0.1)
+  before = np.asarray(state.params["table"])
+  state, metrics = step(state, make_batch())
+  np.testing.assert_array_equal(state.params["table"], before)
+  assert metrics["gradient_norm"] == 1 and state.params["pull"] == np.float32(0.9)
+  counter = state.router_state["decoder"]
+  assert counter["calls"] == 0 and counter["tokens"] > 0
+
+
 def test_a_batch_without_weight_changes_no_parameter():
   step, state, *_ = make()
   before = np.asarray(state.params["table"])

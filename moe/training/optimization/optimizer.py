@@ -6,13 +6,16 @@ it over those axes.
 """
 
 import dataclasses
+import difflib
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from moe.config import Choice, require
+from moe.config import Choice, ConfigError, require
+from moe.training.optimization.parts import by_path, freeze, scale_part, without
 from moe.training.optimization.schedule import ConstantRsqrt, Schedule, ScheduleConfig
 
 # Nested dict like the parameters': how many leading axes of each enumerate matrices.
@@ -32,6 +35,12 @@ class OptimizerConfig(Choice):
       clipping bounds every step; Adafactor's updates do not change with the scale of all gradients, so the two differ
       where norms pass 1 in some steps and not in others.
     router_learning_rate: factor of the learning rate, and so of the whole step, of the routers' parameters.
+    expert_learning_rate: likewise of the routed experts' parameters. Shared experts have the rate of the rest: they see
+      every token, as dense networks do.
+    frozen: regular expressions; parameters whose paths they are found in (`moe.training.optimization.parts`) are not
+      trained: they stay as they are, to the bit, without gradients, statistics and weight decay, and do not count in
+      the norm of the gradient. So does the routers' state, which has paths too: "router" freezes routers with
+      what they count and move themselves, "router/kernel" only the matrix.
   """
 
   learning_rate: float = 0.01
@@ -39,13 +48,21 @@ class OptimizerConfig(Choice):
   weight_decay: float = 0.0
   clip_norm: float = 1.0
   router_learning_rate: float = 1.0
+  expert_learning_rate: float = 1.0
+  frozen: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     require(self.learning_rate > 0, "learning_rate", self.learning_rate, "expected more than 0")
     require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "expected at least 0")
     require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "expected at least 0, which turns clipping off")
-    factor = self.router_learning_rate
-    require(factor >= 0, "router_learning_rate", factor, "expected at least 0, which leaves the routers as they begin")
+    for name in ("router_learning_rate", "expert_learning_rate"):
+      factor = getattr(self, name)
+      require(factor >= 0, name, factor, f"expected at least 0, which leaves {name.split('_')[0]}s as they begin")
+    for index, pattern in enumerate(self.frozen):
+      try:
+        re.compile(pattern)
+      except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(f"frozen[{index}]", pattern, f"expected a regular expression ({error})") from None
 
   def make(self, stacked: StackedAxes) -> optax.GradientTransformation:
     """From gradients to updates, of which minus the learning rate times each is added to the parameters.
@@ -53,13 +70,33 @@ class OptimizerConfig(Choice):
     Args:
       stacked: from `moe.parallel.sharding.stacked_axes`.
     """
+    if self.frozen:
+      stacked = without(stacked, self.is_frozen)
     parts = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
     parts.append(self.scale(stacked))
     if self.weight_decay:
       parts.append(optax.add_decayed_weights(self.weight_decay, mask=lambda params: _is_matrix(params, stacked)))
-    if self.router_learning_rate != 1:
-      parts.append(scale_routers(self.router_learning_rate))
-    return optax.chain(*parts)
+    for part, factor in {"router": self.router_learning_rate, "experts": self.expert_learning_rate}.items():
+      if factor != 1:
+        parts.append(scale_part(part, factor))
+    whole = optax.chain(*parts)
+    return freeze(whole, self.is_frozen) if self.frozen else whole
+
+  def is_frozen(self, path: str) -> bool:
+    """Whether the parameter, or the router's state, of this path stays as it is."""
+    return any(re.search(pattern, path) for pattern in self.frozen)
+
+  def check_frozen(self, params: Any, router_state: Any) -> None:
+    """Raises `ConfigError` for a pattern that is found in no path of a model, and if it would not be trained at all."""
+    trainable = by_path(params)
+    paths = [*trainable, *by_path(router_state)]
+    for index, pattern in enumerate(self.frozen):
+      found = any(re.search(pattern, path) for path in paths)
+      nearest = [] if found else difflib.get_close_matches(pattern, paths, 5, 0.0)
+      wanted = f"expected to be found in the path of a parameter, such as {', '.join(nearest)}"
+      require(found, f"frozen[{index}]", pattern, wanted)
+    trained = not all(map(self.is_frozen, trainable))
+    require(trained, "frozen", self.frozen, "expected to leave some parameter to train")
 
   def make_schedule(self, total_steps: int) -> Schedule:
     """The learning rate as a function of the number of updates made so far."""
@@ -127,15 +164,6 @@ class AdamW(OptimizerConfig, name="adamw"):
 
   def scale(self, stacked: StackedAxes) -> optax.GradientTransformation:
     return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
-
-
-def scale_routers(factor: float) -> optax.GradientTransformation:
-  """Multiplies the updates of all parameters in a part of the model that is called `router`."""
-
-  def scaled(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
-    return update * factor if any(getattr(key, "key", None) == "router" for key in path) else update
-
-  return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))
 
 
 def per_matrix(inner: optax.GradientTransformation, stacked: StackedAxes) -> optax.GradientTransformation:

@@ -1,11 +1,15 @@
-"""Parts of a model by the paths of their arrays, such as `encoder/units/0/blocks/1/moe/router/kernel`.
+"""Parts of a model, named by the paths of their arrays: which learn at a rate of their own, and which do not learn.
 
-Layers that are computed in a scan share their arrays, which the path of a unit names together.
+A path is such as `encoder/units/0/blocks/1/moe/router/kernel`. Layers that are computed in a scan share their arrays,
+and so their paths.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
@@ -16,3 +20,48 @@ def path_of(keys: tuple[Any, ...]) -> str:
 def by_path(tree: Any) -> dict[str, Any]:
   """The leaves of nested dicts, or of several of them, by path."""
   return {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def scale_part(name: str, factor: float) -> optax.GradientTransformation:
+  """Multiplies the updates of the parameters in every part of a model that is called so, such as `router`."""
+
+  def scaled(keys: tuple[Any, ...], update: jax.Array) -> jax.Array:
+    return update * factor if name in path_of(keys).split("/") else update
+
+  return optax.stateless(lambda updates, _: jax.tree.map_with_path(scaled, updates))
+
+
+def without(tree: Any, is_frozen: Callable[[str], bool], path: str = "") -> Any:
+  """Nested dicts without the leaves whose paths are frozen."""
+  paths = {key: f"{path}/{key}".removeprefix("/") for key in tree}
+  return {
+    key: without(value, is_frozen, paths[key]) if isinstance(value, dict) else value
+    for key, value in tree.items()
+    if isinstance(value, dict) or not is_frozen(paths[key])
+  }
+
+
+def freeze(inner: optax.GradientTransformation, is_frozen: Callable[[str], bool]) -> optax.GradientTransformation:
+  """`inner` for all parameters whose paths are not frozen; the others have no statistics, and updates of 0."""
+
+  def init(params):
+    return inner.init(without(params, is_frozen))
+
+  def update(updates, state, params):
+    found, state = inner.update(without(updates, is_frozen), state, without(params, is_frozen))
+    moved = by_path(found)
+    return jax.tree.map_with_path(lambda keys, leaf: moved.get(path_of(keys), jnp.zeros_like(leaf)), updates), state
+
+  return optax.GradientTransformation(init, update)
+
+
+def stop_gradients(params: Any, is_frozen: Callable[[str], bool]) -> Any:
+  """The parameters, as constants where their paths are frozen: no gradient of these is computed."""
+  return jax.tree.map_with_path(
+    lambda keys, leaf: jax.lax.stop_gradient(leaf) if is_frozen(path_of(keys)) else leaf, params
+  )
+
+
+def keep_frozen(old: Any, new: Any, is_frozen: Callable[[str], bool]) -> Any:
+  """`new`, but `old` where the paths are frozen."""
+  return jax.tree.map_with_path(lambda keys, *leaves: leaves[not is_frozen(path_of(keys))], old, new)
