@@ -6,10 +6,11 @@ import pathlib
 
 import pytest
 
+from tests.compiler import compile_quickly
+
 _MOST_MAPPINGS = 25_000  # of the 65,530 that Linux allows a process by default
 
-# Tests compile hundreds of small programs and run each once or twice. Subprocesses inherit it.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+compile_quickly()
 
 # Orbax's writes that tests make fail leave tasks behind, which would speak over pages when the process ends.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
 def room_for_programs():
   """Forgets compiled programs after a module if there are many: each takes memory mappings, which the kernel limits."""
   yield
-  import jax  # not before the variable above is set
+  import jax  # not before `compile_quickly`
 
   maps = pathlib.Path("/proc/self/maps")
   if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPPINGS:

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 
+from tests.compiler import quick_flags
+
 # What a run that goes well writes to stderr too.
 _USUAL = ("step ", "validation at step ", "[Gloo] ")
 
@@ -35,7 +37,7 @@ class Hosts:
 
   def __init__(self, config: pathlib.Path, compiled: str):
     self._command = [sys.executable, "-m", "moe.train", f"--config={config}"]
-    settings = {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    settings = {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_flags()}
     self._environment = os.environ | settings | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     self._started: list[Host] = []
 

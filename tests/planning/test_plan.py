@@ -52,8 +52,9 @@ def config_file(tmp_path_factory):
 
 
 def environment():
-  """That of this process, without a setting of the tests that would change what the TPU compiler does."""
-  return {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+  """That of this process, without settings of the tests that would change what the TPU compiler does."""
+  of_tests = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
+  return {name: value for name, value in os.environ.items() if name not in of_tests}
 
 
 def run(*arguments):

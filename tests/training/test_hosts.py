@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from moe.training.metrics_file import read_metrics
+from tests.compiler import quick_flags
 from tests.parallel.processes import free_port
 
 
 def losses(corpus, compiled, workdir, steps=6, hosts=1, devices=1, **mesh):
   """The losses of a run over processes on this machine that act as hosts; its routing groups are whole batches."""
   port = free_port()
-  settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_flags(devices)}
   environment = os.environ | settings | {"JAX_COMPILATION_CACHE_DIR": compiled}
   command = [sys.executable, "-m", "tests.training.hosts", str(corpus), str(workdir), str(steps), json.dumps(mesh)]
   started = [subprocess.Popen([*command, str(host), str(hosts), str(port)], env=environment) for host in range(hosts)]

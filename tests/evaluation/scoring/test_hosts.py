@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
+from tests.compiler import quick_flags
 from tests.parallel.processes import free_port
 
 
 def predictions(compiled, workdir, hosts, devices):
   """The lines of the last predictions of a run of four steps, after a check of what else is written."""
   port = str(free_port())
-  settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_flags(devices)}
   environment = os.environ | settings | {"JAX_COMPILATION_CACHE_DIR": compiled}
   command = [sys.executable, "-m", "tests.evaluation.scoring.hosts", str(workdir)]
   started = [subprocess.Popen([*command, str(host), str(hosts), port], env=environment) for host in range(hosts)]

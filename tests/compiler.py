@@ -1,0 +1,19 @@
+"""How tests compile: thousands of small programs that run once or twice each, so the compiler should be quick."""
+
+import os
+
+# XLA's other emitter of fusions, and its splitting of a module for many cores, take four fifths of the time that it
+# takes to compile. XLA refuses to start with a flag that it no longer knows, and names it: then delete it here.
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def quick_flags(devices: int = 1) -> str:
+  """XLA_FLAGS for a process with so many CPU devices."""
+  return f"{QUICK} --xla_force_host_platform_device_count={devices}"
+
+
+def compile_quickly() -> None:
+  """For this process, before it imports JAX, and for those that it starts."""
+  os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+  if QUICK not in (flags := os.environ.get("XLA_FLAGS", "")):
+    os.environ["XLA_FLAGS"] = f"{QUICK} {flags}"
