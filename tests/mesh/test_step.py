@@ -27,8 +27,12 @@ DECODERS = {
   "soft": {"decoder": tiny.router("soft_moe"), "allow_future_leakage": True},
 }
 INPUTS = RunInputs(np.asarray(jax.random.key_data(keys(0)[1])), np.float32(0.1))
-# Sizes of data, expert and model, and FSDP: 2, 4 and 8 devices.
-MESHES = [(1, 2, 1, False), (1, 4, 1, True), (2, 2, 2, True)]
+# Sizes of data, expert and model, and FSDP: 2, 4 and 8 devices; and the decoders that are tried there without `--slow`.
+MESHES = {
+  (1, 2, 1, False): ("slots", "ragged"),
+  (1, 4, 1, True): ("slots of a batch", "soft"),
+  (2, 2, 2, True): tuple(DECODERS),
+}
 
 
 def start(mesh, *, decoder, encoder=None, moe=(), fsdp=False, accumulation=1, optimizer=None, **model):
@@ -70,8 +74,14 @@ def assert_same(found, expected):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
-@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize(
+  ("kind", "shape"),
+  [
+    pytest.param(kind, shape, id=f"{kind}-{shape}", marks=[] if kind in quick else [pytest.mark.slow])
+    for shape, quick in MESHES.items()
+    for kind in DECODERS
+  ],
+)
 def test_a_decoder_trains_the_same_on_every_mesh(kind, shape):
   assert_same(two_steps(shape, **DECODERS[kind]), alone(kind))
 
