@@ -50,7 +50,8 @@ def restore(folder: str | pathlib.Path, step: str = "best", mesh: MeshConfig | N
 
   Args:
     folder: workdir of the run.
-    step: a number, `latest`, or `best`: the lowest validation loss, or the latest where none was validated.
+    step: a number, `latest`, or `best`: of the lowest validation loss, or the highest score in a run that scores tasks;
+      the latest where none was validated.
     mesh: of all devices of this process, not necessarily that of training; None takes one device.
 
   Raises:

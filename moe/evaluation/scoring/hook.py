@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from moe.data import Vocabulary
+from moe.data import DataError, Vocabulary
 from moe.data.sources.task import TaskConfig
 from moe.evaluation.scoring.answers import Answer, Answerer, TaskSplit, read_split
 from moe.evaluation.scoring.metrics import Score, as_record
@@ -51,7 +51,7 @@ class ScoreHook:
     tasks: `ScoredTask`s; None for those of the source.
 
   Raises:
-    ConfigError, DataError: as `read_split`.
+    ConfigError, DataError: as `read_split`; or a label is hidden.
   """
 
   def __init__(self, config: ExperimentConfig, vocabulary: Vocabulary, tasks: list[Any] | None = None):
@@ -65,6 +65,12 @@ class ScoreHook:
       kind: [read_split(config, vocabulary, task, split) for task in tasks]
       for kind, split in config.score.splits(config.data.source).items()
     }
+    for splits in self._splits.values():
+      for each in splits:
+        if not each.metric:
+          raise DataError(
+            f"split {each.split!r}", f"hides labels of task {each.task.name}: nothing can be scored on it"
+          )
     self._answerer: Answerer | None = None
 
   def __call__(self, run: Run, info: StepInfo) -> None:

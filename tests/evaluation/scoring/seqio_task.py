@@ -12,11 +12,12 @@ FEATURE = seqio.Feature(VOCABULARY, add_eos=True)
 
 
 def pairs(split: str, shuffle_files: bool, labels: int) -> tf.data.Dataset:
-  """All pairs on every split: what is learnt can then be seen in the scores."""
-  assert split in ("train", "train[:90%]", "validation") and not shuffle_files
+  """All pairs, those to train on twice: 90% of them are all of them too, so what is learnt shows in the scores."""
+  assert not shuffle_files
   words = texts(12, 14)
   answers = [LABELS[number % labels] for number in range(len(words))]
-  return tf.data.Dataset.from_tensor_slices({"inputs": words, "targets": answers})
+  pairs = tf.data.Dataset.from_tensor_slices({"inputs": words, "targets": answers})
+  return pairs.repeat(2) if split == "train" else pairs
 
 
 for _name, _labels in (("animals", 3), ("animals_of_two", 2)):

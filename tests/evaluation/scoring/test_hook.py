@@ -103,6 +103,21 @@ def test_a_run_that_was_cut_off_keeps_the_scores_from_before(memorised, tmp_path
   )
 
 
+def test_every_task_of_a_mixture_is_scored_and_their_mean_ranks_the_step(tmp_path, capsys):
+  settings = run_config(SHORT | {"steps": 2}, selection="published")
+  others = [dataclasses.replace(task(count), name=name) for count, name in ((5, "first"), (12, "second"))]
+  train(settings, tmp_path, score=ScoreHook(settings, BYTES, others))
+  (record,) = (one for one in read_metrics(tmp_path / "metrics.jsonl") if one["kind"] == "score/validation")
+  assert record["first/n"] == 5 and record["second/n"] == 12
+  assert record["mean"] == pytest.approx((record["first/accuracy"] + record["second/accuracy"]) / 2)
+  found = json.loads((tmp_path / "scores.json").read_text())
+  assert found["held_out"] is None and list(found["published"]["validation"]["tasks"]) == ["first", "second"]
+  assert f"score at step 2: mean of 2 tasks, validation {record['mean']:.4f}" in capsys.readouterr().err
+  assert len(list((tmp_path / "predictions").iterdir())) == 2
+  saved = json.loads((tmp_path / "checkpoints" / "2" / "run" / "metadata").read_text())
+  assert saved["rank"] == -record["mean"]
+
+
 def test_a_held_out_tenth_is_not_trained_on():
   assert run_config().training_data.source.train_split == "train[:90%]"
   assert run_config(selection="published").training_data.source.train_split == "train"
@@ -137,6 +152,12 @@ def test_a_split_that_is_missing_or_empty_is_refused():
     read_split(run_config(), BYTES, task(), "train")
   with pytest.raises(DataError, match="split 'none': holds no example of task animals"):
     read_split(run_config(), BYTES, Task({"none": []}), "none")
+
+
+def test_a_split_with_hidden_labels_cannot_be_scored():
+  hidden = Task({"train[90%:]": [("a", 0)], "validation": [("a", 0), ("b", None)]})
+  with pytest.raises(DataError, match="split 'validation': hides labels of task animals: nothing can be scored on it"):
+    ScoreHook(run_config(), BYTES, [hidden])
 
 
 @pytest.mark.parametrize(
