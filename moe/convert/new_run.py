@@ -1,6 +1,8 @@
 """The workdir of a run whose first state was not trained there: its config, its vocabulary, one checkpoint."""
 
 import dataclasses
+import functools
+import math
 import os
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from moe.config import require
 from moe.data import Vocabulary
+from moe.parallel.memory import shard_bytes
 from moe.parallel.mesh import make_mesh
 from moe.training.checkpoint import Checkpoints
 from moe.training.experiment import ExperimentConfig
@@ -17,6 +20,9 @@ from moe.training.feed import describe, fingerprint
 from moe.training.setup import Setup
 from moe.training.state import TrainState, stored_router_state
 from moe.training.workdir import Workdir, with_absolute_paths
+
+_ALIGNMENT = 64  # bytes, JAX's
+_LEAST_FILE_BYTES = 2**22
 
 
 def new_workdir(path: str | os.PathLike[str]) -> Workdir:
@@ -30,6 +36,14 @@ def new_workdir(path: str | os.PathLike[str]) -> Workdir:
   free = not os.path.lexists(root) or (root.is_dir() and not any(root.iterdir()))
   require(free, "--workdir", str(root), "expected a new folder, or an empty one")
   return workdir
+
+
+def new_array(shape: tuple[int, ...]) -> np.ndarray:
+  """An uninitialised float32 array whose memory JAX can use as it is, on a CPU."""
+  size = 4 * math.prod(shape)
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 def write_run(
@@ -53,7 +67,7 @@ def write_run(
   Args:
     workdir: from `new_workdir`.
     config: complete; the stored one names the workdir's own copy of the vocabulary.
-    params: of the model, as `moe.training.state.split` returns them.
+    params: of the model, as `moe.training.state.split` returns them; of NumPy too, best from `new_array`.
     router_state: likewise.
     vocabulary: of the config's data.
     step: of the checkpoint.
@@ -70,7 +84,9 @@ def write_run(
   if vocabulary.model is not None:
     own = dataclasses.replace(config.data, vocabulary=str(workdir.vocabulary))
     config = dataclasses.replace(config, data=own)
-  setup = Setup(config, make_mesh(devices=jax.local_devices()[:1]))
+  mesh = make_mesh(devices=jax.local_devices()[:1])
+  setup = Setup(config, mesh)
+  params, router_state = jax.tree.map(lambda leaf: _on_device(leaf, mesh.devices.flat[0]), (params, router_state))
   if opt_state is None:
     opt_state = jax.jit(setup.optimizer.init)(params)
   state = TrainState(jnp.asarray(step, jnp.int32), params, router_state, opt_state)
@@ -83,11 +99,21 @@ def write_run(
     "since_record": None,
   }
   with workdir.held():
-    checkpoints = Checkpoints(workdir.checkpoints, on_first=lambda: workdir.claim(config, vocabulary.model))
+    # Files of a thirtieth of the model: two are held in memory, besides the model itself.
+    file_bytes = max(shard_bytes(params) // 30, _LEAST_FILE_BYTES)
+    claim = functools.partial(workdir.claim, config, vocabulary.model)
+    checkpoints = Checkpoints(workdir.checkpoints, on_first=claim, file_bytes=file_bytes)
     try:
       checkpoints.save(state, position, about)
     finally:
       checkpoints.close()
+
+
+def _on_device(array: Any, device: jax.Device) -> jax.Array:
+  """The array, on a CPU without a copy of NumPy's memory if it is aligned."""
+  if isinstance(array, np.ndarray) and device.platform == "cpu":
+    return jax.dlpack.from_dlpack(array)
+  return jax.device_put(array, device)
 
 
 def _check_shapes(state: TrainState, abstract: TrainState) -> None:

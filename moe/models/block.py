@@ -80,6 +80,9 @@ class Block(nnx.Module):
     d, dtype, of = config.d_model, config.compute_dtype, named_streams(rngs)
     self.dropout = config.dropout
 
+    def norm() -> RMSNorm:
+      return RMSNorm(d, config.norm_epsilon)
+
     def attention(name: str) -> Attention:
       return Attention(d, config.num_heads, config.d_head, dtype, init=config.kernel_init, rngs=of(name))
 
@@ -87,11 +90,11 @@ class Block(nnx.Module):
       form, init = config.feed_forward, config.kernel_init
       return FeedForward(d, config.d_ff, form, dtype, init=init, rngs=of("feed_forward"))
 
-    self.attention_norm, self.attention = RMSNorm(d), attention("attention")
+    self.attention_norm, self.attention = norm(), attention("attention")
     per_layer = config.relative_bias == "per_layer"
     self.bias = relative_bias(config, causal=causal, rngs=of("bias")) if per_layer else None
-    self.cross_norm, self.cross_attention = (RMSNorm(d), attention("cross_attention")) if cross else (None, None)
-    self.feed_forward_norm = RMSNorm(d)
+    self.cross_norm, self.cross_attention = (norm(), attention("cross_attention")) if cross else (None, None)
+    self.feed_forward_norm = norm()
     self.feed_forward = None if moe else feed_forward()
     self.moe = _moe_layer(config, moe, of("moe")) if moe else None
 

@@ -96,6 +96,7 @@ class ModelConfig(Choice):
     logits_operands: what the factors of this product are rounded to: the compute dtype, as in T5X, since it is one of
       the largest products, its sums are float32 either way, and rounding moves a logit of size 10 by about 0.02 in
       bfloat16; or "float32", for exact comparisons of losses, at several times the cost on accelerators.
+    norm_epsilon: added to the mean square in every RMSNorm.
     dropout: probability, in training only.
     expert_dropout: probability that a hidden unit of an expert, routed or shared, is dropped; None for `dropout`.
       Switch Transformers are fine-tuned with 0.4, beside a dropout of 0.1 (Fedus et al. 2022).
@@ -122,6 +123,7 @@ class ModelConfig(Choice):
   tie_embeddings: bool = True
   kernel_init: KernelInit = T5_INIT
   logits_operands: Literal["compute_dtype", "float32"] = "compute_dtype"
+  norm_epsilon: float = 1e-6
   dropout: float = 0.0
   expert_dropout: float | None = None
   dtype: Literal["float32", "bfloat16"] = "float32"
@@ -132,6 +134,7 @@ class ModelConfig(Choice):
   def __post_init__(self):
     for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_head"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
+    require(self.norm_epsilon > 0, "norm_epsilon", self.norm_epsilon, "expected more than 0")
     require(0 <= self.dropout < 1, "dropout", self.dropout, "expected at least 0 and less than 1")
     rate = self.expert_dropout
     require(rate is None or 0 <= rate < 1, "expert_dropout", rate, "expected at least 0 and less than 1, or None")

@@ -137,7 +137,7 @@ class Stack(nnx.Module):
     self.units = nnx.List([repeated(*each) for each in plan])
     shared = config.relative_bias == "shared"
     self.bias = relative_bias(config, causal=causal, rngs=of("bias")) if shared else None
-    self.norm = RMSNorm(config.d_model)
+    self.norm = RMSNorm(config.d_model, config.norm_epsilon)
 
   def __call__(self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None) -> StackOutput:
     """Applies all blocks to `x [B, T, d]`."""

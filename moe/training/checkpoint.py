@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from jax.experimental import multihost_utils
@@ -62,15 +63,23 @@ class Checkpoints:
     keep: newest ones to keep, besides the best: the one of the lowest rank, and of equal ones the last.
     read_only: for readers: nothing is created, cleaned up or saved.
     on_first: called when the first checkpoint of all is complete and has been found again.
+    file_bytes: about the size of the files of arrays, of which one or two are held in memory while they are written;
+      None for Orbax's, which is larger than most models.
 
   Raises:
     CheckpointError: the folder cannot be created.
   """
 
   def __init__(
-    self, folder: pathlib.Path, keep: int = 1, *, read_only: bool = False, on_first: Callable[[], None] = lambda: None
+    self,
+    folder: pathlib.Path,
+    keep: int = 1,
+    *,
+    read_only: bool = False,
+    on_first: Callable[[], None] = lambda: None,
+    file_bytes: int | None = None,
   ):
-    self.folder, self._on_first = folder, on_first
+    self.folder, self._on_first, self._file_bytes = folder, on_first, file_bytes
     self._ranks: dict[int, float] = {}
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), _Steps(self._best_of)]),
@@ -84,7 +93,6 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(folder, options=options)
     except OSError as error:
       raise CheckpointError(f"{folder} cannot be opened: {error.strerror}") from None
-    self._checksums = jax.jit(checksums)
     self._writing: int | None = None
     self._arrays: dict[str, int] = {}  # their number in each item of the checkpoint being written
     self._good = self.latest()
@@ -107,12 +115,12 @@ class Checkpoints:
       return False
     self.wait()
     items = {"model": _model(state), "optimizer": _optimizer(state)}
-    checks = {name: jax.device_get(self._checksums(item)) for name, item in items.items()}
+    checks = {name: checksums(item) for name, item in items.items()}
     if not all(finite for _, finite in checks.values()):
       raise NonFiniteError(f"the state at step {step} is not finite and was not saved")
     run = {"position": position, "about": about, "rank": rank}
     run["checksums"] = {name: sums.tolist() for name, (sums, _) in checks.items()}
-    args = {name: ocp.args.StandardSave(item) for name, item in items.items()} | {"run": ocp.args.JsonSave(run)}
+    args = {name: self._saved(item) for name, item in items.items()} | {"run": ocp.args.JsonSave(run)}
     self._writing, self._arrays = step, {name: len(jax.tree.leaves(item)) for name, item in items.items()}
     if rank is not None:
       self._ranks[step] = rank
@@ -281,6 +289,13 @@ class Checkpoints:
     except Exception as error:
       raise CheckpointError(f"checkpoint {step} cannot be read: {_line(error)}") from error
 
+  def _saved(self, item: Any) -> Any:
+    """What tells Orbax to write an item."""
+    if self._file_bytes is None:
+      return ocp.args.StandardSave(item)
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=self._file_bytes // 2), item)
+    return ocp.args.PyTreeSave(item, save_args=chunks, ocdbt_target_data_file_size=self._file_bytes)
+
   def _read(self, step: int, abstract: TrainState) -> Restored:
     items, run = self._items(step, {"model": _model(abstract), "optimizer": _optimizer(abstract)})
     return Restored(TrainState(**items["model"], **items["optimizer"]), run["position"], run["about"], _rank(run))
@@ -290,7 +305,7 @@ class Checkpoints:
     args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
     items = self._manager.restore(step, args=ocp.args.Composite(**args, run=ocp.args.JsonRestore()))
     for name in abstract:
-      sums, _ = jax.device_get(self._checksums(items[name]))
+      sums, _ = checksums(items[name])
       if sums.tolist() != items["run"]["checksums"][name]:
         raise CheckpointError(f"the checksums of its {name} differ")
     return {name: items[name] for name in abstract}, items["run"]
@@ -354,9 +369,26 @@ def _rank(run: dict[str, Any]) -> float | None:
   return run.get("rank", run.get("loss"))
 
 
-def checksums(tree: Any) -> tuple[jax.Array, jax.Array]:
-  """The checksum of each leaf, uint32 `[leaves]`, the same on any mesh; and whether all numbers are finite."""
+def checksums(tree: Any) -> tuple[np.ndarray, bool]:
+  """The checksum of each leaf, uint32 `[leaves]`, the same on any mesh; and whether all numbers are finite.
+
+  Arrays that the host holds are read where they are: compiled for a CPU, it takes half again their memory.
+  """
   leaves = jax.tree.leaves(tree)
+  if all(_on_host(leaf) for leaf in leaves):
+    arrays = [np.asarray(leaf) for leaf in leaves]
+    sums = [array.view(f"uint{8 * array.itemsize}").sum(dtype=np.uint32) for array in arrays]
+    return np.array(sums, np.uint32), all(np.isfinite(array).all() for array in arrays)
+  found, finite = jax.device_get(_checksums(leaves))
+  return found, bool(finite)
+
+
+def _on_host(leaf: jax.Array) -> bool:
+  return leaf.is_fully_addressable and [device.platform for device in leaf.devices()] == ["cpu"]
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
   finite = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
   sums = [jnp.sum(_bits(leaf), dtype=jnp.uint32) for leaf in leaves]
   return jnp.stack(sums) if sums else jnp.zeros(0, jnp.uint32), jnp.all(jnp.array(finite))

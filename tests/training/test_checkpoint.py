@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from moe.parallel.mesh import make_mesh, replicated
+from moe.training import checkpoint
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError, checksums
 from moe.training.optimization.optimizer import Adafactor
 from moe.training.state import TrainState
@@ -236,3 +237,9 @@ def test_checksums_detect_any_single_bit_and_the_order_of_leaves():
   assert sums.tolist() != other.tolist()
   assert checksums({"a": tree["b"], "b": tree["a"]})[0].tolist() == sums[::-1].tolist()
   assert not checksums(optax.tree.scale(jnp.inf, tree))[1]
+
+
+def test_checksums_are_the_same_compiled_and_on_the_host():
+  tree = [jnp.linspace(-1, 1, 1000).reshape(10, 100), jnp.arange(7), jnp.ones((3, 3), jnp.bfloat16), jnp.float32(2)]
+  sums, finite = checkpoint._checksums(tree)
+  assert sums.tolist() == checksums(tree)[0].tolist() and finite == checksums(tree)[1]
