@@ -383,7 +383,9 @@ def checksums(tree: Any) -> tuple[np.ndarray, bool]:
   return found, bool(finite)
 
 
-def _on_host(leaf: jax.Array) -> bool:
+def _on_host(leaf: Any) -> bool:
+  if not isinstance(leaf, jax.Array):
+    return True
   return leaf.is_fully_addressable and [device.platform for device in leaf.devices()] == ["cpu"]
 
 
