@@ -10,6 +10,8 @@ Pretraining text and tasks are the reader's own: `--text` is a glob of text file
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -43,13 +45,18 @@ def main() -> None:
     str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_TEXT, _DATA_DIR, _PRETRAINED)
   )
   inputs = Inputs(text, data_dir, pretrained)
-  folder, jobs = Folder(_WORKDIR.value), study.jobs(_BUDGET.value, inputs)
-  commit = commit_of(REPOSITORY)
+  folder, commit = Folder(_WORKDIR.value), commit_of(REPOSITORY)
   print(f"{study.name}: {study.claim} ({study.source})")
+  jobs = _known(study, inputs, folder)
   done = folder.results(jobs)
   print(f"{len(done)} of {len(jobs)} runs are finished{_time_left(jobs, done)}", flush=True)
   if not _REPORT.value:
-    run_missing(folder, jobs, _JOBS.value, commit)
+    folder.forget_failures(jobs)
+    while any(job for job in jobs if folder.result(job) is None and not folder.failed(job)):
+      run_missing(folder, jobs, _JOBS.value, commit)
+      if (more := _known(study, inputs, folder)) == jobs:
+        break
+      jobs = more
   results = folder.results(jobs)
   analysis = {
     "study": study.name,
@@ -59,7 +66,7 @@ def main() -> None:
     "finished": len(results),
     "runs": len(jobs),
     "commits": sorted({result.commit for result in results}),
-    **study.analyse(results),
+    **study.analyse(_BUDGET.value, results),
     "results": [dataclasses.asdict(result) for result in results],
   }
   write_whole(folder.root / "analysis.json", json.dumps(analysis, indent=1) + "\n")
@@ -70,7 +77,17 @@ def main() -> None:
   print(f"written to {folder.root / 'analysis.json'}")
 
 
-def _time_left(jobs, done) -> str:
+def _known(study: Any, inputs: Any, folder: Any) -> list[Any]:
+  """The study's jobs, as far as the results in the folder tell."""
+  jobs: list[Any] = []
+  while True:
+    more = study.jobs(_BUDGET.value, inputs, folder.results(jobs))
+    if len(more) == len(jobs):
+      return jobs
+    jobs = more
+
+
+def _time_left(jobs: Sequence[Any], done: Sequence[Any]) -> str:
   """From the seconds of finished runs, in words; empty if there are none, or nothing is left."""
   weights = {job.name: job.weight for job in jobs}
   left = sum(weights.values()) - sum(weights[result.name] for result in done)

@@ -26,8 +26,7 @@ def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str
   Raises:
     StudyError: the folder has results of another version of the study, or the workers were stopped.
   """
-  missing = [job for job in jobs if folder.result(job) is None]
-  folder.forget_failures(missing)
+  missing = [job for job in jobs if folder.result(job) is None and not folder.failed(job)]
   if not missing:
     return
   cores = sorted(os.sched_getaffinity(0)) if processes > 1 else [None]

@@ -88,11 +88,15 @@ class Study(Choice):
   source: ClassVar[str]
   budgets: ClassVar[tuple[str, ...]]
 
-  def jobs(self, budget: str, inputs: Inputs) -> list[Job]:
-    """All runs of a budget, in the order in which they are started; a job stands after its source."""
+  def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
+    """The runs of a budget that can be named, given the results of others; in the order in which they are started.
+
+    With more results there may be more jobs, as when a learning rate is chosen first; none that was there is missing. A
+    job stands after its source.
+    """
     raise NotImplementedError
 
-  def analyse(self, results: Sequence[Result]) -> dict[str, Any]:
+  def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
     """What the results say, as JSON; of an unfinished study what there is."""
     raise NotImplementedError
 

@@ -20,7 +20,7 @@ def test_published_accuracies_have_their_published_means(table, means):
 
 def test_every_job_stands_after_its_source_and_has_a_name_of_its_own():
   for budget in BUDGETS:
-    jobs = Finetune().jobs(budget, INPUTS)
+    jobs = Finetune().jobs(budget, INPUTS, [])
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names)
     for number, job in enumerate(jobs):
@@ -28,14 +28,16 @@ def test_every_job_stands_after_its_source_and_has_a_name_of_its_own():
 
 
 def test_a_model_pretrained_elsewhere_is_tuned_on_every_task_and_nothing_is_pretrained():
-  jobs = Finetune().jobs("cpu", dataclasses.replace(INPUTS, text="", pretrained="/runs/mine"))
-  assert {job.tags["task"] for job in jobs} == set(TASKS)
-  assert len(jobs) == 11 * len(BUDGETS["cpu"].rates)
+  inputs = dataclasses.replace(INPUTS, text="", pretrained="/runs/mine")
+  tuning = tuned("pretrained", {0.003: 0.5, 0.01: 0.7, 0.03: 0.6})
+  jobs = Finetune().jobs("cpu", inputs, tuning)
+  assert {job.tags["task"] for job in jobs if job.tags["rate"] == 0.01} == set(TASKS)
+  assert len(jobs) == 9 + 8
   assert all(not job.source and job.config["init"]["workdir"] == "/runs/mine" for job in jobs)
 
 
 def test_arms_differ_in_nothing_but_the_encoder_of_pretraining():
-  jobs = {job.name: job for job in Finetune().jobs("cpu", INPUTS)}
+  jobs = {job.name: job for job in Finetune().jobs("cpu", INPUTS, [])}
   configs = {arm: jobs[f"pretrained/{arm}/seed-0"].config for arm in BUDGETS["cpu"].arms}
   rest = {arm: {**config, "model": {**config["model"], "encoder": {}}} for arm, config in configs.items()}
   assert all(config == rest["dense"] for config in rest.values())
@@ -67,26 +69,46 @@ def result(arm, task, seed, rate, held_out, validation):
   return Result(f"{task}/{arm}", {"arm": arm, "task": task, "seed": seed, "rate": rate}, "", "", 1, 1, {}, scores)
 
 
-def test_the_held_out_tenth_chooses_the_learning_rate_not_the_validation_split():
-  results = [
-    result("expert_choice", "rte", 0, 0.01, held_out=0.7, validation=0.6),
-    result("expert_choice", "rte", 0, 0.02, held_out=0.6, validation=0.9),
+def tuned(arm, held_out):
+  """Results of an arm on the tasks that choose its rate, with these scores on the held-out tenth."""
+  return [
+    result(arm, task, 0, rate, value, validation=1 - value)
+    for task in BUDGETS["cpu"].tuning
+    for rate, value in held_out.items()
   ]
-  analysis = Finetune().analyse(results)
-  assert analysis["accuracies"] == {"expert_choice": {"rte": [0.6]}}
-  (row,) = analysis["scores"]
-  assert (row["rate"], row["held_out"]["score"], row["published"]["score"]) == (0.01, 0.6, pytest.approx(0.7))
+
+
+def test_the_held_out_tenth_chooses_the_learning_rate_not_the_validation_split():
+  tuning = tuned("expert_choice", {0.003: 0.5, 0.01: 0.7, 0.03: 0.6})
+  analysis = Finetune().analyse("cpu", tuning)
+  assert analysis["rates"] == {"expert_choice": 0.01}
+  assert analysis["accuracies"] == {"expert_choice": {task: [pytest.approx(0.3)] for task in BUDGETS["cpu"].tuning}}
+  row = analysis["scores"][0]
+  assert (row["rate"], row["held_out"]["score"], row["published"]["score"]) == pytest.approx((0.01, 0.3, 0.4))
+
+
+def test_an_arm_is_tuned_on_every_task_only_when_its_rate_is_chosen():
+  before = Finetune().jobs("cpu", INPUTS, [])
+  assert {job.tags["task"] for job in before if "task" in job.tags} == set(BUDGETS["cpu"].tuning)
+  tuning = tuned("gshard", {0.003: 0.5, 0.01: 0.5, 0.03: 0.4})
+  assert Finetune().jobs("cpu", INPUTS, tuning[1:]) == before
+  after = Finetune().jobs("cpu", INPUTS, tuning)
+  assert after[: len(before)] == before
+  more = after[len(before) :]
+  assert {(job.tags["arm"], job.tags["rate"]) for job in more} == {("gshard", 0.003)}
+  assert len(more) == 11 * 2 - 3
 
 
 def test_the_report_has_every_task_the_means_and_a_sentence_for_each_contrast():
   better = {"expert_choice": 0.8, "gshard": 0.7, "switch": 0.6, "dense": 0.8}
   results = [
-    result(arm, task, seed, 0.01, 0.5, value + 0.01 * (seed if arm == "dense" else -seed))
+    result(arm, task, seed, 0.003, 0.5, value + 0.01 * (seed if arm == "dense" else -seed))
     for arm, value in better.items()
     for task in TASKS
     for seed in range(2)
   ]
-  analysis = Finetune().analyse(results)
+  results += [one for arm in better for one in tuned(arm, {0.01: 0.4, 0.03: 0.4})]
+  analysis = Finetune().analyse("cpu", results)
   lines = Finetune().lines(analysis)
   assert [line.split("|")[1].strip() for line in lines[2:14]] == [*TASKS, "mean"]
   assert "| mean | 50.0 | 80.5 | 59.5 | 69.5 | 79.5 | 78.4 | 82.3 | 84.0 |" in lines

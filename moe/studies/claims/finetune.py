@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,8 @@ class Budget:
     arms: for each arm the MoE section of its encoder, of the base's activated FLOPs; None for dense.
     seeds: of pretraining, and of fine-tuning from it.
     tasks: of the eleven.
-    rates: the grid of learning rates, the same for every arm; the held-out tenth of the training split chooses.
+    rates: the grid of learning rates, the same for every arm.
+    tuning: the tasks on which an arm's rate is chosen from the grid, with the first seed.
     steps: of fine-tuning, by task.
     finetuning: what is changed of the tasks' configs.
   """
@@ -60,6 +61,7 @@ class Budget:
   seeds: int
   tasks: Sequence[str]
   rates: Sequence[float]
+  tuning: Sequence[str]
   steps: Mapping[str, int]
   finetuning: Mapping[str, Any]
 
@@ -87,7 +89,8 @@ BUDGETS = {
     arms={"dense": None, "expert_choice": _experts(4, 256, "expert_choice")},
     seeds=1,
     tasks=("cb", "wnli"),
-    rates=(0.01,),
+    rates=(0.01, 0.02),
+    tuning=("cb",),
     steps={"cb": 2, "wnli": 2},
     finetuning=_PACKED | {"score.examples": 16, "data.batch_size": 2},
   ),
@@ -97,7 +100,8 @@ BUDGETS = {
     arms=_SMALL,
     seeds=2,
     tasks=TASKS,
-    rates=(0.005, 0.02),
+    rates=(0.003, 0.01, 0.03),
+    tuning=("cola", "mrpc", "rte"),
     steps={task: 300 if task in ("boolq", "mnli", "qnli", "qqp", "sst2") else 150 for task in TASKS},
     finetuning=_PACKED | {"score.examples": 1000},
   ),
@@ -108,38 +112,51 @@ BUDGETS = {
 class Finetune(Study, name="finetune"):
   """Four models of equal activated FLOPs are pretrained alike and fine-tuned alike, on each task alone.
 
-  The primary contrast is expert choice against GShard's top-2: the mean over tasks of the difference in accuracy on the
-  validation split, each at the step and the learning rate chosen on a tenth of the training split. It is decided by
-  the 95% interval of a bootstrap over tasks, and of the seeds within each. Wins and losses by the sign test stand
-  beside it, and so do the other two baselines, corrected by Holm.
+  Each arm's learning rate is the one of the grid with the highest mean score on the held-out tenth of the training
+  split over a few tasks, with the first seed; all its runs have that rate. The primary contrast is expert choice
+  against GShard's top-2: the mean over tasks of the difference in accuracy on the validation split, at the step that
+  the held-out tenth chose. It is decided by the 95% interval of a bootstrap over tasks. Wins and losses by the sign
+  test stand beside it, and so do the other two baselines, corrected by Holm.
   """
 
   claim = "Expert choice beats top-1, top-2 and a dense model of equal compute in the mean of eleven tasks."
   source = "Zhou et al. 2022, section 4.3, tables 2 and 3"
   budgets = tuple(BUDGETS)
 
-  def jobs(self, budget: str, inputs: Inputs) -> list[Job]:
-    plan = BUDGETS[budget]
+  def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
+    plan, pretraining = BUDGETS[budget], []
     if inputs.pretrained:
-      return list(_finetuning(dataclasses.replace(plan, arms={PRETRAINED: None}, seeds=1), inputs))
-    pretraining = [_pretraining(plan, arm, seed, inputs) for seed in range(plan.seeds) for arm in plan.arms]
-    return pretraining + list(_finetuning(plan, inputs))
+      plan = dataclasses.replace(plan, arms={PRETRAINED: None}, seeds=1)
+    else:
+      pretraining = [_pretraining(plan, arm, seed, inputs) for seed in range(plan.seeds) for arm in plan.arms]
+    tuning = [
+      _finetuning(plan, inputs, task, arm, rate, seed=0)
+      for task, rate, arm in itertools.product(plan.tuning, plan.rates, plan.arms)
+    ]
+    rates = _rates(plan, results)
+    others = [
+      _finetuning(plan, inputs, task, arm, rates[arm], seed)
+      for seed, task, arm in itertools.product(range(plan.seeds), plan.tasks, rates)
+      if seed or task not in plan.tuning
+    ]
+    return pretraining + tuning + others
 
-  def analyse(self, results: Sequence[Result]) -> dict[str, Any]:
-    tuned = [result for result in results if "task" in result.tags]
-    chosen = _best_rates(tuned)
-    scores = _by_arm_and_task(chosen)
+  def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
+    rates = _rates(BUDGETS[budget], results)
+    tuned = [one for one in results if "task" in one.tags and rates.get(one.tags["arm"]) == one.tags["rate"]]
+    scores = _by_arm_and_task(tuned)
     return {
       "pretraining": _validation_losses([result for result in results if "task" not in result.tags]),
-      "scores": [_row(result) for result in chosen],
+      "rates": rates,
+      "scores": [_row(result) for result in tuned],
       "accuracies": scores,
-      "majority": {result.tags["task"]: _task_score(result, "validation")["majority"] for result in chosen},
+      "majority": {result.tags["task"]: _task_score(result, "validation")["majority"] for result in tuned},
       "contrasts": compare_over_tasks(scores, "expert_choice", ("gshard", "switch", "dense")),
       "published": {"100M/64E": PUBLISHED, "8B/64E": PUBLISHED_8B},
     }
 
   def lines(self, analysis: Mapping[str, Any]) -> list[str]:
-    table = _lines_of_means(analysis["accuracies"], analysis["majority"])
+    table = _lines_of_means(analysis["accuracies"], analysis["majority"]) if analysis["accuracies"] else []
     return [*table, "", *map(_sentence, analysis["contrasts"])]
 
 
@@ -151,41 +168,43 @@ def _pretraining(plan: Budget, arm: str, seed: int, inputs: Inputs) -> Job:
   return Job(_source(arm, seed), config, tags={"arm": arm, "seed": seed}, weight=config["train"]["steps"])
 
 
-def _finetuning(plan: Budget, inputs: Inputs) -> Iterator[Job]:
-  for seed, task, rate, arm in itertools.product(range(plan.seeds), plan.tasks, plan.rates, plan.arms):
-    fields = dict(plan.finetuning) | {
-      "seed": seed,
-      "data.seed": seed,
-      "data.source.data_dir": inputs.data_dir,
-      "optimizer.learning_rate": rate,
-      "train.steps": plan.steps[task],
-      "train.eval_every": math.ceil(plan.steps[task] / 3),
-      "train.checkpoint_every": math.ceil(plan.steps[task] / 3),
-      "train.keep": 1,
-    }
-    if inputs.pretrained:
-      fields["init.workdir"] = inputs.pretrained
-    yield Job(
-      f"{task}/{arm}/rate-{rate:g}/seed-{seed}",
-      override(repository_config(f"finetune/{task}.py"), fields.items()),
-      source="" if inputs.pretrained else _source(arm, seed),
-      tags={"arm": arm, "seed": seed, "task": task, "rate": rate},
-      weight=1.5 * plan.steps[task],
-    )
+def _finetuning(plan: Budget, inputs: Inputs, task: str, arm: str, rate: float, seed: int) -> Job:
+  steps = plan.steps[task]
+  fields = dict(plan.finetuning) | {
+    "seed": seed,
+    "data.seed": seed,
+    "data.source.data_dir": inputs.data_dir,
+    "optimizer.learning_rate": rate,
+    "train.steps": steps,
+    "train.eval_every": math.ceil(steps / 3),
+    "train.checkpoint_every": steps,
+    "train.keep": 1,
+  }
+  if inputs.pretrained:
+    fields["init.workdir"] = inputs.pretrained
+  return Job(
+    f"{task}/{arm}/rate-{rate:g}/seed-{seed}",
+    override(repository_config(f"finetune/{task}.py"), fields.items()),
+    source="" if inputs.pretrained else _source(arm, seed),
+    tags={"arm": arm, "seed": seed, "task": task, "rate": rate},
+    weight=1.5 * steps,
+  )
 
 
 def _source(arm: str, seed: int) -> str:
   return f"pretrained/{arm}/seed-{seed}"
 
 
-def _best_rates(results: Sequence[Result]) -> list[Result]:
-  """Of each arm, task and seed the run whose best step scored highest on the held-out tenth; the first among equals."""
-  best: dict[tuple[Any, ...], Result] = {}
-  for result in results:
-    key = tuple(result.tags[name] for name in ("task", "arm", "seed"))
-    if key not in best or _selection(result) > _selection(best[key]):
-      best[key] = result
-  return list(best.values())
+def _rates(plan: Budget, results: Sequence[Result]) -> dict[str, float]:
+  """The learning rate of each arm whose tuning is finished, the lower one of equals."""
+  found: dict[tuple[str, float], list[float]] = {}
+  for one in results:
+    if one.tags.get("task") in plan.tuning and one.tags["seed"] == 0:
+      found.setdefault((one.tags["arm"], one.tags["rate"]), []).append(_selection(one))
+  means = {key: np.mean(scores) for key, scores in found.items() if len(scores) == len(plan.tuning)}
+  arms = dict.fromkeys(arm for arm, _ in means)
+  tuned = [arm for arm in arms if all((arm, rate) in means for rate in plan.rates)]
+  return {arm: max(sorted(plan.rates), key=lambda rate: means[arm, rate]) for arm in tuned}
 
 
 def _by_arm_and_task(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
