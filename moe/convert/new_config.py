@@ -26,12 +26,12 @@ _FREE_OF_EXPERTS = ("router", "gate_scale")
 
 
 def changed_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
-  """The config with some fields replaced.
+  """The config with some fields replaced; the run begins with its own checkpoint, whatever the old one began with.
 
   Raises:
     ConfigError: a wrong field; or experts that the config's mesh does not divide.
   """
-  new = load_config(override(as_mapping(old), fields))
+  new = load_config(override(as_mapping(old), [("init", None), *fields]))
   axis = new.mesh.expert
   for name, moe in experts_of(new.model).items():
     wanted = f"expected a multiple of config.mesh.expert = {axis}"

@@ -141,7 +141,7 @@ def _write(
 ) -> None:
   """Writes the new run, and says how to train it further."""
   old, step = run.trained.config, run.trained.step
-  position = run.position if new.data == old.data else None
+  position = run.position if new.training_data == old.training_data else None
   files = run.about["router_files"] if new.model == old.model else None  # the files may be gone
   about = {"data": run.about["data"], "router_files": files, "position": position}
   write_run(workdir, new, params, router_state, vocabulary_of(run.trained), step=step, opt_state=opt_state, **about)

@@ -92,7 +92,7 @@ def _with_experts(dense: Tree, fresh: Tree, num_experts: int) -> Tree:
 
   network, moe = dense["feed_forward"], fresh["moe"]
   matrices = {name: copies(transposed(node) if name == "down" else node) for name, node in network.items()}
-  experts = jax.tree.map(jnp.zeros_like, moe["experts"]) | matrices
+  experts = jax.tree.map(jnp.zeros_like, moe["experts"]) | matrices  # biases are 0
   others = {name: node for name, node in dense.items() if name != "feed_forward"}
   return others | {"moe": moe | {"experts": experts}}
 

@@ -1,5 +1,6 @@
 """Runs made of runs: what they hold, how training resumes from them, and what is refused before anything is read."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe.convert.layers import split_layers
-from moe.convert.new_config import upcycled_config
+from moe.convert.new_config import changed_config, upcycled_config
 from moe.convert.new_run import new_workdir, write_run
 from moe.convert.old_run import read_run, setup_of
 from moe.convert.runs import average_runs, merge_run, prune_run, upcycle_run
@@ -15,7 +16,7 @@ from moe.data import load_vocabulary
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import kept_steps, restore
 from moe.models.placement import Last, Listed
-from moe.training.experiment import load_config
+from moe.training.experiment import InitConfig, load_config
 from moe.training.metrics_file import read_metrics
 from moe.training.state import stored_router_state
 from moe.training.trainer import train
@@ -99,7 +100,9 @@ def test_training_resumes_from_it_with_the_dense_runs_loss_and_data(trained, upc
 
 
 def test_its_experts_have_the_dense_networks_statistics_unless_they_are_to_begin_anew(trained, upcycled, tmp_path):
-  upcycle_run(trained, "8", tmp_path / "anew", ALL_CHOSEN, fresh_optimizer=True)
+  """With other batches it begins with the first of its data, too."""
+  upcycle_run(trained, "8", tmp_path / "anew", [*ALL_CHOSEN, ("data.batch_size", 2)], fresh_optimizer=True)
+  assert read_run(tmp_path / "anew", "8").position is None
   scales = [
     split_layers(read_run(folder, "8").state.opt_state[1]["encoder"], has_experts)[1]  # after clipping
     for folder, has_experts in ((trained, (False,) * 2), (upcycled, (False, True)), (tmp_path / "anew", (False, True)))
@@ -153,6 +156,11 @@ def test_a_pruned_run_has_the_experts_that_validation_uses_most(sparse, tmp_path
     assert_equal(new["moe"]["experts"]["up"], old["experts"]["up"][np.array(most)])
     assert_equal(new["moe"]["router"]["kernel"], old["router"]["kernel"][:, np.array(most)])
   assert evaluate(after, after.config.data, "validation", 1)["loss"] > 0
+
+
+def test_a_run_made_of_one_that_began_from_another_begins_with_its_own_checkpoint(dense):
+  old = dataclasses.replace(Workdir(dense).load_config(), init=InitConfig("runs/elsewhere"))
+  assert changed_config(old, []) == dataclasses.replace(old, init=None)
 
 
 def test_a_placement_are_given_with_the_experts(dense):
