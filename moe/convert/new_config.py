@@ -29,13 +29,15 @@ def changed_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
   """The config with some fields replaced; the run begins with its own checkpoint, whatever the old one began with.
 
   Raises:
-    ConfigError: a wrong field; or experts that the config's mesh does not divide.
+    ConfigError: a wrong field; experts that the config's mesh does not divide; or parameters to be frozen that are no
+      longer there.
   """
   new = load_config(override(as_mapping(old), [("init", None), *fields]))
   axis = new.mesh.expert
   for name, moe in experts_of(new.model).items():
     wanted = f"expected a multiple of config.mesh.expert = {axis}"
     require(axis < 1 or moe.num_experts % axis == 0, f"config.model.{name}.moe.num_experts", moe.num_experts, wanted)
+  setup_of(new)
   return new
 
 

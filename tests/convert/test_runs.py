@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from moe.config import ConfigError
 from moe.convert.layers import split_layers
-from moe.convert.new_config import changed_config, upcycled_config
+from moe.convert.new_config import changed_config, dense_config, upcycled_config
 from moe.convert.new_run import new_workdir, write_run
 from moe.convert.old_run import read_run, setup_of
 from moe.convert.runs import average_runs, merge_run, prune_run, upcycle_run
@@ -168,6 +169,14 @@ def test_a_placement_are_given_with_the_experts(dense):
   fields = [*ALL_CHOSEN, ("model.encoder.moe.placement", {"name": "listed", "layers": [0]})]
   moe = upcycled_config(old, fields).model.encoder.moe
   assert moe.placement == Listed((0,)) and moe.feed_forward == "geglu"
+
+
+def test_parameters_to_be_frozen_that_are_no_longer_there_are_refused(sparse):
+  old = Workdir(sparse).load_config()
+  old = dataclasses.replace(old, optimizer=dataclasses.replace(old.optimizer, frozen=("router",)))
+  with pytest.raises(ConfigError, match=r"config.optimizer.frozen\[0\] = 'router': expected to be found"):
+    dense_config(old, [])
+  assert dense_config(old, [("optimizer.frozen", [])]).model.encoder.moe is None
 
 
 def test_the_command_says_how_to_train_the_result_further(dense, tmp_path):
