@@ -7,7 +7,7 @@ import pytest
 
 from moe.config import build
 from moe.data import DataConfig, SourceConfig, documents
-from moe.data.formats import seqio_reading
+from moe.data.formats import seqio_mixture, seqio_reading
 from moe.data.sources import text, tokens
 
 WORDS = ("expert", "token", "router", "chooses", "é", "naïve", "the", "of", "\n", "\n\n", "    ", "\t", "0.1", "→")
@@ -38,7 +38,8 @@ def small_blocks(monkeypatch) -> None:
   """Blocks of 5 documents, so that a small corpus has many."""
   for module in (documents, text, tokens):
     monkeypatch.setattr(module, "BLOCK_DOCUMENTS", 5)
-  monkeypatch.setattr(seqio_reading, "BLOCK_EXAMPLES", 5)
+  for module in (seqio_mixture, seqio_reading):
+    monkeypatch.setattr(module, "BLOCK_EXAMPLES", 5)
 
 
 def make_config(source: SourceConfig | str, **changes) -> DataConfig:

@@ -122,7 +122,6 @@ def test_a_part_of_a_split_is_a_split(data_dir):
   [
     ({"task": "moe_no_such_task"}, {}, "source.task", "expected a registered seqio task, or a TFDS dataset in"),
     ({"task": "glue/sst2", "data_dir": "."}, {}, "source.task", "expected a dataset prepared in"),
-    ({"task": "moe_test_mixture"}, {}, "source.task", "not a mixture"),
     ({"modules": ("no.such.module",)}, {}, "source.modules", "expected a module that can be imported"),
     ({}, {"extra_ids": 0}, "vocabulary", "which has 359 ids"),
     ({}, {"vocabulary": "configs/vocabularies/python_2k.model"}, "vocabulary", "expected the ids of the vocabulary of"),

@@ -6,11 +6,10 @@ shard by shard and in order. Shuffling is the pipeline's, so that a position in 
 
 import contextlib
 import functools
-import importlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ from moe.config import ConfigError, first_line, require
 from moe.data.documents import Documents, Ragged, check_ids, stable_hash
 from moe.data.errors import DataError
 from moe.data.quiet_import import quiet_import
-from moe.data.source import Source, TextSource, require_split
+from moe.data.source import TextSource, require_split
 from moe.data.sources.task import TaskConfig
 from moe.data.tasks.glue import GlueTask
-from moe.data.tasks.registration import RegisteredTask, register
+from moe.data.tasks.registration import RegisteredTask
 from moe.data.vocabulary import EOS, Vocabulary
 
 with quiet_import():
@@ -31,84 +30,15 @@ with quiet_import():
   import tensorflow_datasets as tfds
 
 BLOCK_EXAMPLES = 2048
+_AT_ONCE = 256
 _PROBE = "The quick brown fox, 42 naïve cafés."
 
 
-def open_task(config: TaskConfig, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int) -> Source:
-  """The registered task or mixture of that name; otherwise the TFDS dataset of that name.
-
-  Args:
-    config: what to read.
-    split: "train", "validation", or the task's own name of a split.
-    vocabulary: the task's, or what tokenizes a dataset's text.
-    lengths: tokens per row of "inputs" and "targets", for the task's preprocessors.
-    seed: of the task's preprocessors.
-
-  Raises:
-    ConfigError: no such module, task, dataset or text feature; or a task has another vocabulary, or is not prepared.
-    DataError: no such split, or the data cannot be read.
-  """
-  provider = _find(config, vocabulary)
-  if provider is None:
-    return TfdsTextSource(config, config.split(split), vocabulary)
-  if isinstance(provider, seqio.Task):
-    return TaskSource(provider, config.split(split), vocabulary, lengths, seed)
-  raise ConfigError("task", config.task, "expected a task, not a mixture of tasks")
-
-
-def open_readers(
-  config: TaskConfig, vocabulary: Vocabulary, lengths: Mapping[str, int]
-) -> list[tuple[seqio.Task, GlueTask | None, Callable[[str], Iterator[tuple[str, dict[str, Any]]]]]]:
-  """A registered task, or every task of a mixture: the task, what it is if it is ours, and a reader of its splits.
-
-  A reader gives each preprocessed example with what to call it in an error.
-
-  Raises:
-    ConfigError: as `open_task`, and where the name is that of a TFDS dataset.
-  """
-  provider = _find(config, vocabulary)
-  expected = "expected a registered seqio task or mixture, not a TFDS dataset of text"
-  require(provider is not None, "task", config.task, expected)
-  tasks = [provider] if isinstance(provider, seqio.Task) else _tasks_of(provider)
-  for task in tasks:
-    _check_task(task, vocabulary)
-
-  def reader(task: seqio.Task, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    return TaskReader(task, config.split(split), lengths, seed=0).all_examples()
-
-  return [(task, _glue(task), functools.partial(reader, task)) for task in tasks]
-
-
-def _find(config: TaskConfig, vocabulary: Vocabulary) -> seqio.Task | seqio.Mixture | None:
-  """The registered task or mixture of that name, after importing `config.modules`; None if there is none."""
-  # TensorFlow would otherwise reserve the accelerator's memory.
-  tf.config.set_visible_devices([], "GPU")
-  register(vocabulary, config.data_dir)
-  for module in config.modules:
-    try:
-      importlib.import_module(module)
-    except Exception as error:  # a module is a program: anything can go wrong in it
-      wanted = f"expected a module that can be imported ({type(error).__name__}: {first_line(error)})"
-      raise ConfigError("modules", module, wanted) from None
-  known = [folder for folder in config.cache_dirs if folder not in seqio.get_global_cache_dirs()]
-  seqio.add_global_cache_dirs(known)
-  if config.task in seqio.TaskRegistry.names():
-    return seqio.TaskRegistry.get(config.task)
-  if config.task in seqio.MixtureRegistry.names():
-    return seqio.MixtureRegistry.get(config.task)
-  return None
-
-
-def _tasks_of(mixture: seqio.Mixture) -> list[seqio.Task]:
-  """The tasks of a mixture, sorted by name: of GLUE and SuperGLUE those for the vocabulary in use."""
-  return [seqio.TaskRegistry.get(task.name) if isinstance(task, RegisteredTask) else task for task in mixture.tasks]
-
-
-def _glue(task: seqio.Task) -> GlueTask | None:
+def glue_of(task: seqio.Task) -> GlueTask | None:
   return task.glue if isinstance(task, RegisteredTask) else None
 
 
-def _check_task(task: seqio.Task, vocabulary: Vocabulary) -> None:
+def check_task(task: seqio.Task, vocabulary: Vocabulary) -> None:
   """Raises `ConfigError` unless the task can be read: it has `targets`, this vocabulary, its data or its cache."""
   require("targets" in task.output_features, "task", task.name, "expected a task with the feature 'targets'")
   for name in _features(task):
@@ -136,13 +66,13 @@ class TaskReader:
 
   def __init__(self, task: seqio.Task, split: str, lengths: Mapping[str, int], seed: int):
     self._task, self.split, self._lengths, self._seed = task, split, lengths, seed
-    whole = _whole(split)
-    with _one_line(task.name):
+    split_name = whole(split)
+    with one_line(task.name):
       self._cached = task.supports_caching and bool(task.cache_dir)
-      require_split(whole, _cached_splits(task.cache_dir) if self._cached else task.splits, task.name)
-      self._source = task._get_cached_source(whole) if self._cached else task.source
+      require_split(split_name, _cached_splits(task.cache_dir) if self._cached else task.splits, task.name)
+      self._source = task._get_cached_source(split_name) if self._cached else task.source
       cuts_itself = isinstance(self._source, seqio.TfdsDataSource)
-      self._source_split = split if cuts_itself else whole
+      self._source_split = split if cuts_itself else split_name
       self.num_shards = len(self._source.list_shards(self._source_split))
       self._parts = None if self._source_split == split else self._cut()
 
@@ -152,8 +82,8 @@ class TaskReader:
 
   def examples(self, shard: int, epoch: int, start: int = 0) -> Iterator[list[dict[str, Any]]]:
     """Blocks of at most BLOCK_EXAMPLES examples, from example `start` of the shard on."""
-    with _one_line(self.where(shard)):
-      examples = self._dataset(shard, epoch).skip(start).as_numpy_iterator()
+    with one_line(self.where(shard)):
+      examples = _rows(self._dataset(shard, epoch).skip(start))
     while block := _take(examples, BLOCK_EXAMPLES, self.where(shard)):
       yield block
 
@@ -165,10 +95,14 @@ class TaskReader:
         for example in block:
           yield f"{self.where(shard)}, example {next(numbers)}", example
 
-  def count(self) -> int:
-    """How many examples there are after the preprocessors; reads them."""
-    with _one_line(self.where(0)):
-      return sum(_length(self._dataset(shard, epoch=0)) for shard in range(self.num_shards))
+  @functools.cached_property
+  def rows(self) -> int:
+    """How many examples there are before the preprocessors."""
+    if self._parts is not None:
+      return sum(stop - start for start, stop in self._parts)
+    with one_line(self._task.name):
+      known = self._source.num_input_examples(self._source_split)
+      return sum(_length(self._raw(shard)) for shard in range(self.num_shards)) if known is None else known
 
   def _dataset(self, shard: int, epoch: int) -> tf.data.Dataset:
     """The shard after the task's preprocessors, whose randomness depends only on seed, epoch and shard."""
@@ -192,6 +126,24 @@ class TaskReader:
     ends = np.cumsum([0, *(_length(self._raw(shard)) for shard in range(self.num_shards))])
     start, stop = _bounds(self.split, int(ends[-1]))
     return [(int(a), int(b)) for a, b in zip(np.clip(start - ends[:-1], 0, None), np.clip(stop - ends[:-1], 0, None))]
+
+
+def _rows(dataset: tf.data.Dataset) -> Iterator[dict[str, Any]]:
+  """The elements of a dataset as NumPy arrays; taken out of it many at a time, since each time costs."""
+  for batch in dataset.ragged_batch(_AT_ONCE).prefetch(2):
+    yield from _column(batch)
+
+
+def _column(batch: Any) -> Iterable[Any]:
+  """The parts of a batch, one per element."""
+  if isinstance(batch, Mapping):
+    return (dict(zip(batch, row)) for row in zip(*map(_column, batch.values())))
+  if not isinstance(batch, tf.RaggedTensor):
+    return batch.numpy()
+  if batch.ragged_rank > 1:
+    return (row.numpy() for row in batch)
+  values, splits = batch.values.numpy(), batch.row_splits.numpy()
+  return (values[first:last] for first, last in itertools.pairwise(splits))
 
 
 def _length(dataset: tf.data.Dataset) -> int:
@@ -237,9 +189,9 @@ class TaskSource:
   skipped = 0
 
   def __init__(self, task: seqio.Task, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int):
-    _check_task(task, vocabulary)
-    self.reader = TaskReader(task, split, lengths, seed)
-    self._task, self._glue = task, _glue(task)
+    check_task(task, vocabulary)
+    self.name, self.reader = task.name, TaskReader(task, split, lengths, seed)
+    self._glue = glue_of(task)
     self._vocabulary_size = vocabulary.size
     self.supervised = "inputs" in task.output_features
     self._names = _features(task)
@@ -273,7 +225,7 @@ class TaskSource:
     return Ragged(ids.flat.astype(np.int32), ids.offsets)
 
   def texts(self, shard: int) -> Iterator[str]:
-    raise DataError(self._task.name, "is a seqio task, which gives token ids and no text")
+    raise DataError(self.name, "is a seqio task, which gives token ids and no text")
 
 
 class TfdsTextSource(TextSource):
@@ -284,18 +236,18 @@ class TfdsTextSource(TextSource):
       not exist, or cannot be read.
   """
 
-  def __init__(self, config: TaskConfig, split: str, vocabulary: Vocabulary):
+  def __init__(self, config: TaskConfig, split: str, vocabulary: Vocabulary, hint: str):
     super().__init__(vocabulary)
     where = config.data_dir or "the default TFDS directory"
     data_dir = os.path.expanduser(config.data_dir) or None
     try:
       builder = tfds.builder(config.task, data_dir=data_dir)
     except Exception as error:  # TFDS raises a dozen kinds
-      expected = f"expected a registered seqio task, or a TFDS dataset in {where} ({first_line(error)})"
+      expected = f"expected a registered seqio task, or a TFDS dataset in {where}{hint} ({first_line(error)})"
       raise ConfigError("task", config.task, expected) from None
     prepared = bool(builder.info.splits)
     require(prepared, "task", config.task, f"expected a dataset prepared in {where}; run tfds build first")
-    require_split(_whole(split), builder.info.splits, config.task)
+    require_split(whole(split), builder.info.splits, config.task)
     features = builder.info.features
     key = config.text_key
     require(key in features, "text_key", key, f"expected a feature of {config.task}: {', '.join(features)}")
@@ -303,7 +255,7 @@ class TfdsTextSource(TextSource):
     require(is_text, "text_key", key, f"expected a text feature of {config.task}")
     name = ":".join(builder.info.full_name.rsplit("/", 1))
     self._key, self._split, self._name = key, split, config.task
-    with _one_line(config.task):
+    with one_line(config.task):
       self._source = seqio.TfdsDataSource(name, tfds_data_dir=data_dir, read_only=True)
       self.num_shards = len(self._source.list_shards(split))
     self.fingerprint = f"{stable_hash(name, split, builder.info.splits[split].num_examples):016x}"
@@ -311,7 +263,7 @@ class TfdsTextSource(TextSource):
   def texts(self, shard: int) -> Iterator[str]:
     info = seqio.ShardInfo(shard, self.num_shards) if self.num_shards > 1 else None
     where = f"{self._name}, split {self._split}, shard {shard}"
-    with _one_line(where):
+    with one_line(where):
       dataset = self._source.get_dataset(split=self._split, shuffle=False, shard_info=info)
       dataset = dataset.map(lambda example: example[self._key]).with_options(_in_order())
       texts = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
@@ -327,12 +279,12 @@ class TfdsTextSource(TextSource):
 
 def _take(examples: Iterator[Any], number: int, where: str) -> list[Any]:
   """The next examples, at most `number`; none after the last."""
-  with _one_line(where):  # not around a `yield`: a generator may end with the process, when no names are left
+  with one_line(where):  # not around a `yield`: a generator may end with the process, when no names are left
     return list(itertools.islice(examples, number))
 
 
 @contextlib.contextmanager
-def _one_line(name: str) -> Iterator[None]:
+def one_line(name: str) -> Iterator[None]:
   """Reports in one line whatever goes wrong in TensorFlow, TFDS, or a task's own functions."""
   try:
     yield
@@ -348,7 +300,7 @@ def _in_order() -> tf.data.Options:
   return options
 
 
-def _whole(split: str) -> str:
+def whole(split: str) -> str:
   """The split that a part of one, such as "train[:90%]", belongs to."""
   return split.partition("[")[0]
 

@@ -10,7 +10,9 @@ from moe.data.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig(SourceConfig, name="task"):
-  """A registered seqio task, or else a TFDS dataset.
+  """A registered seqio task or mixture, or else a TFDS dataset.
+
+  The tasks of GLUE and SuperGLUE are registered (`moe/data/tasks/glue.py`), and the mixture "glue_super_glue_11".
 
   Attributes:
     task: its name, such as "c4/en:3.1.0".
@@ -42,6 +44,6 @@ class TaskConfig(SourceConfig, name="task"):
     return {"train": self.train_split, "validation": self.validation_split}.get(name, name)
 
   def make(self, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int) -> Source:
-    from moe.data.formats.seqio_reading import open_task  # imports TensorFlow
+    from moe.data.formats.seqio_registry import open_task  # imports TensorFlow
 
     return open_task(self, split, vocabulary, lengths, seed)

@@ -28,6 +28,8 @@ def f1_macro(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, fl
   """The mean of the F1 of the three labels of CB."""
   from sklearn.metrics import f1_score
 
+  if not len(targets):
+    return {"f1_macro": 0.0}
   return {"f1_macro": float(f1_score(targets, predictions, labels=range(3), average="macro", zero_division=0))}
 
 
@@ -84,7 +86,7 @@ def _f1(targets: Sequence[int], predictions: Sequence[int]) -> float:
 
   truth, given = np.asarray(targets, int), np.asarray(predictions, int)
   given = np.where((given == 0) | (given == 1), given, 1 - truth)
-  return float(f1_score(truth, given, zero_division=0))
+  return float(f1_score(truth, given, zero_division=0)) if len(truth) else 0.0
 
 
 def _correlation(function: Any, targets: Sequence[float], predictions: Sequence[float]) -> float:

@@ -129,7 +129,7 @@ def open_scored_tasks(source: "TaskConfig", vocabulary: Vocabulary, lengths: Map
   Raises:
     ConfigError: no such task, not prepared, of another vocabulary, or without metrics.
   """
-  from moe.data.formats.seqio_reading import open_readers  # imports TensorFlow
+  from moe.data.formats.seqio_registry import open_readers  # imports TensorFlow
 
   with in_section("config.data.source"):
     found = open_readers(source, vocabulary, lengths)
