@@ -82,7 +82,8 @@ class ScoredTask:
     values: dict[str, float] = {}
     for function in self.metric_fns:
       for name, value in function(targets, predictions).items():
-        if np.ndim(value) == 0:
+        value = np.asarray(getattr(value, "value", value))  # seqio.metrics.Scalar has one
+        if value.ndim == 0 and np.issubdtype(value.dtype, np.number):
           values[name] = float(value)
     return values
 
