@@ -9,9 +9,11 @@ import pytest
 from moe.config import ConfigError
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import restore
-from moe.parallel.mesh import MeshConfig
-from moe.training.experiment import load_config
+from moe.parallel.mesh import MeshConfig, make_mesh
+from moe.training.experiment import InitConfig, load_config
+from moe.training.init import Source
 from moe.training.metrics_file import read_metrics
+from moe.training.setup import Setup
 from moe.training.trainer import train
 from tests.training.tiny import tiny_mapping, write_corpus
 
@@ -63,6 +65,25 @@ def test_every_experts_weights_are_the_same_on_any_other_mesh(alone, mesh):
   jax.tree.map(np.testing.assert_array_equal, other.params, reference.params)
   experts = other.params["encoder"]["units"][0]["blocks"][1]["moe"]["experts"]["up"]
   assert experts.shape[1] == 8 and len({experts[0, index].tobytes() for index in range(8)}) == 8
+
+
+@pytest.mark.parametrize("mesh", [{"expert": 4, "fsdp": True}, {"expert": 2, "model": 2}], ids=str)
+def test_another_run_begins_with_these_weights_on_any_mesh(corpus, alone, mesh):
+  """They are read straight into its shards; its optimizer's statistics are new, and divided as in any run."""
+  settings = config(corpus, 6, **mesh)
+  setup = Setup(settings, make_mesh(settings.mesh))
+  state = setup.state_of(*Source(InitConfig(str(alone), "6")).restore(setup.abstract))
+  reference = restore(alone, "6")
+  jax.tree.map(np.testing.assert_array_equal, state.params, reference.params)
+  jax.tree.map(np.testing.assert_array_equal, state.opt_state, setup.optimizer.init(reference.params))
+  jax.tree.map(
+    lambda leaf, wanted: (
+      leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+      or pytest.fail(f"{leaf.sharding} for {wanted.sharding}")
+    ),
+    state,
+    setup.abstract,
+  )
 
 
 def test_evaluation_gives_the_same_on_any_mesh(corpus, alone):
