@@ -1,6 +1,8 @@
 """The metrics of GLUE and SuperGLUE against numbers worked out by hand, and against scikit-learn and SciPy."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,3 +95,9 @@ def test_every_task_reports_its_primary_metric_and_t5s():
     reported = {key for function in task.metric_fns for key in function(labels, labels)}
     assert reported == expected.get(name, {"accuracy"}), name
     assert task.metric in reported
+
+
+def test_tasks_are_imported_without_tensorflow_or_scikit_learn():
+  program = "import sys, moe.data.tasks; print({'tensorflow', 'seqio', 'sklearn', 'scipy', 'jax'} & set(sys.modules))"
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+  assert (done.stdout, done.stderr) == ("set()\n", "")
