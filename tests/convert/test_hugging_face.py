@@ -210,6 +210,11 @@ def test_a_decoder_alone_is_refused():
     to_settings(load_config(mapping).model, {"decoder": 16})
 
 
+def test_of_two_capacities_it_is_the_larger_and_slots_are_not_cut_to_a_row():
+  assert to_settings(load_config(ours()).model, {"encoder": 8, "decoder": 6})["expert_capacity"] == 8
+  assert to_settings(model_of(SWITCH | {"expert_capacity": 20}), {"encoder": 8, "decoder": 6})["expert_capacity"] == 20
+
+
 def test_a_stack_without_experts_beside_one_with_some():
   """A step of 0, as without it Hugging Face's code would make layer 1 sparse."""
   model = load_config(ours(decoder={"layers": 2})).model

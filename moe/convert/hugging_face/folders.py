@@ -19,6 +19,7 @@ from moe.evaluation.restore import restore, vocabulary_of
 from moe.files import local_path
 from moe.models import ModelConfig
 from moe.training.experiment import load_config
+from moe.training.workdir import Workdir
 
 _CONFIG, _VOCABULARY, _TOKENIZER = "config.json", "spiece.model", "tokenizer_config.json"
 
@@ -97,11 +98,11 @@ def to_folder(workdir: str, step: str, folder: str) -> None:
   """
   target = local_path("--folder", folder)
   require(not target.exists(), "--folder", str(target), "expected a folder that does not exist")
-  trained = restore(workdir, step)
-  config = trained.config
+  config = Workdir(workdir).load_config()
   with in_section("config.model"):
     lengths = config.model.stack_lengths(config.data.inputs_length, config.data.targets_length)
     settings = to_settings(config.model, lengths)
+  trained = restore(workdir, step)
   words = vocabulary_of(trained)
   params = {path: np.asarray(leaf) for path, leaf in nnx.traversals.flatten_mapping(trained.params).items()}
   places = places_of(config.model)

@@ -15,6 +15,8 @@ from moe.routing.methods.token_choice import SwitchConfig, TokenChoiceConfig
 TYPES = ("t5", "mt5", "switch_transformers")
 
 # `gelu_new` is the tanh approximation; of T5's `gated-gelu` it is the gate's.
+_UNLIMITED = 2**31 - 1  # slots for any sequence
+
 _FORMS = {"relu": "relu", "gelu_new": "gelu", "gelu": "gelu_exact"}
 _GATED_FORMS = {"gated-gelu": "geglu", "gated-gelu_new": "geglu", "gated-silu": "swiglu"}
 _SIZES = {
@@ -128,7 +130,8 @@ def to_settings(model: ModelConfig, lengths: Mapping[str, int]) -> dict[str, Any
 
   Args:
     model: of ours.
-    lengths: tokens of a row of training by stack, for which capacities are computed that are factors.
+    lengths: tokens of a row of training by stack, for which capacities are computed that are factors; of two stacks it
+      is the larger, as there is only one.
 
   Raises:
     ConfigError: neither T5 nor Switch Transformers are such a model; names the field.
@@ -162,6 +165,9 @@ def _to_moe(
     with in_section(f"{side}.moe"):
       for name, value in _one_stack(stack, model, lengths[side]).items():
         other = found.setdefault(name, value)
+        if name == "expert_capacity":  # factors of rows of other lengths
+          found[name] = max(value, other)
+          continue
         require(other == value, name, value, f"expected {other}, as in the encoder: Switch has one for both stacks")
   for side, number in layers.items():
     step = _sparse_step(side, sparse[side]) if side in sparse else 0
@@ -178,7 +184,10 @@ def _one_stack(stack: StackConfig, model: ModelConfig, length: int) -> dict[str,
   require(moe.d_ff in (0, model.d_ff), "d_ff", moe.d_ff, f"expected the model's, {model.d_ff}, as in Switch")
   with in_section("router"):
     router = _as_switch(moe.router)
-  capacity = 2**31 - 1 if router.dropless else router.slots_per_expert(length, moe.num_experts, training=False)
+  if router.slots is not None:
+    capacity = router.slots  # of long rows: shorter ones have as many as they have tokens
+  else:
+    capacity = _UNLIMITED if router.dropless else router.slots_per_expert(length, moe.num_experts, training=False)
   return {
     "num_experts": moe.num_experts,
     "expert_capacity": capacity,
