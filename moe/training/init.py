@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from moe.config import ConfigError, Text, as_mapping, build, override, require
 from moe.data import SourceConfig, Vocabulary
@@ -25,20 +26,21 @@ T = TypeVar("T")
 _FIELD = "config.init.workdir"
 
 
-def inherit(tree: Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def inherit(tree: ConfigDict | Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> dict[str, Any]:
   """A config's tree, completed by the model section and the vocabulary of the run that it begins from.
 
   The fields that the tree gives itself stay; a section that it gives with another `name` is a new choice. Its `init` is
   settled if there is a workdir. A tree without `init` is returned as it is.
 
   Args:
-    tree: of a config, in which `model`, `data.vocabulary` and `data.extra_ids` may be missing, wholly or partly.
+    tree: of a config, a mapping or a `ConfigDict`, in which `model`, `data.vocabulary` and `data.extra_ids` may be
+      missing, wholly or partly.
     folder: workdir of the new run, if there is one. Once it holds a run, the tree is completed by the config of that.
 
   Raises:
     ConfigError: there is no source, or no such checkpoint; or the tree gives a field that its model cannot have.
   """
-  tree = dict(tree)
+  tree = tree.to_dict() if isinstance(tree, ConfigDict) else dict(tree)
   if not isinstance(_read(tree.get("init")), Mapping):
     return tree
   init = build(InitConfig, tree["init"], "config.init")

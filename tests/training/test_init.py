@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from moe.config import ConfigError, Text, as_mapping, differences
 from moe.data import make_vocabulary
@@ -173,6 +174,11 @@ def test_the_model_and_the_vocabulary_are_the_sources_under_what_is_given(source
   }
   assert differences(as_mapping(load_config(pretraining(corpus)).model), as_mapping(config.model)) == expected
   assert (config.data.vocabulary, config.data.extra_ids) == ("bytes", 0)
+
+
+def test_a_config_file_gives_the_same_as_its_mapping(source, corpus):
+  tree = finetuning(corpus, source, model={"dropout": 0.5})
+  assert inherit(ConfigDict(tree)) == inherit(tree)
 
 
 def test_a_choice_of_another_name_begins_with_its_own_defaults(source, corpus):
