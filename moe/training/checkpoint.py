@@ -52,7 +52,7 @@ class Restored:
   state: TrainState
   position: Any
   about: dict[str, Any]
-  rank: float | None
+  criterion: float | None
 
 
 class Checkpoints:
@@ -60,7 +60,7 @@ class Checkpoints:
 
   Args:
     folder: of the checkpoints; created if it does not exist.
-    keep: newest ones to keep, besides the best: the one of the lowest rank, and of equal ones the last.
+    keep: newest ones to keep, besides the best: the one of the lowest criterion, and of equal ones the last.
     read_only: for readers: nothing is created, cleaned up or saved.
     on_first: called when the first checkpoint of all is complete and has been found again.
     file_bytes: about the size of the files of arrays, of which one or two are held in memory while they are written;
@@ -80,7 +80,7 @@ class Checkpoints:
     file_bytes: int | None = None,
   ):
     self.folder, self._on_first, self._file_bytes = folder, on_first, file_bytes
-    self._ranks: dict[int, float] = {}
+    self._criteria: dict[int, float] = {}
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), _Steps(self._best_of)]),
       cleanup_tmp_directories=not read_only,
@@ -97,14 +97,15 @@ class Checkpoints:
     self._arrays: dict[str, int] = {}  # their number in each item of the checkpoint being written
     self._good = self.latest()
 
-  def save(self, state: TrainState, position: Any, about: dict[str, Any], rank: float | None = None) -> bool:
+  def save(self, state: TrainState, position: Any, about: dict[str, Any], criterion: float | None = None) -> bool:
     """Starts writing a checkpoint and returns once the arrays are copied; False if the step already has one.
 
     Args:
       state: the training state.
       position: the input position, as JSON values.
       about: what readers need to know of the run (its config, its vocabulary), as JSON values.
-      rank: lower is better: validation loss at this step, or minus its score; None for one that is never the best.
+      criterion: what the best one has the lowest of: the validation loss at this step, or minus its score; None for one
+        that is never the best.
 
     Raises:
       NonFiniteError: `state` has a non-finite number; nothing is written.
@@ -118,32 +119,32 @@ class Checkpoints:
     checks = {name: checksums(item) for name, item in items.items()}
     if not all(finite for _, finite in checks.values()):
       raise NonFiniteError(f"the state at step {step} is not finite and was not saved")
-    run = {"position": position, "about": about, "rank": rank}
+    run = {"position": position, "about": about, "criterion": criterion}
     run["checksums"] = {name: sums.tolist() for name, (sums, _) in checks.items()}
     args = {name: self._saved(item) for name, item in items.items()} | {"run": ocp.args.JsonSave(run)}
     self._writing, self._arrays = step, {name: len(jax.tree.leaves(item)) for name, item in items.items()}
-    if rank is not None:
-      self._ranks[step] = rank
+    if criterion is not None:
+      self._criteria[step] = criterion
     try:
       self._manager.save(step, args=ocp.args.Composite(**args))
     except Exception as error:
       raise self._failed(error) from error
     return True
 
-  def set_rank(self, step: int, rank: float) -> None:
-    """Ranks a checkpoint that was saved before it could be validated.
+  def set_criterion(self, step: int, criterion: float) -> None:
+    """Gives one to a checkpoint that was saved before it could be validated.
 
     Raises:
       CheckpointError: its JSON cannot be read or written.
     """
-    self._ranks[step] = rank
+    self._criteria[step] = criterion
     if jax.process_index() != 0:
       return
     path = self.folder / str(step) / _RUN
     try:
-      write_whole(path, json.dumps(json.loads(path.read_text()) | {"rank": rank}))
+      write_whole(path, json.dumps(json.loads(path.read_text()) | {"criterion": criterion}))
     except (OSError, ValueError) as error:
-      raise CheckpointError(f"checkpoint {step} could not be ranked ({first_line(error)})") from None
+      raise CheckpointError(f"checkpoint {step} could not be given its criterion ({first_line(error)})") from None
 
   def poll(self) -> None:
     """Checks, without waiting, whether the checkpoint being written is complete or has failed; raises as `wait`."""
@@ -192,7 +193,7 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def best(self) -> int | None:
-    """The step of the lowest rank, the last of equal ones; None if no checkpoint has a rank."""
+    """The step of the lowest criterion, the last of equal ones; None if no checkpoint has one."""
     return self._best_of(self._manager.all_steps())
 
   def find(self, step: str, field: str) -> int:
@@ -298,7 +299,7 @@ class Checkpoints:
 
   def _read(self, step: int, abstract: TrainState) -> Restored:
     items, run = self._items(step, {"model": _model(abstract), "optimizer": _optimizer(abstract)})
-    return Restored(TrainState(**items["model"], **items["optimizer"]), run["position"], run["about"], _rank(run))
+    return Restored(TrainState(**items["model"], **items["optimizer"]), run["position"], run["about"], _criterion(run))
 
   def _items(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The named items of a checkpoint, verified by their checksums, and its JSON."""
@@ -327,12 +328,12 @@ class Checkpoints:
         raise self._failed(CheckpointError(why))
 
   def _best_of(self, steps: Sequence[int]) -> int | None:
-    for step in set(steps) - set(self._ranks):
-      # Infinite for a checkpoint without a rank or whose rank cannot be read, so it is never the best.
-      rank = _rank(_read_run(self.folder / str(step)))
-      self._ranks[step] = math.inf if rank is None else rank
-    ranked = [step for step in steps if math.isfinite(self._ranks[step])]
-    return min(ranked, key=lambda step: (self._ranks[step], -step), default=None)
+    for step in set(steps) - set(self._criteria):
+      # Infinite for a checkpoint that has none or cannot be read, so it is never the best.
+      criterion = _criterion(_read_run(self.folder / str(step)))
+      self._criteria[step] = math.inf if criterion is None else criterion
+    found = [step for step in steps if math.isfinite(self._criteria[step])]
+    return min(found, key=lambda step: (self._criteria[step], -step), default=None)
 
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:
@@ -364,9 +365,9 @@ def _read_run(checkpoint: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
-def _rank(run: dict[str, Any]) -> float | None:
-  """The rank in a checkpoint's JSON, which was always a loss, and named so, before runs had scores."""
-  return run.get("rank", run.get("loss"))
+def _criterion(run: dict[str, Any]) -> float | None:
+  """The criterion in a checkpoint's JSON, which was always a loss, and named so, before runs had scores."""
+  return run.get("criterion", run.get("loss"))
 
 
 def checksums(tree: Any) -> tuple[np.ndarray, bool]:

@@ -116,7 +116,7 @@ class ScoreConfig:
 
   @property
   def chosen_by(self) -> str:
-    """The kind of record whose mean score ranks the steps."""
+    """The kind of record whose mean score chooses the best step."""
     return f"score/{'held_out' if self.selection == 'held_out' else 'validation'}"
 
   def splits(self, source: TaskConfig) -> dict[str, str]:

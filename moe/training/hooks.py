@@ -140,8 +140,8 @@ class Run:
       path, saved = self.workdir.metrics, self.what_is_saved()
       raise TrainingStopped(f"{path} could not be written: {error.strerror}; {saved}") from None
 
-  def rank(self) -> float:
-    """By what checkpoints are ranked, lower is better: minus the newest score or, in a run without, the newest loss."""
+  def criterion(self) -> float:
+    """What the best checkpoint has the lowest of: minus the newest score or, in a run without, the newest loss."""
     score = self.config.score
     return self.newest["validation"]["loss"] if score is None else -self.newest[score.chosen_by]["mean"]
 
@@ -254,7 +254,7 @@ def validate(run: Run, info: StepInfo) -> None:
 
 
 def save(run: Run, info: StepInfo) -> None:
-  """Where it is due, starts writing a checkpoint, ranked by the validation just before, if there was one.
+  """Where it is due, starts writing a checkpoint, with the criterion of the validation just before, if there was one.
 
   Raises:
     TrainingStopped: the state is not finite.
@@ -262,9 +262,10 @@ def save(run: Run, info: StepInfo) -> None:
   """
   if not info.save:
     return
+  criterion = run.criterion() if info.validate else None
   try:
     about = run.about | {"since_record": run.means.as_json()}
-    run.checkpoints.save(info.state, whole_position(run.pipeline), about, run.rank() if info.validate else None)
+    run.checkpoints.save(info.state, whole_position(run.pipeline), about, criterion)
   except NonFiniteError as error:
     raise TrainingStopped(f"{error}; {run.what_is_saved()}") from None
   run.clock.restart()

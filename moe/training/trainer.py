@@ -167,11 +167,11 @@ def train(
     log, loss, stop = Log(first + 1), None, False
     evaluate: list[Hook] = [validate, *([] if score is None else [score])]
     all_hooks: list[Hook] = [log, *evaluate, save, *hooks]
-    if restored is not None and restored.rank is None and settings.validates_at(step):
+    if restored is not None and restored.criterion is None and settings.validates_at(step):
       # The signal that stopped the run also prevented the validation of its last step.
       for hook in evaluate:
         hook(run, StepInfo(step, state, metrics={}, validate=True, save=False, stop=False))
-      checkpoints.set_rank(step, run.rank())
+      checkpoints.set_criterion(step, run.criterion())
     with stop_requests() as asked_to_stop:
       while step < settings.steps and not stop:
         checkpoints.poll()

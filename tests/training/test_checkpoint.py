@@ -37,11 +37,11 @@ def abstract(state):
 
 
 def save(folder, *steps, keep=2):
-  """Checkpoints of some steps, each with a state of its own; `(step, rank)` for one that was validated."""
+  """Checkpoints of some steps, each with a state of its own; `(step, criterion)` for one that was validated."""
   checkpoints = Checkpoints(folder, keep)
   for step in steps:
-    step, rank = step if isinstance(step, tuple) else (step, None)
-    checkpoints.save(make_state(step, float(step)), {"at": [step, 2]}, ABOUT, rank)
+    step, criterion = step if isinstance(step, tuple) else (step, None)
+    checkpoints.save(make_state(step, float(step)), {"at": [step, 2]}, ABOUT, criterion)
   checkpoints.close()
 
 
@@ -76,17 +76,17 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
   assert steps_in(tmp_path / "c") == [2, 4, 5]
 
 
-def test_of_checkpoints_of_equal_rank_the_last_is_the_best(tmp_path):
+def test_of_checkpoints_of_equal_criterion_the_last_is_the_best(tmp_path):
   save(tmp_path / "c", (1, -0.5), (2, -0.75), (3, -0.75), (4, NAN), (5, -0.5), 6)
   assert steps_in(tmp_path / "c") == [3, 5, 6]
   assert Checkpoints(tmp_path / "c", read_only=True).best() == 3
 
 
-def test_the_rank_of_a_checkpoint_from_before_scores_is_its_loss(tmp_path):
+def test_the_criterion_of_a_checkpoint_from_before_scores_is_its_loss(tmp_path):
   save(tmp_path / "c", (1, 3.0), (2, 1.0), (3, 2.0), keep=3)
   for step in steps_in(tmp_path / "c"):
     path = tmp_path / "c" / str(step) / "run" / "metadata"
-    path.write_text(path.read_text().replace('"rank"', '"loss"'))
+    path.write_text(path.read_text().replace('"criterion"', '"loss"'))
   assert Checkpoints(tmp_path / "c", read_only=True).best() == 2
   assert restore(tmp_path / "c") == (3, [])
   assert Checkpoints(tmp_path / "c", read_only=True).best() == 2

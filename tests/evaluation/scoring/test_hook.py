@@ -80,7 +80,7 @@ def test_the_chosen_step_has_the_highest_score_and_its_checkpoint_survives(tmp_p
   assert found["held_out"]["held_out"]["tasks"]["animals"]["score"] == 0.75
 
 
-def test_a_score_that_a_signal_prevented_is_made_up_for_and_ranks_its_checkpoint(tmp_path):
+def test_a_score_that_a_signal_prevented_is_made_up_for_and_is_its_checkpoints_criterion(tmp_path):
   """The signal comes when step 6 is computed, which is then saved without a score."""
   settings = run_config(SHORT)
   train(settings, tmp_path, [signal_after(5)], planted(HELD_OUT, VALIDATION))
@@ -103,7 +103,7 @@ def test_a_run_that_was_cut_off_keeps_the_scores_from_before(memorised, tmp_path
   )
 
 
-def test_every_task_of_a_mixture_is_scored_and_their_mean_ranks_the_step(tmp_path, capsys):
+def test_every_task_of_a_mixture_is_scored_and_their_mean_chooses_the_step(tmp_path, capsys):
   settings = run_config(SHORT | {"steps": 2}, selection="published")
   others = [dataclasses.replace(task(count), name=name) for count, name in ((5, "first"), (12, "second"))]
   train(settings, tmp_path, score=ScoreHook(settings, BYTES, others))
@@ -115,7 +115,7 @@ def test_every_task_of_a_mixture_is_scored_and_their_mean_ranks_the_step(tmp_pat
   assert f"score at step 2: mean of 2 tasks, validation {record['mean']:.4f}" in capsys.readouterr().err
   assert len(list((tmp_path / "predictions").iterdir())) == 2
   saved = json.loads((tmp_path / "checkpoints" / "2" / "run" / "metadata").read_text())
-  assert saved["rank"] == -record["mean"]
+  assert saved["criterion"] == -record["mean"]
 
 
 def test_a_held_out_tenth_is_not_trained_on():
