@@ -2,7 +2,8 @@
 
 Runs what is missing of the study's runs, each an ordinary run in a folder of its own, and writes what they say to
 `analysis.json` in the workdir. The same command resumes after a stop or a crash, and nothing is lost. `--report` alone
-analyses what is there. A run that fails is reported at the end; the others go on, and the next command tries it again.
+analyses what is there. A run that fails is reported at the end; the others continue, and the next
+command retries it.
 
 Pretraining text and tasks are the reader's own: `--text` is a glob of text files, `--data_dir` a TFDS directory. With
 `--pretrained WORKDIR` nothing is pretrained, and the study says how that one model does on its tasks.

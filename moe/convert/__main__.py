@@ -1,4 +1,4 @@
-"""Makes a run of something else, or something else of a run: `python -m moe.convert VERB --help` lists a verb's flags.
+"""Converts weights and runs into other runs, and back: `python -m moe.convert VERB --help` lists a verb's flags.
 
     python -m moe.convert from_hf --folder t5-small --workdir runs/t5
     python -m moe.convert to_hf --workdir runs/t5 --folder out
@@ -14,14 +14,14 @@ config.json, model.safetensors, sharded or not, and spiece.model. The result is 
 neither reads pickles. Checkpoints of t5x are not read.
 
 `upcycle` makes a dense run sparse (Komatsuzaki et al. 2022): every expert of a layer begins as a copy of its dense
-feed-forward network, and the router anew. `merge` makes a sparse run dense, with the means of the experts' matrices:
-the dense run again if they are still copies, and otherwise not the mean of what the experts compute. `prune` keeps the
-experts that the validation split uses most, and one alone as a dense network. `average` takes the mean of the
-parameters of several checkpoints of one run, or of runs of one model (repeat `--from`). The result is the workdir of a
-run at the step where its source was, with one checkpoint: `moe.train` trains it further, with the learning rate and the
-data from there on, or another run begins with it, by `--config.init.workdir`. `upcycle` reuses the optimizer's
-statistics, unless `--fresh_optimizer` is given; after the others these begin anew. `--config.FIELD=VALUE` changes a
-field of the source's config.
+feed-forward network, and the router is newly initialised. `merge` makes a sparse run dense, with the means of the
+experts' matrices: the dense run again if they are still copies, and otherwise not the mean of what the experts compute.
+`prune` keeps the experts that the validation split uses most; a single one becomes a dense network. `average` takes the
+mean of the parameters of several checkpoints of one run, or of runs of one model (repeat `--from`). The result is the
+workdir of a run at the step of its source, with one checkpoint: `moe.train` continues its training, learning-rate
+schedule and input position included, or another run starts from it, by `--config.init.workdir`. `upcycle` reuses the
+optimizer's statistics, unless `--fresh_optimizer` is given; the other verbs reset them. `--config.FIELD=VALUE` changes
+a field of the source's config.
 
 Nothing is ever overwritten: what a verb writes is a new folder.
 """
@@ -63,7 +63,7 @@ def to_hf() -> Callable[[], None]:
 def upcycle() -> Callable[[], None]:
   common = _from_a_run("Folder of the dense run.")
   noise = flags.DEFINE_float("noise", 0.0, "Standard deviation of noise in each expert, relative to its matrices' RMS.")
-  fresh = flags.DEFINE_bool("fresh_optimizer", False, "Begin the optimizer's statistics anew.")
+  fresh = flags.DEFINE_bool("fresh_optimizer", False, "Reset the optimizer's statistics.")
 
   def main() -> None:
     from moe.convert.runs import upcycle_run

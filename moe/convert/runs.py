@@ -52,7 +52,7 @@ def upcycle_run(
     target: new workdir.
     fields: what the config changes: the sections `moe` of its stacks.
     noise: scale of `add_noise`. Its seed, and that of the routers, is the new config's.
-    fresh_optimizer: whether the optimizer's statistics begin anew.
+    fresh_optimizer: whether the optimizer's statistics are reset.
 
   Raises:
     ConfigError: a wrong field, or a config that is not the dense run's with experts.

@@ -15,7 +15,7 @@ from moe.studies.study import Job, Result
 
 
 class StudyError(UserError):
-  """The folder holds something else than this study, or the study cannot go on."""
+  """The folder holds another study, or the study cannot continue."""
 
 
 class Folder:

@@ -81,7 +81,7 @@ class Study(Choice):
   Attributes:
     claim: what was published, in one sentence.
     source: paper and section.
-    budgets: names of its budgets; "paper" is planned only.
+    budgets: names of its budgets, such as "smoke" and "cpu".
   """
 
   claim: ClassVar[str]

@@ -38,7 +38,7 @@ def work(root: str, jobs: Sequence[Job], commit: str, core: int | None) -> None:
 
 
 def _try(folder: Folder, job: Job, commit: str) -> bool:
-  """Runs or resumes a job, unless another worker has it; an error is kept, and the other jobs go on."""
+  """Runs or resumes a job, unless another worker has it; an error is kept, and the other jobs continue."""
   with folder.taken(job) as mine:
     if not mine:
       return False

@@ -63,7 +63,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-  """The checkpoint of another run to begin from, in place of random parameters; see `moe.training.init`.
+  """The checkpoint of another run to start from, in place of random parameters; see `moe.training.init`.
 
   Attributes:
     workdir: of that run, or a folder that `moe.convert` has made.
@@ -92,10 +92,10 @@ class ScoreConfig:
       "decode" the greedily written text, which counts if it is the label's after the task's postprocessing.
     selection: what the best step is chosen by. "held_out" trains on the first 90% of the training split and chooses by
       the score on its last tenth: the validation split has no part in the choice, so its score at that step is honest.
-      "published" trains on the whole split and takes the best on the validation split, as T5 (Raffel et al. 2020,
-      section 3.1.3) and Zhou et al. 2022 did.
-    metric: the metric of a task that is chosen by; empty for each task's first.
-    batch_size: rows of a batch; 0 for those of training.
+      "published" trains on the whole split and takes the best on the validation split, as T5 does (Raffel et al. 2020,
+      section 3.1.2).
+    metric: the metric by which a step is chosen; empty for each task's primary one.
+    batch_size: rows of a batch that is scored; 0 for as many as in training.
     options: the labels' texts of a task that does not name its own, for "rank".
     examples: of each split, the first ones; 0 for all.
   """

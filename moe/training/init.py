@@ -1,7 +1,8 @@
-"""Beginning from another run's checkpoint: what its config hands down, whether it fits, and its arrays.
+"""Starting from another run's checkpoint: what its config hands down, whether it fits, and its arrays.
 
 A run whose config has the section `init` takes parameters and the routers' state from there; its optimizer and its step
-begin anew. The other workdir, the source, is only read, and is no longer needed once the run has a checkpoint itself.
+count are reset. The other workdir, the source, is only read, and is no longer needed once the run has a checkpoint
+itself.
 """
 
 import os

@@ -14,9 +14,9 @@ from moe.routing.methods.token_choice import SwitchConfig, TokenChoiceConfig
 
 TYPES = ("t5", "mt5", "switch_transformers")
 
-# `gelu_new` is the tanh approximation; of T5's `gated-gelu` it is the gate's.
 _UNLIMITED = 2**31 - 1  # slots for any sequence
 
+# `gelu_new` is the tanh approximation, and so is the gate of T5's `gated-gelu`.
 _FORMS = {"relu": "relu", "gelu_new": "gelu", "gelu": "gelu_exact"}
 _GATED_FORMS = {"gated-gelu": "geglu", "gated-gelu_new": "geglu", "gated-silu": "swiglu"}
 _SIZES = {

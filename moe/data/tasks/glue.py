@@ -229,6 +229,6 @@ TASKS = {
   )
 }
 
-# The eleven tasks of Zhou et al. 2022, section 4, as a mixture with rates in proportion to their numbers of examples.
+# The eleven tasks of Zhou et al. 2022, table 2, as a mixture with rates in proportion to their numbers of examples.
 MIXTURE = "glue_super_glue_11"
 ELEVEN = ("boolq", "cb", "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wic", "wnli")

@@ -1,3 +1,3 @@
-"""One published claim a file."""
+"""One published claim per file."""
 
 from moe.studies.claims import finetune as finetune

@@ -1,4 +1,4 @@
-"""Fine-tuning on eleven tasks: Zhou et al. 2022, section 4.3 and tables 2 and 3."""
+"""Fine-tuning on eleven tasks: Zhou et al. 2022, tables 2 and 3."""
 
 import dataclasses
 import itertools
@@ -120,7 +120,7 @@ class Finetune(Study, name="finetune"):
   """
 
   claim = "Expert choice beats top-1, top-2 and a dense model of equal compute in the mean of eleven tasks."
-  source = "Zhou et al. 2022, section 4.3, tables 2 and 3"
+  source = "Zhou et al. 2022, tables 2 and 3"
   budgets = tuple(BUDGETS)
 
   def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:

@@ -37,10 +37,10 @@ class OptimizerConfig(Choice):
     router_learning_rate: factor of the learning rate, and so of the whole step, of the routers' parameters.
     expert_learning_rate: likewise of the routed experts' parameters. Shared experts have the rate of the rest: they see
       every token, as dense networks do.
-    frozen: regular expressions; parameters whose paths they are found in (`moe.training.optimization.parts`) are not
-      trained: they stay as they are, to the bit, without gradients, statistics and weight decay, and do not count in
-      the norm of the gradient. So does the routers' state, which has paths too: "router" freezes routers with
-      what they count and move themselves, "router/kernel" only the matrix.
+    frozen: regular expressions; parameters in whose paths one is found (`moe.training.optimization.parts`) are not
+      trained: they stay bit-identical, have no gradients, statistics or weight decay, and do not count in the norm of
+      the gradient. The same holds for the routers' state, which has paths too: "router" freezes the routers and their
+      state, "router/kernel" only the matrix.
   """
 
   learning_rate: float = 0.01
