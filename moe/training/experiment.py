@@ -96,7 +96,7 @@ class ScoreConfig:
       section 3.1.2).
     metric: the metric by which a step is chosen; empty for each task's primary one.
     batch_size: rows of a batch that is scored; 0 for as many as in training.
-    options: the labels' texts of a task that does not name its own, for "rank".
+    labels: their texts, for "rank" and a task that does not name its own.
     examples: of each split, the first ones; 0 for all.
   """
 
@@ -104,15 +104,15 @@ class ScoreConfig:
   selection: Literal["held_out", "published"] = "held_out"
   metric: str = ""
   batch_size: int = 0
-  options: tuple[str, ...] = ()
+  labels: tuple[str, ...] = ()
   examples: int = 0
 
   def __post_init__(self) -> None:
     for name in ("batch_size", "examples"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "expected at least 0")
-    given = self.options
-    require(len(set(given)) == len(given) != 1, "options", given, "expected at least two texts, all different, or none")
-    require(self.method == "rank" or not given, "options", given, "expected none unless method = 'rank'")
+    given = self.labels
+    require(len(set(given)) == len(given) != 1, "labels", given, "expected at least two texts, all different, or none")
+    require(self.method == "rank" or not given, "labels", given, "expected none unless method = 'rank'")
 
   @property
   def chosen_by(self) -> str:

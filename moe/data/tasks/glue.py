@@ -1,4 +1,4 @@
-"""What the tasks of GLUE and SuperGLUE are: data set, text, labels, metrics, answer file.
+"""What the tasks of GLUE and SuperGLUE are: data set, text, labels, metrics, the server's file.
 
 The text is T5's (Raffel et al. 2020, appendix D): the task's name, then every field after its own name, and the label
 as a word. Two differ from the appendix, as T5's released tasks do: WiC has no part of speech, which TFDS does not
@@ -24,10 +24,10 @@ class GlueTask:
     name: as a source names it.
     dataset: the TFDS data set, config and version.
     fields: what the model reads, in this order.
-    options: the texts of the labels, in the order of the data set's label numbers; none where any text can be the
+    labels: their texts, in the order of the data set's label numbers; none where any text can be the
       answer.
-    file: of the answers for the GLUE or SuperGLUE server.
-    answers: how that file writes each label; as its text if left out.
+    file: of the predictions for the GLUE or SuperGLUE server.
+    file_labels: how that file writes each label; as its text if left out.
     metric_fns: in seqio's convention, fn(targets, predictions) to values by name, as `metrics` has them.
     metric: the name of the primary metric. Zhou et al. 2022 report accuracy everywhere.
     prefix: the first word of the text, where it is not the name.
@@ -38,9 +38,9 @@ class GlueTask:
   name: str
   dataset: str
   fields: tuple[str, ...]
-  options: tuple[str, ...]
+  labels: tuple[str, ...]
   file: str
-  answers: tuple[str | int, ...] = ()
+  file_labels: tuple[str | int, ...] = ()
   metric_fns: tuple[Callable[..., dict[str, float]], ...] = (metrics.accuracy,)
   metric: str = "accuracy"
   prefix: str = ""
@@ -57,7 +57,7 @@ class GlueTask:
 
   def _number(self, text: str) -> int:
     text = text.strip()
-    return self.options.index(text) if text in self.options else -1
+    return self.labels.index(text) if text in self.labels else -1
 
   def is_hidden(self, example: Mapping[str, Any]) -> bool:
     """Whether the label of a preprocessed example is not public."""

@@ -120,7 +120,7 @@ def _fields(glue: GlueTask) -> Callable[[Features], Features]:
     for name in glue.fields:
       words += [f"{name}:", row[name]]
     inputs = tf.strings.join(words, separator=" ")
-    return _example(glue, row, inputs, _option(glue, row["label"]))
+    return _example(glue, row, inputs, _label_text(glue, row["label"]))
 
   return convert
 
@@ -165,8 +165,8 @@ def _wsc(glue: GlueTask) -> Callable[[Features], Features]:
 _FORMATS = {"multirc": _multirc, "stsb": _stsb, "wsc": _wsc}
 
 
-def _option(glue: GlueTask, label: tf.Tensor) -> tf.Tensor:
-  return tf.where(label == HIDDEN, "", tf.gather(list(glue.options), tf.maximum(label, 0)))
+def _label_text(glue: GlueTask, label: tf.Tensor) -> tf.Tensor:
+  return tf.where(label == HIDDEN, "", tf.gather(list(glue.labels), tf.maximum(label, 0)))
 
 
 def _example(glue: GlueTask, row: Features, inputs: tf.Tensor, targets: tf.Tensor) -> Features:

@@ -8,8 +8,8 @@ import numpy as np
 
 from moe.config import in_section, require
 from moe.data.errors import DataError
-from moe.data.tasks import answers
 from moe.data.tasks.glue import GlueTask
+from moe.data.tasks.server_files import server_file
 from moe.data.vocabulary import EOS, Vocabulary
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class TaskExample:
     inputs: int32 `[n]`, ids without EOS, after the task's preprocessors.
     text: the inputs as text.
     target: what the metrics take; None where the label is hidden.
-    features: the preprocessed example, for `ScoredTask.postprocess` and answer files.
+    features: the preprocessed example, for `ScoredTask.postprocess` and `ScoredTask.server_file`.
   """
 
   inputs: np.ndarray
@@ -39,7 +39,7 @@ class ScoredTask:
 
   Attributes:
     name: in seqio's registry.
-    options: the texts of the labels, in the order of the data set's own label numbers (STS-B: of the scores, upward);
+    labels: their texts, in the order of the data set's own label numbers (STS-B: of the scores, upward);
       none where any text can be the answer.
     metric_fns: seqio's, fn(targets, predictions) to values by name. Ours are fractions, at most 1.
     metric: the name of the primary metric; empty for a user's own task, of which it is the first that is reported.
@@ -50,7 +50,7 @@ class ScoredTask:
   """
 
   name: str
-  options: tuple[str, ...]
+  labels: tuple[str, ...]
   metric_fns: tuple[Callable[..., Mapping[str, Any]], ...]
   metric: str
   reader: Callable[[str], Iterator[tuple[str, Mapping[str, Any]]]]
@@ -87,7 +87,7 @@ class ScoredTask:
           values[name] = float(value)
     return values
 
-  def answer(
+  def server_file(
     self, examples: Sequence[TaskExample], predictions: Sequence[Any], split: str = "test"
   ) -> tuple[str, str] | None:
     """The name and content of the file that the GLUE or SuperGLUE server takes; None for a user's own task.
@@ -99,7 +99,7 @@ class ScoredTask:
     """
     if self.glue is None:
       return None
-    return answers.answer_file(self.glue, [example.features for example in examples], predictions, split)
+    return server_file(self.glue, [example.features for example in examples], predictions, split)
 
   def _text(self, features: Mapping[str, Any], name: str) -> str:
     text = features.get(f"{name}_pretokenized")
@@ -137,7 +137,7 @@ def open_scored_tasks(source: "TaskConfig", vocabulary: Vocabulary, lengths: Map
     tasks = [
       ScoredTask(
         name=task.name,
-        options=glue.options if glue else (),
+        labels=glue.labels if glue else (),
         metric_fns=tuple(task.predict_metric_fns),
         metric=glue.metric if glue else "",
         reader=reader,

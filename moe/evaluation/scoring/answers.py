@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from moe.config import require
 from moe.data import DataError, Vocabulary
 from moe.data.vocabulary import EOS
+from moe.evaluation.scoring.decode import make_greedy_decoder
 from moe.evaluation.scoring.metrics import Score, of_majority, score
-from moe.evaluation.scoring.rank import Options, make_options, make_ranker
+from moe.evaluation.scoring.rank import LabelTokens, label_tokens, make_ranker
 from moe.evaluation.scoring.rows import Rows, ShortRows, for_short_rows, in_rows, row_lengths
-from moe.evaluation.scoring.write import make_writer
 from moe.parallel.mesh import local_rows, put_batch
 from moe.training.experiment import ExperimentConfig, ScoreConfig
 
@@ -49,7 +49,7 @@ class TaskSplit:
     examples: `TaskExample`s.
     batches: the rows of their inputs.
     labels: the texts that are ranked; () to decode.
-    options: the same for the device.
+    label_tokens: the same for the device; None to decode.
     metric: the one that counts; empty if labels are hidden.
     majority: the metrics of the most frequent answer.
   """
@@ -59,7 +59,7 @@ class TaskSplit:
   examples: Sequence[Any]
   batches: Sequence[Rows]
   labels: tuple[str, ...]
-  options: Options | None
+  label_tokens: LabelTokens | None
   metric: str
   majority: dict[str, float]
 
@@ -87,7 +87,7 @@ class Answerer:
       self._rank = make_ranker(model, mesh)
     else:
       row_length = model.stack_lengths(data.inputs_length, data.targets_length)["decoder"]
-      self._write = make_writer(model, mesh, data.targets_length, row_length)
+      self._decode = make_greedy_decoder(model, mesh, data.targets_length, row_length)
 
   def __call__(self, params: Any, router_state: Any, split: TaskSplit) -> list[Answer]:
     """The answer to every example of a split, the same on every host."""
@@ -102,14 +102,14 @@ class Answerer:
     for rows in split.batches:
       here = local_rows(self._mesh, len(rows.batch["inputs"]))
       batch = put_batch(self._mesh, {name: array[here] for name, array in rows.batch.items()})
-      if split.options is None:
-        yield rows, self._write(params, router_state, batch)
+      if split.label_tokens is None:
+        yield rows, self._decode(params, router_state, batch)
       else:
-        yield rows, self._rank(params, router_state, batch, split.options)
+        yield rows, self._rank(params, router_state, batch, split.label_tokens)
 
   def _answer(self, split: TaskSplit, example: Any, result: np.ndarray, length: int) -> Answer:
     """The answer to an input of `length` tokens, from a row of what the device gave."""
-    if split.options is not None:
+    if split.label_tokens is not None:
       text = split.labels[int(result.argmax())]
       return Answer(text, split.task.postprocess(text, example), tuple(result.tolist()))
     if self._config.model.row_format == "targets":
@@ -169,19 +169,19 @@ def read_split(config: ExperimentConfig, vocabulary: Vocabulary, task: Any, spli
   prompts = [data.objective.prompt(example.inputs, data.row_shape(config.model.row_format)) for example in examples]
   reads, first = short_rows(config), next(iter(config.model.stacks))
   batches = in_rows(prompts, config.score_rows, row_lengths(data.inputs_length, reads.short[first]))
-  options = None
+  ranked = None
   if labels:
     length = max(map(len, ids)) if reads.short["decoder"] else data.targets_length
-    options = make_options(ids, length, causal=not config.model.evaluates_on_future)
+    ranked = label_tokens(ids, length, causal=not config.model.evaluates_on_future)
   metric, majority = _metric(settings, task, examples, labels)
-  return TaskSplit(task, split, examples, batches, labels, options, metric, majority)
+  return TaskSplit(task, split, examples, batches, labels, ranked, metric, majority)
 
 
 def _labels(settings: ScoreConfig, task: Any) -> tuple[str, ...]:
   if settings.method == "decode":
     return ()
-  labels = settings.options or tuple(task.options)
-  expected = f"expected 'decode', or config.score.options: any text can be the answer to task {task.name}"
+  labels = settings.labels or tuple(task.labels)
+  expected = f"expected 'decode', or config.score.labels: any text can be the answer to task {task.name}"
   require(len(labels) > 0, "config.score.method", settings.method, expected)
   return labels
 
@@ -193,8 +193,8 @@ def _metric(
   targets = [example.target for example in examples]
   if any(target is None for target in targets):
     return "", {}
-  options = labels or tuple(task.options)
-  constants = [[task.postprocess(option, example) for example in examples] for option in options]
+  labels = labels or tuple(task.labels)
+  constants = [[task.postprocess(label, example) for example in examples] for label in labels]
   majority = of_majority(task.evaluate, targets, constants)
   names = list(majority or task.evaluate(targets, targets))
   metric = settings.metric or task.metric or names[0]

@@ -34,7 +34,7 @@ class Answered:
     paths = [write_predictions(folder, step, self.split, self.answers)]
     if not self.split.metric:
       predictions = [answer.prediction for answer in self.answers]
-      file = self.split.task.answer(self.split.examples, predictions, self.split.split)
+      file = self.split.task.server_file(self.split.examples, predictions, self.split.split)
       if file is not None:
         name, text = file
         paths.append(write_numbered(folder / f"step-{step}" / name, text))

@@ -26,8 +26,8 @@ from moe.training.state import merge
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Options:
-  """The texts of K labels, at most L tokens each.
+class LabelTokens:
+  """K labels, at most L tokens each.
 
   Attributes:
     ids: int32 `[K, L]`, zeros after the EOS.
@@ -42,7 +42,7 @@ class Options:
   state: Any
 
 
-def make_options(labels: Sequence[np.ndarray], length: int, *, causal: bool) -> Options:
+def label_tokens(labels: Sequence[np.ndarray], length: int, *, causal: bool) -> LabelTokens:
   """The labels as arrays.
 
   Args:
@@ -61,26 +61,26 @@ def make_options(labels: Sequence[np.ndarray], length: int, *, causal: bool) -> 
         found[before] = len(states)
         states.append(k * length + j)
       state[k, j] = found[before]
-  return Options(ids, np.array([len(label) for label in labels], np.int32), np.array(states, np.int32), state)
+  return LabelTokens(ids, np.array([len(label) for label in labels], np.int32), np.array(states, np.int32), state)
 
 
-def make_ranker(config: ModelConfig, mesh: Mesh) -> Callable[[dict, dict, Batch, Options], jax.Array]:
-  """The compiled `(params, router_state, inputs, options) -> float32 [B, K]`, on every device.
+def make_ranker(config: ModelConfig, mesh: Mesh) -> Callable[[dict, dict, Batch, LabelTokens], jax.Array]:
+  """The compiled `(params, router_state, inputs, labels) -> float32 [B, K]`, on every device.
 
   `inputs` are from `put_batch`: `inputs`, `inputs_positions`, `inputs_segments` `[B, M]`, one example per row.
   """
   graph = nnx.split(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))))[0]
   states = _states(config)
 
-  def rank(params, router_state, inputs, options):
+  def rank(params, router_state, inputs, labels):
     model = merge(graph, params, router_state)
     with tracing_for(mesh):
-      return _log_likelihoods(model, states(model, inputs, options), options)
+      return _log_likelihoods(model, states(model, inputs, labels), labels)
 
   return jax.jit(rank, out_shardings=replicated(mesh))
 
 
-def _states(config: ModelConfig) -> Callable[[Any, Batch, Options], jax.Array]:
+def _states(config: ModelConfig) -> Callable[[Any, Batch, LabelTokens], jax.Array]:
   """The function that computes the states `[B, K, L, d]` from which the labels' tokens are predicted."""
   if config.row_format == "inputs_and_targets":
     return _after_inputs
@@ -89,30 +89,30 @@ def _states(config: ModelConfig) -> Callable[[Any, Batch, Options], jax.Array]:
   return _after_one_prompt if tokenwise else _after_prompts
 
 
-def _log_likelihoods(model: Any, x: jax.Array, options: Options) -> jax.Array:
+def _log_likelihoods(model: Any, x: jax.Array, labels: LabelTokens) -> jax.Array:
   """`[B, K]` from the states `[B, K, L, d]`."""
   batch, count, length, width = x.shape
-  different = x.reshape(batch, count * length, width)[:, options.states]  # [B, U, d]
+  different = x.reshape(batch, count * length, width)[:, labels.states]  # [B, U, d]
   logits = model.embedding.logits(different)  # [B, U, V]
   normaliser = jax.nn.logsumexp(logits, axis=-1)  # [B, U]
-  each = logits[:, options.state, options.ids] - normaliser[:, options.state]  # [B, K, L]
-  return jnp.sum(each, axis=-1, where=_real(options))
+  each = logits[:, labels.state, labels.ids] - normaliser[:, labels.state]  # [B, K, L]
+  return jnp.sum(each, axis=-1, where=_real(labels))
 
 
-def _real(options: Options) -> jax.Array:
+def _real(labels: LabelTokens) -> jax.Array:
   """Bool `[K, L]`, false for padding."""
-  return jnp.arange(options.ids.shape[1]) < options.lengths[:, None]
+  return jnp.arange(labels.ids.shape[1]) < labels.lengths[:, None]
 
 
-def _after_inputs(model: Any, inputs: Batch, options: Options) -> jax.Array:
+def _after_inputs(model: Any, inputs: Batch, labels: LabelTokens) -> jax.Array:
   """Each label is a row of its own, and K consecutive ones read the same row of the encoder's output."""
-  batch, (count, length) = inputs["inputs"].shape[0], options.ids.shape
-  real = (inputs["inputs_segments"][:, :1, None] > 0) & _real(options)  # [B, K, L]
+  batch, (count, length) = inputs["inputs"].shape[0], labels.ids.shape
+  real = (inputs["inputs_segments"][:, :1, None] > 0) & _real(labels)  # [B, K, L]
 
   def rows(x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x, real.shape).reshape(batch * count, length).astype(jnp.int32)
 
-  targets = {"targets": options.ids, "targets_positions": jnp.arange(length), "targets_segments": real}
+  targets = {"targets": labels.ids, "targets_positions": jnp.arange(length), "targets_segments": real}
   decoded = read_targets(
     model.decoder,
     model.embedding,
@@ -125,18 +125,18 @@ def _after_inputs(model: Any, inputs: Batch, options: Options) -> jax.Array:
   return decoded.x.reshape(batch, count, length, -1)
 
 
-def _after_one_prompt(model: Any, inputs: Batch, options: Options) -> jax.Array:
+def _after_one_prompt(model: Any, inputs: Batch, labels: LabelTokens) -> jax.Array:
   """A row has an input, which ends at index M, and then all labels, each as if at M and alone."""
-  (batch, width), (count, length) = inputs["inputs"].shape, options.ids.shape
+  (batch, width), (count, length) = inputs["inputs"].shape, labels.ids.shape
   label = np.repeat(np.arange(-1, count), [width, *[length] * count])  # [T], -1 for the input
   places = np.concatenate([np.arange(width), *[width + np.arange(length)] * count])  # [T]
   given = jnp.sum(inputs["inputs_segments"] > 0, axis=1, keepdims=True)  # [B, 1]
   positions = places - (width - given)  # [B, T]
-  ends = jnp.where(label < 0, width, width + jnp.asarray(options.lengths)[label])
+  ends = jnp.where(label < 0, width, width + jnp.asarray(labels.lengths)[label])
   real = (given > 0) & (positions >= 0) & (places < ends)
   # What is read is the token before: of the input, or of the label after its first place.
   of_input = jnp.take_along_axis(inputs["inputs"], (positions - 1).clip(0, width - 1), axis=1)
-  of_label = jnp.asarray(options.ids)[label, (places - width - 1).clip(0)]
+  of_label = jnp.asarray(labels.ids)[label, (places - width - 1).clip(0)]
   ids = jnp.where(real & (positions > 0), jnp.where(places <= width, of_input, of_label), 0)
   sees = (places <= places[:, None]) & ((label < 0) | (label == label[:, None]))  # [T, T], query and key
   context = Context(
@@ -150,15 +150,15 @@ def _after_one_prompt(model: Any, inputs: Batch, options: Options) -> jax.Array:
   return x[:, width:].reshape(batch, count, length, -1)
 
 
-def _after_prompts(model: Any, inputs: Batch, options: Options) -> jax.Array:
+def _after_prompts(model: Any, inputs: Batch, labels: LabelTokens) -> jax.Array:
   """Each label has a row, of the inputs and then the label."""
-  (batch, width), (count, length) = inputs["inputs"].shape, options.ids.shape
+  (batch, width), (count, length) = inputs["inputs"].shape, labels.ids.shape
   given = jnp.sum(inputs["inputs_segments"] > 0, axis=1)[:, None, None]  # [B, 1, 1]
   index = jnp.arange(width + length)
   after = jnp.broadcast_to(index - given, (batch, count, width + length))  # place in the label
-  label = jnp.take_along_axis(jnp.broadcast_to(options.ids, (batch, count, length)), after.clip(0, length - 1), axis=2)
+  label = jnp.take_along_axis(jnp.broadcast_to(labels.ids, (batch, count, length)), after.clip(0, length - 1), axis=2)
   prompt = jnp.pad(inputs["inputs"], ((0, 0), (0, length)))[:, None]
-  real = (given > 0) & (after < options.lengths[:, None])
+  real = (given > 0) & (after < labels.lengths[:, None])
 
   def rows(x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x, real.shape).reshape(batch * count, -1).astype(jnp.int32)

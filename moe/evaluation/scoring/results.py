@@ -85,7 +85,8 @@ def as_json(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
 
 
 def write_predictions(folder: pathlib.Path, step: int, split: TaskSplit, answers: Sequence[Answer]) -> pathlib.Path:
-  """Writes a JSON line for each example: input, label, the options' log-likelihoods, text and prediction.
+  """Writes a JSON line for each example: input, label, text, prediction, and as `options` all labels with
+  their log-likelihoods.
 
   Nothing is ever overwritten: if there is such a file, the new one has a number behind its name.
   """

@@ -159,7 +159,7 @@ def test_a_row_without_label_or_text_is_one_line_that_names_it():
 def scored(name: str) -> ScoredTask:
   glue = TASKS[name]
   vocabulary = load_vocabulary("bytes", 0)
-  return ScoredTask(name, glue.options, glue.metric_fns, glue.metric, iter, glue.postprocess_fn, vocabulary, glue)
+  return ScoredTask(name, glue.labels, glue.metric_fns, glue.metric, iter, glue.postprocess_fn, vocabulary, glue)
 
 
 def examples(*numbers) -> list[TaskExample]:
@@ -189,14 +189,14 @@ def examples(*numbers) -> list[TaskExample]:
 )
 def test_answers_are_written_as_the_servers_take_them(name, split, predictions, file, content):
   """In the order of the rows' numbers: here row 1 comes first."""
-  assert scored(name).answer(examples(1, 0), predictions, split) == (file, content)
+  assert scored(name).server_file(examples(1, 0), predictions, split) == (file, content)
 
 
 def test_answers_to_multirc_are_nested_by_paragraph_and_question():
   rows = [(0, 0, 1), (1, 2, 4), (0, 0, 0), (0, 1, 2)]
   features = [dict(zip(("idx/paragraph", "idx/question", "idx/answer"), row)) for row in rows]
   predictions = [{"value": value} for value in (1, -1, 0, 1)]
-  name, content = scored("multirc").answer(examples(*features), predictions)
+  name, content = scored("multirc").server_file(examples(*features), predictions)
   first = [
     {"idx": 0, "answers": [{"idx": 0, "label": 0}, {"idx": 1, "label": 1}]},
     {"idx": 1, "answers": [{"idx": 2, "label": 1}]},
@@ -250,7 +250,7 @@ def test_hidden_labels_have_no_target_and_cannot_be_learned(data_dir):
   [task] = open_scored_tasks(config, vocabulary, LENGTHS)
   found = list(task.examples("test"))
   assert len(found) == 146 and {example.target for example in found} == {None}
-  name, content = task.answer(found, [0] * len(found))
+  name, content = task.server_file(found, [0] * len(found))
   assert name == "WNLI.tsv" and content.splitlines()[-1] == "145\t0"
   with pytest.raises(DataError, match="wnli, split test, shard 0, example 0: has no label"):
     next(seqio_registry.open_task(config, "train", vocabulary, LENGTHS, 0).blocks(0, 0, 0))

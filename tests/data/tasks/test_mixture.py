@@ -216,7 +216,7 @@ def test_a_users_own_task_is_scored_by_its_own_functions():
   assert task.postprocess("x", found[0]) == "X"
   # Of what the metrics report, numbers are kept.
   assert task.evaluate([example.target for example in found], ["0", "1", "X", "3"]) == {"right": 3 / 4}
-  assert (task.options, task.metric, task.answer(found, ["0"] * 4)) == ((), "", None)
+  assert (task.labels, task.metric, task.server_file(found, ["0"] * 4)) == ((), "", None)
 
 
 def test_of_a_mixture_the_tasks_with_metrics_are_scored_and_without_any_it_is_refused():

@@ -34,20 +34,20 @@ def share_of_yes(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A task whose labels are the numbers of its options, with (text, label) pairs by split."""
+  """A task whose labels are numbers, with (text, label) pairs by split."""
 
   splits: Mapping[str, Sequence[tuple[str, int | None]]]
   name: str = "animals"
-  options: tuple[str, ...] = LABELS
+  labels: tuple[str, ...] = LABELS
   metric: str = "accuracy"
 
   def evaluate(self, targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     return accuracy(targets, predictions) | share_of_yes(targets, predictions)
 
   def postprocess(self, text: str, example: Example) -> int:
-    return self.options.index(text) if text in self.options else -1
+    return self.labels.index(text) if text in self.labels else -1
 
-  def answer(self, examples: Sequence[Example], predictions: Sequence[int], split: str) -> tuple[str, str]:
+  def server_file(self, examples: Sequence[Example], predictions: Sequence[int], split: str) -> tuple[str, str]:
     return "animals.tsv", "".join(f"{one.features['idx']}\t{answer}\n" for one, answer in zip(examples, predictions))
 
   def examples(self, split: str) -> Iterator[Example]:
@@ -68,7 +68,7 @@ def texts(count: int, longest: int, seed: int = 0) -> list[str]:
 def task(count: int = 12, longest: int = 14, labels: int = 3, **changes) -> Task:
   """Words with labels in turn, the same on both splits that are scored."""
   pairs = [(text, number % labels) for number, text in enumerate(texts(count, longest))]
-  return Task({"train[90%:]": pairs, "validation": pairs}, options=LABELS[:labels], **changes)
+  return Task({"train[90%:]": pairs, "validation": pairs}, labels=LABELS[:labels], **changes)
 
 
 def config(

@@ -44,7 +44,7 @@ def test_ranked_and_decoded_answers_agree_on_a_task_that_is_known_by_heart(train
 
 
 def test_decoded_text_is_free_and_needs_no_labels(trained):
-  found = answers(trained, [dataclasses.replace(task(), options=())], method="decode")
+  found = answers(trained, [dataclasses.replace(task(), labels=())], method="decode")
   assert [one.text for one in found.answers] == [LABELS[number % 3] for number in range(12)]
 
 

@@ -127,11 +127,11 @@ def test_a_held_out_tenth_is_not_trained_on():
   ("changes", "said"),
   [
     (
-      {"options": ()},
-      r"^config.score.method = 'rank': expected 'decode', or config.score.options: any text can be the",
+      {"labels": ()},
+      r"^config.score.method = 'rank': expected 'decode', or config.score.labels: any text can be the",
     ),
     (
-      {"options": ("no", "a very long answer")},
+      {"labels": ("no", "a very long answer")},
       r"^config.data.targets_length = 16: expected at least 19, .*'a very lo",
     ),
   ],
@@ -174,8 +174,8 @@ def test_a_split_with_hidden_labels_cannot_be_scored():
       {"source": {"name": "task", "task": "a", "train_split": "train[:5]"}},
       r"^config.data.source.train_split =",
     ),
-    ("score", {"options": ["yes"]}, r"^config.score.options = \('yes',\): expected at least two texts"),
-    ("score", {"options": ["no", "yes"], "method": "decode"}, r"^config.score.options = .*: expected none unless"),
+    ("score", {"labels": ["yes"]}, r"^config.score.labels = \('yes',\): expected at least two texts"),
+    ("score", {"labels": ["no", "yes"], "method": "decode"}, r"^config.score.labels = .*: expected none unless"),
     ("score", {"examples": -1}, r"^config.score.examples = -1: expected at least 0"),
   ],
 )

@@ -11,7 +11,7 @@ from flax import nnx
 from moe.data.batch import RowShape
 from moe.data.objective import ended
 from moe.evaluation.scoring.answers import Answerer, read_split
-from moe.evaluation.scoring.rank import make_options, make_ranker
+from moe.evaluation.scoring.rank import label_tokens, make_ranker
 from moe.parallel.mesh import make_mesh
 from moe.planning import hlo
 from moe.planning.costs import program_costs
@@ -47,9 +47,9 @@ def naive(settings, task_=None):
   totals = []
   for example in task_.examples("validation"):
     totals.append([])
-    for option in task_.options:
+    for label in task_.labels:
       batch = shape.empty(1)
-      targets = ended(BYTES.encode(option), data.targets_length)
+      targets = ended(BYTES.encode(label), data.targets_length)
       shape.fill(batch, 0, [(ended(example.inputs, data.inputs_length), targets)])
       log_p = np.asarray(jax.nn.log_softmax(logits(jax.tree.map(jnp.asarray, batch))), np.float64)[0]
       places = np.flatnonzero(batch["loss_weights"][0])
@@ -95,12 +95,12 @@ def test_padding_and_short_rows_change_nothing_that_an_encoder_tells(router):
 
 def test_labels_that_begin_alike_share_their_states():
   """Of "ab", "ac" and "b": those before anything, after "a", and after each whole text, from which EOS is predicted."""
-  options = make_options([np.array(ids) for ids in ([7, 8, 1], [7, 9, 1], [8, 1])], 4, causal=True)
-  np.testing.assert_array_equal(options.ids, [[7, 8, 1, 0], [7, 9, 1, 0], [8, 1, 0, 0]])
-  np.testing.assert_array_equal(options.lengths, [3, 3, 2])
-  np.testing.assert_array_equal(options.states, [0, 1, 2, 6, 9])
-  np.testing.assert_array_equal(options.state[:, :3], [[0, 1, 2], [0, 1, 3], [0, 4, 0]])
-  apart = make_options([np.array(ids) for ids in ([7, 8, 1], [7, 9, 1])], 3, causal=False)
+  labels = label_tokens([np.array(ids) for ids in ([7, 8, 1], [7, 9, 1], [8, 1])], 4, causal=True)
+  np.testing.assert_array_equal(labels.ids, [[7, 8, 1, 0], [7, 9, 1, 0], [8, 1, 0, 0]])
+  np.testing.assert_array_equal(labels.lengths, [3, 3, 2])
+  np.testing.assert_array_equal(labels.states, [0, 1, 2, 6, 9])
+  np.testing.assert_array_equal(labels.state[:, :3], [[0, 1, 2], [0, 1, 3], [0, 4, 0]])
+  apart = label_tokens([np.array(ids) for ids in ([7, 8, 1], [7, 9, 1])], 3, causal=False)
   assert len(apart.states) == 6
 
 
@@ -134,7 +134,7 @@ def test_ranking_costs_little_more_than_a_forward_pass_over_the_longest_label(de
     params,
     router_state,
     inputs,
-    make_options(labels, 5, causal=True),
+    label_tokens(labels, 5, causal=True),
   )
   shape = RowShape(model.row_format, 128, 5)
   whole = {name: jnp.asarray(array) for name, array in shape.empty(4).items()}

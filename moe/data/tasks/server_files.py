@@ -15,10 +15,10 @@ from moe.data.tasks.glue import GlueTask
 _MISMATCHED = {"mnli": "MNLI-mm.tsv"}
 
 
-def answer_file(
+def server_file(
   task: GlueTask, features: Sequence[Mapping[str, Any]], predictions: Sequence[Any], split: str
 ) -> tuple[str, str]:
-  """The name and the content of the file of a task's answers.
+  """The name and the content of the file that a task's server takes.
 
   Args:
     task: which file it is.
@@ -38,7 +38,7 @@ def answer_file(
 def _answer(task: GlueTask, prediction: Any) -> str | int:
   if task.name == "stsb":
     return f"{min(max(prediction, 0.0), 5.0):.3f}"
-  return (task.answers or task.options)[max(prediction, 0)]
+  return (task.file_labels or task.labels)[max(prediction, 0)]
 
 
 def _multirc(task: GlueTask, features: Sequence[Mapping[str, Any]], predictions: Sequence[Any]) -> str:

@@ -15,7 +15,7 @@ from moe.parallel.mesh import replicated, tracing_for
 from moe.training.state import merge
 
 
-def make_writer(
+def make_greedy_decoder(
   config: ModelConfig, mesh: Mesh, length: int, row_length: int
 ) -> Callable[[dict, dict, Batch], jax.Array]:
   """The compiled `(params, router_state, inputs) -> int32 [B, T]`, on every device.
@@ -31,7 +31,7 @@ def make_writer(
   """
   graph = nnx.split(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))))[0]
 
-  def write(params, router_state, inputs):
+  def decode(params, router_state, inputs):
     model: Any = merge(graph, params, router_state)
     given = inputs["inputs_segments"] > 0
     nothing = jnp.zeros((len(given), length), jnp.int32)
@@ -45,4 +45,4 @@ def make_writer(
         state = start_decoding(config, model.decoder, len(given), length, row_length, memory, mask)
       return greedy(model, prompt, state, ~given.any(axis=1))
 
-  return jax.jit(write, out_shardings=replicated(mesh))
+  return jax.jit(decode, out_shardings=replicated(mesh))
