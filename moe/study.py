@@ -32,8 +32,8 @@ _REPORT = flags.DEFINE_bool("report", False, "Only analyse what is there.")
 def main() -> None:
   from moe.files import local_path, write_whole
   from moe.studies import Study
-  from moe.studies.files import REPOSITORY
-  from moe.studies.folder import Folder, commit_of
+  from moe.studies.folder import Folder
+  from moe.studies.repository import repository_commit
   from moe.studies.runner import run_missing
   from moe.studies.study import Inputs
 
@@ -46,7 +46,7 @@ def main() -> None:
     str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_TEXT, _DATA_DIR, _PRETRAINED)
   )
   inputs = Inputs(text, data_dir, pretrained)
-  folder, commit = Folder(_WORKDIR.value), commit_of(REPOSITORY)
+  folder, commit = Folder(_WORKDIR.value), repository_commit()
   print(f"{study.name}: {study.claim} ({study.source})")
   jobs = _known(study, inputs, folder)
   done = folder.results(jobs)

@@ -22,7 +22,7 @@ def most_used(load: np.ndarray, keep: int) -> np.ndarray:
   return np.sort(np.argsort(-load, axis=1, kind="stable")[:, :keep], axis=1)
 
 
-def prune(variables: Tree, model: ModelConfig, chosen: Chosen) -> Tree:
+def prune_experts(variables: Tree, model: ModelConfig, chosen: Chosen) -> Tree:
   """Parameters, or routers' states, with the chosen experts alone.
 
   The scores of the chosen experts stay what they were. A softmax over fewer of them is larger.

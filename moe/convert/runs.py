@@ -29,8 +29,8 @@ from moe.convert.new_config import (
 )
 from moe.convert.new_run import new_workdir, write_run
 from moe.convert.old_run import OldRun, read_run, setup_of
-from moe.convert.pruning import most_used, prune
-from moe.convert.upcycling import add_noise, upcycle, upcycle_statistics
+from moe.convert.pruning import most_used, prune_experts
+from moe.convert.upcycling import add_noise, upcycle_params, upcycle_statistics
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import open_checkpoints, restore, vocabulary_of
 from moe.training.checkpoint import read_about
@@ -68,7 +68,7 @@ def upcycle_run(
   run = read_run(source, step)
   state, vocabulary = run.state, vocabulary_of(run.trained)
   fresh = setup_of(new).first_state(stored_router_state(new.model, vocabulary.fingerprint))
-  params, opt_state = jax.jit(upcycle, static_argnums=2)(state.params, fresh.params, new.model), None
+  params, opt_state = jax.jit(upcycle_params, static_argnums=2)(state.params, fresh.params, new.model), None
   if noise:
     params = add_noise(params, new.model, noise, new.seed)
   if not fresh_optimizer:
@@ -111,7 +111,7 @@ def prune_run(source: Folder, step: str, target: Folder, fields: Fields, *, keep
   if keep == 1:
     _write(workdir, new, run, merge_experts(state.params, old.model, chosen), {})
   else:
-    _write(workdir, new, run, *(prune(each, old.model, chosen) for each in (state.params, state.router_state)))
+    _write(workdir, new, run, *(prune_experts(each, old.model, chosen) for each in (state.params, state.router_state)))
 
 
 def average_runs(sources: Sequence[Folder], steps: Sequence[str], target: Folder, fields: Fields) -> None:

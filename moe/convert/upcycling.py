@@ -17,7 +17,7 @@ from moe.models import ModelConfig
 from moe.nn.streams import named_streams
 
 
-def upcycle(dense: Tree, fresh: Tree, model: ModelConfig) -> Tree:
+def upcycle_params(dense: Tree, fresh: Tree, model: ModelConfig) -> Tree:
   """The dense model's parameters as those of `model`; or likewise an optimizer's statistics.
 
   Args:
@@ -46,14 +46,14 @@ def upcycle_statistics(dense: Any, fresh: Any, params: Tree, model: ModelConfig)
     dense: Optax's state after the dense run.
     fresh: the one that the same optimizer begins with for `model`.
     params: the dense model's, whose keys tell trees of statistics from other dicts.
-    model: as in `upcycle`.
+    model: as in `upcycle_params`.
   """
 
   def is_like_params(node: Any) -> bool:
     return isinstance(node, dict) and node.keys() == params.keys()
 
   def moved(old: Any, new: Any) -> Any:
-    return upcycle(old, new, model) if is_like_params(old) else old
+    return upcycle_params(old, new, model) if is_like_params(old) else old
 
   return jax.tree.map(moved, dense, fresh, is_leaf=is_like_params)
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import subprocess
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
@@ -104,15 +103,3 @@ class Folder:
 
   def _failed(self, name: str) -> pathlib.Path:
     return self.root / "failed" / f"{name}.txt"
-
-
-def commit_of(folder: pathlib.Path) -> str:
-  """The commit of a repository, with a plus if files differ from it; empty outside of one."""
-
-  def git(*arguments: str) -> str:
-    found = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else ""
-
-  with contextlib.suppress(OSError):
-    return git("rev-parse", "HEAD")[:12] + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-  return ""

@@ -14,6 +14,9 @@ from moe.models import ModelConfig
 from moe.parallel.mesh import MeshConfig, check_rows
 from moe.training.optimization.optimizer import Adafactor, OptimizerConfig
 
+# The kinds of records of scores, by the split that is scored.
+VALIDATION, HELD_OUT = "score/validation", "score/held_out"
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -117,12 +120,12 @@ class ScoreConfig:
   @property
   def chosen_by(self) -> str:
     """The kind of record whose mean score chooses the best step."""
-    return f"score/{'held_out' if self.selection == 'held_out' else 'validation'}"
+    return HELD_OUT if self.selection == "held_out" else VALIDATION
 
   def splits(self, source: TaskConfig) -> dict[str, str]:
     """The splits that are scored, as the source names them, by the kind of their record."""
-    held_out = {"score/held_out": f"{source.train_split}[90%:]"} if self.selection == "held_out" else {}
-    return held_out | {"score/validation": source.validation_split}
+    held_out = {HELD_OUT: f"{source.train_split}[90%:]"} if self.selection == "held_out" else {}
+    return held_out | {VALIDATION: source.validation_split}
 
 
 @dataclasses.dataclass(frozen=True)

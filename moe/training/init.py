@@ -78,7 +78,7 @@ def settle(init: InitConfig, workdir: Workdir) -> InitConfig:
   return InitConfig(str(source.root), step)
 
 
-class Source:
+class InitSource:
   """The checkpoint that a run begins from. Only its description is read until `restore`.
 
   Args:

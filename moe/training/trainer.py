@@ -16,10 +16,10 @@ from moe.data import DataError, Pipeline, Vocabulary
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.parallel.stop import stop_requests
 from moe.training.checkpoint import Checkpoints, Restored, read_about
-from moe.training.experiment import ExperimentConfig
+from moe.training.experiment import HELD_OUT, VALIDATION, ExperimentConfig
 from moe.training.feed import byte_lengths, describe, fingerprint, open_pipeline, open_vocabulary
 from moe.training.hooks import Hook, Log, Means, Run, StepInfo, TrainingStopped, save, validate
-from moe.training.init import Source, settle
+from moe.training.init import InitSource, settle
 from moe.training.metrics_file import MetricsWriter, Record, read_metrics
 from moe.training.optimization.parts import by_path
 from moe.training.progress import Clock, Progress
@@ -96,7 +96,7 @@ def train(
     setup = Setup(config, mesh)
     check_memory(config, mesh, setup.abstract)
     before = read_about(workdir.checkpoints)
-    source = Source(config.init) if config.init is not None and workdir.stored() is None else None
+    source = InitSource(config.init) if config.init is not None and workdir.stored() is None else None
     router_files = _router_files(config, before if source is None else source.about, vocabulary)
     if source is not None:
       source.check(setup.abstract, vocabulary, router_files)
@@ -141,7 +141,7 @@ def train(
     lengths = byte_lengths(vocabulary, config.model.vocab_size)
     knows = {"train": config.model.trains_on_future, "validation": config.model.evaluates_on_future}
     leaks = [kind for kind in knows if knows[kind]]
-    leaks += ["score/validation", "score/held_out"] if knows["validation"] else []
+    leaks += [VALIDATION, HELD_OUT] if knows["validation"] else []
     run = Run(
       config=config,
       workdir=workdir,

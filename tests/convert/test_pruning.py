@@ -8,7 +8,7 @@ from flax import nnx
 
 from moe.config import ConfigError
 from moe.convert.layers import split_layers
-from moe.convert.pruning import most_used, prune, router_axes
+from moe.convert.pruning import most_used, prune_experts, router_axes
 from moe.models import MoEConfig, StackConfig
 from moe.models.placement import EveryNth, Listed
 from moe.routing import RouterConfig
@@ -40,7 +40,7 @@ def test_experts_that_no_token_chooses_may_go_and_no_logit_changes():
         biases = block["moe"]["router"]
         biases["kernel_bias"] = biases["kernel_bias"].at[:, jnp.array(next(unused))].set(-100.0)
   before = logits(merge(graph, params, state), batch())
-  pruned = prune(params, model, chosen)
+  pruned = prune_experts(params, model, chosen)
   np.testing.assert_allclose(logits(merge(parameters(fewer)[0], pruned, state), batch()), before, atol=1e-5)
 
 
@@ -57,7 +57,7 @@ def test_a_router_without_some_experts_has_the_shapes_of_one_made_for_fewer_or_i
     return
   chosen = {"decoder": np.array([[0, 2, 5]])}
   before, expected = (split(nnx.eval_shape(lambda m=m: m.make(nnx.Rngs(0))))[1:] for m in (many, few))
-  pruned = [jax.eval_shape(lambda tree: prune(tree, many, chosen), tree) for tree in before]
+  pruned = [jax.eval_shape(lambda tree: prune_experts(tree, many, chosen), tree) for tree in before]
   shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (pruned, list(expected))]
   assert shapes[0] == shapes[1]
 
@@ -68,7 +68,7 @@ def test_what_stays_are_the_chosen_experts_columns_biases_and_states():
   _, params, state = parameters(model)
   state = jax.tree.map(lambda leaf: jnp.arange(float(leaf.size)).reshape(leaf.shape), state)  # [layers, E]
   chosen = {"decoder": np.array([[0, 2], [1, 3]])}
-  new, learnt = prune(params, model, chosen), prune(state, model, chosen)
+  new, learnt = prune_experts(params, model, chosen), prune_experts(state, model, chosen)
   before, after, bias = (split_layers(tree["decoder"], (True, True)) for tree in (params, new, learnt))
   for layer, numbers in enumerate(chosen["decoder"]):
     old, kept = before[layer]["moe"], after[layer]["moe"]

@@ -100,13 +100,13 @@ def test_training_resumes_from_it_with_the_dense_runs_loss_and_data(trained, upc
   assert losses(upcycled, "train")[12] != pytest.approx(losses(trained, "train")[12], rel=1e-5)
 
 
-def test_its_experts_have_the_dense_networks_statistics_unless_they_are_to_begin_anew(trained, upcycled, tmp_path):
+def test_its_experts_have_the_dense_networks_statistics_unless_these_are_reset(trained, upcycled, tmp_path):
   """With other batches it begins with the first of its data, too."""
-  upcycle_run(trained, "8", tmp_path / "anew", [*ALL_CHOSEN, ("data.batch_size", 2)], fresh_optimizer=True)
-  assert read_run(tmp_path / "anew", "8").position is None
+  upcycle_run(trained, "8", tmp_path / "reset", [*ALL_CHOSEN, ("data.batch_size", 2)], fresh_optimizer=True)
+  assert read_run(tmp_path / "reset", "8").position is None
   scales = [
     split_layers(read_run(folder, "8").state.opt_state[1]["encoder"], has_experts)[1]  # after clipping
-    for folder, has_experts in ((trained, (False,) * 2), (upcycled, (False, True)), (tmp_path / "anew", (False, True)))
+    for folder, has_experts in ((trained, (False,) * 2), (upcycled, (False, True)), (tmp_path / "reset", (False, True)))
   ]
   second_moment, reused = scales[0]["feed_forward"]["up"][0].v, scales[1]["moe"]["experts"]["up"][0]
   assert np.abs(second_moment).min() > 0
@@ -164,7 +164,7 @@ def test_a_run_made_of_one_that_began_from_another_begins_with_its_own_checkpoin
   assert changed_config(old, []) == dataclasses.replace(old, init=None)
 
 
-def test_a_placement_are_given_with_the_experts(dense):
+def test_placement_and_experts_can_be_given_together(dense):
   old = Workdir(dense).load_config()
   fields = [*ALL_CHOSEN, ("model.encoder.moe.placement", {"name": "listed", "layers": [0]})]
   moe = upcycled_config(old, fields).model.encoder.moe

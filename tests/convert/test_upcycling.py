@@ -20,7 +20,7 @@ from moe.training.optimization.optimizer import Adafactor, AdamW
 from moe.training.state import abstract_model, merge, split
 from tests.models.tiny import batch, config, logits, router, stack
 
-upcycle = jax.jit(upcycling.upcycle, static_argnums=2)
+upcycle = jax.jit(upcycling.upcycle_params, static_argnums=2)
 
 LAYERS = 4
 DENSE = StackConfig(layers=LAYERS)
@@ -203,7 +203,7 @@ def test_the_statistics_of_a_transposed_matrix_are_transposed(optimizer, shape):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("placement", [PLACEMENTS["every_second"], PLACEMENTS["listed"]], ids=["one_unit", "three"])
-def test_statistics_are_copied_to_every_expert_and_begin_anew_in_routers(optimizer, placement):
+def test_statistics_are_copied_to_every_expert_and_reset_in_routers(optimizer, placement):
   dense, model = config("decoder", DENSE), config("decoder", sparse(placement=placement, bias=True))
   params = parameters(dense)[1]
   of = optimizer.make(abstract_model(dense.make, make_mesh()).stacked)

@@ -11,7 +11,7 @@ from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import restore
 from moe.parallel.mesh import MeshConfig, make_mesh
 from moe.training.experiment import InitConfig, load_config
-from moe.training.init import Source
+from moe.training.init import InitSource
 from moe.training.metrics_file import read_metrics
 from moe.training.setup import Setup
 from moe.training.trainer import train
@@ -72,7 +72,7 @@ def test_another_run_begins_with_these_weights_on_any_mesh(corpus, alone, mesh):
   """They are read straight into its shards; its optimizer's statistics are new, and divided as in any run."""
   settings = config(corpus, 6, **mesh)
   setup = Setup(settings, make_mesh(settings.mesh))
-  state = setup.state_of(*Source(InitConfig(str(alone), "6")).restore(setup.abstract))
+  state = setup.state_of(*InitSource(InitConfig(str(alone), "6")).restore(setup.abstract))
   reference = restore(alone, "6")
   jax.tree.map(np.testing.assert_array_equal, state.params, reference.params)
   jax.tree.map(np.testing.assert_array_equal, state.opt_state, setup.optimizer.init(reference.params))

@@ -17,7 +17,7 @@ from moe.routing import RouterConfig
 from moe.training.checkpoint import Checkpoints
 from moe.training.experiment import InitConfig, load_config
 from moe.training.feed import describe, fingerprint
-from moe.training.init import Source, inherit
+from moe.training.init import InitSource, inherit
 from moe.training.metrics_file import read_metrics
 from moe.training.optimization.parts import by_path
 from moe.training.setup import Setup
@@ -72,7 +72,7 @@ def losses(workdir):
 def test_parameters_and_router_state_are_the_sources_and_optimizer_and_step_are_new(source, corpus):
   config = resolved(corpus, source)
   setup = Setup(config, make_mesh())
-  state = setup.state_of(*Source(InitConfig(str(source), "4")).restore(setup.abstract))
+  state = setup.state_of(*InitSource(InitConfig(str(source), "4")).restore(setup.abstract))
   trained = restore(source, "4")
   assert np.any(jax.tree.leaves(trained.router_state)[0])
   assert_equal((state.params, state.router_state), (trained.params, trained.router_state))

@@ -93,7 +93,7 @@ def to_folder(workdir: str, step: str, folder: str) -> None:
   """Makes a Hugging Face folder of a run's checkpoint, and prints what it is.
 
   Raises:
-    ConfigError: neither T5 nor Switch Transformers are such a model, or the folder exists.
+    ConfigError: the model is neither a T5 nor a Switch Transformer, or the folder exists.
     WorkdirError, CheckpointError: as `restore`.
   """
   target = local_path("--folder", folder)

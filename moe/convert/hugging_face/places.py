@@ -30,7 +30,7 @@ class Place:
   Attributes:
     path: of the parameter.
     index: of the part, in the parameter's leading axes.
-    transposed: whether a matrix is the other way round there: PyTorch's have the outputs first.
+    transposed: whether the tensor is our matrix transposed: PyTorch's have the outputs first.
   """
 
   path: Path

@@ -83,7 +83,7 @@ def from_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     **model,
     **stacks,
     "feed_forward": form,
-    # Older files scale the logits where they share the embedding, as we do; in newer ones all share it, and this says.
+    # Whether logits are scaled, as ours are where they share the embedding. Newer files say it by a field of its own.
     "tie_embeddings": bool(settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings", True))),
   }
 
@@ -130,11 +130,11 @@ def to_settings(model: ModelConfig, lengths: Mapping[str, int]) -> dict[str, Any
 
   Args:
     model: of ours.
-    lengths: tokens of a row of training by stack, for which capacities are computed that are factors; of two stacks it
-      is the larger, as there is only one.
+    lengths: tokens of a row in training, by stack: a capacity factor becomes the slots of such a row. There is one
+      capacity for both stacks: the larger of the two.
 
   Raises:
-    ConfigError: neither T5 nor Switch Transformers are such a model; names the field.
+    ConfigError: the model is neither a T5 nor a Switch Transformer; names the field.
   """
   require(model.name == "encoder_decoder", "name", model.name, "expected encoder_decoder, which T5 is")
   bias = model.relative_bias

@@ -14,9 +14,7 @@ import numpy as np
 from moe.data.batch import Example
 from moe.data.documents import Documents, Ragged, stable_hash
 from moe.data.errors import DataError
-from moe.data.formats.seqio_reading import TaskSource
-
-BLOCK_EXAMPLES = 2048
+from moe.data.formats.seqio_reading import BLOCK_EXAMPLES, TaskSource
 
 
 class MixtureSource:

@@ -46,7 +46,7 @@ def check_task(task: seqio.Task, vocabulary: Vocabulary) -> None:
   if isinstance(task, RegisteredTask):
     task.require_prepared()
   if task.requires_caching and not task.cache_dir:
-    expected = f"expected the folder with seqio's cache of task {task.name}, which cannot be read without"
+    expected = f"expected the folder with seqio's cache of task {task.name}, which cannot be read without it"
     raise ConfigError("cache_dirs", tuple(seqio.get_global_cache_dirs()), expected)
 
 
@@ -66,7 +66,7 @@ class TaskReader:
 
   def __init__(self, task: seqio.Task, split: str, lengths: Mapping[str, int], seed: int):
     self._task, self.split, self._lengths, self._seed = task, split, lengths, seed
-    split_name = whole(split)
+    split_name = whole_split(split)
     with one_line(task.name):
       self._cached = task.supports_caching and bool(task.cache_dir)
       require_split(split_name, _cached_splits(task.cache_dir) if self._cached else task.splits, task.name)
@@ -124,7 +124,7 @@ class TaskReader:
   def _cut(self) -> list[tuple[int, int]]:
     """Of every shard, the first example of the part of the split and the one after its last."""
     ends = np.cumsum([0, *(_length(self._raw(shard)) for shard in range(self.num_shards))])
-    start, stop = _bounds(self.split, int(ends[-1]))
+    start, stop = part_bounds(self.split, int(ends[-1]))
     return [(int(a), int(b)) for a, b in zip(np.clip(start - ends[:-1], 0, None), np.clip(stop - ends[:-1], 0, None))]
 
 
@@ -154,7 +154,7 @@ def _length(dataset: tf.data.Dataset) -> int:
   return known if known >= 0 else int(dataset.reduce(np.int64(0), lambda number, _: number + 1))
 
 
-def _bounds(split: str, number: int) -> tuple[int, int]:
+def part_bounds(split: str, number: int) -> tuple[int, int]:
   """The first of `number` examples that the part of a split has, and the one after its last: "train[10%:-100]"."""
   match = re.fullmatch(r"[^\[]+\[(-?\d+%?)?:(-?\d+%?)?\]", split)
   if match is None:
@@ -247,7 +247,7 @@ class TfdsTextSource(TextSource):
       raise ConfigError("task", config.task, expected) from None
     prepared = bool(builder.info.splits)
     require(prepared, "task", config.task, f"expected a dataset prepared in {where}; run tfds build first")
-    require_split(whole(split), builder.info.splits, config.task)
+    require_split(whole_split(split), builder.info.splits, config.task)
     features = builder.info.features
     key = config.text_key
     require(key in features, "text_key", key, f"expected a feature of {config.task}: {', '.join(features)}")
@@ -300,7 +300,7 @@ def _in_order() -> tf.data.Options:
   return options
 
 
-def whole(split: str) -> str:
+def whole_split(split: str) -> str:
   """The split that a part of one, such as "train[:90%]", belongs to."""
   return split.partition("[")[0]
 

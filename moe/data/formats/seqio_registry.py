@@ -11,7 +11,15 @@ from typing import Any
 from moe.config import ConfigError, first_line, require
 from moe.data.errors import DataError
 from moe.data.formats.seqio_mixture import MixtureSource
-from moe.data.formats.seqio_reading import TaskReader, TaskSource, TfdsTextSource, check_task, glue_of, one_line, whole
+from moe.data.formats.seqio_reading import (
+  TaskReader,
+  TaskSource,
+  TfdsTextSource,
+  check_task,
+  glue_of,
+  one_line,
+  whole_split,
+)
 from moe.data.quiet_import import quiet_import
 from moe.data.source import Source
 from moe.data.sources.task import TaskConfig
@@ -134,7 +142,7 @@ def _has(task: seqio.Task, split: str) -> bool:
   if isinstance(task, RegisteredTask):
     task.require_prepared()
   with one_line(task.name):
-    return whole(split) in task.splits
+    return whole_split(split) in task.splits
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A model's answers to the examples of a task's split: everything is read and tokenized before the model is."""
+"""A model's answers to the examples of a task's split, which is read and tokenized before anything is trained."""
 
 import collections
 import dataclasses

@@ -7,6 +7,7 @@ from typing import Any
 
 from moe.data import DataConfig
 from moe.data.sources.task import TaskConfig
+from moe.data.tasks import open_scored_tasks
 from moe.evaluation.restore import Trained, check_vocabulary
 from moe.evaluation.scoring.answers import Answer, Answerer, TaskSplit, read_split
 from moe.evaluation.scoring.metrics import Score
@@ -60,10 +61,7 @@ def answer_split(trained: Trained, data: DataConfig, split: str, tasks: Sequence
   vocabulary = open_vocabulary(config)
   check_vocabulary(trained, vocabulary)
   if tasks is None:
-    from moe.data.tasks import open_scored_tasks  # imports TensorFlow
-
     tasks = open_scored_tasks(data.source, vocabulary, data.lengths)
-  named = {"train": data.source.train_split, "validation": data.source.validation_split}.get(split, split)
-  splits = [read_split(config, vocabulary, task, named) for task in tasks]
+  splits = [read_split(config, vocabulary, task, data.source.split(split)) for task in tasks]
   answerer = Answerer(config, vocabulary, trained.mesh)
   return [Answered(each, answerer(trained.params, trained.router_state, each)) for each in splits]

@@ -7,18 +7,17 @@ import jax
 
 from moe.data import DataError, Vocabulary
 from moe.data.sources.task import TaskConfig
+from moe.data.tasks import open_scored_tasks
 from moe.evaluation.scoring.answers import Answer, Answerer, TaskSplit, read_split
 from moe.evaluation.scoring.metrics import Score, as_record
 from moe.evaluation.scoring.results import (
-  HELD_OUT,
   SPLITS,
-  VALIDATION,
   read_scores,
   selections,
   write_predictions,
   write_scores,
 )
-from moe.training.experiment import ExperimentConfig
+from moe.training.experiment import HELD_OUT, VALIDATION, ExperimentConfig
 from moe.training.feed import open_vocabulary
 from moe.training.hooks import Run, StepInfo, TrainingStopped
 from moe.training.workdir import Workdir
@@ -57,8 +56,6 @@ class ScoreHook:
   def __init__(self, config: ExperimentConfig, vocabulary: Vocabulary, tasks: list[Any] | None = None):
     assert config.score is not None and isinstance(config.data.source, TaskConfig)
     if tasks is None:
-      from moe.data.tasks import open_scored_tasks  # imports TensorFlow
-
       tasks = open_scored_tasks(config.data.source, vocabulary, config.data.lengths)
     self._vocabulary = vocabulary
     self._splits: dict[str, list[TaskSplit]] = {

@@ -9,11 +9,10 @@ from typing import Any
 from moe.evaluation.scoring.answers import Answer, TaskSplit, is_batch_independent
 from moe.evaluation.scoring.metrics import Score, from_record
 from moe.files import write_numbered, write_whole
-from moe.training.experiment import ExperimentConfig
+from moe.training.experiment import HELD_OUT, VALIDATION, ExperimentConfig
 from moe.training.metrics_file import Record, read_metrics
 from moe.training.workdir import Workdir
 
-VALIDATION, HELD_OUT = "score/validation", "score/held_out"
 # The split of each kind of record, in words.
 SPLITS = {VALIDATION: "validation", HELD_OUT: "held out"}
 

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from moe.config import override
+from moe.data.tasks.glue import ELEVEN as TASKS
 from moe.markdown import markdown_table
 from moe.studies.comparison import Scores, compare_over_tasks
-from moe.studies.files import repository_config
+from moe.studies.repository import repository_config
 from moe.studies.study import Inputs, Job, Result, Study
-
-TASKS = ("boolq", "cb", "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wic", "wnli")
 
 # Table 3 for 100M/64E: the size of the published models next to ours. Dense is published for 8B alone.
 PUBLISHED = {

@@ -12,7 +12,7 @@ import tensorflow as tf
 from moe.config import ConfigError
 from moe.data import DataError, load_vocabulary, make_pipeline
 from moe.data.formats import seqio_mixture, seqio_registry
-from moe.data.formats.seqio_reading import _bounds
+from moe.data.formats.seqio_reading import part_bounds
 from moe.data.sources.task import TaskConfig
 from moe.data.tasks import open_scored_tasks
 from tests.data.conftest import assert_same_batches, make_config
@@ -164,7 +164,7 @@ def test_a_mixture_with_another_vocabulary_is_one_line_that_names_the_task():
   ],
 )
 def test_a_part_of_a_split_has_the_bounds_of_tfds(part, bounds):
-  assert _bounds(part, 30) == bounds
+  assert part_bounds(part, 30) == bounds
 
 
 def test_the_parts_of_any_tasks_split_are_the_whole():

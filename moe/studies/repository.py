@@ -1,6 +1,8 @@
-"""Files of the repository that studies begin from."""
+"""The repository that a study is run from: its configs, and its commit."""
 
+import contextlib
 import pathlib
+import subprocess
 from typing import Any
 
 import moe
@@ -24,3 +26,15 @@ def repository_config(name: str) -> dict[str, Any]:
   if vocabulary and (REPOSITORY / vocabulary).exists():
     config["data"]["vocabulary"] = str(REPOSITORY / vocabulary)
   return config
+
+
+def repository_commit() -> str:
+  """The commit, with a plus if files differ from it; empty where there is no repository."""
+
+  def git(*arguments: str) -> str:
+    found = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+  with contextlib.suppress(OSError):
+    return git("rev-parse", "HEAD")[:12] + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+  return ""
