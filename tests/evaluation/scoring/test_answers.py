@@ -70,7 +70,7 @@ def test_predictions_never_replace_earlier_ones(trained, tmp_path):
   assert names == [f"step-7-animals-validation{number}.jsonl" for number in ("", "-2", "-3")]
 
 
-def test_data_that_are_no_task_have_no_answers(trained):
+def test_a_run_without_a_section_score_has_no_answers(trained):
   unscored = dataclasses.replace(trained.config, score=None)
   assert answer_split(dataclasses.replace(trained, config=unscored), unscored.data, "validation") == []
 
