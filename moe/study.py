@@ -2,7 +2,7 @@
 
 Runs what is missing of the study's runs, each an ordinary run in a folder of its own, and writes what they say to
 `analysis.json` in the workdir. The same command resumes after a stop or a crash, and nothing is lost. `--report` alone
-analyses what is there. A run that fails is reported at the end; the others continue, and the next
+analyses what is there. A run that fails is reported at the end, with exit code 1; the others continue, and the next
 command retries it.
 
 Pretraining text and tasks are the reader's own: `--text` is a glob of text files, `--data_dir` a TFDS directory. With
@@ -10,7 +10,10 @@ Pretraining text and tasks are the reader's own: `--text` is a glob of text file
 """
 
 import dataclasses
+import glob
 import json
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +51,11 @@ def main() -> None:
   inputs = Inputs(text, data_dir, pretrained)
   folder, commit = Folder(_WORKDIR.value), repository_commit()
   print(f"{study.name}: {study.claim} ({study.source})")
-  jobs = _known(study, inputs, folder)
+  jobs, root = _known(study, inputs, folder), folder.root
+  usable = root.is_dir() or not (_REPORT.value or root.exists())
+  require(usable, "--workdir", str(root), f"expected the folder of a study{'' if _REPORT.value else ', or a new one'}")
+  if not _REPORT.value:
+    _check_inputs(inputs, jobs)
   done = folder.results(jobs)
   print(f"{len(done)} of {len(jobs)} runs are finished{_time_left(jobs, done)}", flush=True)
   if not _REPORT.value:
@@ -72,10 +79,27 @@ def main() -> None:
   }
   write_whole(folder.root / "analysis.json", json.dumps(analysis, indent=1) + "\n")
   print("\n".join(study.lines(analysis)))
-  for job in jobs:
-    if why := folder.failed(job):
-      print(f"{job.name} failed: {why}")
+  failures = {job.name: why for job in jobs if (why := folder.failed(job))}
+  print("".join(f"{name} failed: {why}\n" for name, why in failures.items()), end="")
   print(f"written to {folder.root / 'analysis.json'}")
+  if failures:
+    sys.exit(1)
+
+
+def _check_inputs(inputs: Any, jobs: Sequence[Any]) -> None:
+  """Raises `UserError` unless what the runs read is there: the first that needs it may start hours later."""
+  from moe.data.tasks.glue import TASKS
+
+  found = not inputs.text or glob.glob(inputs.text, recursive=True)
+  require(bool(found), "--text", inputs.text, "expected to match at least one file")
+  if inputs.pretrained:
+    from moe.training.workdir import Workdir
+
+    Workdir(inputs.pretrained, "--pretrained").load_config()
+  for task in sorted({job.tags["task"] for job in jobs if inputs.data_dir and "task" in job.tags}):
+    name, version = TASKS[task].dataset.split(":")
+    expected = f"expected {name}/{version} in it, the TFDS data set of task {task}; see 'tfds build {name} --help'"
+    require(os.path.isdir(os.path.join(inputs.data_dir, name, version)), "--data_dir", inputs.data_dir, expected)
 
 
 def _known(study: Any, inputs: Any, folder: Any) -> list[Any]:

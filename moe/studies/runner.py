@@ -1,9 +1,12 @@
 """Runs what is missing of a study, in several processes, with one bar for the whole."""
 
+import contextlib
 import multiprocessing
 import os
+import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -16,6 +19,8 @@ _LOOK = 1.0  # seconds between looks at what is finished
 
 def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str) -> None:
   """Returns when every job is finished or has failed. What is finished stays so: the same call resumes.
+
+  Ctrl-C and SIGTERM end this process when its workers have saved and ended.
 
   Args:
     folder: of the study.
@@ -35,16 +40,19 @@ def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str
     context.Process(target=work, args=(str(folder.root), jobs, commit, cores[i % len(cores)]), name=f"study-{i}")
     for i in range(min(processes, len(missing)))
   ]
-  for worker in workers:
-    worker.start()
-  try:
-    _follow(folder, missing, workers)
-  finally:
-    for worker in workers:
-      if worker.is_alive():
-        worker.terminate()  # it saves, and ends
-    for worker in workers:
-      worker.join()
+  with _ended_by_sigterm():
+    try:
+      with _ignoring_ctrl_c():
+        for worker in workers:
+          worker.start()
+      _follow(folder, missing, workers)
+    finally:
+      for worker in workers:
+        if worker.is_alive():
+          worker.terminate()  # it saves, and ends
+      for worker in workers:
+        if worker.pid is not None:
+          worker.join()
   left = [job for job in missing if folder.result(job) is None and not folder.failed(job)]
   broken = [worker.exitcode for worker in workers if worker.exitcode]
   if broken and left:
@@ -65,3 +73,23 @@ def _follow(folder: Folder, missing: Sequence[Job], workers: Sequence[multiproce
             bar.write(f"{job.name} failed: {why}")
       bar.set_description_str(f"{len(missing)} runs ({len(done)} done)")
       time.sleep(_LOOK)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+  """SIGTERM raises `SystemExit`, as Ctrl-C raises `KeyboardInterrupt`: workers do not outlive this process."""
+  before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+  """What is started inside ignores Ctrl-C, which a terminal sends to all processes; this one ends the others itself."""
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import time
 import traceback
@@ -20,7 +21,7 @@ class Stopped(BaseException):
 
 
 def work(root: str, jobs: Sequence[Job], commit: str, core: int | None) -> None:
-  """Runs jobs until all are finished, have failed, or start from one that has.
+  """Runs jobs until all are finished, have failed, or start from one that has, or the process that started it is gone.
 
   Args:
     root: of the study.
@@ -30,9 +31,9 @@ def work(root: str, jobs: Sequence[Job], commit: str, core: int | None) -> None:
   """
   if core is not None:
     os.sched_setaffinity(0, {core})
-  folder = Folder(root)
+  folder, parent = Folder(root), multiprocessing.parent_process()
   with contextlib.suppress(Stopped):
-    while ready := folder.ready(jobs):
+    while (ready := folder.ready(jobs)) and (parent is None or parent.is_alive()):
       if not any(_try(folder, job, commit) for job in ready):
         time.sleep(_PAUSE)
 

@@ -1,3 +1,5 @@
+import types
+
 import pytest
 
 from moe.config import ConfigError
@@ -73,6 +75,13 @@ def test_a_stop_ends_the_worker_and_fails_no_job(tmp_path, monkeypatch):
   worker.work(str(tmp_path), [job("one")], "", None)
   assert Folder(tmp_path).failed(job("one")) == ""
   assert Folder(tmp_path).results([job("one")]) == []
+
+
+def test_a_worker_starts_no_job_once_the_process_that_started_it_is_gone(tmp_path, attempts, monkeypatch):
+  gone = types.SimpleNamespace(is_alive=lambda: False)
+  monkeypatch.setattr(worker.multiprocessing, "parent_process", lambda: gone)
+  worker.work(str(tmp_path), [job("one")], "", None)
+  assert attempts == []
 
 
 def test_results_of_another_version_of_the_study_are_refused(tmp_path, attempts):
