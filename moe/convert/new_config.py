@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe.config import as_mapping, differences, in_section, override, require
+from moe.config import Text, as_mapping, differences, in_section, override, require
 from moe.convert.old_run import setup_of
 from moe.convert.pruning import router_axes, router_shapes
 from moe.convert.upcycling import upcycle_statistics
@@ -48,8 +48,10 @@ def upcycled_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
     ConfigError: a wrong field; the fields make no experts, or such as are not like the dense network.
   """
   given, model = list(fields), old.model
-  touched = [name for name in model.stacks if any(field.startswith(f"model.{name}.moe.") for field, _ in given)]
-  new = changed_config(old, [(f"model.{name}.moe.feed_forward", model.feed_forward) for name in touched] + given)
+  tree = override(as_mapping(old), given)
+  moes = {name: _at(tree, "model", name, "moe") for name in model.stacks}
+  silent = [name for name, moe in moes.items() if isinstance(moe, Mapping) and "feed_forward" not in moe]
+  new = changed_config(old, given + [(f"model.{name}.moe.feed_forward", model.feed_forward) for name in silent])
   wanted = "expected the fields of its experts, or those of another stack"
   require(bool(experts_of(new.model)), f"config.model.{next(iter(model.stacks))}.moe", None, wanted)
   check_model(_without_experts(new.model), model)
@@ -118,6 +120,14 @@ def check_statistics(old: ExperimentConfig, new: ExperimentConfig) -> None:
 def experts_of(model: ModelConfig) -> dict[str, MoEConfig]:
   """The MoE layers of each stack that has some."""
   return {name: stack.moe for name, stack in model.stacks.items() if stack.moe is not None}
+
+
+def _at(node: Any, *names: str) -> Any:
+  """A section within a tree; any of them may be text, of a command line."""
+  for name in names:
+    node = node.read() if isinstance(node, Text) else node
+    node = node.get(name) if isinstance(node, Mapping) else None
+  return node.read() if isinstance(node, Text) else node
 
 
 def _without_experts(model: ModelConfig) -> ModelConfig:

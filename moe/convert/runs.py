@@ -31,6 +31,7 @@ from moe.convert.new_run import new_workdir, write_run
 from moe.convert.old_run import OldRun, read_run, setup_of
 from moe.convert.pruning import most_used, prune_experts
 from moe.convert.upcycling import add_noise, upcycle_params, upcycle_statistics
+from moe.data import DataConfig
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import open_checkpoints, restore, vocabulary_of
 from moe.training.checkpoint import read_about
@@ -58,7 +59,7 @@ def upcycle_run(
     ConfigError: a wrong field, or a config that is not the dense run's with experts.
     WorkdirError, CheckpointError: there is no such checkpoint, or the target cannot be written to.
   """
-  workdir, old = new_workdir(target), Workdir(source).load_config()
+  workdir, old = new_workdir(target), Workdir(source, "--from").load_config()
   require(0 <= noise < math.inf, "--noise", noise, "expected at least 0, and finite")
   for name in experts_of(old.model):
     raise ConfigError("--from", str(source), f"expected a dense run, and this one has experts in its {name}")
@@ -87,13 +88,13 @@ def merge_run(source: Folder, step: str, target: Folder, fields: Fields) -> None
 def prune_run(source: Folder, step: str, target: Folder, fields: Fields, *, keep: int, batches: int = 0) -> None:
   """Writes a run's checkpoint with those experts of each MoE layer that are used most; a single one makes it dense.
 
-  Use is counted over the run's validation split, routed as in evaluation.
+  Use is counted over the validation split of the new config's data, routed as in evaluation.
 
   Args:
     source: workdir of the run.
     step: of the checkpoint.
     target: new workdir.
-    fields: what else the config changes.
+    fields: what else the config changes; of a folder of others' weights, which has no data, `data.source`.
     keep: experts per layer.
     batches: of the split; 0 for all.
 
@@ -107,7 +108,7 @@ def prune_run(source: Folder, step: str, target: Folder, fields: Fields, *, keep
     require(1 <= keep <= moe.num_experts, "--keep", keep, most)
   new = dense_config(old, fields) if keep == 1 else pruned_config(old, fields, keep)
   run = read_run(source, step)
-  chosen, state = _most_used(run, keep, batches), run.state
+  chosen, state = _most_used(run, new.data, keep, batches), run.state
   if keep == 1:
     _write(workdir, new, run, merge_experts(state.params, old.model, chosen), {})
   else:
@@ -123,7 +124,7 @@ def average_runs(sources: Sequence[Folder], steps: Sequence[str], target: Folder
     target: new workdir.
     fields: what the config changes.
   """
-  workdir, configs = new_workdir(target), [Workdir(source).load_config() for source in sources]
+  workdir, configs = new_workdir(target), [Workdir(source, "--from").load_config() for source in sources]
   for source, config in zip(sources, configs):
     _check_alike(source, config, sources[0], configs[0])
   new = changed_config(configs[-1], fields)
@@ -152,15 +153,15 @@ def _write(
 
 def _sparse(source: Folder) -> ExperimentConfig:
   """The config of a run with experts; raises `ConfigError` if it is dense."""
-  config = Workdir(source).load_config()
+  config = Workdir(source, "--from").load_config()
   require(bool(experts_of(config.model)), "--from", str(source), "expected a run with experts, and this one is dense")
   return config
 
 
-def _most_used(run: OldRun, keep: int, batches: int) -> Chosen:
+def _most_used(run: OldRun, data: DataConfig, keep: int, batches: int) -> Chosen:
   """By stack, each MoE layer's `keep` experts that get the most assignments; they are printed."""
   config = run.trained.config
-  record, chosen = evaluate(run.trained, config.data, "validation", batches), {}
+  record, chosen = evaluate(run.trained, data, "validation", batches), {}
   for name in experts_of(config.model):
     layers = range(sum(config.model.stacks[name].has_experts))
     load = np.array([record[f"{name}/layer_{layer}/load"] for layer in layers])  # [L, E]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from moe.config import ConfigError
+from moe.config import ConfigError, Text
 from moe.convert.layers import split_layers
 from moe.convert.new_config import changed_config, dense_config, upcycled_config
 from moe.convert.new_run import new_workdir, write_run
@@ -90,6 +90,20 @@ def test_an_upcycled_run_begins_at_the_dense_runs_step_and_with_its_routers_of_a
   assert_equal(ours[1]["moe"]["router"], theirs[1]["moe"]["router"])
 
 
+@pytest.mark.parametrize(
+  "fields",
+  [
+    [("model.encoder.moe", Text("{'num_experts': 2, 'router': 'expert_choice'}"))],
+    [("model.encoder", Text("{'layers': 2, 'moe': {'num_experts': 2, 'router': 'expert_choice'}}"))],
+    [("model.encoder.moe", {"num_experts": 2}), ("model.encoder.moe.router", Text("expert_choice"))],
+  ],
+)
+def test_experts_given_as_a_whole_section_have_the_dense_networks_activation_too(fields, corpus):
+  """It is not the one that experts have by default."""
+  new = upcycled_config(load_config(dense_mapping(corpus)), fields)
+  assert new.model.encoder.moe.feed_forward == new.model.feed_forward == "geglu"
+
+
 def test_training_resumes_from_it_with_the_dense_runs_loss_and_data(trained, upcycled, corpus, tmp_path):
   """Its validation at step 8 and its loss in step 9, of the same batch, are the dense run's; then the two part."""
   tree = json.loads((upcycled / "config.json").read_text())
@@ -157,6 +171,16 @@ def test_a_pruned_run_has_the_experts_that_validation_uses_most(sparse, tmp_path
     assert_equal(new["moe"]["experts"]["up"], old["experts"]["up"][np.array(most)])
     assert_equal(new["moe"]["router"]["kernel"], old["router"]["kernel"][:, np.array(most)])
   assert evaluate(after, after.config.data, "validation", 1)["loss"] > 0
+
+
+def test_use_is_counted_over_other_data_where_they_are_given(corpus, tmp_path, capsys):
+  """As for a run that was converted, which has none."""
+  mapping = tiny_mapping(tmp_path / "none.jsonl")
+  source = untrained(mapping, tmp_path / "source")
+  with pytest.raises(ConfigError, match=r"none.jsonl': expected to match at least one file"):
+    prune_run(source, "latest", tmp_path / "pruned", [], keep=2, batches=1)
+  prune_run(source, "latest", tmp_path / "pruned", [("data.source.path", str(corpus))], keep=2, batches=1)
+  assert "encoder/layer_0: experts " in capsys.readouterr().out
 
 
 def test_a_run_made_of_one_that_began_from_another_begins_with_its_own_checkpoint(dense):
