@@ -100,7 +100,7 @@ class ScoreConfig:
     metric: the metric by which a step is chosen; empty for each task's primary one.
     batch_size: rows of a batch that is scored; 0 for as many as in training.
     labels: their texts, for "rank" and a task that does not name its own.
-    examples: of each split, the first ones; 0 for all.
+    examples: of each split, the first ones; 0 for all, as where labels are hidden.
   """
 
   method: Literal["rank", "decode"] = "rank"

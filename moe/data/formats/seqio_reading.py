@@ -7,6 +7,7 @@ shard by shard and in order. Shuffling is the pipeline's, so that a position in 
 import contextlib
 import functools
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,6 +74,8 @@ class TaskReader:
       self._source = task._get_cached_source(split_name) if self._cached else task.source
       cuts_itself = isinstance(self._source, seqio.TfdsDataSource)
       self._source_split = split if cuts_itself else split_name
+      if cuts_itself and math.isinf(self._source.num_input_examples(split)):  # as seqio counts an empty part
+        raise _empty(split, task.name)
       self.num_shards = len(self._source.list_shards(self._source_split))
       self._parts = None if self._source_split == split else self._cut()
 
@@ -256,6 +259,8 @@ class TfdsTextSource(TextSource):
     name = ":".join(builder.info.full_name.rsplit("/", 1))
     self._key, self._split, self._name = key, split, config.task
     with one_line(config.task):
+      if not builder.info.splits[split].num_examples:
+        raise _empty(split, config.task)
       self._source = seqio.TfdsDataSource(name, tfds_data_dir=data_dir, read_only=True)
       self.num_shards = len(self._source.list_shards(split))
     self.fingerprint = f"{stable_hash(name, split, builder.info.splits[split].num_examples):016x}"
@@ -275,6 +280,11 @@ class TfdsTextSource(TextSource):
         except UnicodeDecodeError:
           raise DataError(f"{where}, example {number}", "has text that is not UTF-8") from None
         number += 1
+
+
+def _empty(split: str, name: str) -> DataError:
+  """Raised before seqio looks for the files of a part of a split, since it ends the process if there is none."""
+  return DataError(f"split {split!r}", f"holds no example of {name}")
 
 
 def _take(examples: Iterator[Any], number: int, where: str) -> list[Any]:

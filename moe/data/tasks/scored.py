@@ -78,13 +78,23 @@ class ScoredTask:
     return self._postprocess(text, example.features, self.name, is_target=False)
 
   def evaluate(self, targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-    """Every metric that is a number, by name, in the order of the task's metrics."""
+    """Every metric that is a number, by name, in the order of the task's metrics.
+
+    Raises:
+      DataError: a metric fails, or none gives a number.
+    """
     values: dict[str, float] = {}
     for function in self.metric_fns:
-      for name, value in function(targets, predictions).items():
+      try:
+        found = dict(function(targets, predictions))
+      except Exception as error:  # a user's function: anything can go wrong in it
+        raise DataError(self.name, f"one of its metric_fns fails ({type(error).__name__}: {error})") from error
+      for name, value in found.items():
         value = np.asarray(getattr(value, "value", value))  # seqio.metrics.Scalar has one
         if value.ndim == 0 and np.issubdtype(value.dtype, np.number):
           values[name] = float(value)
+    if not values:
+      raise DataError(self.name, "expected a number from one of its metric_fns(targets, predictions)")
     return values
 
   def server_file(

@@ -163,7 +163,10 @@ def read_split(config: ExperimentConfig, vocabulary: Vocabulary, task: Any, spli
   for label, tokens in zip(labels, ids):
     expected = f"expected at least {len(tokens)}, the tokens of the label {label!r} of task {task.name}, EOS included"
     require(len(tokens) <= data.targets_length, "config.data.targets_length", data.targets_length, expected)
-  examples = list(itertools.islice(task.examples(split), settings.examples or None))
+  all_of_them = task.examples(split)
+  examples = list(itertools.islice(all_of_them, settings.examples or None))
+  if any(example.target is None for example in examples):
+    examples += all_of_them  # a server takes no file that lacks some
   if not examples:
     raise DataError(f"split {split!r}", f"holds no example of task {task.name}")
   prompts = [data.objective.prompt(example.inputs, data.row_shape(config.model.row_format)) for example in examples]
@@ -183,6 +186,8 @@ def _labels(settings: ScoreConfig, task: Any) -> tuple[str, ...]:
   labels = settings.labels or tuple(task.labels)
   expected = f"expected 'decode', or config.score.labels: any text can be the answer to task {task.name}"
   require(len(labels) > 0, "config.score.method", settings.method, expected)
+  own = not task.options or set(labels) <= set(task.options)
+  require(own, "config.score.options", labels, f"expected some of {', '.join(task.options)}, as of task {task.name}")
   return labels
 
 

@@ -1,6 +1,8 @@
 """A task's metrics on a split, with an interval for the one that counts, and what a constant answer reaches."""
 
+import contextlib
 import dataclasses
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -60,18 +62,21 @@ def interval(
 ) -> tuple[float, float]:
   """Of 95%. A metric is an accuracy if it is the share of predictions that equal their targets, or that in percent."""
   n = len(targets)
-  right = sum(_equal(*pair) for pair in zip(targets, predictions, strict=True))
-  value, whole = (evaluate(targets, given)[metric] for given in (predictions, targets))
-  if "accuracy" in metric and np.isclose(value, whole * right / n):
-    low, high = stats.binomtest(right, n).proportion_ci(_CONFIDENCE, "wilson")
-    return whole * float(low), whole * float(high)
+  if "accuracy" in metric:
+    right = sum(_equal(*pair) for pair in zip(targets, predictions, strict=True))
+    value, whole = (evaluate(targets, given)[metric] for given in (predictions, targets))
+    if np.isclose(value, whole * right / n):
+      low, high = stats.binomtest(right, n).proportion_ci(_CONFIDENCE, "wilson")
+      return whole * float(low), whole * float(high)
   random, drawn = np.random.default_rng(0), []
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about resamples in which a class is missing, or all targets are equal
     for _ in range(_RESAMPLES):
       chosen = random.integers(0, n, n)
-      drawn.append(evaluate([targets[i] for i in chosen], [predictions[i] for i in chosen])[metric])
-    low, high = np.nanpercentile(drawn, [50 * (1 - _CONFIDENCE), 50 * (1 + _CONFIDENCE)])
+      # A user's own metric may not take a resample in which a class is missing.
+      with contextlib.suppress(Exception):
+        drawn.append(evaluate([targets[i] for i in chosen], [predictions[i] for i in chosen])[metric])
+    low, high = np.nanpercentile(drawn or [math.nan], [50 * (1 - _CONFIDENCE), 50 * (1 + _CONFIDENCE)])
   return float(low), float(high)
 
 

@@ -256,6 +256,15 @@ def test_hidden_labels_have_no_target_and_cannot_be_learned(data_dir):
     next(seqio_registry.open_task(config, "train", vocabulary, LENGTHS, 0).blocks(0, 0, 0))
 
 
+@pytest.mark.parametrize("name", ["cb", "super_glue/cb"])
+def test_an_empty_part_of_a_split_is_one_line(name, data_dir):
+  """Seqio would end the process."""
+  config = TaskConfig(name, data_dir=str(data_dir / "tfds"), train_split="train[:0%]", text_key="premise")
+  with pytest.raises(DataError) as caught:
+    seqio_registry.open_task(config, "train", load_vocabulary("bytes", 0), LENGTHS, 0)
+  assert str(caught.value) == f"split 'train[:0%]': holds no example of {name}"
+
+
 def test_wsc_trains_on_the_rows_that_propose_the_right_noun(data_dir):
   config = TaskConfig("wsc", data_dir=str(data_dir / "tfds"))
   vocabulary = load_vocabulary("bytes", 0)

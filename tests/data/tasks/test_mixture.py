@@ -1,6 +1,7 @@
 """Mixtures, parts, caches and metrics of a user's own seqio tasks, from memory."""
 
 import collections
+import dataclasses
 import functools
 import json
 
@@ -227,3 +228,21 @@ def test_of_a_mixture_the_tasks_with_metrics_are_scored_and_without_any_it_is_re
   expected = "^config.data.source.task = 'moe_mix_c': expected a seqio task with metric_fns"
   with pytest.raises(ConfigError, match=expected):
     open_scored_tasks(TaskConfig("moe_mix_c"), OURS, LENGTHS)
+
+
+@pytest.mark.parametrize(
+  ("metric", "said"),
+  [
+    (
+      lambda targets, predictions: {"right": 1 / 0},
+      "one of its metric_fns fails (ZeroDivisionError: division by zero)",
+    ),
+    (lambda *given: None, "one of its metric_fns fails (TypeError: 'NoneType' object is not iterable)"),
+    (lambda *given: {"text": "?"}, "expected a number from one of its metric_fns(targets, predictions)"),
+  ],
+)
+def test_a_users_metric_that_gives_no_number_is_one_line(metric, said):
+  [task] = open_scored_tasks(TaskConfig("moe_mix_a"), OURS, LENGTHS)
+  with pytest.raises(DataError) as caught:
+    dataclasses.replace(task, metric_fns=(metric,)).evaluate(["1"], ["1"])
+  assert str(caught.value) == f"moe_mix_a: {said}"

@@ -53,6 +53,11 @@ def test_only_the_first_examples_are_answered_if_so_many_are_asked_for(trained):
   assert len(found.answers) == 5 and found.score().n == 5
 
 
+def test_a_file_for_a_server_has_every_example_however_few_are_scored(trained):
+  pairs = [(example.text, None) for example in task().examples("validation")]
+  assert len(answers(trained, [Task({"test": pairs})], "test", examples=5).answers) == 12
+
+
 def test_where_labels_are_hidden_the_servers_file_is_written_and_nothing_is_scored(trained, tmp_path):
   pairs = [(example.text, None) for example in task().examples("validation")]
   found = answers(trained, [Task({"test": pairs})], "test")

@@ -49,6 +49,18 @@ def test_the_interval_of_another_metric_is_that_of_its_resamples():
   assert (low, high) == interval(mean, "mean", [0] * 400, predictions)
 
 
+def test_resamples_that_a_metric_does_not_take_are_left_out():
+  """As the area under a curve does not, where a class is missing: 2 of 4 resamples of two examples."""
+
+  def of_two_classes(targets, predictions):
+    if len(set(targets)) < 2:
+      raise ValueError("one class")
+    return {"right": accuracy(targets, predictions)["accuracy"]}
+
+  assert interval(of_two_classes, "right", [0, 1], [0, 0]) == (0.5, 0.5)
+  assert all(map(math.isnan, interval(of_two_classes, "right", [1, 1], [0, 1])))
+
+
 def test_the_majority_is_the_constant_answer_that_is_right_most_often():
   targets = [0, 1, 1, 2, 1]
   assert of_majority(accuracy, targets, [[k] * 5 for k in range(3)]) == {"accuracy": 0.6}
