@@ -191,8 +191,9 @@ def _silence_orbax() -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     argv = _choose_verb(argv) if _verbs else argv
-    _configs[:], rest = split_configs(argv, alone=bool(_fields_alone))
-    return flags.FLAGS(rest)
+    if "config" in flags.FLAGS or _fields_alone:  # elsewhere absl refuses them, as any flag that is unknown
+      _configs[:], argv = split_configs(argv, alone=bool(_fields_alone))
+    return flags.FLAGS(argv)
   except flags.Error as error:
     _fail(2, "; ".join(str(error).splitlines()))
 

@@ -135,9 +135,12 @@ class InitSource:
 
 
 def _source(init: InitConfig, own: Workdir | None = None) -> Workdir:
-  """The workdir to begin from, which need not exist, but is not the run's own (`ConfigError`)."""
+  """The workdir to begin from, which need not exist, but is not the run's own, nor around it (`ConfigError`)."""
   source = Workdir(init.workdir, _FIELD)
-  another = own is None or source.root.resolve() != own.root.resolve()
+  ours = None if own is None else own.root.resolve()
+  another = ours is None or (
+    ours != source.root.resolve() and source.checkpoints.resolve() not in (ours, *ours.parents)
+  )
   require(another, _FIELD, init.workdir, "expected the folder of another run than --workdir")
   return source
 
