@@ -186,8 +186,8 @@ def _labels(settings: ScoreConfig, task: Any) -> tuple[str, ...]:
   labels = settings.labels or tuple(task.labels)
   expected = f"expected 'decode', or config.score.labels: any text can be the answer to task {task.name}"
   require(len(labels) > 0, "config.score.method", settings.method, expected)
-  own = not task.options or set(labels) <= set(task.options)
-  require(own, "config.score.options", labels, f"expected some of {', '.join(task.options)}, as of task {task.name}")
+  own = not task.labels or set(labels) <= set(task.labels)
+  require(own, "config.score.labels", labels, f"expected some of {', '.join(task.labels)}, as of task {task.name}")
   return labels
 
 

@@ -144,10 +144,10 @@ def test_labels_that_cannot_be_ranked_are_refused(changes, said):
 def test_labels_that_a_task_does_not_have_are_refused_and_a_part_of_its_own_will_do():
   """No answer would be right."""
   with pytest.raises(
-    ConfigError, match=r"^config.score.options = \('no', 'maybe'\): expected some of no, yes, it is, as"
+    ConfigError, match=r"^config.score.labels = \('no', 'maybe'\): expected some of no, yes, it is, as"
   ):
-    read_split(run_config(options=["no", "maybe"]), BYTES, task(), "validation")
-  assert read_split(run_config(options=["yes", "no"]), BYTES, task(), "validation").labels == ("yes", "no")
+    read_split(run_config(labels=["no", "maybe"]), BYTES, task(), "validation")
+  assert read_split(run_config(labels=["yes", "no"]), BYTES, task(), "validation").labels == ("yes", "no")
 
 
 def test_an_unknown_metric_is_refused_with_those_there_are():
