@@ -96,6 +96,10 @@ class Study(Choice):
     """
     raise NotImplementedError
 
+  def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
+    """Raises `UserError` unless what these jobs read is there: the first that needs it may start hours later."""
+    raise NotImplementedError
+
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
     """What the results say, as JSON; of an unfinished study what there is."""
     raise NotImplementedError

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moe.config import require
 from moe.data.errors import DataError
 from moe.data.tasks import metrics
 
@@ -46,6 +47,20 @@ class GlueTask:
   prefix: str = ""
   splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
   postprocess: Callable[..., Any] | None = None
+
+  def require_prepared(self, data_dir: str, field: str, value: str, exists: Callable[[str], bool]) -> None:
+    """Raises `ConfigError` unless the data set is in a TFDS directory.
+
+    Args:
+      data_dir: the directory.
+      field: of the error.
+      value: of the error.
+      exists: whether there is a file of this path.
+    """
+    name, version = self.dataset.split(":")
+    looked, command = f"{data_dir}/{name}/{version}", f"tfds build {name} --data_dir={data_dir}"
+    expected = f"expected the TFDS data set {self.dataset} in {looked}; '{command}' prepares it"
+    require(exists(f"{looked}/dataset_info.json"), field, value, expected)
 
   def postprocess_fn(self, text: str, example: Mapping[str, Any] | None = None, is_target: bool = False, **_) -> Any:
     """What the metrics take: of a target the label, of a prediction the label whose text it is, -1 for any other."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from moe.config import ConfigError
 from moe.data.quiet_import import quiet_import
 from moe.data.tasks.glue import ELEVEN, HIDDEN, MIXTURE, TASKS, GlueTask, mark_pronoun
 from moe.data.vocabulary import Vocabulary
@@ -38,13 +37,8 @@ class RegisteredTask(seqio.Task):
 
   def require_prepared(self) -> None:
     """Raises `ConfigError` unless the task's data set is in the TFDS folder."""
-    name, version = self.glue.dataset.split(":")
     folder = self.source.data_dir or tfds.core.constants.DATA_DIR
-    looked = f"{folder}/{name}/{version}"
-    if not tf.io.gfile.exists(f"{looked}/dataset_info.json"):
-      command = f"tfds build {name} --data_dir={folder}"
-      expected = f"expected the TFDS data set {self.glue.dataset} in {looked}; '{command}' prepares it"
-      raise ConfigError("task", self.glue.name, expected)
+    self.glue.require_prepared(folder, "task", self.glue.name, tf.io.gfile.exists)
 
 
 class _Source(seqio.TfdsDataSource):

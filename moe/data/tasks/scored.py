@@ -138,15 +138,12 @@ def open_scored_tasks(source: "TaskConfig", vocabulary: Vocabulary, lengths: Map
     lengths: tokens per row of "inputs" and "targets", for the tasks' preprocessors.
 
   Raises:
-    ConfigError: no such task, not prepared, of another vocabulary, without metrics, or without inputs.
+    ConfigError: no such task, not prepared, of another vocabulary, or without metrics.
   """
   from moe.data.formats.seqio_registry import open_readers  # imports TensorFlow
 
   with in_section("config.data.source"):
-    found = [one for one in open_readers(source, vocabulary, lengths) if one[0].predict_metric_fns]
-    for task, _, _ in found:
-      asks = "inputs" in task.output_features
-      require(asks, "task", source.task, f"expected the feature 'inputs' in task {task.name}, to be scored")
+    found = open_readers(source, vocabulary, lengths)
     tasks = [
       ScoredTask(
         name=task.name,
@@ -159,6 +156,7 @@ def open_scored_tasks(source: "TaskConfig", vocabulary: Vocabulary, lengths: Map
         glue=glue,
       )
       for task, glue, reader in found
+      if task.predict_metric_fns
     ]
     expected = "expected a seqio task with metric_fns(targets, predictions), or a mixture with one, to be scored"
     require(bool(tasks), "task", source.task, expected)

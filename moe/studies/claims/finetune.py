@@ -1,19 +1,23 @@
 """Fine-tuning on eleven tasks: Zhou et al. 2022, tables 2 and 3."""
 
 import dataclasses
+import glob
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from moe.config import override
+from moe.config import override, require
 from moe.data.tasks.glue import ELEVEN as TASKS
+from moe.data.tasks.glue import TASKS as GLUE
 from moe.markdown import markdown_table
 from moe.studies.comparison import Scores, compare_over_tasks
 from moe.studies.repository import repository_config
 from moe.studies.study import Inputs, Job, Result, Study
+from moe.training.workdir import Workdir
 
 # Table 3 for 100M/64E: the size of the published models next to ours. Dense is published for 8B alone.
 PUBLISHED = {
@@ -139,6 +143,14 @@ class Finetune(Study, name="finetune"):
       if seed or task not in plan.tuning
     ]
     return pretraining + tuning + others
+
+  def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
+    found = not inputs.text or glob.glob(inputs.text, recursive=True)
+    require(bool(found), "--text", inputs.text, "expected to match at least one file")
+    if inputs.pretrained:
+      Workdir(inputs.pretrained, "--pretrained").load_config()
+    for task in sorted({job.tags["task"] for job in jobs if inputs.data_dir and "task" in job.tags}):
+      GLUE[task].require_prepared(inputs.data_dir, "--data_dir", inputs.data_dir, os.path.exists)
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
     rates = _rates(BUDGETS[budget], results)

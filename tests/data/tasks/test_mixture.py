@@ -246,18 +246,3 @@ def test_a_users_metric_that_gives_no_number_is_one_line(metric, said):
   with pytest.raises(DataError) as caught:
     dataclasses.replace(task, metric_fns=(metric,)).evaluate(["1"], ["1"])
   assert str(caught.value) == f"moe_mix_a: {said}"
-
-
-def test_a_task_without_inputs_cannot_be_scored():
-  seqio.TaskRegistry.add(
-    "moe_mix_only",
-    source=seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=("train",)),
-    preprocessors=[seqio.preprocessors.tokenize],
-    output_features={"targets": seqio.Feature(VOCABULARY)},
-    metric_fns=[letters("?")],
-  )
-  expected = "expected the feature 'inputs' in task moe_mix_only, to be scored"
-  with pytest.raises(ConfigError) as caught:
-    open_scored_tasks(TaskConfig("moe_mix_only"), OURS, LENGTHS)
-  assert str(caught.value) == f"config.data.source.task = 'moe_mix_only': {expected}"
-  seqio.TaskRegistry.remove("moe_mix_only")

@@ -1,0 +1,56 @@
+"""Conducts a study: from its jobs and the results in its folder to the analysis."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from moe.studies.folder import Folder
+from moe.studies.runner import run_missing
+from moe.studies.study import Inputs, Job, Result, Study
+
+
+def known_jobs(study: Study, budget: str, inputs: Inputs, folder: Folder) -> list[Job]:
+  """The study's jobs, as far as the results in the folder name them."""
+  jobs: list[Job] = []
+  while len(more := study.jobs(budget, inputs, folder.results(jobs))) > len(jobs):
+    jobs = more
+  return jobs
+
+
+def run_study(study: Study, budget: str, inputs: Inputs, folder: Folder, processes: int, commit: str) -> list[Job]:
+  """Runs all jobs, also those that only results of others name; those that had failed are tried again.
+
+  Returns:
+    The jobs, each of which is finished, has failed, or starts from one that has.
+
+  Raises:
+    StudyError: as `run_missing`.
+  """
+  jobs = known_jobs(study, budget, inputs, folder)
+  folder.forget_failures(jobs)
+  while folder.ready(jobs):
+    run_missing(folder, jobs, processes, commit)
+    jobs = known_jobs(study, budget, inputs, folder)
+  return jobs
+
+
+def analysis_of(study: Study, budget: str, jobs: Sequence[Job], results: Sequence[Result]) -> dict[str, Any]:
+  """The content of a study's results file: what it says, and all that it says it from."""
+  return {
+    "study": study.name,
+    "budget": budget,
+    "claim": study.claim,
+    "source": study.source,
+    "finished": len(results),
+    "runs": len(jobs),
+    "commits": sorted({result.commit for result in results}),
+    **study.analyse(budget, results),
+    "results": [dataclasses.asdict(result) for result in results],
+  }
+
+
+def hours_left(jobs: Sequence[Job], results: Sequence[Result]) -> float | None:
+  """Of one core, by the seconds of the finished jobs; None if there are none."""
+  weights = {job.name: job.weight for job in jobs}
+  done = sum(weights[result.name] for result in results)
+  return sum(result.seconds for result in results) / done * (sum(weights.values()) - done) / 3600 if done else None
