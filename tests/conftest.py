@@ -21,6 +21,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+  # The longest ones first: begun last, one worker would be busy with them when the other has nothing left.
+  items.sort(key=lambda item: "test_on_eight_devices" not in item.nodeid)
   if config.getoption("--slow"):
     return
   for item in items:
