@@ -14,7 +14,7 @@ from moe.config import require
 from moe.data import DataError, Vocabulary
 from moe.data.vocabulary import EOS
 from moe.evaluation.scoring.decode import make_greedy_decoder
-from moe.evaluation.scoring.metrics import Score, of_majority, score
+from moe.evaluation.scoring.metrics import RESERVED, Score, of_majority, score
 from moe.evaluation.scoring.rank import LabelTokens, label_tokens, make_ranker
 from moe.evaluation.scoring.rows import Rows, ShortRows, for_short_rows, in_rows, row_lengths
 from moe.parallel.mesh import local_rows, put_batch
@@ -203,6 +203,8 @@ def _metric(
   majority = of_majority(task.evaluate, targets, constants)
   names = list(majority or task.evaluate(targets, targets))
   metric = settings.metric or task.metric or names[0]
+  taken = [name for name in names if name in RESERVED]
+  require(not taken, "config.data.source.task", task.name, f"expected no metric by the name of {', '.join(taken)}")
   expected = f"expected one of {', '.join(names)}, the metrics of task {task.name}"
   require(metric in names, "config.score.metric", metric, expected)
   return metric, majority

@@ -16,6 +16,9 @@ from moe.training.metrics_file import Record
 # From targets and predictions to the metrics of a task, by name.
 Evaluate = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]]
 
+# What a record says of a task besides its metrics, which have other names.
+RESERVED = ("metric", "interval", "majority", "n")
+
 _CONFIDENCE = 0.95
 _RESAMPLES = 500
 
@@ -113,7 +116,7 @@ def from_record(record: Record) -> list[Score]:
   scores = []
   for task in record["tasks"]:
     of_task = {name.removeprefix(f"{task}/"): record[name] for name in record if name.startswith(f"{task}/")}
-    metric, (low, high), majority, n = (of_task.pop(name) for name in ("metric", "interval", "majority", "n"))
+    metric, (low, high), majority, n = (of_task.pop(name) for name in RESERVED)
     majority = None if majority is None else float(majority)  # JSON has texts for numbers that are not finite
     metrics = {name: float(value) for name, value in of_task.items()}
     scores.append(Score(task, metric, metrics[metric], (float(low), float(high)), majority, n, metrics))

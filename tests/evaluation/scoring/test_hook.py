@@ -156,6 +156,15 @@ def test_an_unknown_metric_is_refused_with_those_there_are():
   assert read_split(run_config(metric="yes"), BYTES, task(), "validation").metric == "yes"
 
 
+def test_a_metric_with_a_name_that_a_record_needs_is_refused():
+  class Counting(Task):
+    def evaluate(self, targets, predictions):
+      return {"n": len(targets)}
+
+  with pytest.raises(ConfigError, match=r"^config.data.source.task = 'animals': expected no metric by the name of n$"):
+    read_split(run_config(), BYTES, Counting(task().splits), "validation")
+
+
 def test_a_split_that_is_missing_or_empty_is_refused():
   with pytest.raises(DataError, match="split 'train': expected one of train"):
     read_split(run_config(), BYTES, task(), "train")
