@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from moe.commands import Parser, run_script
 from moe.config import UserError
+from moe.markdown import markdown_table
 from scripts.benchmarks.cost_tables import layer_table, mesh_table, step_table
 from scripts.benchmarks.router_table import router_table
 from scripts.benchmarks.study_table import study_table
@@ -63,6 +64,17 @@ def mesh(results: dict) -> str:
   return _block(mesh_table(results["meshes"]), [text.format(**results["settings"])], "mesh --results results/mesh.json")
 
 
+def scoring(results: dict) -> str:
+  """What ranking a task's labels costs: `scripts.benchmarks.scoring`."""
+  text = """Encoder-decoders of 4 and 2 blocks, d 128, every second block of the encoder with 16 experts; inputs of up
+    to {length} tokens in batches of {batch}, MNLI's three labels: one compiled call for all labels relative to one
+    forward pass with the longest, and the part of the time of {examples:,} examples in which the device has nothing to
+    do; median of {repeats} runs on one core (JAX {jax})."""
+  rows = [[name, f"{one['ratio']:.2f}", f"{max(0, one['waiting']):.1%}"] for name, one in results["encoders"].items()]
+  table = markdown_table(("encoder", "ranking, x one forward pass", "waiting"), rows)
+  return _block(table, [text.format(**results["settings"])], "scoring --results results/scoring.json")
+
+
 def plan_8b(results: dict) -> str:
   """The study `8b` of `scripts.benchmarks.plans`."""
   text = """The paper's 8B models on 512 chips of TPU v4 (FSDP, everything recomputed in the backward pass, 1M tokens
@@ -112,7 +124,16 @@ def _block(table: list[str], texts: list[str], command: str) -> str:
   return "\n".join([*table, "", *wrapped, f"`python -m scripts.benchmarks.{command}`"])
 
 
-BLOCKS: tuple[Callable[[dict], str], ...] = (layer, step, mesh, plan_8b, plan_sizes, routers, quickstart)
+BLOCKS: tuple[Callable[[dict], str], ...] = (
+  layer,
+  step,
+  mesh,
+  scoring,
+  plan_8b,
+  plan_sizes,
+  routers,
+  quickstart,
+)
 
 
 def measured_blocks() -> dict[str, str]:

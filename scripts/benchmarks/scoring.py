@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from moe.studies.files import REPOSITORY
 
 from moe.commands import Parser, run_script
 from moe.data import load_vocabulary
@@ -27,6 +26,7 @@ from moe.evaluation.scoring.rank import make_ranker
 from moe.parallel.host_memory import keep_freed_memory
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.parallel.platform import default_platform
+from moe.studies.repository import REPOSITORY
 from moe.training.experiment import ExperimentConfig, load_config
 from moe.training.setup import Setup
 from moe.training.state import merge
