@@ -49,6 +49,10 @@ def main() -> None:
   usable = root.is_dir() or not (_REPORT.value or root.exists())
   require(usable, "--workdir", str(root), f"expected the folder of a study{'' if _REPORT.value else ', or a new one'}")
   print(f"{study.name}: {study.claim} ({study.source})")
+  if budget in study.planned:
+    print("\n".join(f"{job.name}: {job.config['train']['steps']} steps" for job in jobs))
+    print(f"budget {budget} is planned only: these {len(jobs)} runs and more, and none was started")
+    return
   done = folder.results(jobs)
   hours = hours_left(jobs, done)
   left = "" if hours is None else f"; the others take about {hours:.1f} hours of one core"

@@ -87,6 +87,7 @@ class Study(Choice):
   claim: ClassVar[str]
   source: ClassVar[str]
   budgets: ClassVar[tuple[str, ...]]
+  planned: ClassVar[tuple[str, ...]] = ()
 
   def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
     """The runs of a budget that can be named, given the results of others; in the order in which they are started.

@@ -4,6 +4,7 @@ import pytest
 
 from moe.studies.claims.finetune import BUDGETS, PUBLISHED, PUBLISHED_8B, TASKS, Finetune
 from moe.studies.study import Inputs, Result
+from moe.training.experiment import load_config
 
 INPUTS = Inputs("text/*.txt", "tfds")
 # Table 2 of the paper: means over the eleven tasks.
@@ -50,13 +51,24 @@ def test_arms_differ_in_nothing_but_the_encoder_of_pretraining():
     assert all(job.config == same[0].config for job in same)
 
 
-def test_arms_have_the_same_activated_feed_forward_width_and_sparse_ones_the_same_parameters():
-  for budget in BUDGETS.values():
-    arms = {arm: moe for arm, moe in budget.arms.items() if moe}
-    chosen = {"switch": 1, "gshard": 2, "expert_choice": 2}
-    widths = {arm: chosen[arm] * moe["d_ff"] for arm, moe in arms.items()}
-    assert set(widths.values()) == {512}
-    assert len({moe["num_experts"] * moe["d_ff"] for moe in arms.values()}) == 1
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_arms_have_the_same_activated_feed_forward_width_and_sparse_ones_the_same_parameters(budget):
+  jobs = {job.name: job for job in Finetune().jobs(budget, INPUTS, [])}
+  arms = BUDGETS[budget].arms
+  width = {jobs[f"pretrained/{arm}/seed-0"].config["model"]["d_ff"] for arm in arms}
+  sparse = {arm: moe for arm, moe in arms.items() if moe}
+  chosen = {"switch": 1, "gshard": 2, "expert_choice": 2}
+  assert {chosen[arm] * moe["d_ff"] for arm, moe in sparse.items()} == width
+  assert len({moe["num_experts"] * moe["d_ff"] for moe in sparse.values()}) == 1
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_configs_of_pretraining_are_valid(budget):
+  jobs = Finetune().jobs(budget, INPUTS, [])
+  for job in jobs[: len(BUDGETS[budget].arms)]:
+    loaded = load_config(job.config)
+    assert (loaded.model.encoder.moe is None) == (job.tags["arm"] == "dense")
+    assert loaded.data.source.path == INPUTS.text
 
 
 def result(arm, task, seed, rate, held_out, validation):

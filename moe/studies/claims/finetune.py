@@ -54,7 +54,7 @@ class Budget:
     tasks: of the eleven.
     rates: the grid of learning rates, the same for every arm.
     tuning: the tasks on which an arm's rate is chosen from the grid, with the first seed.
-    steps: of fine-tuning, by task.
+    steps: of fine-tuning, by task; where it is missing, the steps of the task's config.
     finetuning: what is changed of the tasks' configs.
   """
 
@@ -69,21 +69,26 @@ class Budget:
   finetuning: Mapping[str, Any]
 
 
-# Two experts per token are half as wide as the dense network, one as wide; all sparse arms have equal parameters.
-_SMALL = {
-  "dense": None,
-  "switch": _experts(8, 512, "switch"),
-  "gshard": _experts(16, 256, "gshard"),
-  "expert_choice": _experts(16, 256, "expert_choice"),
-}
-_LARGE = {
-  "dense": None,
-  "switch": _experts(32, 2048, "switch"),
-  "gshard": _experts(64, 1024, "gshard"),
-  "expert_choice": _experts(64, 1024, "expert_choice"),
-}
+def _arms(d_ff: int, num_experts: int) -> dict[str, Mapping[str, Any] | None]:
+  """Encoders of equal activated FLOPs; all sparse ones have equal parameters.
+
+  Two experts per token are half as wide as the dense network, one as wide.
+
+  Args:
+    d_ff: hidden width of the dense network.
+    num_experts: of the arms with two experts per token; half as many of Switch's.
+  """
+  return {
+    "dense": None,
+    "switch": _experts(num_experts // 2, d_ff, "switch"),
+    "gshard": _experts(num_experts, d_ff // 2, "gshard"),
+    "expert_choice": _experts(num_experts, d_ff // 2, "expert_choice"),
+  }
+
+
 # Rows of several examples, since most are short; the same tokens per step as in pretraining.
 _PACKED = {"data.pack": True, "data.inputs_length": 256, "data.targets_length": 64, "data.batch_size": 8}
+_LONG = ("boolq", "mnli", "qnli", "qqp", "sst2")
 
 BUDGETS = {
   "smoke": Budget(
@@ -100,13 +105,49 @@ BUDGETS = {
   "cpu": Budget(
     base="t5_mini.py",
     pretraining={"train.steps": 2000},
-    arms=_SMALL,
+    arms=_arms(512, 16),
     seeds=2,
     tasks=TASKS,
     rates=(0.003, 0.01, 0.03),
     tuning=("cola", "mrpc", "rte"),
-    steps={task: 300 if task in ("boolq", "mnli", "qnli", "qqp", "sst2") else 150 for task in TASKS},
+    steps={task: 300 if task in _LONG else 150 for task in TASKS},
     finetuning=_PACKED | {"score.examples": 1000},
+  ),
+  # About 40M parameters, 200M with experts; for one accelerator.
+  "gpu": Budget(
+    base="t5_mini.py",
+    pretraining={
+      "train.steps": 3000,
+      "model.d_model": 512,
+      "model.d_ff": 2048,
+      "model.num_heads": 8,
+      "model.d_head": 64,
+      "model.dtype": "bfloat16",
+      "model.encoder.layers": 8,
+      "model.decoder.layers": 4,
+      "data.inputs_length": 256,
+      "data.targets_length": 64,
+      "data.batch_size": 128,
+    },
+    arms=_arms(2048, 32),
+    seeds=1,
+    tasks=TASKS,
+    rates=(0.001, 0.003, 0.01),
+    tuning=("cola", "mrpc", "rte"),
+    steps={task: 1000 if task in _LONG else 300 for task in TASKS},
+    finetuning=_PACKED | {"data.batch_size": 64},
+  ),
+  # T5 1.1 base with 64 experts, and the recipe of `configs/finetune` as it stands.
+  "paper": Budget(
+    base="pretrain/expert_choice_t5.py",
+    pretraining={"data.source.name": "text"},
+    arms=_arms(2048, 64),
+    seeds=3,
+    tasks=TASKS,
+    rates=(0.0003, 0.001, 0.003),
+    tuning=("cola", "mrpc", "rte"),
+    steps={},
+    finetuning={},
   ),
 }
 
@@ -125,6 +166,7 @@ class Finetune(Study, name="finetune"):
   claim = "Expert choice beats top-1, top-2 and a dense model of equal compute in the mean of eleven tasks."
   source = "Zhou et al. 2022, tables 2 and 3"
   budgets = tuple(BUDGETS)
+  planned = ("paper",)
 
   def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
     plan, pretraining = BUDGETS[budget], []
@@ -173,14 +215,15 @@ class Finetune(Study, name="finetune"):
 
 def _pretraining(plan: Budget, arm: str, seed: int, inputs: Inputs) -> Job:
   fields = dict(plan.pretraining) | {"seed": seed, "data.seed": seed, "data.source.path": inputs.text}
-  if (experts := plan.arms[arm]) is not None:
-    fields["model.encoder.moe"] = dict(experts)
+  experts = plan.arms[arm]
+  fields["model.encoder.moe"] = None if experts is None else dict(experts)
   config = override(repository_config(plan.base), fields.items())
   return Job(_source(arm, seed), config, tags={"arm": arm, "seed": seed}, weight=config["train"]["steps"])
 
 
 def _finetuning(plan: Budget, inputs: Inputs, task: str, arm: str, rate: float, seed: int) -> Job:
-  steps = plan.steps[task]
+  config = repository_config(f"finetune/{task}.py")
+  steps = plan.steps.get(task, config["train"]["steps"])
   fields = dict(plan.finetuning) | {
     "seed": seed,
     "data.seed": seed,
@@ -195,7 +238,7 @@ def _finetuning(plan: Budget, inputs: Inputs, task: str, arm: str, rate: float, 
     fields["init.workdir"] = inputs.pretrained
   return Job(
     f"{task}/{arm}/rate-{rate:g}/seed-{seed}",
-    override(repository_config(f"finetune/{task}.py"), fields.items()),
+    override(config, fields.items()),
     source="" if inputs.pretrained else _source(arm, seed),
     tags={"arm": arm, "seed": seed, "task": task, "rate": rate},
     weight=1.5 * steps,
@@ -259,7 +302,7 @@ def _validation_losses(results: Sequence[Result]) -> dict[str, list[float]]:
 
 def _lines_of_means(scores: Scores, majority: Mapping[str, float]) -> list[str]:
   """A row per task: the majority class, our means over seeds, the published accuracies; and the means over tasks."""
-  arms = [arm for arm in (*_SMALL, PRETRAINED) if arm in scores]
+  arms = [arm for arm in (*BUDGETS["cpu"].arms, PRETRAINED) if arm in scores]
   tasks = [task for task in TASKS if all(task in scores[arm] for arm in arms)]
   heads = ["", "majority", *arms, *(f"{arm}, published" for arm in PUBLISHED)]
   rows = []
