@@ -30,7 +30,9 @@ class ExpertBudgetConfig(CapacityConfig):
     super().check_site(site)
     for training in (True, False):
       factor, experts = self.factor(training), site.num_experts
-      require(factor <= experts, "capacity_factor", factor, f"expected at most the {experts} experts there are")
+      require(
+        factor <= experts, self.factor_field(training), factor, f"expected at most the {experts} experts there are"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

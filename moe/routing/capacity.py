@@ -42,10 +42,16 @@ class CapacityConfig(RouterConfig):
 
   def factor(self, training: bool) -> float | None:
     """The capacity factor in training or in evaluation."""
-    return self.capacity_factor if training or self.eval_capacity_factor is None else self.eval_capacity_factor
+    return getattr(self, self.factor_field(training))
+
+  def factor_field(self, training: bool) -> str:
+    """The name of the field that holds it."""
+    return "capacity_factor" if training or self.eval_capacity_factor is None else "eval_capacity_factor"
 
 
-def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float, *, training: bool = True) -> int:
+def expert_choice_capacity(
+  group: int, num_experts: int, capacity_factor: float, *, training: bool = True, field: str = "capacity_factor"
+) -> int:
   """Tokens per expert: k = n * c / E (Zhou et al. 2022, eq. 1), rounded half up; in evaluation from 1 to n.
 
   Args:
@@ -53,6 +59,7 @@ def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float,
     num_experts: E.
     capacity_factor: c, experts per token on average.
     training: whether n is the config's; evaluation takes whatever there is, down to one token.
+    field: the name of the capacity factor in an error.
 
   Raises:
     ConfigError: in training, k would be less than 1 or more than n.
@@ -62,7 +69,7 @@ def expert_choice_capacity(group: int, num_experts: int, capacity_factor: float,
   k = round_half_up(group, num_experts, capacity_factor)
   least = num_experts / group
   wanted = f"expected from {least:g} to {num_experts}: each expert would take {k} of a group's {group} tokens"
-  require(1 <= k <= group, "capacity_factor", capacity_factor, wanted)
+  require(1 <= k <= group, field, capacity_factor, wanted)
   return k
 
 

@@ -46,7 +46,7 @@ class PositionGroupedConfig(GroupBudgetConfig, name="position_grouped"):
       factor = self.factor(training)
       require(
         batch * factor >= site.num_experts,
-        "capacity_factor",
+        self.factor_field(training),
         factor,
         f"expected at least {site.num_experts / factor:g} sequences in a batch, or a capacity factor of "
         f"{site.num_experts / batch:g}: each of {site.num_experts} experts gets less than one of {batch} tokens",

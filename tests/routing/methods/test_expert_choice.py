@@ -151,9 +151,9 @@ def test_a_capacity_that_does_not_fit_is_refused_before_anything_is_computed():
   def check(**options):
     RouterConfig.choices["expert_choice"](capacity_factor=2.0, **options).check(Site(8, 8), batch=2, length=8)
 
-  with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: expected at most the 8 experts there are"):
+  with pytest.raises(ConfigError, match=r"^eval_capacity_factor = 9\.0: expected at most the 8 experts there are"):
     check(eval_capacity_factor=9.0)
-  with pytest.raises(ConfigError, match=r"capacity_factor = 0\.2: expected from 0\.5 to 8: .* 0 of a group's 16"):
+  with pytest.raises(ConfigError, match=r"^eval_capacity_factor = 0\.2: expected from 0\.5 to 8: .* 0 of a group's 16"):
     check(eval_capacity_factor=0.2)
 
 
