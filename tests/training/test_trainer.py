@@ -92,7 +92,7 @@ def test_records_are_means_over_the_steps_since_the_one_before(whole, corpus, tm
     assert sum(record["encoder/layer_0/load"]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("step", [3, 7])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 7])
 def test_after_a_stop_between_two_records_they_are_those_of_a_run_that_was_not_stopped(corpus, tmp_path, step):
   train(tiny_config(corpus, log_every=5), tmp_path / "whole")
   assert not train(tiny_config(corpus, log_every=5), tmp_path / "cut", [signal_after(step)]).finished
