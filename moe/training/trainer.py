@@ -11,8 +11,9 @@ from typing import Any, cast
 import jax
 from jax.sharding import Mesh
 
-from moe.config import differences
+from moe.config import ConfigError, as_mapping, build, differences
 from moe.data import DataError, Pipeline, Vocabulary
+from moe.models import ModelConfig
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.parallel.stop import stop_requests
 from moe.training.checkpoint import Checkpoints, Restored, read_about
@@ -257,6 +258,8 @@ def _check_content(before: Mapping[str, Any], about: Mapping[str, Any], workdir:
   if not before:
     return
   model, other = before["config"]["model"], about["config"]["model"]
+  with contextlib.suppress(ConfigError):  # read and written again, since an older version may have stored fewer fields
+    model = as_mapping(build(ModelConfig, model))
   moved = {f"config.{name}" for tree in (before, about) for name in router_paths(tree["config"])}
   found = {f: values for f, values in differences(model, other, "config.model").items() if f not in moved}
   if found:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -306,6 +307,16 @@ def test_a_run_that_sees_the_future_in_training_alone_says_so_of_training_alone(
 def test_the_positions_of_several_hosts_are_joined_into_one():
   positions = [{"source": "x", "streams": {"0": [1, 2]}}, {"source": "x", "streams": {"1": [3, 4]}}]
   assert join_positions(positions) == {"source": "x", "streams": {"0": [1, 2], "1": [3, 4]}}
+
+
+def test_a_checkpoint_that_lacks_a_field_of_today_has_its_default(corpus, tmp_path):
+  train(tiny_config(corpus, steps=2, checkpoint_every=2), tmp_path)
+  path = tmp_path / "checkpoints" / "2" / "run" / "metadata"
+  stored = json.loads(path.read_text())
+  for field in ("norm_epsilon", "expert_dropout"):
+    del stored["about"]["config"]["model"][field]
+  path.write_text(json.dumps(stored))
+  assert train(tiny_config(corpus, steps=3, checkpoint_every=2), tmp_path).step == 3
 
 
 def test_checkpoints_of_another_model_are_refused_and_left_unchanged(corpus, tmp_path):
