@@ -59,7 +59,7 @@ def main() -> None:
   print(f"{len(done)} of {len(jobs)} runs are finished{left}", flush=True)
   if not _REPORT.value:
     study.check_inputs(inputs, jobs)
-    jobs = run_study(study, budget, inputs, folder, _JOBS.value, repository_commit())
+    jobs = run_study(study, budget, inputs, folder, jobs, _JOBS.value, repository_commit())
   analysis = analysis_of(study, budget, jobs, folder.results(jobs))
   write_whole(root / "analysis.json", json.dumps(analysis, indent=1) + "\n")
   print("\n".join(study.lines(analysis)))

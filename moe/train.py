@@ -10,7 +10,6 @@ import sys
 from absl import flags
 
 from moe import commands
-from moe.parallel.host_memory import keep_freed_memory
 
 commands.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, figure.", required=True)
@@ -21,19 +20,10 @@ def main() -> None:
   _JOIN()
   import jax
 
-  from moe.parallel.platform import default_platform
-
-  if default_platform() == "cpu":
-    keep_freed_memory()
-
-  from moe.evaluation.scoring.hook import make_score_hook
+  from moe.evaluation.run import run_config
   from moe.evaluation.summary import summarize
-  from moe.training.experiment import load_config
-  from moe.training.init import inherit
-  from moe.training.trainer import train
 
-  config = load_config(inherit(commands.given_config(), _WORKDIR.value))
-  summary = train(config, _WORKDIR.value, score=make_score_hook(config, _WORKDIR.value))
+  config, summary = run_config(commands.given_config(), _WORKDIR.value)
   if not summary.finished:
     sys.exit(128 + signal.SIGTERM)  # 0 would tell a cluster that the run is finished
   if jax.process_index() == 0:

@@ -17,8 +17,10 @@ def known_jobs(study: Study, budget: str, inputs: Inputs, folder: Folder) -> lis
   return jobs
 
 
-def run_study(study: Study, budget: str, inputs: Inputs, folder: Folder, processes: int, commit: str) -> list[Job]:
-  """Runs all jobs, also those that only results of others name; those that had failed are tried again.
+def run_study(
+  study: Study, budget: str, inputs: Inputs, folder: Folder, jobs: list[Job], processes: int, commit: str
+) -> list[Job]:
+  """Runs the known jobs, and all others that only their results name; those that had failed are tried again.
 
   Returns:
     The jobs, each of which is finished, has failed, or starts from one that has.
@@ -26,7 +28,6 @@ def run_study(study: Study, budget: str, inputs: Inputs, folder: Folder, process
   Raises:
     StudyError: as `run_missing`.
   """
-  jobs = known_jobs(study, budget, inputs, folder)
   folder.forget_failures(jobs)
   while folder.ready(jobs):
     run_missing(folder, jobs, processes, commit)

@@ -65,16 +65,12 @@ def _run(folder: Folder, job: Job) -> tuple[int, Mapping[str, Any], Mapping[str,
   Raises:
     Stopped: by a signal.
   """
-  from moe.evaluation.scoring.hook import make_score_hook  # here, after the process has been bound to its core
-  from moe.training.experiment import load_config
-  from moe.training.init import inherit
-  from moe.training.trainer import train
+  from moe.evaluation.run import run_config  # here, after the process has been bound to its core
 
   workdir, tree = folder.workdir(job.name), dict(job.config)
   if job.source:
     tree["init"] = {**tree.get("init", {}), "workdir": str(folder.workdir(job.source))}
-  config = load_config(inherit(tree, workdir))
-  summary = train(config, workdir, score=make_score_hook(config, workdir))
+  _, summary = run_config(tree, workdir)
   if not summary.finished:
     raise Stopped
   scores = workdir / "scores.json"
