@@ -33,7 +33,7 @@ def test_a_model_pretrained_elsewhere_is_tuned_on_every_task_and_nothing_is_pret
   tuning = tuned("pretrained", {0.003: 0.5, 0.01: 0.7, 0.03: 0.6})
   jobs = Finetune().jobs("cpu", inputs, tuning)
   assert {job.tags["task"] for job in jobs if job.tags["rate"] == 0.01} == set(TASKS)
-  assert len(jobs) == 9 + 8
+  assert len(jobs) == 6 + 9
   assert all(not job.source and job.config["init"]["workdir"] == "/runs/mine" for job in jobs)
 
 
@@ -99,16 +99,19 @@ def test_the_held_out_tenth_chooses_the_learning_rate_not_the_validation_split()
   assert (row["rate"], row["held_out"]["score"], row["published"]["score"]) == pytest.approx((0.01, 0.3, 0.4))
 
 
-def test_an_arm_is_tuned_on_every_task_only_when_its_rate_is_chosen():
+def test_the_second_seed_begins_when_every_arm_has_its_rate():
+  arms, tuning = BUDGETS["cpu"].arms, []
   before = Finetune().jobs("cpu", INPUTS, [])
+  assert {job.tags["seed"] for job in before} == {0}
   assert {job.tags["task"] for job in before if "task" in job.tags} == set(BUDGETS["cpu"].tuning)
-  tuning = tuned("gshard", {0.003: 0.5, 0.01: 0.5, 0.03: 0.4})
-  assert Finetune().jobs("cpu", INPUTS, tuning[1:]) == before
+  for arm in arms:
+    tuning += tuned(arm, {0.003: 0.5, 0.01: 0.5, 0.03: 0.4})
+    assert Finetune().jobs("cpu", INPUTS, tuning[:-1])[: len(before)] == before
   after = Finetune().jobs("cpu", INPUTS, tuning)
   assert after[: len(before)] == before
   more = after[len(before) :]
-  assert {(job.tags["arm"], job.tags["rate"]) for job in more} == {("gshard", 0.003)}
-  assert len(more) == 11 * 2 - 3
+  assert {(job.tags["arm"], job.tags["rate"]) for job in more if "task" in job.tags} == {(arm, 0.003) for arm in arms}
+  assert [job.tags["seed"] for job in more] == [0] * 9 * 4 + [1] * 12 * 4
 
 
 def test_the_report_has_every_task_the_means_and_a_sentence_for_each_contrast():

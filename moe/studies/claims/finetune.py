@@ -173,7 +173,7 @@ class Finetune(Study, name="finetune"):
     if inputs.pretrained:
       plan = dataclasses.replace(plan, arms={PRETRAINED: None}, seeds=1)
     rates, jobs = _rates(plan, results), []
-    for seed in range(plan.seeds):  # one seed after the other, so that a study in progress says something
+    for seed in range(plan.seeds if len(rates) == len(plan.arms) else 1):  # a study in progress has whole seeds
       if not inputs.pretrained:
         jobs += [_pretraining(plan, arm, seed, inputs) for arm in plan.arms]
       if seed == 0:
