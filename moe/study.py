@@ -30,7 +30,7 @@ _REPORT = flags.DEFINE_bool("report", False, "Only analyse what is there.")
 def main() -> None:
   from moe.files import local_path, write_whole
   from moe.studies import Study
-  from moe.studies.conduct import analysis_of, hours_left, known_jobs, run_study
+  from moe.studies.conduct import analysis_of, hours_left, known_jobs, lines_of, run_study
   from moe.studies.folder import Folder
   from moe.studies.repository import repository_commit
   from moe.studies.study import Inputs
@@ -45,9 +45,8 @@ def main() -> None:
     *(str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_TEXT, _DATA_DIR, _PRETRAINED))
   )
   folder = Folder(_WORKDIR.value)
-  root, jobs = folder.root, known_jobs(study, budget, inputs, folder)
-  usable = root.is_dir() or not (_REPORT.value or root.exists())
-  require(usable, "--workdir", str(root), f"expected the folder of a study{'' if _REPORT.value else ', or a new one'}")
+  folder.check(name, budget, may_be_new=not _REPORT.value)
+  jobs = known_jobs(study, budget, inputs, folder)
   print(f"{study.name}: {study.claim} ({study.source})")
   if budget in study.planned:
     print("\n".join(f"{job.name}: {job.config['train']['steps']} steps" for job in jobs))
@@ -59,14 +58,13 @@ def main() -> None:
   print(f"{len(done)} of {len(jobs)} runs are finished{left}", flush=True)
   if not _REPORT.value:
     study.check_inputs(inputs, jobs)
+    folder.claim(name, budget)
     jobs = run_study(study, budget, inputs, folder, jobs, _JOBS.value, repository_commit())
-  analysis = analysis_of(study, budget, jobs, folder.results(jobs))
-  write_whole(root / "analysis.json", json.dumps(analysis, indent=1) + "\n")
-  print("\n".join(study.lines(analysis)))
-  failures = {job.name: why for job in jobs if (why := folder.failed(job))}
-  print("".join(f"{name} failed: {why}\n" for name, why in failures.items()), end="")
-  print(f"written to {root / 'analysis.json'}")
-  if failures:
+  analysis = analysis_of(study, budget, jobs, folder)
+  write_whole(folder.root / "analysis.json", json.dumps(analysis, indent=1) + "\n")
+  print("\n".join(lines_of(study, analysis)))
+  print(f"written to {folder.root / 'analysis.json'}")
+  if analysis["failed"]:
     sys.exit(1)
 
 

@@ -1,7 +1,7 @@
 """Conducts a study: from its jobs and the results in its folder to the analysis."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe.studies.folder import Folder
@@ -35,8 +35,9 @@ def run_study(
   return jobs
 
 
-def analysis_of(study: Study, budget: str, jobs: Sequence[Job], results: Sequence[Result]) -> dict[str, Any]:
-  """The content of a study's results file: what it says, and all that it says it from."""
+def analysis_of(study: Study, budget: str, jobs: Sequence[Job], folder: Folder) -> dict[str, Any]:
+  """The content of a study's results file: what it says, all that it says it from, and why runs have failed."""
+  results = folder.results(jobs)
   return {
     "study": study.name,
     "budget": budget,
@@ -44,10 +45,17 @@ def analysis_of(study: Study, budget: str, jobs: Sequence[Job], results: Sequenc
     "source": study.source,
     "finished": len(results),
     "runs": len(jobs),
+    "failed": {job.name: why for job in jobs if (why := folder.failed(job))},
     "commits": sorted({result.commit for result in results}),
     **study.analyse(budget, results),
     "results": [dataclasses.asdict(result) for result in results],
   }
+
+
+def lines_of(study: Study, analysis: Mapping[str, Any]) -> list[str]:
+  """An analysis in Markdown, with the runs that it lacks because they have failed."""
+  failed = [f"{name} failed: {why}" for name, why in analysis["failed"].items()]
+  return [*study.lines(analysis), *([""] if failed else []), *failed]
 
 
 def hours_left(jobs: Sequence[Job], results: Sequence[Result]) -> float | None:

@@ -7,18 +7,22 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from moe.config import UserError
+from moe.config import UserError, differences, require
 from moe.files import local_path, write_whole
 from moe.parallel.lock import LockedError, lock
 from moe.studies.study import Job, Result
 
+_SHOWN = 5  # of the fields in which two versions of a study differ
+
 
 class StudyError(UserError):
-  """The folder holds another study, or the study cannot continue."""
+  """The folder holds another version of the study, or the study cannot continue."""
 
 
 class Folder:
   """`runs/NAME` is the workdir of a job, `results/NAME.json` its result, `failed/NAME.txt` why its last attempt failed.
+
+  `study.json` says which study it is. A result never changes, so its file is read once.
 
   Attributes:
     root: of the study.
@@ -26,6 +30,42 @@ class Folder:
 
   def __init__(self, path: str | pathlib.Path):
     self.root = local_path("--workdir", path)
+    self._about = self.root / "study.json"
+    self._read: dict[str, Result] = {}
+
+  def check(self, study: str, budget: str, *, may_be_new: bool = True) -> None:
+    """Checks that the folder is that of a study with a budget; writes nothing.
+
+    Raises:
+      ConfigError: it is something else; or new, which must be allowed.
+    """
+    wanted = f"expected the folder of {study} with --budget={budget}{', or a new one' if may_be_new else ''}"
+    require(self.root.is_dir() or not self.root.exists(), "--workdir", str(self.root), wanted)
+    content = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
+    if self._about.name not in content:
+      shown = ", ".join(content[:3]) + ", ..." * (len(content) > 3)
+      holds = f"; it holds {shown}" if content else ""
+      require(may_be_new and not content, "--workdir", str(self.root), f"{wanted}{holds}")
+      return
+    try:
+      about = json.loads(self._about.read_text())
+      found = about["study"], about["budget"]
+    except (OSError, ValueError, KeyError, TypeError):
+      raise StudyError(f"{self._about} cannot be read: expected the names of a study and its budget") from None
+    holds = f"it holds {found[0]} with --budget={found[1]}"
+    require(found == (study, budget), "--workdir", str(self.root), f"{wanted}; {holds}")
+
+  def claim(self, study: str, budget: str) -> None:
+    """Makes the folder that of a study with a budget.
+
+    Raises:
+      StudyError: it cannot be written to.
+    """
+    try:
+      self.root.mkdir(parents=True, exist_ok=True)
+      write_whole(self._about, json.dumps({"study": study, "budget": budget}) + "\n")
+    except OSError as error:
+      raise StudyError(f"cannot write to --workdir {self.root}: {error.strerror}") from None
 
   def workdir(self, name: str) -> pathlib.Path:
     """The workdir of a job."""
@@ -39,23 +79,34 @@ class Folder:
 
   def ready(self, jobs: Sequence[Job]) -> list[Job]:
     """The jobs that can be started, or are being run; in order. Others start from these, or from one that failed."""
-    done = {job.name for job in jobs if self.result(job) is not None}
+    done = {job.name for job in jobs if self.is_finished(job)}
     found = (job for job in jobs if job.name not in done and not self.failed(job))
     return [job for job in found if not job.source or job.source in done]
+
+  def is_finished(self, job: Job) -> bool:
+    """Whether a job has a result; cheap enough to ask every second."""
+    return self._result(job.name).exists()
 
   def result(self, job: Job) -> Result | None:
     """The result of a job; None if it has not finished.
 
     Raises:
-      StudyError: it was made with another config.
+      StudyError: it was made with another config (the message lists what differs), or cannot be read.
     """
     path = self._result(job.name)
-    if not path.exists():
-      return None
-    result = Result(**json.loads(path.read_text()))
-    if result.digest != job.digest:
+    if job.name not in self._read:
+      if not path.exists():
+        return None
+      try:
+        self._read[job.name] = Result(**json.loads(path.read_text()))
+      except (OSError, ValueError, TypeError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from None
+    result = self._read[job.name]
+    if changed := differences(result.config, job.compared):
+      fields = [f"{field} was {old!r}, is {new!r}" for field, (old, new) in changed.items()]
+      listed = "; ".join(fields[:_SHOWN]) + f"; and {len(fields) - _SHOWN} more" * (len(fields) > _SHOWN)
       advice = f"choose another --workdir, or return to commit {result.commit}"
-      raise StudyError(f"{path} is the result of another version of the study: {advice}")
+      raise StudyError(f"{path} is the result of another version of the study: {listed}; {advice}")
     return result
 
   def results(self, jobs: Sequence[Job]) -> list[Result]:

@@ -1,7 +1,6 @@
 """What a study is: a claim, the runs that are to decide it, and what is made of their results."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -44,12 +43,11 @@ class Job:
   weight: float = 1.0
 
   @property
-  def digest(self) -> str:
-    """Changes with the config, so that the results of two versions of a study are never mixed."""
+  def compared(self) -> dict[str, Any]:
+    """The config as JSON holds it, but for where data lie: two results are of one study only if they agree in it."""
     data = dict(self.config["data"]) | {"vocabulary": os.path.basename(self.config["data"].get("vocabulary", ""))}
     data["source"] = {name: value for name, value in data["source"].items() if name not in ("path", "data_dir")}
-    tree = dict(self.config) | {"data": data}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+    return json.loads(json.dumps(dict(self.config) | {"data": data}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +55,10 @@ class Result:
   """What is kept of a finished job.
 
   Attributes:
-    name, tags, digest: of the job.
+    name, tags: of the job.
+    config: what is `compared` of the job.
     commit: of the repository that ran it; empty outside of one.
-    seconds: of the attempt that finished it.
+    seconds: that its attempts took together.
     step: updates made.
     validation: the last validation record of the run.
     scores: the content of its `scores.json`; {} for a run without tasks.
@@ -67,7 +66,7 @@ class Result:
 
   name: str
   tags: Mapping[str, Any]
-  digest: str
+  config: Mapping[str, Any]
   commit: str
   seconds: float
   step: int

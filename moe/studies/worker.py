@@ -1,9 +1,11 @@
 """One process that runs jobs of a study, one after the other, so that they share imports and compiled programs."""
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
+import pathlib
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,9 +45,9 @@ def _try(folder: Folder, job: Job, commit: str) -> bool:
   with folder.taken(job) as mine:
     if not mine:
       return False
-    if folder.result(job) is not None or folder.failed(job):
+    if folder.is_finished(job) or folder.failed(job):
       return True  # by another worker, in the meantime
-    start = time.monotonic()
+    start = time.monotonic() - _seconds_before(folder.workdir(job.name))
     with folder.log(job.name) as out, _printed_to(out):
       try:
         step, validation, scores = _run(folder, job)
@@ -55,7 +57,7 @@ def _try(folder: Folder, job: Job, commit: str) -> bool:
         folder.write_failed(job, why)
         return True
     seconds = time.monotonic() - start
-    folder.write_result(Result(job.name, dict(job.tags), job.digest, commit, seconds, step, validation, scores))
+    folder.write_result(Result(job.name, dict(job.tags), job.compared, commit, seconds, step, validation, scores))
     return True
 
 
@@ -75,6 +77,14 @@ def _run(folder: Folder, job: Job) -> tuple[int, Mapping[str, Any], Mapping[str,
     raise Stopped
   scores = workdir / "scores.json"
   return summary.step, summary.validation, json.loads(scores.read_text()) if scores.exists() else {}
+
+
+def _seconds_before(workdir: pathlib.Path) -> float:
+  """About what earlier attempts took, by the clock of their records, which begins again with each of them."""
+  from moe.training.metrics_file import read_metrics
+
+  seconds = [0.0, *(record["seconds"] for record in read_metrics(workdir / "metrics.jsonl"))]
+  return sum(after - before if after >= before else after for before, after in itertools.pairwise(seconds))
 
 
 @contextlib.contextmanager

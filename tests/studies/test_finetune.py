@@ -78,7 +78,7 @@ def result(arm, task, seed, rate, held_out, validation):
 
   chosen = {"step": 1, "validation": scored(validation), "held_out": scored(held_out)}
   scores = {"held_out": chosen, "published": {**chosen, "validation": scored(validation + 0.1)}}
-  return Result(f"{task}/{arm}", {"arm": arm, "task": task, "seed": seed, "rate": rate}, "", "", 1, 1, {}, scores)
+  return Result(f"{task}/{arm}", {"arm": arm, "task": task, "seed": seed, "rate": rate}, {}, "", 1, 1, {}, scores)
 
 
 def tuned(arm, held_out):

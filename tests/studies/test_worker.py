@@ -1,10 +1,11 @@
+import json
 import types
 
 import pytest
 
 from moe.config import ConfigError
 from moe.studies import worker
-from moe.studies.folder import Folder, StudyError
+from moe.studies.folder import Folder
 from moe.studies.study import Job
 
 
@@ -61,7 +62,7 @@ def test_a_job_that_another_process_has_is_left_to_it(tmp_path, attempts, monkey
   with folder.taken(jobs[0]) as mine:
     assert mine
     # The other process finishes while this one has nothing left to do but wait.
-    result = worker.Result("one", {}, jobs[0].digest, "", 1.0, 10, {}, {})
+    result = worker.Result("one", {}, jobs[0].compared, "", 1.0, 10, {}, {})
     monkeypatch.setattr(worker.time, "sleep", lambda seconds: folder.write_result(result))
     worker.work(str(tmp_path), jobs, "", None)
   assert attempts == ["two"]
@@ -84,15 +85,15 @@ def test_a_worker_starts_no_job_once_the_process_that_started_it_is_gone(tmp_pat
   assert attempts == []
 
 
-def test_results_of_another_version_of_the_study_are_refused(tmp_path, attempts):
-  worker.work(str(tmp_path), [job("one")], "abc", None)
-  with pytest.raises(
-    StudyError, match="another version of the study: choose another --workdir, or return to commit abc"
-  ):
-    Folder(tmp_path).results([job("one", seed=1)])
-
-
-def test_where_the_data_lie_is_no_part_of_a_study(tmp_path):
-  here, there = job("one"), Job("one", {"data": {"source": {"name": "text", "path": "there"}}})
-  assert here.digest == there.digest
-  assert here.digest != job("one", seed=1).digest
+def test_seconds_are_those_of_all_attempts(tmp_path, attempts, monkeypatch):
+  # Two attempts, the first of which lost its last step; then the one that finishes, in 5 s.
+  records = [(10, 4.0), (20, 6.0), (30, 7.0), (30, 3.0), (40, 4.0)]
+  metrics = tmp_path / "runs" / "one" / "metrics.jsonl"
+  metrics.parent.mkdir(parents=True)
+  lines = [json.dumps({"step": step, "kind": "train", "seconds": seconds}) for step, seconds in records]
+  metrics.write_text("\n".join(lines) + "\n")
+  clock = iter([100.0, 105.0])
+  monkeypatch.setattr(worker, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+  worker.work(str(tmp_path), [job("one")], "", None)
+  (result,) = Folder(tmp_path).results([job("one")])
+  assert result.seconds == 6.0 + 4.0 + 5.0
