@@ -10,12 +10,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from moe.nn.dropout import kept_units
 from moe.routing.groups import Groups
-from moe.routing.solvers.hashing import mix
-
-_GOLDEN = np.uint32(0x9E3779B1)
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +74,4 @@ def with_dropout(activation: Callable, dropout: HiddenDropout | None) -> Callabl
 
 def keeps(dropout: HiddenDropout, units: int) -> jax.Array:
   """Bool `[..., units]`, which units of each row are kept."""
-  rows = mix(dropout.names.astype(jnp.uint32) * _GOLDEN + dropout.key[0])
-  number = (dropout.first + jnp.arange(units)).astype(jnp.uint32)
-  bits = mix(mix(rows[..., None] * _GOLDEN + number) ^ dropout.key[1])
-  return bits >= np.uint32(dropout.rate * 2**32)
+  return kept_units(dropout.key, dropout.names, dropout.first + jnp.arange(units), dropout.rate)
