@@ -1,15 +1,23 @@
 """Tries a published claim again: `python -m moe.study --study finetune --budget cpu --workdir runs/finetune`.
 
 Runs what is missing of the study's runs, each an ordinary run in a folder of its own, and writes what they say to
-`analysis.json` in the workdir. The same command resumes after a stop or a crash, and nothing is lost. `--report` alone
-analyses what is there. A run that fails is reported at the end, with exit code 1; the others continue, and the next
-command retries it.
+`analysis.json` in the workdir. The same command resumes after a stop or a crash, and nothing is lost. `--dry_run` lists
+what is missing, `--report` alone analyses what is there. A run that fails is reported at the end, with exit code 1; the
+others continue, and the next command retries it.
+
+`--runner slurm` sends each run that can be started to Slurm, as a job with one GPU, and `--runner "xpk CLUSTER --zone
+ZONE --tpu-type v5litepod-8"` to a slice of one host; what follows the first word are arguments of the script in
+`scripts/launch`. Workdir and data must have the same paths on all machines, this one too. The same command later sends
+what has become ready or has failed. What was sent before is not sent again; if it was cancelled, or the engine has lost
+it, delete its file in the workdir's folder `sent`. Each job is this command with `--only NAME`, which makes one run.
 
 Pretraining text and tasks are the reader's own: `--text` is a glob of text files, `--data_dir` a TFDS directory. With
 `--pretrained WORKDIR` nothing is pretrained, and the study says how that one model does on its tasks.
 """
 
+import dataclasses
 import json
+import signal
 import sys
 
 from absl import flags
@@ -24,18 +32,23 @@ _TEXT = flags.DEFINE_string("text", "", "Glob of the text files to pretrain on."
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS directory of the tasks; empty for TFDS's default.")
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Workdir of a run to take instead of pretraining.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core of its own.", lower_bound=1)
+_RUNNER = flags.DEFINE_string("runner", "local", "local; or slurm or xpk, and arguments of its launch script.")
+_ONLY = flags.DEFINE_string("only", "", "Name of the one run to make, in place of all that are missing.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "List what is missing, or print the engine's commands; run nothing.")
 _REPORT = flags.DEFINE_bool("report", False, "Only analyse what is there.")
 
 
 def main() -> None:
   from moe.files import local_path, write_whole
   from moe.studies import Study
-  from moe.studies.conduct import analysis_of, hours_left, known_jobs, lines_of, run_study
+  from moe.studies.conduct import analysis_of, known_jobs, lines_of, progress_of, run_study
+  from moe.studies.engine import LOCAL, parse_runner, send
   from moe.studies.folder import Folder
   from moe.studies.repository import repository_commit
   from moe.studies.study import Inputs
+  from moe.studies.worker import run_one
 
-  name, budget = _STUDY.value, _BUDGET.value
+  name, budget, dry = _STUDY.value, _BUDGET.value, _DRY_RUN.value
   require(name in Study.choices, "--study", name, f"expected one of {', '.join(Study.choices)}")
   study = Study.choices[name]()
   require(budget in study.budgets, "--budget", budget, f"expected one of {', '.join(study.budgets)}")
@@ -44,22 +57,38 @@ def main() -> None:
   inputs = Inputs(
     *(str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_TEXT, _DATA_DIR, _PRETRAINED))
   )
+  runner, arguments = parse_runner(_RUNNER.value)
+  require(runner == LOCAL or _JOBS.value == 1, "--jobs", _JOBS.value, f"expected 1 with --runner={runner}")
   folder = Folder(_WORKDIR.value)
   folder.check(name, budget, may_be_new=not _REPORT.value)
   jobs = known_jobs(study, budget, inputs, folder)
+  chosen = [job for job in jobs if _ONLY.value in ("", job.name)]
+  require(bool(chosen), "--only", _ONLY.value, "expected one of the study's runs, which --dry_run lists")
   print(f"{study.name}: {study.claim} ({study.source})")
+  if budget in study.planned or (dry and runner == LOCAL):
+    missing = [job for job in chosen if not folder.is_finished(job.name)]
+    print("".join(f"{job.name}: {job.config['train']['steps']} steps\n" for job in missing), end="")
   if budget in study.planned:
-    print("\n".join(f"{job.name}: {job.config['train']['steps']} steps" for job in jobs))
     print(f"budget {budget} is planned only: these {len(jobs)} runs and more, and none was started")
     return
-  done = folder.results(jobs)
-  hours = hours_left(jobs, done)
-  left = "" if hours is None else f"; the others take about {hours:.1f} hours of one core"
-  print(f"{len(done)} of {len(jobs)} runs are finished{left}", flush=True)
+  print(progress_of(jobs, folder.results(jobs), _JOBS.value), flush=True)
   if not _REPORT.value:
     study.check_inputs(inputs, jobs)
-    folder.claim(name, budget)
-    jobs = run_study(study, budget, inputs, folder, jobs, _JOBS.value, repository_commit())
+    if not dry:
+      folder.claim(name, budget)
+    if runner != LOCAL:
+      which = {"study": name, "budget": budget, "workdir": str(folder.root), **dataclasses.asdict(inputs)}
+      command = [f"--{flag}={value}" for flag, value in which.items() if value]
+      send(folder, chosen, runner, arguments, command, repository_commit(), dry=dry)
+    elif _ONLY.value and not dry:
+      if not run_one(folder, chosen[0], repository_commit()):
+        sys.exit(128 + signal.SIGTERM)  # 0 would tell a cluster that the run is finished
+      print(f"{_ONLY.value} is finished")
+      return
+    elif not dry:
+      jobs = run_study(study, budget, inputs, folder, jobs, _JOBS.value, repository_commit())
+  if dry:
+    return
   analysis = analysis_of(study, budget, jobs, folder)
   write_whole(folder.root / "analysis.json", json.dumps(analysis, indent=1) + "\n")
   print("\n".join(lines_of(study, analysis)))

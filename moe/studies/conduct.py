@@ -58,8 +58,17 @@ def lines_of(study: Study, analysis: Mapping[str, Any]) -> list[str]:
   return [*study.lines(analysis), *([""] if failed else []), *failed]
 
 
+def progress_of(jobs: Sequence[Job], results: Sequence[Result], processes: int) -> str:
+  """How many of the known runs are finished, and the time that the others will take, where it can be known."""
+  said, hours = f"{len(results)} of {len(jobs)} runs are finished", hours_left(jobs, results)
+  if hours is None:
+    return said
+  together = f", {hours / processes:.1f} with --jobs={processes}" if processes > 1 else ""
+  return f"{said}; the others take about {hours:.1f} hours one after the other{together}"
+
+
 def hours_left(jobs: Sequence[Job], results: Sequence[Result]) -> float | None:
-  """Of one core, by the seconds of the finished jobs; None if there are none."""
+  """Of one run after the other, by the seconds of the finished jobs; None if there are none."""
   weights = {job.name: job.weight for job in jobs}
   done = sum(weights[result.name] for result in results)
   return sum(result.seconds for result in results) / done * (sum(weights.values()) - done) / 3600 if done else None

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
 from moe.config import UserError, differences, require
 from moe.files import local_path, write_whole
@@ -22,7 +22,8 @@ class StudyError(UserError):
 class Folder:
   """`runs/NAME` is the workdir of a job, `results/NAME.json` its result, `failed/NAME.txt` why its last attempt failed.
 
-  `study.json` says which study it is. A result never changes, so its file is read once.
+  `study.json` says which study it is, and `sent/NAME.json` where a job was sent that is neither finished nor failed. A
+  result never changes, so its file is read once.
 
   Attributes:
     root: of the study.
@@ -63,7 +64,8 @@ class Folder:
     """
     try:
       self.root.mkdir(parents=True, exist_ok=True)
-      write_whole(self._about, json.dumps({"study": study, "budget": budget}) + "\n")
+      if not self._about.exists():
+        write_whole(self._about, json.dumps({"study": study, "budget": budget}) + "\n")
     except OSError as error:
       raise StudyError(f"cannot write to --workdir {self.root}: {error.strerror}") from None
 
@@ -79,13 +81,12 @@ class Folder:
 
   def ready(self, jobs: Sequence[Job]) -> list[Job]:
     """The jobs that can be started, or are being run; in order. Others start from these, or from one that failed."""
-    done = {job.name for job in jobs if self.is_finished(job)}
-    found = (job for job in jobs if job.name not in done and not self.failed(job))
-    return [job for job in found if not job.source or job.source in done]
+    found = (job for job in jobs if not self.is_finished(job.name) and not self.failed(job))
+    return [job for job in found if not job.source or self.is_finished(job.source)]
 
-  def is_finished(self, job: Job) -> bool:
-    """Whether a job has a result; cheap enough to ask every second."""
-    return self._result(job.name).exists()
+  def is_finished(self, name: str) -> bool:
+    """Whether the job of this name has a result; cheap enough to ask every second."""
+    return self._result(name).exists()
 
   def result(self, job: Job) -> Result | None:
     """The result of a job; None if it has not finished.
@@ -124,12 +125,25 @@ class Folder:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
     self._failed(result.name).unlink(missing_ok=True)
+    self._sent(result.name).unlink(missing_ok=True)
 
   def write_failed(self, job: Job, why: str) -> None:
     """Remembers why an attempt failed."""
     path = self._failed(job.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, why + "\n")
+    self._sent(job.name).unlink(missing_ok=True)
+
+  def sent(self, job: Job) -> dict[str, Any]:
+    """Where a job was sent, which has neither finished nor failed since; {} for nowhere."""
+    path = self._sent(job.name)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+  def write_sent(self, job: Job, where: Mapping[str, Any]) -> None:
+    """Remembers where a job was sent."""
+    path = self._sent(job.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(where) + "\n")
 
   def forget_failures(self, jobs: Sequence[Job]) -> None:
     """Before a new attempt at all of them."""
@@ -151,6 +165,9 @@ class Folder:
 
   def _result(self, name: str) -> pathlib.Path:
     return self.root / "results" / f"{name}.json"
+
+  def _sent(self, name: str) -> pathlib.Path:
+    return self.root / "sent" / f"{name}.json"
 
   def _failed(self, name: str) -> pathlib.Path:
     return self.root / "failed" / f"{name}.txt"

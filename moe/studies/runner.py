@@ -31,7 +31,7 @@ def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str
   Raises:
     StudyError: the workers were stopped.
   """
-  missing = [job for job in jobs if not folder.is_finished(job) and not folder.failed(job)]
+  missing = [job for job in jobs if not folder.is_finished(job.name) and not folder.failed(job)]
   if not missing:
     return
   cores = sorted(os.sched_getaffinity(0)) if processes > 1 else [None]
@@ -53,7 +53,7 @@ def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str
       for worker in workers:
         if worker.pid is not None:
           worker.join()
-  left = [job for job in missing if not folder.is_finished(job) and not folder.failed(job)]
+  left = [job for job in missing if not folder.is_finished(job.name) and not folder.failed(job)]
   broken = [worker.exitcode for worker in workers if worker.exitcode]
   if broken and left:
     raise StudyError(f"{len(left)} runs are left: a worker ended with exit code {broken[0]}; run the command again")
@@ -66,7 +66,7 @@ def _follow(folder: Folder, missing: Sequence[Job], workers: Sequence[multiproce
     done: set[str] = set()
     while any(worker.is_alive() for worker in workers):
       for job in missing:
-        if job.name not in done and (folder.is_finished(job) or folder.failed(job)):
+        if job.name not in done and (folder.is_finished(job.name) or folder.failed(job)):
           done.add(job.name)
           bar.update(job.weight)
           if why := folder.failed(job):

@@ -6,16 +6,19 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from moe.config import UserError, first_line
-from moe.studies.folder import Folder
+from moe.config import UserError, first_line, require
+from moe.studies.folder import Folder, StudyError
 from moe.studies.study import Job, Result
 
 _PAUSE = 2.0  # seconds between looks for a job, while others hold what is left
+# What Slurm and Cloud TPU say of a job of one process.
+_ALONE = {"SLURM_STEP_NUM_TASKS": "1?", "TPU_WORKER_HOSTNAMES": "[^,]*"}
 
 
 class Stopped(BaseException):
@@ -40,12 +43,36 @@ def work(root: str, jobs: Sequence[Job], commit: str, core: int | None) -> None:
         time.sleep(_PAUSE)
 
 
+def run_one(folder: Folder, job: Job, commit: str) -> bool:
+  """Runs or resumes one job, which may have failed before, in this process; False if it was stopped before its end.
+
+  Raises:
+    ConfigError: the job that it starts from is not finished, or this is one of several processes of an engine's job.
+    StudyError: another process has it, or it fails.
+  """
+  able = not job.source or folder.is_finished(job.source)
+  require(able, "--only", job.name, f"expected {job.source}, which it starts from, to be finished")
+  for name, alone in _ALONE.items():
+    found = os.environ.get(name, "")
+    require(bool(re.fullmatch(alone, found)), name, found, "expected one process, which makes a run of a study")
+  folder.forget_failures([job])
+  commit = commit or folder.sent(job).get("commit", "")
+  try:
+    if not _try(folder, job, commit):
+      raise StudyError(f"{job.name} is being run by another process")
+  except Stopped:
+    return False
+  if why := folder.failed(job):
+    raise StudyError(f"{job.name} failed: {why}")
+  return True
+
+
 def _try(folder: Folder, job: Job, commit: str) -> bool:
   """Runs or resumes a job, unless another worker has it; an error is kept, and the other jobs continue."""
   with folder.taken(job) as mine:
     if not mine:
       return False
-    if folder.is_finished(job) or folder.failed(job):
+    if folder.is_finished(job.name) or folder.failed(job):
       return True  # by another worker, in the meantime
     start = time.monotonic() - _seconds_before(folder.workdir(job.name))
     with folder.log(job.name) as out, _printed_to(out):

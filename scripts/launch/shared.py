@@ -75,10 +75,14 @@ def add_yes(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-  """The options of `moe.train`; `parse_options` adds the config's overrides as `options.overrides`."""
-  parser.add_argument("--config", required=True, help="config file in this checkout; --config.FIELD=VALUE overrides")
+  """The options of `moe.train`, or `-- MODULE ARGUMENTS` for another main.
+
+  `parse_options` adds the config's overrides as `options.overrides`, and what follows `--` as `options.module`.
+  """
+  parser.add_argument("--config", help="config file in this checkout; --config.FIELD=VALUE overrides")
   parser.add_argument("--workdir", required=True, help="folder of the run, on a disk shared by all hosts")
-  parser.set_defaults(overrides=[])
+  parser.epilog = "In place of --config, `-- MODULE ARGUMENTS` at the end runs another main, such as moe.study."
+  parser.set_defaults(overrides=[], module=[])
 
 
 def parse_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
@@ -88,21 +92,30 @@ def parse_options(parser: argparse.ArgumentParser, arguments: list[str] | None) 
     ConfigError: an override is not --config.FIELD=VALUE, or the verb trains nothing.
   """
   arguments = sys.argv[1:] if arguments is None else arguments
+  end = arguments.index("--") if "--" in arguments else len(arguments)
+  arguments, module = arguments[:end], arguments[end + 1 :]
   overrides = [argument for argument in arguments if argument.startswith("--config.")]
   options = parser.parse_args([argument for argument in arguments if argument not in overrides])
   for override in overrides:
     require("=" in override, "argument", override, "expected the form --config.FIELD=VALUE")
     require("overrides" in options, "argument", override, f"expected no config for {options.verb}")
-  options.overrides = overrides
+  require(not module or "module" in options, "argument", "--", f"expected no command for {options.verb}")
+  options.overrides, options.module = overrides, module
   return options
 
 
 def train_command(options: argparse.Namespace, python: str = "python") -> list[str]:
-  """The command of `moe.train` for every host, to run in the root of the checkout.
+  """The command of `moe.train`, or of the main that was named, for every host, to run in the root of the checkout.
 
   Raises:
-    ConfigError: the config is not a file of this checkout, which is all that the hosts get.
+    ConfigError: the config is not a file of this checkout, which is all that the hosts get; or there are both a config
+      and another main, or neither.
   """
+  one = "expected a config file to train, or else -- MODULE ARGUMENTS"
+  require((options.config is None) == bool(options.module), "--config", options.config, one)
+  if options.module:
+    require(not options.overrides, "argument", options.overrides, "expected --config FILE before it")
+    return [python, "-m", *options.module]
   config = pathlib.Path(options.config)
   given = ROOT / str(config).partition(":")[0]
   require(given.is_file(), "--config", options.config, "expected an existing file")

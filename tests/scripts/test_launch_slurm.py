@@ -45,6 +45,14 @@ def test_a_dry_run_prints_the_command_and_a_script_that_bash_can_read(cloud, sta
   assert shlex.split(srun) == ["srun", "--wait=120", "--label", sys.executable, "-m", "moe.train", *train]
 
 
+def test_another_main_runs_in_place_of_the_training(cloud):
+  other = ["moe.study", "--study=a b", "--config.x", "--", "--help"]
+  start = ["start", "moe", "--nodes=1", "--gpus-per-node=1", f"--workdir={cloud.workdir}", "--dry-run", "--", *other]
+  done = cloud.launch("slurm", *start, PATH="/nothing")
+  (srun,) = [line for line in done.stdout.splitlines() if line.startswith("srun ")]
+  assert shlex.split(srun)[3:] == [sys.executable, "-m", *other]
+
+
 def test_what_is_printed_is_what_is_run(cloud, start):
   assert cloud.same_as_printed("slurm", *start, "--config.data.path=$HOME 'b' \"c\" {command}")
   assert cloud.same_as_printed("slurm", "delete", "moe", "--yes")
@@ -87,6 +95,15 @@ def test_bad_input_and_a_missing_tool_are_one_line(cloud, start):
   }
   for argument, error in said.items():
     assert cloud.launch("slurm", *start, argument).stderr == error
+  one = "expected a config file to train, or else -- MODULE ARGUMENTS\n"
+  both, neither = [*start, "--", "moe.study"], [argument for argument in start if "--config" not in argument]
+  assert cloud.launch("slurm", *both).stderr == f"error: --config = 'configs/new.py': {one}"
+  assert cloud.launch("slurm", *neither).stderr == f"error: --config = None: {one}"
+  assert cloud.launch("slurm", *neither, "--").stderr == f"error: --config = None: {one}"
+  said = cloud.launch("slurm", *neither, "--config.seed=1", "--", "moe.study").stderr
+  assert said == "error: argument = ['--config.seed=1']: expected --config FILE before it\n"
+  said = cloud.launch("slurm", "delete", "moe", "--", "moe.study").stderr
+  assert said == "error: argument = '--': expected no command for delete\n"
   (cloud.bin / "sbatch").unlink()
   done = cloud.launch("slurm", *start, PATH=str(cloud.bin))
   assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: sbatch is not installed: run this on")

@@ -5,7 +5,7 @@ import pytest
 
 from moe.config import ConfigError
 from moe.studies import worker
-from moe.studies.folder import Folder
+from moe.studies.folder import Folder, StudyError
 from moe.studies.study import Job
 
 
@@ -97,3 +97,52 @@ def test_seconds_are_those_of_all_attempts(tmp_path, attempts, monkeypatch):
   worker.work(str(tmp_path), [job("one")], "", None)
   (result,) = Folder(tmp_path).results([job("one")])
   assert result.seconds == 6.0 + 4.0 + 5.0
+
+
+def test_one_run_alone_is_made_after_the_one_that_it_starts_from(tmp_path, attempts):
+  folder, one, two = Folder(tmp_path), job("one"), job("two", source="one")
+  with pytest.raises(ConfigError, match="--only = 'two': expected one, which it starts from, to be finished"):
+    worker.run_one(folder, two, "abc")
+  assert worker.run_one(folder, one, "abc")
+  assert worker.run_one(folder, two, "abc")
+  assert worker.run_one(folder, two, "abc")  # is finished: a job that was sent twice does nothing
+  assert attempts == ["one", "two"]
+
+
+def test_one_run_alone_is_retried_and_says_why_it_fails(tmp_path, attempts):
+  for _ in range(2):
+    with pytest.raises(StudyError, match=r"bad failed: config\.seed = -1: expected at least 0"):
+      worker.run_one(Folder(tmp_path), job("bad"), "")
+  assert attempts == ["bad", "bad"]
+
+
+def test_one_run_alone_that_is_stopped_or_in_use_is_not_finished(tmp_path, attempts, monkeypatch):
+  folder = Folder(tmp_path)
+  with folder.taken(job("one")), pytest.raises(StudyError, match="one is being run by another process"):
+    worker.run_one(folder, job("one"), "")
+
+  def stopped(folder, job):
+    raise worker.Stopped
+
+  monkeypatch.setattr(worker, "_run", stopped)
+  assert not worker.run_one(folder, job("one"), "")
+  assert not folder.is_finished("one") and folder.failed(job("one")) == ""
+
+
+def test_a_run_outside_of_the_repository_has_the_commit_that_was_sent(tmp_path, attempts):
+  folder = Folder(tmp_path)
+  for name in ("one", "two"):
+    folder.write_sent(job(name), {"engine": "xpk", "name": "moe-1", "commit": "sent"})
+  worker.run_one(folder, job("one"), "")
+  worker.run_one(folder, job("two"), "here")
+  assert [result.commit for result in folder.results([job("one"), job("two")])] == ["sent", "here"]
+  assert folder.sent(job("one")) == {}
+
+
+@pytest.mark.parametrize(("name", "value"), [("SLURM_STEP_NUM_TASKS", "2"), ("TPU_WORKER_HOSTNAMES", "a,b")])
+def test_a_run_in_one_of_several_processes_is_refused(name, value, tmp_path, attempts, monkeypatch):
+  monkeypatch.setenv(name, value)
+  with pytest.raises(ConfigError, match=f"{name} = '{value}': expected one process"):
+    worker.run_one(Folder(tmp_path), job("one"), "")
+  monkeypatch.setenv(name, "1")
+  assert worker.run_one(Folder(tmp_path), job("one"), "")
