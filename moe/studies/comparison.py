@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from moe.studies.statistics import holm, mean_interval, verdict
+
 # By arm and task, one score per seed, in the order of seeds.
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
-
-_RESAMPLES = 10_000
 
 
 def compare_over_tasks(scores: Scores, arm: str, baselines: Sequence[str]) -> list[dict[str, Any]]:
@@ -54,24 +54,5 @@ def _contrast(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence
     "losses": losses,
     "ties": len(tasks) - wins - losses,
     "sign_test_p": float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
-    "verdict": "held" if low > 0 else "did not hold" if high < 0 else "not resolved",
+    "verdict": verdict(low, high),
   }
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-  """The 95% interval of the mean of `values [n]` by a percentile bootstrap with a fixed seed."""
-  if np.ptp(values) == 0:
-    return float(values[0]), float(values[0])
-  rng = np.random.default_rng(0)
-  found = stats.bootstrap((values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=rng).confidence_interval
-  return float(found.low), float(found.high)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-  """Holm's corrected p values (1979), in the order given."""
-  order = np.argsort(p, kind="stable")
-  corrected, least = [0.0] * len(p), 0.0
-  for rank, index in enumerate(order):
-    least = max(least, min(1.0, (len(p) - rank) * p[index]))
-    corrected[index] = least
-  return corrected

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from moe.studies.comparison import compare_over_tasks, holm, mean_interval
+from moe.studies.comparison import compare_over_tasks
 
 TASKS = [f"task-{i}" for i in range(11)]
 
@@ -53,17 +53,3 @@ def test_secondary_contrasts_are_corrected_and_the_primary_one_is_not():
   assert "holm" not in primary
   assert second["holm"] == pytest.approx(2 * second["sign_test_p"])
   assert third["holm"] == pytest.approx(third["sign_test_p"])
-
-
-def test_holm_multiplies_by_the_number_of_hypotheses_that_are_left():
-  assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-  assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-  assert holm([]) == []
-
-
-def test_the_interval_of_a_mean_is_that_of_its_standard_error_when_there_are_many():
-  values = np.random.default_rng(1).normal(0.2, 1.0, 2000)
-  low, high = mean_interval(values)
-  error = values.std() / np.sqrt(2000)
-  assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.15 * error)
-  assert mean_interval(np.full(5, 0.25)) == (0.25, 0.25)
