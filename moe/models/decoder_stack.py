@@ -13,6 +13,7 @@ from moe.models.types import Batch, DecodeState, shift_right
 from moe.nn.attention import segment_mask
 
 
+@jax.named_scope("decoder")
 def read_targets(
   stack: Stack,
   embedding: TokenEmbedding,

@@ -71,6 +71,7 @@ class EncoderDecoder(nnx.Module):
       seen={"encoder": encoded.seen, "decoder": decoded.seen},
     )
 
+  @jax.named_scope("encoder")
   def encode(self, batch: Batch, *, training: bool = False, key: jax.Array | None = None) -> StackOutput:
     """The encoder's output `[B, M, d]`."""
     segments = batch["inputs_segments"]

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import time
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,10 +64,9 @@ def compile_step(config: ExperimentConfig, mesh: Mesh) -> Program:
     DoesNotFit: it needs more memory than the devices have.
   """
   start = time.monotonic()
-  setup = Setup(config, mesh)
-  step = setup.train_step(np.zeros(config.model.vocab_size, np.int32))
+  traced = traced_step(config, mesh)
   try:
-    compiled = cast(jax.stages.Wrapped, step).lower(setup.abstract, _batch(config, mesh), setup.inputs(0)).compile()
+    compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
     raise _refusal(error) from None
   found = compiled.memory_analysis()
@@ -79,6 +78,17 @@ def compile_step(config: ExperimentConfig, mesh: Mesh) -> Program:
     peak=found.peak_memory_in_bytes,
   )
   return Program(compiled.as_text(), memory, time.monotonic() - start)
+
+
+def traced_step(config: ExperimentConfig, mesh: Mesh) -> jax.stages.Traced:
+  """The train step of a config for a mesh, not yet compiled.
+
+  Raises:
+    ConfigError: the mesh does not divide the model or the batch.
+  """
+  setup = Setup(config, mesh)
+  step = setup.train_step(np.zeros(config.model.vocab_size, np.int32))
+  return step.trace(setup.abstract, _batch(config, mesh), setup.inputs(0))
 
 
 def argument_bytes(config: ExperimentConfig, mesh: Mesh) -> int:

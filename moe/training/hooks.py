@@ -231,7 +231,9 @@ class Log:
       values = run.means.take()
     run.progress.step(step, values["loss"], run.clock.tokens_per_second, log=log or step == self._first)
     if log:
-      values |= flatten_layers(layer_means(**jax.device_get(sums)))
+      sums = jax.device_get(sums)
+      values |= {f"{stack}/tokens": int(sums["tokens"][stack]) for stack, found in sums["layers"].items() if found}
+      values |= flatten_layers(layer_means(**sums))
       values |= {"tokens_per_second": run.clock.tokens_per_second, "input_wait": run.clock.input_wait}
       values |= {"skipped_records": run.pipeline.skipped} if run.pipeline.skipped else {}
       run.record(step, "train", values)

@@ -51,6 +51,7 @@ def test_a_run_learns_validates_and_keeps_its_checkpoints(whole):
   record = whole.train
   assert record["gradient_norm"] > 0 and record["tokens_per_second"] > 0 and 0 <= record["input_wait"] <= 1
   assert sum(record["encoder/layer_0/experts_per_token"]) == pytest.approx(1)
+  assert 4 * 8 < record["encoder/tokens"] <= 4 * 16 and "decoder/tokens" not in record  # of stacks with experts
 
 
 def test_a_checkpoint_evaluates_to_what_validation_reported(whole):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from moe.experts.kernels import grouped as grouped_network
 from moe.experts.kernels.dropout import picked, with_dropout
-from moe.experts.kernels.rows import NOWHERE, assigned, fetch
+from moe.experts.kernels.rows import NOWHERE, assigned, fetch, mark
 
 _WIDE, _NARROW = 256, 64
 
@@ -29,7 +29,7 @@ def forward(activation, tokens, rows, weight, sizes, ups, down, dropout=None):
       y = grouped_network.output(_product, acts, fetch(tokens, row), weights, ups, down)
       return out.at[row].add(y, mode="drop")
 
-    return _over_run(add_block, start, size, out), None
+    return _over_run(add_block, start, size, out, len(sizes)), None
 
   zeros = jnp.zeros_like(tokens, jnp.float32)
   out, _ = jax.lax.scan(expert, zeros, (jnp.cumsum(sizes) - sizes, sizes, ups, down))
@@ -53,7 +53,7 @@ def backward(activation, tokens, rows, weight, sizes, ups, down, gradient, dropo
       d_weight = d_weight.at[assignments].set(block[1], mode="drop")
       return (d_tokens, d_weight), jax.tree.map(jnp.add, matrices, block[2:])
 
-    sums, matrices = _over_run(add_block, start, size, (sums, _zeros((ups, down))))
+    sums, matrices = _over_run(add_block, start, size, (sums, _zeros((ups, down))), len(sizes))
     return sums, jax.tree.map(lambda d, matrix: d.astype(matrix.dtype), matrices, (ups, down))
 
   start = _zeros((tokens, weight))
@@ -61,16 +61,23 @@ def backward(activation, tokens, rows, weight, sizes, ups, down, gradient, dropo
   return d_tokens.astype(tokens.dtype), d_weight, d_ups, d_down
 
 
-def _over_run(add_block: Callable, start: jax.Array, size: jax.Array, sums):
-  """Applies `add_block(assignments, sums)` to each block of a run of `size` assignments; padding is out of range."""
+def _over_run(add_block: Callable, start: jax.Array, size: jax.Array, sums, num_experts: int):
+  """Applies `add_block(assignments, sums)` to each block of a run of `size` assignments; padding is out of range.
+
+  There are `num_experts` such runs, of which the last blocks are padded.
+  """
   wide = size // _WIDE * _WIDE
 
   def add(first, width, index, sums):
     assignments = first + index * width + jnp.arange(width)
     return add_block(jnp.where(assignments < start + size, assignments, NOWHERE), sums)
 
-  sums = jax.lax.fori_loop(0, size // _WIDE, functools.partial(add, start, _WIDE), sums)
-  return jax.lax.fori_loop(0, -(-(size - wide) // _NARROW), functools.partial(add, start + wide, _NARROW), sums)
+  def loop(first, width, count, sums):
+    with mark(num_experts * width, num_experts * (_NARROW - 1)):
+      return jax.lax.fori_loop(0, count, functools.partial(add, first, width), sums)
+
+  sums = loop(start, _WIDE, size // _WIDE, sums)
+  return loop(start + wide, _NARROW, -(-(size - wide) // _NARROW), sums)
 
 
 def _zeros(arrays):

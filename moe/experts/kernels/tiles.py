@@ -5,6 +5,7 @@ the last run are room for less balanced routings: kernels skip them, so their co
 functions read them, and their results are dropped.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from jax.experimental import pallas as pl
 
 from moe.experts.kernels import grouped as grouped_network
 from moe.experts.kernels.dropout import picked, with_dropout
-from moe.experts.kernels.rows import NOWHERE, assigned, fetch
+from moe.experts.kernels.rows import NOWHERE, assigned, fetch, mark
 
 
 class Kernels(NamedTuple):
@@ -68,7 +69,8 @@ def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down
   def product(x, w, transposed, dtype):
     return kernels.product(tiles, x, w, transposed, dtype)
 
-  y = grouped_network.output(product, activation, fetch(tokens, row), weights, ups, down)
+  with _mark(tiles):
+    y = grouped_network.output(product, activation, fetch(tokens, row), weights, ups, down)
   return jnp.zeros_like(tokens, jnp.float32).at[row].add(y, mode="drop").astype(tokens.dtype)
 
 
@@ -83,9 +85,10 @@ def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, dow
   def outer(a, b):
     return kernels.outer(tiles, a, b, down.dtype)
 
-  d_x, d_weight, d_ups, d_down = grouped_network.gradients(
-    product, outer, activation, fetch(tokens, row), fetch(gradient, row), weights, ups, down
-  )
+  with _mark(tiles):
+    d_x, d_weight, d_ups, d_down = grouped_network.gradients(
+      product, outer, activation, fetch(tokens, row), fetch(gradient, row), weights, ups, down
+    )
   d_tokens = jnp.zeros_like(tokens, jnp.float32).at[row].add(d_x, mode="drop").astype(tokens.dtype)
   return d_tokens, jnp.zeros_like(weight).at[tiles.assignment].set(d_weight, mode="drop"), d_ups, d_down
 
@@ -107,3 +110,9 @@ def _tiles(kernels, rows, weight, sizes) -> tuple[Tiles, jax.Array, jax.Array]:
   wide = len(rows) >= 8 * kernels.rows * len(sizes)
   tiles = cut(sizes, len(rows), kernels.rows if wide else kernels.rows // 2)
   return tiles, *assigned(rows, weight, tiles.assignment)
+
+
+def _mark(tiles: Tiles) -> contextlib.AbstractContextManager:
+  """The kernels' stated cost is that of all T tiles; every expert pads at most one tile."""
+  rows = len(tiles.assignment)
+  return mark(rows, len(tiles.first) * (rows // len(tiles.expert)))
