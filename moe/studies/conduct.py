@@ -37,7 +37,10 @@ def run_study(
 
 def analysis_of(study: Study, budget: str, jobs: Sequence[Job], folder: Folder) -> dict[str, Any]:
   """The content of a study's results file: what it says, all that it says it from, and why runs have failed."""
-  results = folder.results(jobs)
+  results, failed = folder.results(jobs), {}
+  for job in jobs:  # each after the one that it starts from
+    if why := folder.failed(job) or (f"it starts from {job.source}" if job.source in failed else ""):
+      failed[job.name] = why
   return {
     "study": study.name,
     "budget": budget,
@@ -45,7 +48,7 @@ def analysis_of(study: Study, budget: str, jobs: Sequence[Job], folder: Folder) 
     "source": study.source,
     "finished": len(results),
     "runs": len(jobs),
-    "failed": {job.name: why for job in jobs if (why := folder.failed(job))},
+    "failed": failed,
     "commits": sorted({result.commit for result in results}),
     **study.analyse(budget, results),
     "results": [dataclasses.asdict(result) for result in results],

@@ -9,13 +9,16 @@ INPUTS = Inputs("*.txt", "")
 
 
 class Tiny(Study):
-  """One run, whose result names two others; `bad` fails."""
+  """One run, whose result names three others; `bad` fails."""
 
   name = "tiny"
   claim, source, budgets = "It runs.", "nowhere", ("smoke",)
 
   def jobs(self, budget, inputs, results):
-    return [tiny("first", 3.0), *([tiny("bad", 1.0), tiny("last", 2.0)] if results else [])]
+    return [
+      tiny("first", 3.0),
+      *([tiny("bad", 1.0), tiny("after", 1.0, source="bad"), tiny("last", 2.0)] if results else []),
+    ]
 
   def check_inputs(self, inputs, jobs):
     pass
@@ -27,8 +30,8 @@ class Tiny(Study):
     return [f"{name}: {step}" for name, step in analysis["steps"].items()]
 
 
-def tiny(name, weight):
-  return Job(name, {"data": {"source": {"name": "text"}}}, weight=weight)
+def tiny(name, weight, source=""):
+  return Job(name, {"data": {"source": {"name": "text"}}}, source=source, weight=weight)
 
 
 @pytest.fixture
@@ -54,9 +57,10 @@ def test_runs_that_results_name_are_made_too_and_the_analysis_names_those_that_f
   jobs = run_study(Tiny(), "smoke", INPUTS, folder, jobs, 1, "abc")
   analysis = analysis_of(Tiny(), "smoke", jobs, folder)
   assert analysis["steps"] == {"first": 10, "last": 10}
-  assert (analysis["finished"], analysis["runs"]) == (2, 3)
-  assert analysis["failed"] == {"bad": "ValueError: no luck"}
-  assert lines_of(Tiny(), analysis) == ["first: 10", "last: 10", "", "bad failed: ValueError: no luck"]
+  assert (analysis["finished"], analysis["runs"]) == (2, 4)
+  assert analysis["failed"] == {"bad": "ValueError: no luck", "after": "it starts from bad"}
+  failed = ["bad failed: ValueError: no luck", "after failed: it starts from bad"]
+  assert lines_of(Tiny(), analysis) == ["first: 10", "last: 10", "", *failed]
 
 
 def test_the_time_left_is_that_of_the_finished_runs_by_weight(tmp_path, here, monkeypatch):
