@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe.studies.folder import Folder
-from moe.studies.runner import run_missing
+from moe.studies.runner import hours_left, run_missing
 from moe.studies.study import Inputs, Job, Result, Study
 
 
@@ -68,10 +68,3 @@ def progress_of(jobs: Sequence[Job], results: Sequence[Result], processes: int) 
     return said
   together = f", {hours / processes:.1f} with --jobs={processes}" if processes > 1 else ""
   return f"{said}; the others take about {hours:.1f} hours one after the other{together}"
-
-
-def hours_left(jobs: Sequence[Job], results: Sequence[Result]) -> float | None:
-  """Of one run after the other, by the seconds of the finished jobs; None if there are none."""
-  weights = {job.name: job.weight for job in jobs}
-  done = sum(weights[result.name] for result in results)
-  return sum(result.seconds for result in results) / done * (sum(weights.values()) - done) / 3600 if done else None

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 from moe.studies.folder import Folder, StudyError
-from moe.studies.study import Job
+from moe.studies.study import Job, Result
 from moe.studies.worker import work
 
 _LOOK = 1.0  # seconds between looks at what is finished
@@ -45,7 +45,7 @@ def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str
       with _ignoring_ctrl_c():
         for worker in workers:
           worker.start()
-      _follow(folder, missing, workers)
+      _follow(folder, jobs, missing, workers)
     finally:
       for worker in workers:
         if worker.is_alive():
@@ -59,19 +59,36 @@ def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str
     raise StudyError(f"{len(left)} runs are left: a worker ended with exit code {broken[0]}; run the command again")
 
 
-def _follow(folder: Folder, missing: Sequence[Job], workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
-  """Shows what is done, by weight, until all workers have ended."""
-  total = sum(job.weight for job in missing)
-  with tqdm(total=total, bar_format="{percentage:3.0f}% of {desc}|{bar}| {elapsed}, {remaining} left") as bar:
+def hours_left(jobs: Sequence[Job], results: Sequence[Result]) -> float | None:
+  """Of one run after the other, by the seconds of the finished jobs; None if there are none."""
+  weights = {job.name: job.weight for job in jobs}
+  done = sum(weights[result.name] for result in results)
+  return sum(result.seconds for result in results) / done * (sum(weights.values()) - done) / 3600 if done else None
+
+
+def _follow(
+  folder: Folder, jobs: Sequence[Job], missing: Sequence[Job], workers: Sequence[multiprocessing.process.BaseProcess]
+) -> None:
+  """Shows what is done, by weight, and the time left until all workers have ended; in a log only when that changes."""
+  total, live = sum(job.weight for job in missing), sys.stderr.isatty()
+  with tqdm(total=total, bar_format="{percentage:3.0f}% of {desc}|{bar}| {elapsed}") as bar:
     done: set[str] = set()
-    while any(worker.is_alive() for worker in workers):
-      for job in missing:
-        if job.name not in done and (folder.is_finished(job.name) or folder.failed(job)):
-          done.add(job.name)
-          bar.update(job.weight)
-          if why := folder.failed(job):
-            bar.write(f"{job.name} failed: {why}")
-      bar.set_description_str(f"{len(missing)} runs ({len(done)} done)")
+    end: float | None = None
+    while alive := sum(worker.is_alive() for worker in workers):
+      new = [job for job in missing if job.name not in done and (folder.is_finished(job.name) or folder.failed(job))]
+      for job in new:
+        done.add(job.name)
+        bar.update(job.weight)
+        if why := folder.failed(job):
+          bar.write(f"{job.name} failed: {why}")
+      first = not bar.desc
+      if new or first:
+        possible = [job for job in jobs if not folder.failed(job)]
+        hours = hours_left(possible, folder.results(possible))
+        end = None if hours is None else time.monotonic() + 3600 * hours / alive
+      if new or first or live:
+        left = "?" if end is None else tqdm.format_interval(max(0.0, end - time.monotonic()))
+        bar.set_description_str(f"{len(missing)} runs ({len(done)} done, {left} left)")
       time.sleep(_LOOK)
 
 

@@ -110,7 +110,8 @@ def _seconds_before(workdir: pathlib.Path) -> float:
   """About what earlier attempts took, by the clock of their records, which begins again with each of them."""
   from moe.training.metrics_file import read_metrics
 
-  seconds = [0.0, *(record["seconds"] for record in read_metrics(workdir / "metrics.jsonl"))]
+  records = read_metrics(workdir / "metrics.jsonl")
+  seconds = [0.0, *(record["seconds"] for record in records if "seconds" in record)]
   return sum(after - before if after >= before else after for before, after in itertools.pairwise(seconds))
 
 

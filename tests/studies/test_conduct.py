@@ -1,8 +1,9 @@
 import pytest
 
 from moe.studies import worker
-from moe.studies.conduct import analysis_of, hours_left, known_jobs, lines_of, run_study
+from moe.studies.conduct import analysis_of, known_jobs, lines_of, progress_of, run_study
 from moe.studies.folder import Folder
+from moe.studies.runner import hours_left
 from moe.studies.study import Inputs, Job, Study
 
 INPUTS = Inputs("*.txt", "")
@@ -70,3 +71,7 @@ def test_the_time_left_is_that_of_the_finished_runs_by_weight(tmp_path, here, mo
   monkeypatch.setattr(worker.time, "monotonic", lambda: next(clock))
   worker.work(str(tmp_path), jobs[:1], "", None)
   assert hours_left(jobs, folder.results(jobs)) == pytest.approx(1.0)
+  assert progress_of(jobs, [], 2) == "0 of 2 runs are finished"
+  said = "1 of 2 runs are finished; the others take about 1.0 hours one after the other"
+  assert progress_of(jobs, folder.results(jobs), 1) == said
+  assert progress_of(jobs, folder.results(jobs), 2) == f"{said}, 0.5 with --jobs=2"
