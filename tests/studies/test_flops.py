@@ -7,6 +7,9 @@ import pytest
 from moe.config import ConfigError
 from moe.studies.flops import StackFlops, StepFlops, comparable, run_flops, step_flops
 from moe.training.experiment import load_config
+from moe.training.metrics_file import read_metrics
+from moe.training.trainer import train
+from tests.training.tiny import tiny_decoder, tiny_mapping, write_corpus
 
 B, T, D, F, H, W, V, E = 4, 8, 16, 32, 2, 8, 64, 4  # rows, their length, widths, heads, theirs, vocabulary, experts
 N = B * T
@@ -165,6 +168,21 @@ def test_a_run_computes_what_its_records_say_was_assigned():
   assert (first.step, first.per_step, first.total) == (1, 1000 + 10 * 20 * 2 + 10 * 3, 1430)
   assert (second.step, second.per_step) == (3, (2000 + 10 * 20 * 1 + 10 * 0.5) / 2)
   assert second.total == 1430 + 2205
+
+
+def test_the_records_of_a_trained_run_say_what_it_computed(tmp_path):
+  often = {"steps": 3, "log_every": 2, "eval_every": 3, "checkpoint_every": 3}
+  mapping = tiny_mapping(write_corpus(tmp_path / "corpus.jsonl"), **often)
+  mapping["model"] = tiny_decoder(mapping, {"name": "dropless", "top_k": 3})
+  mapping["data"] |= {"objective": "causal_lm", "inputs_length": 0}
+  config = load_config(mapping)
+  train(config, tmp_path / "run")
+  records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  tokens = sum(record["tokens"] for record in records if record["kind"] == "train")
+  flops = step_flops(config)
+  assert flops.dropless["decoder"].per_assignment == 7 * 2 * 16 * 32
+  (_, last) = run_flops(flops, records)
+  assert (last.step, last.total) == (3, pytest.approx(3 * flops.fixed + 7 * 2 * 16 * 32 * 3 * tokens, rel=1e-6))
 
 
 def test_a_run_with_a_missing_record_is_refused():
