@@ -1,9 +1,9 @@
-"""Tries a published claim again: `python -m moe.study --study finetune --budget cpu --workdir runs/finetune`.
+"""Tries a published claim again: `python -m moe.study --study finetune --budget cpu --workdir runs/studies`.
 
 Runs what is missing of the study's runs, each an ordinary run in a folder of its own, and writes what they say to
-`analysis.json` in the workdir. The same command resumes after a stop or a crash, and nothing is lost. `--dry_run` lists
-what is missing, `--report` alone analyses what is there. A run that fails is reported at the end, with exit code 1; the
-others continue, and the next command retries it.
+`STUDY-BUDGET.json` in the workdir; studies of the same models share their runs. The same command resumes after a stop
+or a crash, and nothing is lost. `--dry_run` lists what is missing, `--report` alone analyses what is there. A run that
+fails is reported at the end, with exit code 1; the others continue, and the next command retries it.
 
 `--runner slurm` sends each run that can be started to Slurm, as a job with one GPU, and `--runner "xpk CLUSTER --zone
 ZONE --tpu-type v5litepod-8"` to a slice of one host; what follows the first word are arguments of the script in
@@ -11,12 +11,14 @@ ZONE --tpu-type v5litepod-8"` to a slice of one host; what follows the first wor
 what has become ready or has failed. What was sent before is not sent again; if it was cancelled, or the engine has lost
 it, delete its file in the workdir's folder `sent`. Each job is this command with `--only NAME`, which makes one run.
 
-Pretraining text and tasks are the reader's own: `--text` is a glob of text files, `--data_dir` a TFDS directory. With
-`--pretrained WORKDIR` nothing is pretrained, and the study says how that one model does on its tasks.
+Pretraining text and tasks are the reader's own: `--text` is a glob of text files, or a token directory; `--data_dir` is
+a TFDS directory. With `--pretrained WORKDIR` nothing is pretrained, and the study says how that one model does on its
+tasks. `--arm mine='{"name": "my_router"}'` adds a method to a study of language models: a router's config section, or
+the fields of `moe.studies.arms.Arm`.
 """
 
-import dataclasses
 import json
+import os
 import signal
 import sys
 
@@ -28,9 +30,10 @@ from moe.config import require
 _STUDY = flags.DEFINE_string("study", None, "Name of the study.", required=True)
 _BUDGET = flags.DEFINE_string("budget", "cpu", "How large it is: one of the study's budgets.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study's runs.", required=True)
-_TEXT = flags.DEFINE_string("text", "", "Glob of the text files to pretrain on.")
+_TEXT = flags.DEFINE_string("text", "", "Glob of the text files to pretrain on, or a token directory.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS directory of the tasks; empty for TFDS's default.")
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Workdir of a run to take instead of pretraining.")
+_ARM = flags.DEFINE_multi_string("arm", [], "NAME=VALUES, a method beside the study's own; may be repeated.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core of its own.", lower_bound=1)
 _RUNNER = flags.DEFINE_string("runner", "local", "local; or slurm or xpk, and arguments of its launch script.")
 _ONLY = flags.DEFINE_string("only", "", "Name of the one run to make, in place of all that are missing.")
@@ -41,9 +44,10 @@ _REPORT = flags.DEFINE_bool("report", False, "Only analyse what is there.")
 def main() -> None:
   from moe.files import local_path, write_whole
   from moe.studies import Study
-  from moe.studies.conduct import analysis_of, known_jobs, lines_of, progress_of, run_study
+  from moe.studies.arms import parse_arm
+  from moe.studies.conduct import analysis_of, known_jobs, lines_of, progress_of, run_study, without_nan
   from moe.studies.engine import LOCAL, parse_runner, send
-  from moe.studies.folder import Folder
+  from moe.studies.folder import Folder, studies_folder
   from moe.studies.repository import repository_commit
   from moe.studies.study import Inputs
   from moe.studies.worker import run_one
@@ -54,20 +58,23 @@ def main() -> None:
   require(budget in study.budgets, "--budget", budget, f"expected one of {', '.join(study.budgets)}")
   given = bool(_TEXT.value) != bool(_PRETRAINED.value)
   require(given, "--text", _TEXT.value, "expected a glob of text files to pretrain on, or else --pretrained WORKDIR")
-  inputs = Inputs(
-    *(str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_TEXT, _DATA_DIR, _PRETRAINED))
+  root = studies_folder(_WORKDIR.value)
+  text, data_dir, pretrained = (
+    str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_TEXT, _DATA_DIR, _PRETRAINED)
   )
+  tokens = text if os.path.isdir(text) else str(root / "tokens")
+  inputs = Inputs(text, data_dir, pretrained, tokens, dict(map(parse_arm, _ARM.value)))
   runner, arguments = parse_runner(_RUNNER.value)
   require(runner == LOCAL or _JOBS.value == 1, "--jobs", _JOBS.value, f"expected 1 with --runner={runner}")
-  folder = Folder(_WORKDIR.value)
-  folder.check(name, budget, may_be_new=not _REPORT.value)
+  folder = Folder(root / f"{study.runs}-{budget}")
+  folder.check(study.runs, budget, may_be_new=not _REPORT.value)
   jobs = known_jobs(study, budget, inputs, folder)
   chosen = [job for job in jobs if _ONLY.value in ("", job.name)]
   require(bool(chosen), "--only", _ONLY.value, "expected one of the study's runs, which --dry_run lists")
   print(f"{study.name}: {study.claim} ({study.source})")
   if budget in study.planned or (dry and runner == LOCAL):
     missing = [job for job in chosen if not folder.is_finished(job.name)]
-    print("".join(f"{job.name}: {job.config['train']['steps']} steps\n" for job in missing), end="")
+    print("".join(f"{job.name}: {job.about}\n" for job in missing), end="")
   if budget in study.planned:
     print(f"budget {budget} is planned only: these {len(jobs)} runs and more, and none was started")
     return
@@ -75,10 +82,12 @@ def main() -> None:
   if not _REPORT.value:
     study.check_inputs(inputs, jobs)
     if not dry:
-      folder.claim(name, budget)
+      folder.claim(study.runs, budget)
+      study.prepare(inputs)
     if runner != LOCAL:
-      which = {"study": name, "budget": budget, "workdir": str(folder.root), **dataclasses.asdict(inputs)}
-      command = [f"--{flag}={value}" for flag, value in which.items() if value]
+      which = {"study": name, "budget": budget, "workdir": str(root), "text": text, "data_dir": data_dir}
+      which |= {"pretrained": pretrained}
+      command = [f"--{flag}={value}" for flag, value in which.items() if value] + [f"--arm={arm}" for arm in _ARM.value]
       send(folder, chosen, runner, arguments, command, repository_commit(), dry=dry)
     elif _ONLY.value and not dry:
       if not run_one(folder, chosen[0], repository_commit()):
@@ -90,9 +99,10 @@ def main() -> None:
   if dry:
     return
   analysis = analysis_of(study, budget, jobs, folder)
-  write_whole(folder.root / "analysis.json", json.dumps(analysis, indent=1) + "\n")
+  path = root / f"{name}-{budget}.json"
+  write_whole(path, json.dumps(without_nan(analysis), indent=1) + "\n")
   print("\n".join(lines_of(study, analysis)))
-  print(f"written to {folder.root / 'analysis.json'}")
+  print(f"written to {path}")
   if analysis["failed"]:
     sys.exit(1)
 

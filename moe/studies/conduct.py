@@ -1,6 +1,7 @@
 """Conducts a study: from its jobs and the results in its folder to the analysis."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,3 +69,12 @@ def progress_of(jobs: Sequence[Job], results: Sequence[Result], processes: int) 
     return said
   together = f", {hours / processes:.1f} with --jobs={processes}" if processes > 1 else ""
   return f"{said}; the others take about {hours:.1f} hours one after the other{together}"
+
+
+def without_nan(values: Any) -> Any:
+  """A tree of JSON with null for every number that JSON cannot hold."""
+  if isinstance(values, Mapping):
+    return {name: without_nan(value) for name, value in values.items()}
+  if isinstance(values, list | tuple):
+    return [without_nan(value) for value in values]
+  return None if isinstance(values, float) and not math.isfinite(values) else values

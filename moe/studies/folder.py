@@ -12,11 +12,26 @@ from moe.files import local_path, write_whole
 from moe.parallel.lock import LockedError, lock
 from moe.studies.study import Job, Result
 
+_ABOUT = "study.json"
 _SHOWN = 5  # of the fields in which two versions of a study differ
 
 
 class StudyError(UserError):
   """The folder holds another version of the study, or the study cannot continue."""
+
+
+def studies_folder(path: str | pathlib.Path) -> pathlib.Path:
+  """The folder of any number of studies, each with a folder below it; makes nothing.
+
+  Raises:
+    ConfigError: it holds something else, and no study.
+  """
+  root = local_path("--workdir", path)
+  content = sorted(root.iterdir()) if root.is_dir() else []
+  usable = any((one / _ABOUT).exists() for one in content) if content else root.is_dir() or not root.exists()
+  holds = f"; it holds {', '.join(one.name for one in content[:3])}{', ...' * (len(content) > 3)}" if content else ""
+  require(usable, "--workdir", str(root), f"expected a folder of studies, or a new one{holds}")
+  return root
 
 
 class Folder:
@@ -31,7 +46,7 @@ class Folder:
 
   def __init__(self, path: str | pathlib.Path):
     self.root = local_path("--workdir", path)
-    self._about = self.root / "study.json"
+    self._about = self.root / _ABOUT
     self._read: dict[str, Result] = {}
 
   def check(self, study: str, budget: str, *, may_be_new: bool = True) -> None:

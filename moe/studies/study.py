@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,11 +18,15 @@ class Inputs:
     text: of pretraining: a glob of text files.
     data_dir: the TFDS directory with the tasks; empty for TFDS's default.
     pretrained: workdir of a run that stands in for all that the study would pretrain; empty for none.
+    tokens: the token directory that is made of the text, or is given in its place.
+    arms: methods beside the study's own: by name a router's config section, or the fields of `moe.studies.arms.Arm`.
   """
 
   text: str
   data_dir: str
   pretrained: str = ""
+  tokens: str = ""
+  arms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +35,12 @@ class Job:
 
   Attributes:
     name: of the folder, such as "finetune/rte/expert_choice/seed-0".
-    config: the whole tree of its config, but for `init.workdir`.
-    source: name of the job whose run it starts from; empty for none.
+    config: the whole tree of its config, but for `init.workdir`; {} for a measurement of its source.
+    source: name of the job whose run it starts from, or measures; empty for none.
     tags: what results are grouped by: arm, seed, task and the like.
     weight: about how long it takes, relative to the others.
+    blocks: batches of the validation split whose losses are kept one by one when it ends; 0 for none.
+    measure: name of the study that measures its source; empty for a run.
   """
 
   name: str
@@ -41,10 +48,19 @@ class Job:
   source: str = ""
   tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   weight: float = 1.0
+  blocks: int = 0
+  measure: str = ""
+
+  @property
+  def about(self) -> str:
+    """How long it is."""
+    return f"measures {self.source}" if self.measure else f"{self.config['train']['steps']} steps"
 
   @property
   def compared(self) -> dict[str, Any]:
     """The config as JSON holds it, but for where data lie: two results are of one study only if they agree in it."""
+    if self.measure:
+      return {"measure": self.measure}
     data = dict(self.config["data"]) | {"vocabulary": os.path.basename(self.config["data"].get("vocabulary", ""))}
     data["source"] = {name: value for name, value in data["source"].items() if name not in ("path", "data_dir")}
     return json.loads(json.dumps(dict(self.config) | {"data": data}))
@@ -62,6 +78,11 @@ class Result:
     step: updates made.
     validation: the last validation record of the run.
     scores: the content of its `scores.json`; {} for a run without tasks.
+    curve: of every validation the `step` and the `loss`, and the mean `gate_entropy` of its routers, if they have one.
+    blocks: by rule, "own" and that of the "causal" twin where there is one, the losses of the job's blocks.
+    flops: of the forward passes of all its steps, as measured.
+    parameters: of the model.
+    measured: what a measurement found.
   """
 
   name: str
@@ -72,6 +93,11 @@ class Result:
   step: int
   validation: Mapping[str, Any]
   scores: Mapping[str, Any]
+  curve: Sequence[Mapping[str, float]] = ()
+  blocks: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+  flops: float = 0.0
+  parameters: int = 0
+  measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Study(Choice):
@@ -81,12 +107,18 @@ class Study(Choice):
     claim: what was published, in one sentence.
     source: paper and section.
     budgets: names of its budgets, such as "smoke" and "cpu".
+    planned: those of which no run is started.
+    runs: name of what its runs belong to, with their budget: studies of the same name share runs.
   """
 
   claim: ClassVar[str]
   source: ClassVar[str]
   budgets: ClassVar[tuple[str, ...]]
   planned: ClassVar[tuple[str, ...]] = ()
+
+  @property
+  def runs(self) -> str:
+    return self.name
 
   def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
     """The runs of a budget that can be named, given the results of others; in the order in which they are started.
@@ -98,6 +130,13 @@ class Study(Choice):
 
   def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
     """Raises `UserError` unless what these jobs read is there: the first that needs it may start hours later."""
+    raise NotImplementedError
+
+  def prepare(self, inputs: Inputs) -> None:
+    """Makes once, before any job, what all of them read."""
+
+  def measure(self, workdir: pathlib.Path, tags: Mapping[str, Any]) -> dict[str, Any]:
+    """What a measurement with these tags finds in the workdir of its source, as JSON."""
     raise NotImplementedError
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:

@@ -9,8 +9,10 @@ import pathlib
 import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
+
+from absl import logging as absl_logging
 
 from moe.config import UserError, first_line, require
 from moe.studies.folder import Folder, StudyError
@@ -36,6 +38,7 @@ def work(root: str, jobs: Sequence[Job], commit: str, core: int | None) -> None:
   """
   if core is not None:
     os.sched_setaffinity(0, {core})
+  absl_logging.set_verbosity(absl_logging.FATAL)  # as in every main: libraries log what nobody can act on
   folder, parent = Folder(root), multiprocessing.parent_process()
   with contextlib.suppress(Stopped):
     while (ready := folder.ready(jobs)) and (parent is None or parent.is_alive()):
@@ -77,33 +80,44 @@ def _try(folder: Folder, job: Job, commit: str) -> bool:
     start = time.monotonic() - _seconds_before(folder.workdir(job.name))
     with folder.log(job.name) as out, _printed_to(out):
       try:
-        step, validation, scores = _run(folder, job)
+        found = _measure(folder, job) if job.measure else _run(folder, job)
       except Exception as error:
         traceback.print_exc()
         why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
         folder.write_failed(job, why)
         return True
     seconds = time.monotonic() - start
-    folder.write_result(Result(job.name, dict(job.tags), job.compared, commit, seconds, step, validation, scores))
+    folder.write_result(Result(job.name, dict(job.tags), job.compared, commit, seconds, **found))
     return True
 
 
-def _run(folder: Folder, job: Job) -> tuple[int, Mapping[str, Any], Mapping[str, Any]]:
-  """Trains to the last step: steps, last validation record, scores.
+def _run(folder: Folder, job: Job) -> dict[str, Any]:
+  """Trains to the last step: the fields of the job's result.
 
   Raises:
     Stopped: by a signal.
   """
   from moe.evaluation.run import run_config  # here, after the process has been bound to its core
+  from moe.studies.outcome import outcome
 
   workdir, tree = folder.workdir(job.name), dict(job.config)
   if job.source:
     tree["init"] = {**tree.get("init", {}), "workdir": str(folder.workdir(job.source))}
-  _, summary = run_config(tree, workdir)
+  config, summary = run_config(tree, workdir)
   if not summary.finished:
     raise Stopped
-  scores = workdir / "scores.json"
-  return summary.step, summary.validation, json.loads(scores.read_text()) if scores.exists() else {}
+  path = workdir / "scores.json"
+  scores = json.loads(path.read_text()) if path.exists() else {}
+  more = outcome(config, workdir, job.blocks) if job.blocks else {}
+  return {"step": summary.step, "validation": summary.validation, "scores": scores, **more}
+
+
+def _measure(folder: Folder, job: Job) -> dict[str, Any]:
+  """Measures the finished run of the job's source: the fields of the job's result."""
+  from moe.studies import Study
+
+  measured = Study.choices[job.measure]().measure(folder.workdir(job.source), job.tags)
+  return {"step": 0, "validation": {}, "scores": {}, "measured": measured}
 
 
 def _seconds_before(workdir: pathlib.Path) -> float:

@@ -46,10 +46,7 @@ def evaluate_batches(
     DataError: the batches hold no token with a loss.
   """
   totals: Any = None
-  for batch in itertools.islice(_together(batches, empty), limit or None):
-    sums = jax.device_get(eval_step(params, router_state, put_batch(mesh, batch)))
-    # Float64 on the host: float32 sums would lose tokens after 2^24 of them.
-    sums = jax.tree.map(np.float64, sums)
+  for sums in batch_sums(eval_step, params, router_state, batches, empty, mesh, limit):
     totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
   if totals is None or not totals["weight"]:
     raise DataError("the split", "holds no token to evaluate on")
@@ -62,6 +59,21 @@ def evaluate_batches(
     "tokens": int(totals["weight"]),
     "bytes": int(totals["bytes"]),
   } | flatten_layers(layer_means(totals["layers"], totals["layer_tokens"]))
+
+
+def batch_sums(
+  eval_step: Callable[..., dict[str, Any]],
+  params: Any,
+  router_state: Any,
+  batches: Iterable[Batch],
+  empty: Batch,
+  mesh: Mesh,
+  limit: int = 0,
+) -> Iterator[dict[str, Any]]:
+  """What `make_eval_step` says of each batch, in float64. The arguments are those of `evaluate_batches`."""
+  for batch in itertools.islice(_together(batches, empty), limit or None):
+    sums = jax.device_get(eval_step(params, router_state, put_batch(mesh, batch)))
+    yield jax.tree.map(np.float64, sums)  # on the host: float32 sums would lose tokens after 2^24 of them
 
 
 def layer_means(layers: dict[str, Any], tokens: dict[str, Any]) -> dict[str, Any]:

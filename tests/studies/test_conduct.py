@@ -42,7 +42,7 @@ def here(monkeypatch):
   def run(folder, job):
     if job.name == "bad":
       raise ValueError("no luck")
-    return 10, {}, {}
+    return {"step": 10, "validation": {}, "scores": {}}
 
   def run_missing(folder, jobs, processes, commit):
     worker.work(str(folder.root), jobs, commit, None)

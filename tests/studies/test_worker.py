@@ -23,7 +23,7 @@ def attempts(monkeypatch):
     print(f"running {job.name}")
     if job.name == "bad":
       raise ConfigError("config.seed", -1, "expected at least 0")
-    return 10, {"loss": 2.0}, {}
+    return {"step": 10, "validation": {"loss": 2.0}, "scores": {}}
 
   monkeypatch.setattr(worker, "_run", run)
   return names

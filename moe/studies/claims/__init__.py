@@ -1,3 +1,11 @@
 """One published claim per file."""
 
+from moe.studies.claims import balance as balance
+from moe.studies.claims import base as base
+from moe.studies.claims import capacity as capacity
+from moe.studies.claims import capped as capped
+from moe.studies.claims import convergence as convergence
+from moe.studies.claims import encoder as encoder
+from moe.studies.claims import experts as experts
 from moe.studies.claims import finetune as finetune
+from moe.studies.claims import soft as soft

@@ -1,0 +1,23 @@
+r"""The T5 of the studies, dense as it stands: the studies put experts in its encoder, where routers may look ahead.
+
+    python -m moe.train --config configs/studies/encoder.py --workdir runs/encoder \
+      --config.data.source.path="text/*.jsonl.xz"
+
+The encoder reads the beginning of each row, the decoder predicts every token of the rest: a prefix language model.
+Width, data and recipe are those of `configs/studies/decoder.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.studies import decoder
+
+
+def get_config() -> ConfigDict:
+  config = decoder.get_config()
+  config.model.name = "encoder_decoder"
+  config.model.encoder = ConfigDict({"layers": 4})
+  config.model.decoder = ConfigDict({"layers": 2})
+  config.data.objective = "prefix_lm"
+  config.data.inputs_length = 64
+  config.data.targets_length = 64
+  return config

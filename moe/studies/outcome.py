@@ -1,0 +1,47 @@
+"""What a study keeps of a finished run, besides its scores."""
+
+import pathlib
+from typing import Any
+
+from moe.evaluation.perplexity import batch_losses
+from moe.evaluation.restore import Trained, restore
+from moe.evaluation.rules import under_causal_rule
+from moe.models.count import count_parameters
+from moe.studies.flops import run_flops, step_flops
+from moe.training.experiment import ExperimentConfig
+from moe.training.metrics_file import Record, read_metrics
+from moe.training.workdir import Workdir
+
+
+def outcome(config: ExperimentConfig, folder: pathlib.Path, blocks: int) -> dict[str, Any]:
+  """The fields `curve`, `blocks`, `flops` and `parameters` of a `Result`.
+
+  Args:
+    config: of the run.
+    folder: its workdir.
+    blocks: batches of the validation split to evaluate one by one; 0 for none.
+  """
+  records = read_metrics(Workdir(folder).metrics)
+  return {
+    "curve": [_point(record) for record in records if record["kind"] == "validation"],
+    "blocks": _blocks(restore(folder, "latest"), blocks) if blocks else {},
+    "flops": run_flops(step_flops(config, forward=True), records)[-1].total,
+    "parameters": count_parameters(config.model, 1).total,
+  }
+
+
+def _point(record: Record) -> dict[str, float]:
+  """A validation: its step, its loss, and the mean over layers of the routers' entropy and largest load."""
+  point = {"step": record["step"], "loss": record["loss"]}
+  for name in ("gate_entropy", "load_max"):
+    layers = [value for key, value in record.items() if key.endswith(f"/{name}")]
+    if layers:
+      point[name] = sum(layers) / len(layers)
+  return point
+
+
+def _blocks(trained: Trained, number: int) -> dict[str, list[float]]:
+  """The losses of the first batches of the validation split, under the router's own rule and its causal twin's."""
+  honest = under_causal_rule(trained) if trained.config.model.decoder_router else None
+  rules = {"own": trained} | ({} if honest is None else {"causal": honest})
+  return {rule: batch_losses(one, one.config.data, "validation", number) for rule, one in rules.items()}

@@ -1,0 +1,132 @@
+"""What all methods of a study have in common: a model, its data, and how large and how long each budget makes them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """How much is spent on each method.
+
+  Attributes:
+    config: what is changed of the setting's config.
+    num_experts: experts of half the dense network's width, of which a token has two.
+    seeds: of the comparison; none of them is the one that chooses learning rates.
+    rates: the grid of learning rates, the same for every method.
+    tuning: length of the runs that choose from it, as a share of the others' length.
+    blocks: batches of the validation split whose losses are kept one by one, at the end of a run.
+  """
+
+  config: Mapping[str, Any]
+  num_experts: int
+  seeds: int
+  rates: Sequence[float]
+  tuning: float
+  blocks: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """A model, dense as it stands, in one stack of which every layer's network is replaced by a method's experts.
+
+  Attributes:
+    name: of the setting, and of the folder of its runs.
+    config: file of `configs/`.
+    stack: the one with experts.
+    budgets: by name.
+  """
+
+  name: str
+  config: str
+  stack: Literal["encoder", "decoder"]
+  budgets: Mapping[str, Budget]
+
+
+_SMOKE = Budget(
+  config={
+    "model.d_model": 16,
+    "model.d_ff": 16,
+    "model.num_heads": 2,
+    "model.d_head": 8,
+    "data.batch_size": 4,
+    "optimizer.schedule.warmup_steps": 1,
+    "train.steps": 4,
+    "train.eval_every": 2,
+    "train.eval_batches": 2,
+  },
+  num_experts=8,
+  seeds=2,
+  rates=(0.01,),
+  tuning=0.5,
+  blocks=2,
+)
+
+# One accelerator: 30M activated parameters, 20M tokens a run.
+_GPU = {
+  "model.d_model": 384,
+  "model.d_ff": 768,
+  "model.num_heads": 6,
+  "model.d_head": 64,
+  "model.dtype": "bfloat16",
+  "data.batch_size": 128,
+  "train.steps": 1500,
+  "train.eval_every": 150,
+}
+
+# The sizes of Zhou et al. 2022, table 1: 0.1B activated parameters, 64 experts, 256 batches of a million tokens.
+_PAPER = {
+  "model.vocab_size": 32_000,
+  "model.d_model": 768,
+  "model.d_ff": 3072,
+  "model.num_heads": 12,
+  "model.d_head": 64,
+  "model.dtype": "bfloat16",
+  "data.batch_size": 1024,
+  "train.steps": 250_000,
+  "train.eval_every": 2500,
+}
+
+DECODER = Setting(
+  name="decoder",
+  config="studies/decoder.py",
+  stack="decoder",
+  budgets={
+    "smoke": _SMOKE,
+    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.005, 0.01, 0.02), tuning=1 / 3, blocks=128),
+    "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), tuning=1 / 3, blocks=64),
+    "paper": Budget(
+      _PAPER | {"model.decoder.layers": 12, "data.targets_length": 1024},
+      num_experts=64,
+      seeds=3,
+      rates=(0.0003, 0.0006, 0.0012),
+      tuning=0.1,
+      blocks=64,
+    ),
+  },
+)
+
+ENCODER = Setting(
+  name="encoder",
+  config="studies/encoder.py",
+  stack="encoder",
+  budgets={
+    "smoke": _SMOKE,
+    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.005, 0.01, 0.02), tuning=1 / 3, blocks=128),
+    "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), tuning=1 / 3, blocks=64),
+    "paper": Budget(
+      _PAPER
+      | {
+        "model.encoder.layers": 12,
+        "model.decoder.layers": 12,
+        "data.inputs_length": 512,
+        "data.targets_length": 512,
+      },
+      num_experts=64,
+      seeds=3,
+      rates=(0.0003, 0.0006, 0.0012),
+      tuning=0.1,
+      blocks=64,
+    ),
+  },
+)
