@@ -62,7 +62,7 @@ def run_names(workdirs: Sequence[str]) -> list[str]:
 
 def _collect(name: str, workdir: str, trained: Trained, batches: int) -> Run:
   vocabulary = vocabulary_of(trained)
-  micro = list(_micro_batches(trained, batches))
+  micro = list(validation_batches(trained, batches))
   layers = _layers(trained, micro)
   churn, unreadable = _churn(workdir, trained, layers, micro)
   metrics = Workdir(workdir).metrics
@@ -80,8 +80,12 @@ def _collect(name: str, workdir: str, trained: Trained, batches: int) -> Run:
   )
 
 
-def _micro_batches(trained: Trained, batches: int) -> Iterator[Batch]:
-  """The first batches of the validation split, in the micro-batches of training, which may be whole routing groups."""
+def validation_batches(trained: Trained, batches: int) -> Iterator[Batch]:
+  """The first batches of the validation split, in the micro-batches of training, which may be whole routing groups.
+
+  Raises:
+    ConfigError, DataError: the split cannot be read, or is empty.
+  """
   config = trained.config
   with open_pipeline(config, "validation", training=False) as pipeline:
     read: list[Batch] = list(itertools.islice(pipeline, batches))

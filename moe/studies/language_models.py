@@ -1,24 +1,21 @@
 """Studies of language models that differ in their experts alone: the same start, the same data, the same tuning."""
 
-import dataclasses
 import functools
 import glob
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
-from scipy import stats
 
 from moe.config import build, override, require
 from moe.data import DataConfig
 from moe.data.formats.tokenizing import tokenize
 from moe.markdown import markdown_table
-from moe.studies import statistics
 from moe.studies.arms import Arm, given_arm
+from moe.studies.contrasts import Contrast, answer_to, block_losses, by_seed, corrected, sentence
 from moe.studies.flops import step_flops
 from moe.studies.repository import repository_config
 from moe.studies.settings import Budget, Setting
@@ -28,26 +25,8 @@ from moe.training.experiment import load_config
 TUNING = "tuning"  # in place of a seed's number
 _TUNING_SEED = 1000  # no other run has it
 _DENSE = "dense"
+_MEASURING = 0.05  # of the time that the run has taken, about
 _TOLERANCE = 0.02  # of FLOPs per step that count as equal
-
-
-@dataclasses.dataclass(frozen=True)
-class Contrast:
-  """What is asked of two arms.
-
-  Attributes:
-    arm, baseline: their names.
-    measure: "loss": by how many nats per token the arm is better; "steps", "flops": how many times fewer the arm needs
-      to reach the baseline's final loss.
-    more_than: what is claimed of this number. A loss has to differ by more than 0.005 to count.
-    rule: the rule that the arm's router is judged by at the end: its "own", or its "causal" twin's. Only for "loss".
-  """
-
-  arm: str
-  baseline: str
-  measure: Literal["loss", "steps", "flops"] = "loss"
-  more_than: float = 0.005
-  rule: Literal["own", "causal"] = "own"
 
 
 class LanguageModels(Study):
@@ -61,7 +40,7 @@ class LanguageModels(Study):
   Attributes:
     setting: what all arms have in common.
     arms: names in `moe.studies.arms.ARMS`, in the order of tables, or arms of the study's own.
-    contrasts: the first is primary.
+    contrasts: the first is primary; without any, the first of the findings.
     control: the sparse arm that must beat the dense one; empty if the study has no dense arm.
   """
 
@@ -77,7 +56,7 @@ class LanguageModels(Study):
     return self.setting.name
 
   def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
-    plan, arms = self.setting.budgets[budget], self.all_arms(budget, inputs)
+    plan, arms = self.setting.budgets[budget], self.all_arms(budget, inputs, results)
     tuning = [self._job(budget, inputs, name, arms[name], rate, None) for rate in plan.rates for name in arms]
     if len(plan.rates) == 1:
       tuning = []  # there is nothing to choose
@@ -88,16 +67,30 @@ class LanguageModels(Study):
       for name in arms
       if name in rates
     ]
-    return tuning + compared
+    return tuning + compared + self.measurements(budget, compared)
 
-  def all_arms(self, budget: str, inputs: Inputs) -> dict[str, Arm]:
+  def all_arms(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> dict[str, Arm]:
     """The study's arms, and those that were given; of the smoke budget, those of its first answers."""
     given = {name: given_arm(name, values) for name, values in inputs.arms.items()}
     for name in given:
       require(name not in self.arms, "--arm", name, "expected a name that no arm of the study has")
-    first = {_DENSE, self.control, self.contrasts[0].arm, self.contrasts[0].baseline}
-    own = {name: arm for name, arm in self.arms.items() if budget != "smoke" or name in first}
+    first = {_DENSE, self.control, *(name for one in self.contrasts[:1] for name in (one.arm, one.baseline))}
+    small = budget == "smoke" and bool(self.contrasts)
+    own = {name: arm for name, arm in self.arms.items() if not small or name in first}
     return {**own, **given}
+
+  def measurements(self, budget: str, runs: Sequence[Job]) -> list[Job]:
+    """What is measured of the runs that are compared, once they are finished; nothing unless the study says so."""
+    return []
+
+  def measurement(self, run: Job, **tags: Any) -> Job:
+    """A measurement of a run by this study, with the run's tags and these."""
+    name, both = f"measures/{self.name}/{run.name}", dict(run.tags) | tags
+    return Job(name, {}, source=run.name, tags=both, weight=_MEASURING * run.weight, measure=self.name)
+
+  def findings(self, measured: Sequence[Result]) -> list[dict[str, Any]]:
+    """What the measurements say, as `moe.studies.contrasts.finding`."""
+    return []
 
   def rates(self, budget: str, results: Sequence[Result]) -> dict[str, float]:
     """The learning rate of each arm whose tuning is finished: of the lowest final loss."""
@@ -143,20 +136,18 @@ class LanguageModels(Study):
     )
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
-    compared = [one for one in results if one.tags["seed"] != TUNING]
-    runs = {arm: _by_seed(compared, arm) for arm in dict.fromkeys(one.tags["arm"] for one in compared)}
-    contrasts = [found for one in self.contrasts if (found := _answer(one, runs)) is not None]
-    p = statistics.holm([one["p"] for one in contrasts[1:]])
-    for one, corrected in zip(contrasts[1:], p):
-      one["holm"] = corrected
-    control = _answer(Contrast(self.control, _DENSE), runs) if self.control else None
+    compared = [one for one in results if one.tags["seed"] != TUNING and not one.is_measurement]
+    runs = {arm: by_seed(compared, arm) for arm in dict.fromkeys(one.tags["arm"] for one in compared)}
+    answers = [found for one in self.contrasts if (found := answer_to(one, runs)) is not None]
+    findings = self.findings([one for one in results if one.is_measurement])
+    control = answer_to(Contrast(self.control, _DENSE), runs) if self.control else None
     return {
       "setting": self.setting.name,
       "rates": self.rates(budget, results),
       "tuning": _tuning(results),
       "arms": {arm: _summary(list(found.values())) for arm, found in runs.items()},
       "control": control,
-      "contrasts": contrasts,
+      "contrasts": corrected([*answers, *findings]),
     }
 
   def lines(self, analysis: Mapping[str, Any]) -> list[str]:
@@ -200,83 +191,6 @@ def _measured(tree: Mapping[str, Any]) -> str:
   return json.dumps(override(tree, {"data.source": {"name": "tokens", "path": "tokens"}}.items()), sort_keys=True)
 
 
-def _by_seed(results: Sequence[Result], arm: str) -> dict[int, Result]:
-  found = {one.tags["seed"]: one for one in results if one.tags["arm"] == arm}
-  return dict(sorted(found.items()))
-
-
-def _answer(contrast: Contrast, runs: Mapping[str, Mapping[int, Result]]) -> dict[str, Any] | None:
-  """What the seeds that both arms have say; None if they have none."""
-  ours, theirs = runs.get(contrast.arm, {}), runs.get(contrast.baseline, {})
-  seeds = [seed for seed in ours if seed in theirs]
-  if not seeds:
-    return None
-  pairs = [(ours[seed], theirs[seed]) for seed in seeds]
-  return dataclasses.asdict(contrast) | {"seeds": seeds} | _MEASURES[contrast.measure](contrast, pairs)
-
-
-def _difference(contrast: Contrast, pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
-  """By how many nats per token the arm is better, on the same blocks of the validation split."""
-  ours, theirs = (np.array([_blocks(pair[side], contrast.rule) for pair in pairs]) for side in (0, 1))  # [S, B]
-  found = statistics.paired_difference(ours.mean(1), theirs.mean(1))
-  bootstrap = statistics.hierarchical_interval(theirs - ours)
-  return {
-    "value": found.mean,
-    "interval": [found.low, found.high],
-    "bootstrap": [bootstrap.low, bootstrap.high],
-    "p": found.p,
-    "values": (theirs - ours).mean(1).tolist(),
-    "diverged": found.diverged,
-    "verdict": _difference_verdict(found.low, found.high, found.mean, contrast.more_than),
-  }
-
-
-def _difference_verdict(low: float, high: float, mean: float, least: float) -> str:
-  """Of the claim that the arm is better: by an interval without 0, and by more than `least`, which is worth a word."""
-  if low > 0 and mean > least:
-    return "held"
-  return "did not hold" if high < least else "not resolved"
-
-
-def _speedup(contrast: Contrast, pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
-  """How many times fewer steps, or FLOPs, the arm needs to reach the baseline's final loss."""
-  (losses, x), (other_losses, other_x) = (_curves([pair[side] for pair in pairs], contrast.measure) for side in (0, 1))
-  found = statistics.speedup(losses, other_losses, x, other_x)
-  return {
-    "value": found.estimate,
-    "interval": [found.low, found.high],
-    "p": _speedup_p(found.ratios, contrast.more_than),
-    "values": found.ratios,
-    "censored": found.censored,
-    "diverged": found.diverged,
-    "verdict": statistics.verdict(found.low, found.high, contrast.more_than),
-  }
-
-
-def _speedup_p(ratios: Sequence[float], more_than: float) -> float:
-  """Two-sided, of a typical ratio of `more_than`: by the t test of logarithms, or the sign test if one is censored."""
-  if len(ratios) == 1:
-    return math.nan
-  if all(ratios):
-    return float(stats.ttest_1samp(np.log(ratios), math.log(more_than)).pvalue)
-  return float(stats.quantile_test(ratios, q=more_than, p=0.5).pvalue)
-
-
-_MEASURES = {"loss": _difference, "steps": _speedup, "flops": _speedup}
-
-
-def _blocks(result: Result, rule: str) -> Sequence[float]:
-  return result.blocks.get(rule, result.blocks["own"])
-
-
-def _curves(results: Sequence[Result], measure: str) -> tuple[np.ndarray, np.ndarray]:
-  """The losses `[S, V]` of validations, and the steps or FLOPs `[S, V]` before each."""
-  losses = np.array([[point["loss"] for point in one.curve] for one in results])
-  steps = np.array([[point["step"] for point in one.curve] for one in results])
-  per_step = np.array([[one.flops / one.step] for one in results])
-  return losses, steps * (per_step if measure == "flops" else 1)
-
-
 def _tuning(results: Sequence[Result]) -> dict[str, dict[str, float]]:
   """The losses of the whole grid, by arm and rate."""
   found: dict[str, dict[str, float]] = {}
@@ -288,7 +202,7 @@ def _tuning(results: Sequence[Result]) -> dict[str, dict[str, float]]:
 
 def _summary(results: Sequence[Result]) -> dict[str, Any]:
   """What the table says of an arm."""
-  losses = {rule: [float(np.mean(_blocks(one, rule))) for one in results] for rule in results[0].blocks}
+  losses = {rule: [float(np.mean(block_losses(one, rule))) for one in results] for rule in results[0].blocks}
   last = results[0].curve[-1]
   return {
     "rate": results[0].tags["rate"],
@@ -322,28 +236,3 @@ def _table(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
       ]
     )
   return markdown_table(heads, rows) if rows else []
-
-
-def sentence(answer: Mapping[str, Any]) -> str:
-  """The verdict on one contrast, from its numbers."""
-  arm, baseline, value = answer["arm"], answer["baseline"], answer["value"]
-  interval = "no interval" if not np.all(np.isfinite(answer["interval"])) else _interval(answer)
-  seeds = f"{len(answer['seeds'])} seed{'s' * (len(answer['seeds']) > 1)}"
-  holm = f", p = {answer['holm']:.2g} by Holm" if "holm" in answer else ""
-  if answer["measure"] == "loss":
-    twin = " under its causal twin" if answer["rule"] == "causal" else ""
-    return (
-      f"{arm}{twin} is better than {baseline}: {answer['verdict']}."
-      f" {value:+.4f} nats per token, {interval} ({seeds}{holm})."
-    )
-  what = {"steps": "steps", "flops": "FLOPs"}[answer["measure"]]
-  missed = f"; {answer['censored']} never reach it" if answer["censored"] else ""
-  return (
-    f"{arm} needs more than {answer['more_than']:g} times fewer {what} than {baseline} for its final loss:"
-    f" {answer['verdict']}. {value:.2f} times, {interval} ({seeds}{missed}{holm})."
-  )
-
-
-def _interval(answer: Mapping[str, Any]) -> str:
-  form = "+.4f" if answer["measure"] == "loss" else ".2f"
-  return "[" + ", ".join(format(bound, form) for bound in answer["interval"]) + "]"

@@ -43,8 +43,9 @@ class Setting:
   budgets: Mapping[str, Budget]
 
 
-_SMOKE = Budget(
-  config={
+def _smoke(sizes: Mapping[str, Any]) -> Budget:
+  """Four steps of a model with these sizes: whether all of it works."""
+  config = {
     "model.d_model": 16,
     "model.d_ff": 16,
     "model.num_heads": 2,
@@ -54,13 +55,9 @@ _SMOKE = Budget(
     "train.steps": 4,
     "train.eval_every": 2,
     "train.eval_batches": 2,
-  },
-  num_experts=8,
-  seeds=2,
-  rates=(0.01,),
-  tuning=0.5,
-  blocks=2,
-)
+  }
+  return Budget({**config, **sizes}, num_experts=8, seeds=2, rates=(0.01,), tuning=0.5, blocks=2)
+
 
 # One accelerator: 30M activated parameters, 20M tokens a run.
 _GPU = {
@@ -92,7 +89,7 @@ DECODER = Setting(
   config="studies/decoder.py",
   stack="decoder",
   budgets={
-    "smoke": _SMOKE,
+    "smoke": _smoke({"model.decoder.layers": 2, "data.targets_length": 32}),
     "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.005, 0.01, 0.02), tuning=1 / 3, blocks=128),
     "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), tuning=1 / 3, blocks=64),
     "paper": Budget(
@@ -111,7 +108,14 @@ ENCODER = Setting(
   config="studies/encoder.py",
   stack="encoder",
   budgets={
-    "smoke": _SMOKE,
+    "smoke": _smoke(
+      {
+        "model.encoder.layers": 2,
+        "model.decoder.layers": 1,
+        "data.inputs_length": 32,
+        "data.targets_length": 32,
+      }
+    ),
     "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.005, 0.01, 0.02), tuning=1 / 3, blocks=128),
     "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), tuning=1 / 3, blocks=64),
     "paper": Budget(

@@ -99,6 +99,11 @@ class Result:
   parameters: int = 0
   measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def is_measurement(self) -> bool:
+    """Whether it is one of another job's run, and so has nothing of a run."""
+    return "measure" in self.config
+
 
 class Study(Choice):
   """Base of studies. Each is one file of `moe/studies/claims`, committed before its results.

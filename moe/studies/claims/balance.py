@@ -1,7 +1,8 @@
 """Is balance without an auxiliary loss better than with one? Wang et al. 2024, sections 3 and 4."""
 
 from moe.studies.arms import ARMS, Arm
-from moe.studies.language_models import Contrast, LanguageModels
+from moe.studies.contrasts import Contrast
+from moe.studies.language_models import LanguageModels
 from moe.studies.settings import DECODER
 
 

@@ -1,7 +1,8 @@
 """Balanced assignment against its relatives: BASE, Sinkhorn, top-1 and hash. Lewis et al. 2021; Clark et al. 2022."""
 
 from moe.studies.arms import ARMS
-from moe.studies.language_models import Contrast, LanguageModels
+from moe.studies.contrasts import Contrast
+from moe.studies.language_models import LanguageModels
 from moe.studies.settings import DECODER
 
 _ARMS = {name: ARMS[name] for name in ("dense", "switch", "hash", "base", "sinkhorn_base")}

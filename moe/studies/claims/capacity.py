@@ -1,7 +1,8 @@
 """How much capacity do experts need? Zhou et al. 2022, figure 4a."""
 
 from moe.studies.arms import ARMS, Arm, expert_choice
-from moe.studies.language_models import Contrast, LanguageModels
+from moe.studies.contrasts import Contrast
+from moe.studies.language_models import LanguageModels
 from moe.studies.settings import ENCODER
 
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 from moe.studies.arms import ARMS, Arm
-from moe.studies.language_models import Contrast, LanguageModels
+from moe.studies.contrasts import Contrast
+from moe.studies.language_models import LanguageModels
 from moe.studies.settings import ENCODER
 
 

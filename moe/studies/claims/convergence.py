@@ -1,7 +1,8 @@
 """Does expert choice converge more than twice as fast as top-1 and top-2? Zhou et al. 2022, figure 2a."""
 
 from moe.studies.arms import ARMS
-from moe.studies.language_models import Contrast, LanguageModels
+from moe.studies.contrasts import Contrast
+from moe.studies.language_models import LanguageModels
 from moe.studies.settings import DECODER
 
 _NAMES = (

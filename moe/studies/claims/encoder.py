@@ -1,7 +1,8 @@
 """Expert choice against token choice where it is legal: in the encoder of a prefix language model."""
 
 from moe.studies.arms import ARMS, Arm
-from moe.studies.language_models import Contrast, LanguageModels
+from moe.studies.contrasts import Contrast
+from moe.studies.language_models import LanguageModels
 from moe.studies.settings import ENCODER
 
 _SOFT_MOE = Arm(router={"name": "soft_moe", "capacity_factor": 2.0, "group_size": 64}, match="total")

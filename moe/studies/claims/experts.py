@@ -1,7 +1,8 @@
 """Does perplexity fall with the number of experts, and stay below top-2's? Zhou et al. 2022, figure 2b."""
 
 from moe.studies.arms import ARMS, Arm, expert_choice, top2
-from moe.studies.language_models import Contrast, LanguageModels
+from moe.studies.contrasts import Contrast
+from moe.studies.language_models import LanguageModels
 from moe.studies.settings import ENCODER
 
 # Relative to the setting's number of experts: 4 to 64 where that is 16.

@@ -1,7 +1,8 @@
 """Is expert choice better when it is differentiable? Nobody has tried; Soft MoE and DSelect-k stand beside it."""
 
 from moe.studies.arms import ARMS, Arm
-from moe.studies.language_models import Contrast, LanguageModels
+from moe.studies.contrasts import Contrast
+from moe.studies.language_models import LanguageModels
 from moe.studies.settings import ENCODER
 
 

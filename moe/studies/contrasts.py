@@ -1,0 +1,192 @@
+"""What a study asks of its arms, the answers of the results, and the sentences that say them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from moe.studies import statistics
+from moe.studies.study import Result
+
+Rule = Literal["own", "causal"]
+_WORTH_A_WORD = 0.005  # nats per token
+_SIDES = (("arm", "rule"), ("baseline", "baseline_rule"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+  """What is asked of two arms.
+
+  Attributes:
+    arm, baseline: their names.
+    measure: "loss": by how many nats per token the arm is better; "steps", "flops": how many times fewer the arm needs
+      to reach the baseline's final loss.
+    more_than: what is claimed of this number. A loss has to differ by more than 0.005 to count.
+    rule: the rule that the arm's router is judged by at the end: its "own", or its "causal" twin's, which is its own if
+      that is causal. Only for "loss".
+    baseline_rule: that of the baseline; the same if it is not given.
+  """
+
+  arm: str
+  baseline: str
+  measure: Literal["loss", "steps", "flops"] = "loss"
+  more_than: float = _WORTH_A_WORD
+  rule: Rule = "own"
+  baseline_rule: Rule | None = None
+
+
+def by_seed(results: Sequence[Result], arm: str) -> dict[int, Result]:
+  """The runs of an arm."""
+  found = {one.tags["seed"]: one for one in results if one.tags["arm"] == arm}
+  return dict(sorted(found.items()))
+
+
+def answer_to(contrast: Contrast, runs: Mapping[str, Mapping[int, Result]]) -> dict[str, Any] | None:
+  """What the seeds that both arms have say; None if they have none."""
+  ours, theirs = runs.get(contrast.arm, {}), runs.get(contrast.baseline, {})
+  seeds = [seed for seed in ours if seed in theirs]
+  if not seeds:
+    return None
+  pairs = [(ours[seed], theirs[seed]) for seed in seeds]
+  return dataclasses.asdict(contrast) | {"seeds": seeds} | _MEASURES[contrast.measure](contrast, pairs)
+
+
+def _difference(contrast: Contrast, pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
+  """By how many nats per token the arm is better, on the same blocks of the validation split."""
+  rules = contrast.rule, contrast.baseline_rule or contrast.rule
+  ours, theirs = (np.array([block_losses(pair[side], rules[side]) for pair in pairs]) for side in (0, 1))  # [S, B]
+  found = statistics.paired_difference(ours.mean(1), theirs.mean(1))
+  bootstrap = statistics.hierarchical_interval(theirs - ours)
+  has_twin = ["causal" in one.blocks for one in pairs[0]]
+  judged = ["causal" if twin and rule == "causal" else "own" for twin, rule in zip(has_twin, rules)]
+  return {
+    "rule": judged[0],
+    "baseline_rule": judged[1],
+    "value": found.mean,
+    "interval": [found.low, found.high],
+    "bootstrap": [bootstrap.low, bootstrap.high],
+    "p": found.p,
+    "values": (theirs - ours).mean(1).tolist(),
+    "diverged": found.diverged,
+    "verdict": _difference_verdict(found.low, found.high, found.mean, contrast.more_than),
+  }
+
+
+def _difference_verdict(low: float, high: float, mean: float, least: float) -> str:
+  """Of the claim that the arm is better: by an interval without 0, and by more than `least`, which is worth a word."""
+  if low > 0 and mean > least:
+    return "held"
+  return "did not hold" if high < least else "not resolved"
+
+
+def _either_verdict(low: float, high: float, mean: float, least: float) -> str:
+  """Of the claim that a number is further from 0 than `least`, on either side."""
+  if (low > 0 or high < 0) and abs(mean) > least:
+    return "held"
+  return "did not hold" if -least < low and high < least else "not resolved"
+
+
+def _speedup(contrast: Contrast, pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
+  """How many times fewer steps, or FLOPs, the arm needs to reach the baseline's final loss."""
+  (losses, x), (other_losses, other_x) = (_curves([pair[side] for pair in pairs], contrast.measure) for side in (0, 1))
+  found = statistics.speedup(losses, other_losses, x, other_x)
+  return {
+    "value": found.estimate,
+    "interval": [found.low, found.high],
+    "p": _speedup_p(found.ratios, contrast.more_than),
+    "values": found.ratios,
+    "censored": found.censored,
+    "diverged": found.diverged,
+    "verdict": statistics.verdict(found.low, found.high, contrast.more_than),
+  }
+
+
+def _speedup_p(ratios: Sequence[float], more_than: float) -> float:
+  """Two-sided, of a typical ratio of `more_than`: by the t test of logarithms, or the sign test if one is censored."""
+  if len(ratios) == 1:
+    return math.nan
+  if all(ratios):
+    return float(stats.ttest_1samp(np.log(ratios), math.log(more_than)).pvalue)
+  return float(stats.quantile_test(ratios, q=more_than, p=0.5).pvalue)
+
+
+_MEASURES = {"loss": _difference, "steps": _speedup, "flops": _speedup}
+
+
+def block_losses(result: Result, rule: str) -> Sequence[float]:
+  """Of its blocks of the validation split; a router without a twin is judged by its own rule."""
+  return result.blocks.get(rule, result.blocks["own"])
+
+
+def _curves(results: Sequence[Result], measure: str) -> tuple[np.ndarray, np.ndarray]:
+  """The losses `[S, V]` of validations, and the steps or FLOPs `[S, V]` before each."""
+  losses = np.array([[point["loss"] for point in one.curve] for one in results])
+  steps = np.array([[point["step"] for point in one.curve] for one in results])
+  per_step = np.array([[one.flops / one.step] for one in results])
+  return losses, steps * (per_step if measure == "flops" else 1)
+
+
+def finding(claim: str, values: Mapping[int, float], more_than: float, *, either_way: bool = False) -> dict[str, Any]:
+  """What measurements of several seeds say about a claim, in the form of an answer.
+
+  Args:
+    claim: a clause.
+    values: by seed.
+    more_than: the claim is that their mean is above 0, and by more than this, which is worth a word.
+    either_way: the claim is that it is so far from 0, above or below.
+  """
+  numbers = np.array(list(values.values()))
+  found = statistics.paired_difference(np.zeros(len(numbers)), numbers)
+  judge = _either_verdict if either_way else _difference_verdict
+  return {
+    "claim": claim,
+    "measure": "finding",
+    "more_than": more_than,
+    "seeds": list(values),
+    "value": found.mean,
+    "interval": [found.low, found.high],
+    "p": found.p,
+    "values": numbers.tolist(),
+    "verdict": judge(found.low, found.high, found.mean, more_than),
+  }
+
+
+def corrected(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """The answers, of which the first is primary; the others with Holm's p values."""
+  later = statistics.holm([one["p"] for one in answers[1:]])
+  return [*map(dict, answers[:1]), *({**one, "holm": p} for one, p in zip(answers[1:], later))]
+
+
+def sentence(answer: Mapping[str, Any]) -> str:
+  """The verdict on one contrast or finding, from its numbers."""
+  value, more_than, verdict = answer["value"], answer["more_than"], answer["verdict"]
+  interval = interval_text(answer)
+  seeds = f"{len(answer['seeds'])} seed{'s' * (len(answer['seeds']) > 1)}"
+  holm = f", p = {answer['holm']:.2g} by Holm" if "holm" in answer else ""
+  if answer["measure"] == "finding":
+    return f"{answer['claim']}: {verdict}. {value:+.4f}, {interval} ({seeds}{holm})."
+  if answer["measure"] == "loss":
+    arm, baseline = (_judged(answer[side], answer[rule]) for side, rule in _SIDES)
+    by = "" if more_than == _WORTH_A_WORD else f" by more than {more_than:g} nats"
+    return f"{arm} is better than {baseline}{by}: {verdict}. {value:+.4f} nats per token, {interval} ({seeds}{holm})."
+  what = {"steps": "steps", "flops": "FLOPs"}[answer["measure"]]
+  missed = f"; {answer['censored']} never reach it" if answer["censored"] else ""
+  return (
+    f"{answer['arm']} needs more than {more_than:g} times fewer {what} than {answer['baseline']} for its final loss:"
+    f" {verdict}. {value:.2f} times, {interval} ({seeds}{missed}{holm})."
+  )
+
+
+def _judged(arm: str, rule: str) -> str:
+  return f"{arm} under its causal twin" if rule == "causal" else arm
+
+
+def interval_text(answer: Mapping[str, Any]) -> str:
+  """The interval in brackets."""
+  if not np.all(np.isfinite(answer["interval"])):
+    return "no interval"
+  form = ".2f" if answer["measure"] in ("steps", "flops") else "+.4f"
+  return "[" + ", ".join(format(bound, form) for bound in answer["interval"]) + "]"
