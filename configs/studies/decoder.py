@@ -3,8 +3,9 @@ r"""The decoder of the studies, dense as it stands: the studies put experts in p
     python -m moe.train --config configs/studies/decoder.py --workdir runs/decoder \
       --config.data.source.path="text/*.jsonl.xz"
 
-0.3M parameters, about 10,000 tokens a second on one core. The vocabulary is of 1,024 pieces, trained on English
-Wikipedia articles: a small one leaves most parameters to the blocks, and lets a small model see each piece often.
+0.15M parameters, 1,000 steps of 2,048 tokens: about a minute on one core. The vocabulary has 1,024 pieces, trained on
+English Wikipedia articles. A small one leaves most parameters to the blocks and lets a small model see each piece
+often, so that two million tokens suffice for sparse models to beat the dense one.
 """
 
 from ml_collections import ConfigDict
@@ -19,9 +20,9 @@ def get_config() -> ConfigDict:
   config.model.vocab_size = 1024
   config.model.d_model = 64
   config.model.d_ff = 128
-  config.model.num_heads = 4
-  config.model.d_head = 16
-  config.model.decoder = ConfigDict({"layers": 4})
+  config.model.num_heads = 2
+  config.model.d_head = 32
+  config.model.decoder = ConfigDict({"layers": 2})
 
   config.data = ConfigDict()
   config.data.source = ConfigDict({"name": "text", "path": "text/*.jsonl.xz"})
@@ -29,8 +30,8 @@ def get_config() -> ConfigDict:
   config.data.extra_ids = 0
   config.data.objective = "causal_lm"
   config.data.inputs_length = 0
-  config.data.targets_length = 128
-  config.data.batch_size = 16
+  config.data.targets_length = 64
+  config.data.batch_size = 32
 
   config.optimizer = ConfigDict()
   config.optimizer.name = "adamw"
@@ -38,10 +39,10 @@ def get_config() -> ConfigDict:
   config.optimizer.schedule = ConfigDict({"name": "cosine", "warmup_steps": 100})
 
   config.train = ConfigDict()
-  config.train.steps = 3000
+  config.train.steps = 1000
   config.train.log_every = 100
-  config.train.eval_every = 250
-  config.train.eval_batches = 32
-  config.train.checkpoint_every = 1000
+  config.train.eval_every = 100
+  config.train.eval_batches = 16
+  config.train.checkpoint_every = 500
   config.train.keep = 1
   return config

@@ -15,7 +15,7 @@ from configs.studies import decoder
 def get_config() -> ConfigDict:
   config = decoder.get_config()
   config.model.name = "encoder_decoder"
-  config.model.encoder = ConfigDict({"layers": 4})
+  config.model.encoder = ConfigDict({"layers": 2})
   config.model.decoder = ConfigDict({"layers": 2})
   config.data.objective = "prefix_lm"
   config.data.inputs_length = 64

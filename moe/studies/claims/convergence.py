@@ -24,14 +24,15 @@ class Convergence(LanguageModels, name="convergence"):
   source = "Zhou et al. 2022, figure 2a and section 4.2"
   setting = DECODER
   arms = _ARMS
-  control = "causal_top2"
+  control = "dropless_top2"
   contrasts = (
     Contrast("expert_choice", "gshard", "steps", more_than=2),
     Contrast("expert_choice", "switch", "steps", more_than=2),
     Contrast("expert_choice", "gshard", "flops", more_than=2),
     Contrast("expert_choice", "gshard"),
     Contrast("expert_choice", "gshard", rule="causal"),
-    *(Contrast(arm, "causal_top2") for arm in ("position_grouped", "prefix_rank", "threshold_shared", "loss_free")),
+    *(Contrast(arm, "dropless_top2") for arm in ("position_grouped", "prefix_rank", "threshold_shared", "loss_free")),
     Contrast("expert_choice_renormalized", "expert_choice"),
-    Contrast("causal_top2", "hash"),
+    Contrast("dropless_top2", "causal_top2"),
+    Contrast("dropless_top2", "hash"),
   )
