@@ -1,9 +1,10 @@
 """Tries a published claim again: `python -m moe.study --study finetune --budget cpu --workdir runs/studies`.
 
 Runs what is missing of the study's runs, each an ordinary run in a folder of its own, and writes what they say to
-`STUDY-BUDGET.json` in the workdir; studies of the same models share their runs. The same command resumes after a stop
-or a crash, and nothing is lost. `--dry_run` lists what is missing, `--report` alone analyses what is there. A run that
-fails is reported at the end, with exit code 1; the others continue, and the next command retries it.
+`STUDY-BUDGET.json` in the workdir, with a figure beside it; studies of the same models share their runs. The same
+command resumes after a stop or a crash, and nothing is lost. `--dry_run` lists what is missing, `--report` alone
+analyses what is there, and needs no text. A run that fails is reported at the end, with exit code 1; the others
+continue, and the next command retries it.
 
 `--runner slurm` sends each run that can be started to Slurm, as a job with one GPU, and `--runner "xpk CLUSTER --zone
 ZONE --tpu-type v5litepod-8"` to a slice of one host; what follows the first word are arguments of the script in
@@ -17,7 +18,6 @@ tasks. `--arm mine='{"name": "my_router"}'` adds a method to a study of language
 the fields of `moe.studies.arms.Arm`.
 """
 
-import json
 import os
 import signal
 import sys
@@ -45,9 +45,10 @@ def main() -> None:
   from moe.files import local_path, write_whole
   from moe.studies import Study
   from moe.studies.arms import parse_arm
-  from moe.studies.conduct import analysis_of, known_jobs, lines_of, progress_of, run_study, without_nan
+  from moe.studies.conduct import known_jobs, progress_of, run_study
   from moe.studies.engine import LOCAL, parse_runner, send
   from moe.studies.folder import Folder, studies_folder
+  from moe.studies.reporting.results_file import analysis_of, file_text, lines_of
   from moe.studies.repository import repository_commit
   from moe.studies.study import Inputs
   from moe.studies.worker import run_one
@@ -56,7 +57,7 @@ def main() -> None:
   require(name in Study.choices, "--study", name, f"expected one of {', '.join(Study.choices)}")
   study = Study.choices[name]()
   require(budget in study.budgets, "--budget", budget, f"expected one of {', '.join(study.budgets)}")
-  given = bool(_TEXT.value) != bool(_PRETRAINED.value)
+  given = bool(_TEXT.value) != bool(_PRETRAINED.value) or (_REPORT.value and not _PRETRAINED.value)
   require(given, "--text", _TEXT.value, "expected a glob of text files to pretrain on, or else --pretrained WORKDIR")
   root = studies_folder(_WORKDIR.value)
   text, data_dir, pretrained = (
@@ -100,9 +101,10 @@ def main() -> None:
     return
   analysis = analysis_of(study, budget, jobs, folder)
   path = root / f"{name}-{budget}.json"
-  write_whole(path, json.dumps(without_nan(analysis), indent=1) + "\n")
+  write_whole(path, file_text(analysis))
   print("\n".join(lines_of(study, analysis)))
-  print(f"written to {path}")
+  figure = path.with_suffix(".png")
+  print(f"written to {path}{f' and {figure}' if study.draw(analysis, figure) else ''}")
   if analysis["failed"]:
     sys.exit(1)
 

@@ -161,32 +161,43 @@ def corrected(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def sentence(answer: Mapping[str, Any]) -> str:
-  """The verdict on one contrast or finding, from its numbers."""
-  value, more_than, verdict = answer["value"], answer["more_than"], answer["verdict"]
-  interval = interval_text(answer)
-  seeds = f"{len(answer['seeds'])} seed{'s' * (len(answer['seeds']) > 1)}"
+  """The verdict on one contrast or finding, from its numbers; null stands for those that are not finite."""
+  more_than, seeds = answer["more_than"], len(answer["seeds"])
+  counts = {"never reach it": answer.get("censored", 0), "diverged": answer.get("diverged", 0)}
+  notes = [f"{seeds} seed{'s' * (seeds > 1)}", *(f"{count} {what}" for what, count in counts.items() if count)]
   holm = f", p = {answer['holm']:.2g} by Holm" if "holm" in answer else ""
   if answer["measure"] == "finding":
-    return f"{answer['claim']}: {verdict}. {value:+.4f}, {interval} ({seeds}{holm})."
-  if answer["measure"] == "loss":
+    claim = answer["claim"]
+  elif answer["measure"] == "loss":
     arm, baseline = (_judged(answer[side], answer[rule]) for side, rule in _SIDES)
-    by = "" if more_than == _WORTH_A_WORD else f" by more than {more_than:g} nats"
-    return f"{arm} is better than {baseline}{by}: {verdict}. {value:+.4f} nats per token, {interval} ({seeds}{holm})."
-  what = {"steps": "steps", "flops": "FLOPs"}[answer["measure"]]
-  missed = f"; {answer['censored']} never reach it" if answer["censored"] else ""
-  return (
-    f"{answer['arm']} needs more than {more_than:g} times fewer {what} than {answer['baseline']} for its final loss:"
-    f" {verdict}. {value:.2f} times, {interval} ({seeds}{missed}{holm})."
-  )
+    claim = f"{arm} is better than {baseline}"
+    claim += "" if more_than == _WORTH_A_WORD else f" by more than {more_than:g} nats"
+  else:
+    what = {"steps": "steps", "flops": "FLOPs"}[answer["measure"]]
+    arm, baseline = answer["arm"], answer["baseline"]
+    claim = f"{arm} needs more than {more_than:g} times fewer {what} than {baseline} for its final loss"
+  return f"{claim}: {answer['verdict']}. {number(answer)} ({'; '.join(notes)}{holm})."
 
 
 def _judged(arm: str, rule: str) -> str:
   return f"{arm} under its causal twin" if rule == "causal" else arm
 
 
+def number(answer: Mapping[str, Any]) -> str:
+  """The value of a contrast or finding, and its interval."""
+  unit = {"loss": " nats per token", "steps": " times", "flops": " times", "finding": ""}[answer["measure"]]
+  value = answer["value"]
+  said = "no number" if value is None or not math.isfinite(value) else format(value, _form(answer)) + unit
+  return f"{said}, {interval_text(answer)}"
+
+
 def interval_text(answer: Mapping[str, Any]) -> str:
-  """The interval in brackets."""
-  if not np.all(np.isfinite(answer["interval"])):
+  """The interval in brackets; an end that is not finite is open."""
+  low, high = np.array(answer["interval"], float)  # null becomes nan
+  if not math.isfinite(high) and not low > 0:
     return "no interval"
-  form = ".2f" if answer["measure"] in ("steps", "flops") else "+.4f"
-  return "[" + ", ".join(format(bound, form) for bound in answer["interval"]) + "]"
+  return f"[{low:{_form(answer)}}, {format(high, _form(answer)) if math.isfinite(high) else 'open'}]"
+
+
+def _form(answer: Mapping[str, Any]) -> str:
+  return ".2f" if answer["measure"] in ("steps", "flops") else "+.4f"

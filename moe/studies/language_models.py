@@ -15,11 +15,12 @@ from moe.data import DataConfig
 from moe.data.formats.tokenizing import tokenize
 from moe.markdown import markdown_table
 from moe.studies.arms import Arm, given_arm
-from moe.studies.contrasts import Contrast, answer_to, block_losses, by_seed, corrected, sentence
+from moe.studies.contrasts import Contrast, answer_to, block_losses, by_seed, corrected, number, sentence
 from moe.studies.flops import step_flops
+from moe.studies.reporting import figure
 from moe.studies.repository import repository_config
 from moe.studies.settings import Budget, Setting
-from moe.studies.study import Inputs, Job, Result, Study
+from moe.studies.study import Headline, Inputs, Job, Result, Study
 from moe.training.experiment import load_config
 
 TUNING = "tuning"  # in place of a seed's number
@@ -150,6 +151,15 @@ class LanguageModels(Study):
       "contrasts": corrected([*answers, *findings]),
     }
 
+  def headline(self, analysis: Mapping[str, Any]) -> Headline | None:
+    if not analysis["contrasts"]:
+      return None
+    first, control = analysis["contrasts"][0], analysis["control"]
+    return Headline(first["verdict"], number(first), len(first["seeds"]), control["verdict"] if control else "")
+
+  def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
+    return figure.draw_arms(analysis, path)
+
   def lines(self, analysis: Mapping[str, Any]) -> list[str]:
     control = analysis["control"]
     return [
@@ -217,17 +227,18 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _table(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """A row per arm, the best first."""
+  """A row per arm, the best first, those that diverged last."""
   heads = ["", "loss", "sd", "causal twin", "learning rate", "parameters", "steps", "PFLOP", "gate entropy", "load"]
+  losses = {name: {rule: np.array(found, float) for rule, found in arm["losses"].items()} for name, arm in arms.items()}
   rows = []
-  for name, arm in sorted(arms.items(), key=lambda item: np.mean(item[1]["losses"]["own"])):
-    losses, twin = arm["losses"]["own"], arm["losses"].get("causal")
+  for name in sorted(arms, key=lambda name: np.nan_to_num(losses[name]["own"].mean(), nan=np.inf)):
+    arm, own, twin = arms[name], losses[name]["own"], losses[name].get("causal")
     rows.append(
       [
         name,
-        f"{np.mean(losses):.4f}",
-        f"{np.std(losses, ddof=1):.4f}" if len(losses) > 1 else "",
-        f"{np.mean(twin):.4f}" if twin else "",
+        f"{own.mean():.4f}",
+        f"{own.std(ddof=1):.4f}" if len(own) > 1 else "",
+        f"{twin.mean():.4f}" if twin is not None else "",
         f"{arm['rate']:g}",
         f"{arm['parameters'] / 1e6:.2f}M",
         f"{arm['steps']:,}",

@@ -105,6 +105,23 @@ class Result:
     return "measure" in self.config
 
 
+@dataclasses.dataclass(frozen=True)
+class Headline:
+  """A study in one row of a table.
+
+  Attributes:
+    verdict: of the primary contrast.
+    number: it, with its interval.
+    seeds: that it is of.
+    control: whether the regime counts: the verdict on its positive control; empty without one.
+  """
+
+  verdict: str
+  number: str
+  seeds: int
+  control: str = ""
+
+
 class Study(Choice):
   """Base of studies. Each is one file of `moe/studies/claims`, committed before its results.
 
@@ -149,5 +166,13 @@ class Study(Choice):
     raise NotImplementedError
 
   def lines(self, analysis: Mapping[str, Any]) -> list[str]:
-    """The analysis in Markdown."""
+    """The analysis in Markdown; as JSON holds it, with null for numbers that are not finite."""
     raise NotImplementedError
+
+  def headline(self, analysis: Mapping[str, Any]) -> Headline | None:
+    """What the primary contrast says; None if nothing yet."""
+    return None
+
+  def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
+    """Draws the analysis as a PNG file, if there is something to draw."""
+    return False

@@ -1,8 +1,9 @@
 import pytest
 
 from moe.studies import worker
-from moe.studies.conduct import analysis_of, known_jobs, lines_of, progress_of, run_study
+from moe.studies.conduct import known_jobs, progress_of, run_study
 from moe.studies.folder import Folder
+from moe.studies.reporting.results_file import analysis_of, lines_of
 from moe.studies.runner import hours_left
 from moe.studies.study import Inputs, Job, Study
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe.studies.contrasts import Contrast, answer_to, by_seed, corrected, finding, sentence
+from moe.studies.contrasts import Contrast, answer_to, by_seed, corrected, finding, number, sentence
 from moe.studies.study import Result
 
 SEEDS, BLOCKS = 6, 32
@@ -154,3 +154,41 @@ def test_all_but_the_primary_answer_are_corrected():
   assert second["holm"] == pytest.approx(min(1, 2 * second["p"]))
   assert third["holm"] == 1.0  # one seed has no p
   assert sentence(second).endswith(f"(2 seeds, p = {second['holm']:.2g} by Holm).")
+
+
+ANSWER = {
+  "arm": "a",
+  "baseline": "b",
+  "measure": "steps",
+  "more_than": 2,
+  "rule": "own",
+  "seeds": [0, 1],
+  "value": 1.5,
+  "interval": [1.25, 1.75],
+  "censored": 0,
+  "diverged": 0,
+  "verdict": "did not hold",
+}
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({}, "1.50 times, [1.25, 1.75]"),
+    ({"interval": [1.25, None]}, "1.50 times, [1.25, open]"),
+    ({"interval": [1.25, float("inf")]}, "1.50 times, [1.25, open]"),
+    ({"interval": [0, None]}, "1.50 times, no interval"),
+    ({"interval": [None, None]}, "1.50 times, no interval"),
+    ({"value": None, "interval": [0, 1.0]}, "no number, [0.00, 1.00]"),
+    ({"value": None, "interval": [None, None]}, "no number, no interval"),
+    ({"measure": "loss", "value": 0.01, "interval": [-0.01, 0.03]}, "+0.0100 nats per token, [-0.0100, +0.0300]"),
+  ],
+)
+def test_a_number_says_which_ends_of_its_interval_are_open(changes, said):
+  assert number(ANSWER | changes) == said
+
+
+def test_a_sentence_says_how_many_runs_diverged_or_missed_the_target():
+  said = "a needs more than 2 times fewer steps than b for its final loss: did not hold. 1.50 times, [1.25, 1.75]"
+  found = sentence(ANSWER | {"censored": 2, "diverged": 1, "holm": 0.5})
+  assert found == f"{said} (2 seeds; 2 never reach it; 1 diverged, p = 0.5 by Holm)."

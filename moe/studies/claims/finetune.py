@@ -5,6 +5,7 @@ import glob
 import itertools
 import math
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ from moe.data.tasks.glue import ELEVEN as TASKS
 from moe.data.tasks.glue import TASKS as GLUE
 from moe.markdown import markdown_table
 from moe.studies.comparison import Scores, compare_over_tasks
+from moe.studies.reporting import figure
 from moe.studies.repository import repository_config
-from moe.studies.study import Inputs, Job, Result, Study
+from moe.studies.study import Headline, Inputs, Job, Result, Study
 from moe.training.workdir import Workdir
 
 # Table 3 for 100M/64E: the size of the published models next to ours. Dense is published for 8B alone.
@@ -214,6 +216,16 @@ class Finetune(Study, name="finetune"):
     table = _lines_of_means(analysis["accuracies"], analysis["majority"]) if analysis["accuracies"] else []
     return [*table, "", *map(_sentence, analysis["contrasts"])]
 
+  def headline(self, analysis: Mapping[str, Any]) -> Headline | None:
+    if not analysis["contrasts"]:
+      return None
+    first = analysis["contrasts"][0]
+    seeds = min(len(scores) for scores in analysis["accuracies"][first["arm"]].values())
+    return Headline(first["verdict"], _number(first), seeds)
+
+  def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
+    return figure.draw_tasks(analysis, path)
+
 
 def _pretraining(plan: Budget, arm: str, seed: int, inputs: Inputs) -> Job:
   fields = dict(plan.pretraining) | {"seed": seed, "data.seed": seed, "data.source.path": inputs.text}
@@ -319,13 +331,16 @@ def _lines_of_means(scores: Scores, majority: Mapping[str, float]) -> list[str]:
 
 def _sentence(contrast: Mapping[str, Any]) -> str:
   """The verdict on one contrast, from its numbers."""
-  low, high = (100 * bound for bound in contrast["interval"])
   p = f", {contrast['holm']:.2f} by Holm" if "holm" in contrast else ""
   return (
-    f"{contrast['arm']} against {contrast['baseline']}: {contrast['verdict']}."
-    f" {100 * contrast['mean']:+.1f} points in the mean of {contrast['tasks']} tasks, [{low:+.1f}, {high:+.1f}];"
+    f"{contrast['arm']} against {contrast['baseline']}: {contrast['verdict']}. {_number(contrast)};"
     f" {contrast['wins']} wins, {contrast['losses']} losses (sign test p = {contrast['sign_test_p']:.2f}{p})."
   )
+
+
+def _number(contrast: Mapping[str, Any]) -> str:
+  low, high = (100 * bound for bound in contrast["interval"])
+  return f"{100 * contrast['mean']:+.1f} points in the mean of {contrast['tasks']} tasks, [{low:+.1f}, {high:+.1f}]"
 
 
 def _percent(fraction: float | np.floating) -> str:
