@@ -228,7 +228,7 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
 
 def _table(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
   """A row per arm, the best first, those that diverged last."""
-  heads = ["", "loss", "sd", "causal twin", "learning rate", "parameters", "steps", "PFLOP", "gate entropy", "load"]
+  heads = ["", "loss", "sd", "causal twin", "learning rate", "parameters", "steps", "TFLOP", "gate entropy", "load"]
   losses = {name: {rule: np.array(found, float) for rule, found in arm["losses"].items()} for name, arm in arms.items()}
   rows = []
   for name in sorted(arms, key=lambda name: np.nan_to_num(losses[name]["own"].mean(), nan=np.inf)):
@@ -242,7 +242,7 @@ def _table(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"{arm['rate']:g}",
         f"{arm['parameters'] / 1e6:.2f}M",
         f"{arm['steps']:,}",
-        f"{arm['flops'] / 1e15:.3f}",
+        f"{arm['flops'] / 1e12:.3g}",
         *(f"{arm[field]:.2f}" if arm[field] is not None else "" for field in ("gate_entropy", "load_max")),
       ]
     )

@@ -10,3 +10,4 @@ from moe.studies.claims import experts as experts
 from moe.studies.claims import finetune as finetune
 from moe.studies.claims import leak as leak
 from moe.studies.claims import soft as soft
+from moe.studies.claims import tokens as tokens
