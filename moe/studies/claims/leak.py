@@ -23,7 +23,7 @@ from moe.training.state import merge
 _ARMS = {
   "dense": ARMS["dense"],
   "causal_top2": ARMS["causal_top2"],
-  "expert_choice_128": Arm(router=expert_choice(group_size=128)),
+  "expert_choice_64": Arm(router=expert_choice(group_size=64)),
   "expert_choice_512": Arm(router=expert_choice(group_size=512)),
   "expert_choice": ARMS["expert_choice"],  # the whole batch
 }
@@ -37,7 +37,7 @@ _METERS = {
 
 
 class Leak(LanguageModels, name="leak"):
-  """Experts choose among 128 tokens, a row of most budgets; among 512; or in the whole batch.
+  """Experts choose among 64 tokens, a row of most budgets; among 512; or in the whole batch.
 
   The loss under the causal twin minus that under the own rule is what a model owes to the future, and to the change of
   rule between training and evaluation: the meters tell these apart. They are of the trained model: the share of outputs
@@ -52,8 +52,8 @@ class Leak(LanguageModels, name="leak"):
   control = "causal_top2"
   contrasts = (
     *(Contrast(name, name, baseline_rule="causal") for name in _ROUTED if name != "causal_top2"),
-    Contrast("expert_choice_128", "expert_choice"),
-    Contrast("expert_choice_128", "causal_top2", rule="causal"),
+    Contrast("expert_choice_64", "expert_choice"),
+    Contrast("expert_choice_64", "causal_top2", rule="causal"),
     Contrast("expert_choice", "causal_top2", rule="causal"),
   )
 
