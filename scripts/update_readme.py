@@ -1,7 +1,8 @@
-"""Writes measured figures into the README and `docs/benchmarks.md`: `python -m scripts.update_readme`.
+"""Writes measured figures into the README and the pages of `docs`: `python -m scripts.update_readme`.
 
 A block between `<!-- NAME -->` and `<!-- /NAME -->` is made from `results/NAME.json`, and ends with the command that
-made that file. It is updated in every document that has its markers.
+made that file. It is updated in every document that has its markers. The blocks `studies` and `study_results` are made
+from all files of `results/studies`, as `python -m moe.study` writes them, and the figures in `docs/studies` too.
 """
 
 import json
@@ -13,12 +14,14 @@ from collections.abc import Callable
 from moe.commands import Parser, run_script
 from moe.config import UserError
 from moe.markdown import markdown_table
+from scripts import study_results
 from scripts.benchmarks.cost_tables import layer_table, mesh_table, step_table
 from scripts.benchmarks.router_table import router_table
 from scripts.benchmarks.study_table import study_table
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/benchmarks.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/studies.md")
+STUDIES = ROOT / "results" / "studies"
 
 
 def layer(results: dict) -> str:
@@ -138,7 +141,9 @@ BLOCKS: tuple[Callable[[dict], str], ...] = (
 
 def measured_blocks() -> dict[str, str]:
   """All blocks by name, from the results files."""
-  return {make.__name__: make(json.loads((ROOT / f"results/{make.__name__}.json").read_text())) for make in BLOCKS}
+  found = {make.__name__: make(json.loads((ROOT / f"results/{make.__name__}.json").read_text())) for make in BLOCKS}
+  studies = study_results.read_results(STUDIES)
+  return found | {"studies": study_results.overview(studies), "study_results": study_results.chapters(studies)}
 
 
 def read_documents() -> dict[str, str]:
@@ -179,6 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
   Parser(description=__doc__.splitlines()[0]).parse_args(arguments)
   for path, text in updated_documents(read_documents(), measured_blocks()).items():
     (ROOT / path).write_text(text)
+  study_results.draw(study_results.read_results(STUDIES), ROOT)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""The worked example of the documentation works, and passes the tests it shows."""
+"""The worked example of the documentation works, and passes the tests it shows; the commands of studies exist."""
 
+import functools
+import os
 import pathlib
 import re
+import shlex
+import subprocess
 import sys
 import types
 
@@ -12,9 +16,15 @@ import pytest
 from moe.config import ConfigError, build
 from moe.models import ModelConfig
 from moe.routing import RaggedRouting, RouterConfig, SlotRouting
+from moe.studies import Study
+from moe.studies.arms import given_arm, parse_arm
+from moe.studies.engine import parse_runner
 from tests.routing.naive import make, random_tokens, route, token_weights
 
-PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "adding_a_router.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "adding_a_router.md").read_text()
+STUDIES = (ROOT / "docs" / "studies.md").read_text()
+COMMANDS = re.findall(r"^(?:    |`)python -m (moe\.\w+) ((?:\\\n|[^`\n])*)", STUDIES, flags=re.M)
 
 
 @pytest.fixture
@@ -59,3 +69,33 @@ def test_a_wrong_option_is_the_line_that_the_page_shows(example):
   with pytest.raises(ConfigError) as caught:
     build(ModelConfig, {"name": "encoder_decoder", **sizes, "encoder": stack, "decoder": {"layers": 2}}, "config.model")
   assert str(caught.value) == message[0].strip("`")
+
+
+@functools.cache
+def help_of(main: str) -> str:
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  return subprocess.run([sys.executable, "-m", main, "--help"], env=environment, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(("main", "arguments"), sorted(set(COMMANDS)))
+def test_a_command_of_the_page_on_studies_names_flags_studies_budgets_and_arms_that_exist(main, arguments):
+  words, given = shlex.split(arguments.replace("\\\n", " "), comments=True), {}
+  while words:
+    flag = words.pop(0)
+    assert re.search(rf"^ *{flag}:|^ *--\[no\]{flag[2:]}:", help_of(main), flags=re.M), flag
+    given[flag] = words.pop(0) if words and not words[0].startswith("--") else ""
+  if main == "moe.study":
+    assert given["--budget"] in Study.choices[given["--study"]].budgets
+    parse_runner(given.get("--runner", "local"))
+    for arm in filter(None, [given.get("--arm")]):
+      given_arm(*parse_arm(arm))
+
+
+def test_the_arm_of_another_width_that_the_page_shows_is_one():
+  (values,) = re.findall(r"`'(\{.*?\})'`", STUDIES)
+  arm = given_arm(*parse_arm(f"mine={values}"))
+  assert (arm.parts, arm.match) == (1, "total")
+
+
+def test_the_page_on_studies_explains_them_in_less_than_eighty_lines():
+  assert len(STUDIES.partition("## Results")[0].splitlines()) < 80

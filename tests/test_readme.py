@@ -14,13 +14,20 @@ from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods.expert_choice import ExpertChoice, ExpertChoiceConfig
 from scripts.update_readme import measured_blocks, read_documents, updated_documents
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 def test_its_figures_are_those_of_the_results_files():
   documents = read_documents()
   assert updated_documents(documents, measured_blocks()) == documents, "run python -m scripts.update_readme"
+
+
+def test_every_figure_of_the_documents_exists():
+  for path, text in read_documents().items():
+    for figure in re.findall(r"!\[.*?\]\((.*?)\)", text):
+      assert ((ROOT / path).parent / figure).exists(), (path, figure)
 
 
 def test_its_layer_alone_runs(capsys):

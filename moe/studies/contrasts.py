@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from moe.studies import statistics
-from moe.studies.study import Result
+from moe.studies.study import Headline, Result
 
 Rule = Literal["own", "causal"]
 _WORTH_A_WORD = 0.005  # nats per token
@@ -169,7 +169,7 @@ def sentence(answer: Mapping[str, Any]) -> str:
   if answer["measure"] == "finding":
     claim = answer["claim"]
   elif answer["measure"] == "loss":
-    arm, baseline = (_judged(answer[side], answer[rule]) for side, rule in _SIDES)
+    arm, baseline = _sides(answer)
     claim = f"{arm} is better than {baseline}"
     claim += "" if more_than == _WORTH_A_WORD else f" by more than {more_than:g} nats"
   else:
@@ -179,12 +179,28 @@ def sentence(answer: Mapping[str, Any]) -> str:
   return f"{claim}: {answer['verdict']}. {number(answer)} ({'; '.join(notes)}{holm})."
 
 
+def headline(answers: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | None) -> Headline | None:
+  """The primary answer in one row of a table; None if there is none."""
+  if not answers:
+    return None
+  first = answers[0]
+  asked = first["claim"] if first["measure"] == "finding" else " against ".join(_sides(first))
+  return Headline(
+    first["verdict"], f"{asked}: {number(first)}", len(first["seeds"]), control["verdict"] if control else ""
+  )
+
+
+def _sides(answer: Mapping[str, Any]) -> list[str]:
+  """Both arms, and the rule that they are judged by, where it is not their own."""
+  return [_judged(answer[side], answer[rule]) for side, rule in _SIDES]
+
+
 def _judged(arm: str, rule: str) -> str:
   return f"{arm} under its causal twin" if rule == "causal" else arm
 
 
 def number(answer: Mapping[str, Any]) -> str:
-  """The value of a contrast or finding, and its interval."""
+  """The value of a contrast or finding with its interval."""
   unit = {"loss": " nats per token", "steps": " times", "flops": " times", "finding": ""}[answer["measure"]]
   value = answer["value"]
   said = "no number" if value is None or not math.isfinite(value) else format(value, _form(answer)) + unit

@@ -15,7 +15,7 @@ from moe.data import DataConfig
 from moe.data.formats.tokenizing import tokenize
 from moe.markdown import markdown_table
 from moe.studies.arms import Arm, given_arm
-from moe.studies.contrasts import Contrast, answer_to, block_losses, by_seed, corrected, number, sentence
+from moe.studies.contrasts import Contrast, answer_to, block_losses, by_seed, corrected, headline, sentence
 from moe.studies.flops import step_flops
 from moe.studies.reporting import figure
 from moe.studies.repository import repository_config
@@ -152,10 +152,7 @@ class LanguageModels(Study):
     }
 
   def headline(self, analysis: Mapping[str, Any]) -> Headline | None:
-    if not analysis["contrasts"]:
-      return None
-    first, control = analysis["contrasts"][0], analysis["control"]
-    return Headline(first["verdict"], number(first), len(first["seeds"]), control["verdict"] if control else "")
+    return headline(analysis["contrasts"], analysis["control"])
 
   def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
     return figure.draw_arms(analysis, path)

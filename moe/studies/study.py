@@ -111,7 +111,7 @@ class Headline:
 
   Attributes:
     verdict: of the primary contrast.
-    number: it, with its interval.
+    number: what is compared, by how much, and the interval.
     seeds: that it is of.
     control: whether the regime counts: the verdict on its positive control; empty without one.
   """

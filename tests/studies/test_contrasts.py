@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe.studies.contrasts import Contrast, answer_to, by_seed, corrected, finding, number, sentence
+from moe.studies.contrasts import Contrast, answer_to, by_seed, corrected, finding, headline, number, sentence
 from moe.studies.study import Result
 
 SEEDS, BLOCKS = 6, 32
@@ -192,3 +192,12 @@ def test_a_sentence_says_how_many_runs_diverged_or_missed_the_target():
   said = "a needs more than 2 times fewer steps than b for its final loss: did not hold. 1.50 times, [1.25, 1.75]"
   found = sentence(ANSWER | {"censored": 2, "diverged": 1, "holm": 0.5})
   assert found == f"{said} (2 seeds; 2 never reach it; 1 diverged, p = 0.5 by Holm)."
+
+
+def test_the_headline_is_the_primary_answer_and_whether_the_regime_counts():
+  control = {"verdict": "not resolved"}
+  found = headline([ANSWER | {"baseline_rule": None}, {}], control)
+  assert (found.verdict, found.seeds, found.control) == ("did not hold", 2, "not resolved")
+  assert found.number == "a against b: 1.50 times, [1.25, 1.75]"
+  assert headline([finding("It is so", {0: 0.5}, 0)], None).number == "It is so: +0.5000, no interval"
+  assert headline([], control) is None

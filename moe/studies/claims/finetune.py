@@ -221,7 +221,7 @@ class Finetune(Study, name="finetune"):
       return None
     first = analysis["contrasts"][0]
     seeds = min(len(scores) for scores in analysis["accuracies"][first["arm"]].values())
-    return Headline(first["verdict"], _number(first), seeds)
+    return Headline(first["verdict"], f"{first['arm']} against {first['baseline']}: {_number(first)}", seeds)
 
   def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
     return figure.draw_tasks(analysis, path)

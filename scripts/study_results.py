@@ -1,0 +1,91 @@
+"""The results of studies as parts of documents, made from `results/studies/*.json`."""
+
+import pathlib
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from moe.markdown import markdown_table
+from moe.studies import Study
+from moe.studies.reporting.results_file import lines_of, read_analysis
+
+_HEAD = ("study", "claim", "verdict", "primary contrast", "seeds", "budget", "regime counts")
+FIGURES = "docs/studies"  # from the repository's root
+
+
+def read_results(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """The analyses of the results files of a folder, which may be missing, by the stem of their names."""
+  return {path.stem: read_analysis(path)[1] for path in sorted(folder.glob("*.json"))}
+
+
+def overview(results: Mapping[str, Mapping[str, Any]]) -> str:
+  """One row for each study and budget, also for the studies that have not been run."""
+  rows = [_row(Study.choices[name], one) for name in Study.choices for one in _found(results, name) or [None]]
+  text = "Intervals are of 95%. `docs/studies.md` has the figures, all contrasts, and how to read them. Each is made by"
+  return "\n".join([*markdown_table(_HEAD, rows), "", text, f"`{command('NAME')}`"])
+
+
+def chapters(results: Mapping[str, Mapping[str, Any]]) -> str:
+  """A chapter for each study: its claim, and of each of its results the figure, the table and all verdicts."""
+  lines = []
+  for name, study in Study.choices.items():
+    lines += [f"### `{name}`", "", *textwrap.wrap(f"{study.claim} ({study.source})", 120), ""]
+    found = {stem: one for stem, one in results.items() if one["study"] == name}
+    for stem, one in found.items():
+      lines += [*_result(stem, one), ""]
+    if not found:
+      lines += ["Not run yet. This makes it:", f"`{command(name)}`", ""]
+  return "\n".join(lines[:-1])
+
+
+def draw(results: Mapping[str, Mapping[str, Any]], root: pathlib.Path) -> None:
+  """Draws the figures that the chapters show.
+
+  Args:
+    results: by stem.
+    root: of the repository.
+  """
+  (root / FIGURES).mkdir(exist_ok=True)
+  for stem, one in results.items():
+    Study.choices[one["study"]]().draw(one, root / FIGURES / f"{stem}.png")
+
+
+def command(name: str, budget: str = "cpu") -> str:
+  """The command that makes a study's results."""
+  data = " --data_dir TFDS" if name == "finetune" else ""
+  return f'python -m moe.study --study {name} --budget {budget} --workdir runs/studies --text "text/*.jsonl.xz"{data}'
+
+
+def _found(results: Mapping[str, Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+  return [one for one in results.values() if one["study"] == name]
+
+
+def _row(study: type[Study], analysis: Mapping[str, Any] | None) -> list[str]:
+  said = study().headline(analysis) if analysis else None
+  if analysis is None or said is None:
+    return [study.name, study.claim, "not run yet", "", "", "", ""]
+  return [
+    study.name,
+    study.claim,
+    f"**{said.verdict}**",
+    said.number,
+    str(said.seeds),
+    analysis["budget"],
+    said.control,
+  ]
+
+
+def _result(stem: str, analysis: Mapping[str, Any]) -> list[str]:
+  study = Study.choices[analysis["study"]]()
+  figure = [f"![{study.name}: loss by step, and differences with intervals]({FIGURES}/{stem}.png)", ""]
+  commits = ", ".join(analysis["commits"])
+  made = f"Budget `{analysis['budget']}`, {analysis['finished']} of {analysis['runs']} runs, commit {commits}:"
+  # In Markdown a single end of a line is none, so that each sentence becomes an item of a list.
+  lines = [line if line.startswith("|") or not line else f"- {line}" for line in lines_of(study, analysis)]
+  return [
+    made,
+    f"`{command(study.name, analysis['budget'])}`",
+    "",
+    *(figure if study.headline(analysis) else []),
+    *lines,
+  ]
