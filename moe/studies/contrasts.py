@@ -13,6 +13,7 @@ from moe.studies.study import Headline, Result
 
 Rule = Literal["own", "causal"]
 _WORTH_A_WORD = 0.005  # nats per token
+_NOTED = 0.02  # difference in FLOPs that a sentence mentions
 _SIDES = (("arm", "rule"), ("baseline", "baseline_rule"))
 
 
@@ -51,7 +52,14 @@ def answer_to(contrast: Contrast, runs: Mapping[str, Mapping[int, Result]]) -> d
   if not seeds:
     return None
   pairs = [(ours[seed], theirs[seed]) for seed in seeds]
-  return dataclasses.asdict(contrast) | {"seeds": seeds} | _MEASURES[contrast.measure](contrast, pairs)
+  about = dataclasses.asdict(contrast) | {"seeds": seeds, "flops": _flops_ratio(pairs)}
+  return about | _MEASURES[contrast.measure](contrast, pairs)
+
+
+def _flops_ratio(pairs: Sequence[tuple[Result, Result]]) -> float:
+  """The arm's measured FLOPs over the baseline's: how many experts some routers use is not known before."""
+  ours, theirs = (sum(pair[side].flops for pair in pairs) for side in (0, 1))
+  return ours / theirs if theirs else math.nan
 
 
 def _difference(contrast: Contrast, pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
@@ -165,6 +173,9 @@ def sentence(answer: Mapping[str, Any]) -> str:
   more_than, seeds = answer["more_than"], len(answer["seeds"])
   counts = {"never reach it": answer.get("censored", 0), "diverged": answer.get("diverged", 0)}
   notes = [f"{seeds} seed{'s' * (seeds > 1)}", *(f"{count} {what}" for what, count in counts.items() if count)]
+  ratio = answer.get("flops")
+  if ratio and abs(ratio - 1) > _NOTED:
+    notes.append(f"with {ratio:.2f} times the FLOPs")
   holm = f", p = {answer['holm']:.2g} by Holm" if "holm" in answer else ""
   if answer["measure"] == "finding":
     claim = answer["claim"]

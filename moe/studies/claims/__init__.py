@@ -4,6 +4,7 @@ from moe.studies.claims import balance as balance
 from moe.studies.claims import base as base
 from moe.studies.claims import capacity as capacity
 from moe.studies.claims import capped as capped
+from moe.studies.claims import causal as causal
 from moe.studies.claims import convergence as convergence
 from moe.studies.claims import encoder as encoder
 from moe.studies.claims import experts as experts

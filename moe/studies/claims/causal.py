@@ -1,0 +1,103 @@
+"""Is there a causal expert choice that beats every token choice? A search, and its confirmation with fresh seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe.studies.arms import ARMS, Arm
+from moe.studies.contrasts import Contrast, answer_to, block_losses, by_seed, corrected
+from moe.studies.language_models import TUNING, LanguageModels
+from moe.studies.settings import DECODER
+from moe.studies.study import Inputs, Job, Result
+
+_EXPLORED = 2  # seeds of the search
+_FRESH = 100  # the first seed of the confirmation
+
+
+def _threshold(capacity_factor: float = 1.0, **options: Any) -> dict[str, Any]:
+  return {"name": "threshold", "capacity_factor": capacity_factor, "slack": None, **options}
+
+
+def _prefix(capacity_factor: float = 2.0, **options: Any) -> dict[str, Any]:
+  return {"name": "prefix_rank", "capacity_factor": capacity_factor, "slack": None, **options}
+
+
+# Token choice, with the shared expert and the finer experts that the candidates have too.
+_BASELINES = {
+  **{name: ARMS[name] for name in ("dropless_top2", "loss_free", "quantile_balanced")},
+  "loss_free_shared": Arm(router={"name": "loss_free", "top_k": 1}, shared=1),
+  "loss_free_finer": Arm(router={"name": "loss_free", "top_k": 3}, parts=4, shared=1, match="total"),
+}
+
+# Expert choice that sees no later token when it is evaluated; `warm` trains on them at first, as its paper does.
+_CANDIDATES = {
+  **{name: ARMS[name] for name in ("position_grouped", "prefix_rank", "threshold_shared")},
+  "position_grouped_renormalized": Arm(
+    router={"name": "position_grouped", "capacity_factor": 2.0, "renormalize": True}
+  ),
+  "prefix_rank_renormalized": Arm(router=_prefix(renormalize=True)),
+  "prefix_rank_pseudo": Arm(router=_prefix(renormalize=True, pseudo_observations=64.0)),
+  "prefix_rank_shared": Arm(router=_prefix(1.0), shared=1, gate_scale=8.0),
+  "threshold_renormalized": Arm(router=_threshold(2.0, renormalize=True)),
+  "threshold_shared_sigmoid": Arm(router=_threshold(gate="sigmoid"), shared=1),
+  "threshold_shared_scaled": Arm(router=_threshold(), shared=1, gate_scale=8.0),
+  "threshold_shared_warm": Arm(router=_threshold(gate="sigmoid", warmup_steps=200), shared=1),
+  "threshold_finer": Arm(router=_threshold(3.0, gate="sigmoid"), parts=4, shared=1, match="total"),
+  "causal_soft_expert_choice": Arm(router={"name": "causal_soft_expert_choice", "gate": "one"}),
+}
+
+
+_ARMS = {"dense": ARMS["dense"], **_BASELINES, **_CANDIDATES}
+
+
+class Causal(LanguageModels, name="causal"):
+  """Two seeds of every try; then, with fresh seeds, the best candidate against the best token choice.
+
+  All tries are in the table. The only contrast is that of the confirmation: its seeds have chosen nothing. The
+  learning rates are those of the search.
+  """
+
+  claim = "A causal form of expert choice gives a lower loss than every token choice at equal FLOPs."
+  source = "this project's; Expert Threshold 2026, arXiv 2603.11535, has 0.067 nats at 2.4B parameters"
+  setting = DECODER
+  arms = _ARMS
+  contrasts = (Contrast("threshold_shared", "dropless_top2"),)
+  control = "dropless_top2"
+
+  def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
+    plan, arms = self.setting.budgets[budget], self.all_arms(budget, inputs, results)
+    jobs = super().jobs(budget, inputs, results)
+    searched = [job for job in jobs if job.tags["seed"] == TUNING or job.tags["seed"] < _EXPLORED]
+    chosen = self.chosen(results, arms)
+    if len(searched) < len(jobs) and not chosen:
+      return searched
+    rates = self.rates(budget, results) or dict.fromkeys(arms, plan.rates[0])
+    return searched + [
+      self._job(budget, inputs, name, arms[name], rates[name], _FRESH + seed)
+      for seed in range(plan.seeds)
+      for name in chosen
+    ]
+
+  def chosen(self, results: Sequence[Result], arms: Mapping[str, Arm]) -> list[str]:
+    """The best candidate and the best baseline of the search; none before it is finished."""
+    losses = {name: _losses(results, name) for name in arms}
+    if any(len(found) < _EXPLORED for found in losses.values()):
+      return []
+    means = {name: np.nan_to_num(np.mean(found), nan=np.inf) for name, found in losses.items()}
+    given = [name for name in arms if name not in self.arms]
+    sides = [*(name for name in _CANDIDATES if name in arms), *given], [name for name in _BASELINES if name in arms]
+    return [min(side, key=means.__getitem__) for side in sides]
+
+  def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
+    searched = [one for one in results if one.tags["seed"] == TUNING or one.tags["seed"] < _EXPLORED]
+    fresh = [one for one in results if one not in searched]
+    names = list(dict.fromkeys(one.tags["arm"] for one in fresh))
+    answer = answer_to(Contrast(*names), {name: by_seed(fresh, name) for name in names}) if len(names) == 2 else None
+    return super().analyse(budget, searched) | {"contrasts": corrected([answer] if answer else [])}
+
+
+def _losses(results: Sequence[Result], arm: str) -> list[float]:
+  """Of the search."""
+  found = [one for one in results if one.tags["arm"] == arm and one.tags["seed"] in range(_EXPLORED)]
+  return [float(np.mean(block_losses(one, "causal"))) for one in found]
