@@ -2,7 +2,8 @@
 
 Writes one HTML file that needs nothing else: loss, load, experts per token, co-activation, churn, the tokens of each
 expert, and a passage token by token. Runs whose configs differ only in seeds also get their mean and spread. An
-existing file is never replaced. `--workdir 'runs/*'` takes every run in a folder.
+existing file is never replaced. `--workdir 'runs/*'` takes every run in a folder. Of a folder of studies, such as
+`runs/studies` or `results/studies`, the page has the verdicts, figure and table of each instead.
 """
 
 import glob
@@ -25,19 +26,41 @@ _BATCHES = flags.DEFINE_integer("batches", 4, "Validation batches to route.", lo
 
 def main() -> None:
   from moe.files import write_new
-  from moe.report.collect import collect_runs
-  from moe.report.rendering import render_report
-  from moe.report.sections.overview import summary_lines
 
   path = commands.new_path("--out", _OUT.value) if _OUT.value else _default_path()  # before the work, not after it
-  runs = collect_runs(_matching(_WORKDIRS.value), _BATCHES.value)
-  print("\n".join(summary_lines(runs)), flush=True)
-  page = render_report(runs)
+  folders = _matching(_WORKDIRS.value)
+  studies = {folder: _results_files(pathlib.Path(folder)) for folder in folders}
+  for folder, files in studies.items():
+    mixed = any(studies.values()) and not files
+    require(not mixed, "--workdir", folder, "expected a folder of studies, as the others are")
+  files = [file for found in studies.values() for file in found]
+  page = _page_of_studies(files) if files else _page_of_runs(folders)
   try:
     write_new(path, page)
   except OSError as error:
     raise ConfigError("--out", str(path), f"expected a writable path ({error.strerror})") from None
   print(f"written to {path} ({len(page.encode()) / 1e6:.1f} MB)")
+
+
+def _page_of_runs(folders: list[str]) -> str:
+  from moe.report.collect import collect_runs
+  from moe.report.rendering import render_report
+  from moe.report.sections.overview import summary_lines
+
+  runs = collect_runs(folders, _BATCHES.value)
+  print("\n".join(summary_lines(runs)), flush=True)
+  return render_report(runs)
+
+
+def _page_of_studies(files: list[pathlib.Path]) -> str:
+  from moe.studies.reporting.page import render_studies
+
+  return render_studies(files)
+
+
+def _results_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Those of a folder of studies, which lie in it; a run's folder has a config too."""
+  return [] if (folder / "config.json").exists() else sorted(folder.glob("*.json"))
 
 
 def _matching(patterns: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jinja2
 from markupsafe import Markup
 
+from moe.report.section import Section
 from moe.report.sections import SECTIONS
 from moe.report.types import Run
 
@@ -22,10 +23,23 @@ TEMPLATES = jinja2.Environment(
 
 def render_report(runs: Sequence[Run]) -> str:
   """The report on `runs` as HTML that is well-formed XML too; it asks the network for nothing."""
+  sections = [section for make in SECTIONS if (section := make(runs)) is not None]
+  return render_page(f"Routing of {', '.join(run.name for run in runs)}", sections)
+
+
+def render_page(title: str, sections: Sequence[Section], *, images: bool = False) -> str:
+  """A page of sections.
+
+  Args:
+    title: of the page.
+    sections: in order.
+    images: whether the browser may show images that the page itself holds.
+  """
   script = _source("script.js")
   return TEMPLATES.get_template("page.html").render(
-    title=f"Routing of {', '.join(run.name for run in runs)}",
-    sections=[section for make in SECTIONS if (section := make(runs)) is not None],
+    title=title,
+    sections=sections,
+    images=images,
     style=_source("style.css"),
     script=script,
     # The browser runs no script but this one.
