@@ -10,29 +10,17 @@ training split. Frequencies are of the ids that a decoder reads: a 0, then the d
 """
 
 import argparse
-import pathlib
-from collections.abc import Iterator, Sequence
+import dataclasses
 
 import numpy as np
 
 from moe.commands import Parser, new_path, run_script
 from moe.config import require
-from moe.data import DataConfig, DataError, Vocabulary, make_source, make_vocabulary
+from moe.convert.hash_table import OF_EMBEDDINGS, make_table, read_corpus
+from moe.data import DataConfig, make_vocabulary
 from moe.data.command_line import add_data_options, parse_data
-from moe.data.documents import Ragged
-from moe.data.source import Source
-from moe.routing.solvers.hash_tables import (
-  TABLE_FUNCTIONS,
-  HashTable,
-  balanced,
-  count_pairs,
-  dispersed,
-  largest_share,
-  likeliest_successor,
-  predicted_future,
-)
-
-_OF_EMBEDDINGS = ("clustered", "dispersed")
+from moe.evaluation.restore import Trained, check_vocabulary, restore
+from moe.routing.solvers.hash_tables import TABLE_FUNCTIONS, largest_share
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,92 +39,29 @@ def build(options: argparse.Namespace) -> None:
   require(sections, "--hashes", options.hashes, f"expected a divisor of --experts = {options.experts}")
   require(options.tokens >= 1, "--tokens", options.tokens, "expected at least 1")
   require(options.seed >= 0, "--seed", options.seed, "expected at least 0")
-  buckets = options.experts // options.hashes
-  config, embeddings = _config_and_embeddings(options)
-  vocabulary = make_vocabulary(config)
-  read = _reads(make_source(config, "train", vocabulary), options.tokens)
-  pairs, counts = count_pairs(read, vocabulary.size)
-  if not len(pairs):
-    raise DataError(config.source.corpus, "has no training text")
-  frequency = np.bincount(pairs // vocabulary.size, counts, minlength=vocabulary.size).astype(np.int64)
-  match options.function:
-    case "balanced":
-      tables = [balanced(frequency, buckets, rng) for rng in [None, *_draws(options)[1:]]]
-    case "predicted_future":
-      prediction = likeliest_successor(pairs, counts, vocabulary.size)
-      tables = list(predicted_future(prediction, buckets, options.hashes, options.seed))
-    case _:
-      tables = _of_embeddings(embeddings[: vocabulary.size], options.function, buckets, options)
-  _write(out, np.stack(tables).astype(np.int32), vocabulary, config, options)
-  _report(tables, frequency, buckets)
+  config, baseline = _config_and_baseline(options)
+  corpus = read_corpus(config, options.tokens)
+  sizes = {"hashes": options.hashes, "seed": options.seed}
+  table = make_table(options.function, corpus, options.experts, baseline=baseline, **sizes)
+  named = f" and the baseline {options.workdir}, step {options.step}" if options.workdir else ""
+  table = dataclasses.replace(table, source=f"{table.source}{named}, seed {options.seed}")
+  table.write(str(out))
+  print(f"wrote {out}: {table.function}, {options.hashes} x {corpus.vocabulary.size} tokens, of {table.source}")
+  _report(table.buckets, corpus.frequency, options.experts // options.hashes)
 
 
-def _config_and_embeddings(options: argparse.Namespace) -> tuple[DataConfig, np.ndarray | None]:
-  """The data, by default the baseline's, and the baseline's embeddings `[V, d]`, or None without a baseline."""
+def _config_and_baseline(options: argparse.Namespace) -> tuple[DataConfig, Trained | None]:
+  """The data, by default the baseline's, and the baseline, if there is one."""
   given = parse_data(options) if options.config or options.data else None
   if not options.workdir:
     return given, None
-  from moe.evaluation.restore import check_vocabulary, restore
-
-  trained = restore(options.workdir, options.step)
-  config = given or trained.config.data
-  check_vocabulary(trained, make_vocabulary(config))
-  return config, np.asarray(trained.params["embedding"]["table"])
+  baseline = restore(options.workdir, options.step)
+  config = given or baseline.config.data
+  check_vocabulary(baseline, make_vocabulary(config))
+  return config, baseline
 
 
-def _reads(source: Source, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """What a decoder reads and what it should predict, `[n]` each, block by block until about `limit` tokens."""
-  for shard in range(source.num_shards):
-    for block in source.blocks(shard, 0, 0):
-      for documents in filter(None, (block.inputs, block.targets)):
-        if limit <= 0:
-          return
-        previous, following = _shifted(documents)
-        limit -= len(following)
-        yield previous, following
-
-
-def _shifted(documents: Ragged) -> tuple[np.ndarray, np.ndarray]:
-  """The token before each token, 0 at the start of a document, and the tokens."""
-  first, last = documents.offsets[0], documents.offsets[-1]
-  following = np.asarray(documents.flat[first:last])
-  previous = np.concatenate([following[:1] * 0, following[:-1]])
-  starts = documents.offsets[:-1][documents.lengths > 0] - first
-  previous[starts] = 0
-  return previous, following
-
-
-def _of_embeddings(
-  embeddings: np.ndarray, function: str, buckets: int, options: argparse.Namespace
-) -> list[np.ndarray]:
-  """A table per hash, each from a k-means clustering with a start of its own."""
-  import jax
-  import jax.numpy as jnp
-
-  from moe.routing.solvers.clustering import assign, k_means
-
-  tables = []
-  for number, rng in enumerate(_draws(options)):
-    centroids, _ = k_means(embeddings, buckets, jax.random.key(options.seed + number))
-    clusters = np.asarray(assign(jnp.asarray(embeddings), centroids))
-    tables.append(clusters if function == "clustered" else dispersed(clusters, buckets, rng))
-  return tables
-
-
-def _draws(options: argparse.Namespace) -> list[np.random.Generator]:
-  return [np.random.default_rng([options.seed, number]) for number in range(options.hashes)]
-
-
-def _write(
-  out: pathlib.Path, tables: np.ndarray, vocabulary: Vocabulary, config: DataConfig, options: argparse.Namespace
-) -> None:
-  baseline = f" and the baseline {options.workdir}, step {options.step}" if options.workdir else ""
-  source = f"{config.source.corpus}{baseline}, seed {options.seed}"
-  HashTable(tables, options.experts, vocabulary.fingerprint, options.function, source).write(str(out))
-  print(f"wrote {out}: {options.function}, {len(tables)} x {vocabulary.size} tokens, of {source}")
-
-
-def _report(tables: Sequence[np.ndarray], frequency: np.ndarray, buckets: int) -> None:
+def _report(tables: np.ndarray, frequency: np.ndarray, buckets: int) -> None:
   for number, table in enumerate(tables):
     share = largest_share(table, frequency, buckets)
     print(
@@ -160,8 +85,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--out", required=True, help="the .npz file to write")
   options = parser.parse_args(arguments)
-  if bool(options.workdir) != (options.function in _OF_EMBEDDINGS):
-    parser.error(f"--workdir is for --function {' and '.join(_OF_EMBEDDINGS)}, which need it")
+  if bool(options.workdir) != (options.function in OF_EMBEDDINGS):
+    parser.error(f"--workdir is for --function {' and '.join(OF_EMBEDDINGS)}, which need it")
   if not (options.config or options.data or options.workdir):
     parser.error("give --config or --data")
   return options

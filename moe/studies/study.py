@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 
 from moe.config import Choice
 
+_FOLDERS = ("path", "data_dir")  # fields of a data source
+_FILES = ("vocabulary", "table", "centroids")  # fields of a config
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
@@ -61,9 +64,20 @@ class Job:
     """The config as JSON holds it, but for where data lie: two results are of one study only if they agree in it."""
     if self.measure:
       return {"measure": self.measure}
-    data = dict(self.config["data"]) | {"vocabulary": os.path.basename(self.config["data"].get("vocabulary", ""))}
-    data["source"] = {name: value for name, value in data["source"].items() if name not in ("path", "data_dir")}
-    return json.loads(json.dumps(dict(self.config) | {"data": data}))
+    source = {name: value for name, value in self.config["data"]["source"].items() if name not in _FOLDERS}
+    data = dict(self.config["data"]) | {"source": source}
+    return json.loads(json.dumps(_named_files(dict(self.config) | {"data": data})))
+
+
+def _named_files(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """A config in which the names of files stand for their paths."""
+  found: dict[str, Any] = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      found[name] = _named_files(value)
+    else:
+      found[name] = os.path.basename(value) if name in _FILES and isinstance(value, str) else value
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,3 +107,14 @@ def test_a_damaged_name_of_the_study_is_refused(text, tmp_path):
   (tmp_path / "study.json").write_text(text)
   with pytest.raises(StudyError, match=r"study\.json cannot be read"):
     Folder(tmp_path).check("finetune", "smoke")
+
+
+def test_where_data_and_tables_lie_is_no_change_of_the_study_but_their_names_are(tmp_path):
+  def hashed(folder, name="balanced.npz"):
+    router = {"name": "hash", "function": "balanced", "table": f"{folder}/{name}"}
+    return job("one", path=folder, model={"decoder": {"moe": {"router": router}}})
+
+  finish(Folder(tmp_path), hashed("/here"))
+  assert len(Folder(tmp_path).results([hashed("/there")])) == 1
+  with pytest.raises(StudyError, match=r"config.model.decoder.moe.router.table was 'balanced.npz', is 'other.npz'"):
+    Folder(tmp_path).results([hashed("/here", "other.npz")])
