@@ -118,7 +118,7 @@ def test_runs_that_never_reach_the_baselines_loss_count_as_slower():
   found = answer_to(Contrast("new", "old", "steps", more_than=2), curves([40, 42, None], seeds=12))
   assert found["censored"] == 4
   assert found["values"].count(0) == 4
-  assert "(12 seeds; 4 never reach it)" in sentence(found)
+  assert "(12 seeds; 4 never reach it; with 2.00 times the FLOPs)" in sentence(found)
   none = answer_to(Contrast("new", "old", "steps", more_than=2), curves([None], seeds=12))
   assert none["verdict"] == "did not hold"
   assert none["censored"] == 12
