@@ -118,7 +118,7 @@ ARMS: dict[str, Arm] = {
   "dropless_top2": Arm(router={"name": "dropless", "renormalize": True, "balance_scope": "batch"}),
   "loss_free": Arm(router={"name": "loss_free"}),
   "quantile_balanced": Arm(router={"name": "quantile_balanced"}),
-  "base": Arm(router={"name": "base"}, parts=1),
+  "base": Arm(router={"name": "base"}, parts=1, match="total"),
   "sinkhorn_base": Arm(router={"name": "sinkhorn_base"}, parts=1),
   "hash": Arm(router={"name": "hash", "function": "modulo"}, parts=1),
   # Expert choice, and what is causal of it.
