@@ -11,5 +11,6 @@ from moe.studies.claims import experts as experts
 from moe.studies.claims import finetune as finetune
 from moe.studies.claims import hash_layers as hash_layers
 from moe.studies.claims import leak as leak
+from moe.studies.claims import routers as routers
 from moe.studies.claims import soft as soft
 from moe.studies.claims import tokens as tokens

@@ -10,7 +10,7 @@ _NUMBERS = {"quarter": 0.25, "half": 0.5, "one": 1.0, "two": 2.0, "four": 4.0}
 
 
 def _named(method: str, number: str) -> str:
-  return method if number == "one" else f"{method}_{number}"
+  return method if number == "one" else f"{method}_{number}_experts"
 
 
 _ARMS = {
@@ -40,8 +40,8 @@ class Experts(LanguageModels, name="experts"):
   arms = _ARMS
   control = "gshard"
   contrasts = (
-    Contrast("expert_choice_four", "expert_choice_quarter"),
+    Contrast(_named("expert_choice", "four"), _named("expert_choice", "quarter")),
     *(Contrast(_named("expert_choice", number), _named("gshard", number)) for number in _NUMBERS),
-    Contrast("gshard_four", "gshard_quarter"),
-    Contrast("expert_choice_renormalized_four", "expert_choice_renormalized_quarter"),
+    Contrast(_named("gshard", "four"), _named("gshard", "quarter")),
+    Contrast(_named("expert_choice_renormalized", "four"), _named("expert_choice_renormalized", "quarter")),
   )
