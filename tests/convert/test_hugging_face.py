@@ -21,7 +21,10 @@ from moe.evaluation.continuation import continue_texts
 from moe.evaluation.restore import restore, vocabulary_of
 from moe.experts import MoE
 from moe.models import ModelConfig
+from moe.parallel.mesh import make_mesh
 from moe.training.experiment import load_config
+from moe.training.init import InitSource, inherit
+from moe.training.setup import Setup
 from tests.convert.hf_folders import MODEL, SWITCH, T5, T5_1_1, VOCAB, tensors_of, write_folder
 from tests.routing.naive import token_weights
 
@@ -140,6 +143,15 @@ def test_the_run_writes_text_and_another_run_can_begin_with_it(tmp_path):
   assert texts == continue_texts(trained, vocabulary, ["def f(", "import "], 4)
   stored = json.loads((tmp_path / "run" / "config.json").read_text())
   assert stored["data"]["vocabulary"] == str(tmp_path / "run" / "vocabulary.model")
+
+  tree = {"init": {"workdir": str(tmp_path / "run")}, "data": {"source": "standard_library", "objective": "prefix_lm"}}
+  sizes = {"inputs_length": 8, "targets_length": 8, "batch_size": 2}
+  config = load_config(inherit(tree | {"data": tree["data"] | sizes, "train": {"steps": 1}}, tmp_path / "new"))
+  setup, source = Setup(config, make_mesh()), InitSource(config.init)
+  source.check(setup.abstract, load_vocabulary(config.data.vocabulary, config.data.extra_ids), None)
+  params, _ = source.restore(setup.abstract)
+  assert jax.tree.structure(params) == jax.tree.structure(trained.params)
+  jax.tree.map(np.testing.assert_array_equal, params, trained.params)
 
 
 def ours(**model):
