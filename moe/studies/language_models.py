@@ -33,7 +33,7 @@ _TOLERANCE = 0.02  # of FLOPs per step that count as equal
 class LanguageModels(Study):
   """Base of these studies: a file of `claims` says which arms there are, and what is asked of them.
 
-  Learning rates are chosen for every arm from the same grid, by shorter runs with a seed of their own. The primary
+  Learning rates are chosen for every arm from the same grid, by runs with a seed of their own. The primary
   contrast is the first one; the p values of the others are corrected by Holm. Before any of them the regime is tested:
   unless `control`, a published baseline, beats the dense model of equal FLOPs, nothing that is said of sparse models
   here says much of others.
@@ -115,7 +115,7 @@ class LanguageModels(Study):
   def _job(self, budget: str, inputs: Inputs, name: str, arm: Arm, rate: float, seed: int | None) -> Job:
     plan = self.setting.budgets[budget]
     tree = arm.tree(self.setting, plan)
-    steps = round(matched_steps(self.setting, plan, name, arm) * (plan.tuning if seed is None else 1))
+    steps = matched_steps(self.setting, plan, name, arm)
     run_seed = _TUNING_SEED if seed is None else seed
     fields = {
       "seed": run_seed,

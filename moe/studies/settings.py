@@ -13,8 +13,8 @@ class Budget:
     config: what is changed of the setting's config.
     num_experts: experts of half the dense network's width, of which a token has two.
     seeds: of the comparison; none of them is the one that chooses learning rates.
-    rates: the grid of learning rates, the same for every method.
-    tuning: length of the runs that choose from it, as a share of the others' length.
+    rates: the grid of learning rates, the same for every method. Each is tried for the whole length of a run, since
+      shorter runs prefer higher rates, sparse models most of all.
     blocks: batches of the validation split whose losses are kept one by one, at the end of a run.
   """
 
@@ -22,7 +22,6 @@ class Budget:
   num_experts: int
   seeds: int
   rates: Sequence[float]
-  tuning: float
   blocks: int
 
 
@@ -56,7 +55,7 @@ def _smoke(sizes: Mapping[str, Any]) -> Budget:
     "train.eval_every": 2,
     "train.eval_batches": 2,
   }
-  return Budget({**config, **sizes}, num_experts=8, seeds=2, rates=(0.01,), tuning=0.5, blocks=2)
+  return Budget({**config, **sizes}, num_experts=8, seeds=2, rates=(0.01,), blocks=2)
 
 
 # One accelerator: 30M activated parameters, 20M tokens a run.
@@ -90,14 +89,13 @@ DECODER = Setting(
   stack="decoder",
   budgets={
     "smoke": _smoke({"model.decoder.layers": 2, "data.targets_length": 32}),
-    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.005, 0.01, 0.02), tuning=1 / 3, blocks=64),
-    "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), tuning=1 / 3, blocks=64),
+    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.005, 0.01, 0.02), blocks=64),
+    "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), blocks=64),
     "paper": Budget(
       _PAPER | {"model.decoder.layers": 12, "data.targets_length": 1024},
       num_experts=64,
       seeds=3,
       rates=(0.0003, 0.0006, 0.0012),
-      tuning=0.1,
       blocks=64,
     ),
   },
@@ -116,8 +114,8 @@ ENCODER = Setting(
         "data.targets_length": 32,
       }
     ),
-    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.005, 0.01, 0.02), tuning=1 / 3, blocks=64),
-    "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), tuning=1 / 3, blocks=64),
+    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.005, 0.01, 0.02), blocks=64),
+    "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), blocks=64),
     "paper": Budget(
       _PAPER
       | {
@@ -129,7 +127,6 @@ ENCODER = Setting(
       num_experts=64,
       seeds=3,
       rates=(0.0003, 0.0006, 0.0012),
-      tuning=0.1,
       blocks=64,
     ),
   },

@@ -146,7 +146,9 @@ def test_the_run_writes_text_and_another_run_can_begin_with_it(tmp_path):
 
   tree = {"init": {"workdir": str(tmp_path / "run")}, "data": {"source": "standard_library", "objective": "prefix_lm"}}
   sizes = {"inputs_length": 8, "targets_length": 8, "batch_size": 2}
-  config = load_config(inherit(tree | {"data": tree["data"] | sizes, "train": {"steps": 1}}, tmp_path / "new"))
+  config = load_config(
+    inherit(tree | {"data": tree["data"] | sizes, "train": {"steps": 1}, "seed": 0}, tmp_path / "new")
+  )
   setup, source = Setup(config, make_mesh()), InitSource(config.init)
   source.check(setup.abstract, load_vocabulary(config.data.vocabulary, config.data.extra_ids), None)
   params, _ = source.restore(setup.abstract)
