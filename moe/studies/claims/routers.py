@@ -50,7 +50,7 @@ _ARMS = {
   "cap3": _two("capped_expert_choice", cap=3),
   "strictly_balanced": _two("strictly_balanced"),
   "threshold": _two("threshold", slack=None),
-  "causal_soft_expert_choice": Arm(router={"name": "causal_soft_expert_choice", "capacity_factor": 4.0}, match="total"),
+  "causal_soft_expert_choice": Arm(router={"name": "causal_soft_expert_choice", "gate": "one"}),
 }
 
 
