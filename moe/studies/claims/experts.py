@@ -16,7 +16,7 @@ def _named(method: str, number: str) -> str:
 _ARMS = {
   "dense": ARMS["dense"],
   **{
-    _named(method, number): Arm(router=router, experts=share, match="total")
+    _named(method, number): Arm(router=router, experts=share, match="step" if share == 1 else "total")
     for method, router in {
       "expert_choice": expert_choice(),
       "expert_choice_renormalized": expert_choice(renormalize=True),
