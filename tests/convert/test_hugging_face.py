@@ -150,7 +150,9 @@ def test_the_run_writes_text_and_another_run_can_begin_with_it(tmp_path):
     inherit(tree | {"data": tree["data"] | sizes, "train": {"steps": 1}, "seed": 0}, tmp_path / "new")
   )
   setup, source = Setup(config, make_mesh()), InitSource(config.init)
-  source.check(setup.abstract, load_vocabulary(config.data.vocabulary, config.data.extra_ids), None)
+  source.check(
+    setup.abstract, load_vocabulary(config.data.vocabulary, config.data.extra_ids), source.about["router_files"]
+  )
   params, _ = source.restore(setup.abstract)
   assert jax.tree.structure(params) == jax.tree.structure(trained.params)
   jax.tree.map(np.testing.assert_array_equal, params, trained.params)
