@@ -13,6 +13,7 @@ from moe.studies.study import Headline, Result
 
 Rule = Literal["own", "causal"]
 _WORTH_A_WORD = 0.005  # nats per token
+_SOUGHT = 0.01  # nats per token that an unresolved contrast says how many seeds it takes to find
 _NOTED = 0.02  # difference in FLOPs that a sentence mentions
 _SIDES = (("arm", "rule"), ("baseline", "baseline_rule"))
 
@@ -79,8 +80,16 @@ def _difference(contrast: Contrast, pairs: Sequence[tuple[Result, Result]]) -> d
     "p": found.p,
     "values": (theirs - ours).mean(1).tolist(),
     "diverged": found.diverged,
+    "needs": _seeds_needed((theirs - ours).mean(1)),
     "verdict": _difference_verdict(found.low, found.high, found.mean, contrast.more_than),
   }
+
+
+def _seeds_needed(differences: np.ndarray) -> int | None:
+  """How many seeds find a difference of `_SOUGHT` four times of five, by the spread of these; None if it has none."""
+  if len(differences) < 2 or not np.all(np.isfinite(differences)):
+    return None
+  return statistics.required_seeds(float(differences.std(ddof=1)), _SOUGHT)
 
 
 def _difference_verdict(low: float, high: float, mean: float, least: float) -> str:
@@ -176,6 +185,8 @@ def sentence(answer: Mapping[str, Any]) -> str:
   ratio = answer.get("flops")
   if ratio and abs(ratio - 1) > _NOTED:
     notes.append(f"with {ratio:.2f} times the FLOPs")
+  if answer["verdict"] == "not resolved" and answer.get("needs"):
+    notes.append(f"{_SOUGHT:g} nats take {answer['needs']}")
   holm = f", p = {answer['holm']:.2g} by Holm" if "holm" in answer else ""
   if answer["measure"] == "finding":
     claim = answer["claim"]
