@@ -1,4 +1,8 @@
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -75,3 +79,22 @@ def test_a_measurement_has_no_part_in_what_configs_have_in_common(tmp_path):
   analysis = json.loads(file_text(analysis_of(study, "cpu", [run, measurement], folder)))
   assert analysis["config"]["seed"] == 0
   assert [config_of(analysis, one) for one in analysis["results"]] == [run.compared, {"measure": "leak"}]
+
+
+def test_the_main_analyses_a_folder_without_the_text(tmp_path):
+  Folder(tmp_path / "finetune-smoke").claim("finetune", "smoke")
+  command = [
+    sys.executable,
+    "-m",
+    "moe.study",
+    "--study=finetune",
+    "--budget=smoke",
+    f"--workdir={tmp_path}",
+    "--report",
+  ]
+  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[3])}
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  path = tmp_path / "finetune-smoke.json"
+  assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"written to {path}"), done.stderr
+  study, analysis = read_analysis(path)
+  assert (study.name, analysis["finished"], analysis["results"]) == ("finetune", 0, [])
