@@ -12,7 +12,7 @@ from moe.studies.reporting.results_file import analysis_of, config_of, file_text
 from moe.studies.study import Job, Result, Study
 from tests.studies.simulated import simulated_analysis
 
-LOSSES = {"dense": 3.5, "causal_top2": 3.4, "expert_choice": 3.45, "gshard": 3.3, "switch": float("nan")}
+LOSSES = {"dense": 3.5, "dropless_top2": 3.4, "expert_choice": 3.45, "gshard": 3.3, "switch": float("nan")}
 
 
 def test_a_results_file_is_strict_json_with_a_line_per_run_from_which_the_same_markdown_is_made(tmp_path):
@@ -30,7 +30,7 @@ def test_a_results_file_is_strict_json_with_a_line_per_run_from_which_the_same_m
   lines = lines_of(again, read)
   assert lines == lines_of(study, analysis)
   assert [line.split("|")[1].strip() for line in lines[2:7]] == [*sorted(LOSSES, key=LOSSES.get)[:4], "switch"]
-  regime = "Does this regime count? causal_top2 is better than dense: held. +0.0990 nats per token, [+0.0"
+  regime = "Does this regime count? dropless_top2 is better than dense: held. +0.0990 nats per token, [+0.0"
   assert any(line.startswith(regime) for line in lines)
 
 
