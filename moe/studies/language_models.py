@@ -134,6 +134,7 @@ class LanguageModels(Study):
       tags={"arm": name, "rate": rate, "seed": TUNING if seed is None else seed},
       weight=steps,
       blocks=0 if seed is None else plan.blocks,
+      may_diverge=seed is None,
     )
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ DECODER = Setting(
   stack="decoder",
   budgets={
     "smoke": _smoke({"model.decoder.layers": 2, "data.targets_length": 32}),
-    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.005, 0.01, 0.02), blocks=64),
+    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.01, 0.02, 0.04), blocks=64),
     "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), blocks=64),
     "paper": Budget(
       _PAPER | {"model.decoder.layers": 12, "data.targets_length": 1024},
@@ -114,7 +114,7 @@ ENCODER = Setting(
         "data.targets_length": 32,
       }
     ),
-    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.005, 0.01, 0.02), blocks=64),
+    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.01, 0.02, 0.04), blocks=64),
     "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), blocks=64),
     "paper": Budget(
       _PAPER

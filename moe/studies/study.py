@@ -44,6 +44,7 @@ class Job:
     weight: about how long it takes, relative to the others.
     blocks: batches of the validation split whose losses are kept one by one when it ends; 0 for none.
     measure: name of the study that measures its source; empty for a run.
+    may_diverge: whether a run that diverges has a result, an infinite loss; otherwise it has failed.
   """
 
   name: str
@@ -53,6 +54,7 @@ class Job:
   weight: float = 1.0
   blocks: int = 0
   measure: str = ""
+  may_diverge: bool = False
 
   @property
   def about(self) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -99,11 +100,18 @@ def _run(folder: Folder, job: Job) -> dict[str, Any]:
   """
   from moe.evaluation.run import run_config  # here, after the process has been bound to its core
   from moe.studies.outcome import outcome
+  from moe.training.hooks import DivergedError
 
   workdir, tree = folder.workdir(job.name), dict(job.config)
   if job.source:
     tree["init"] = {**tree.get("init", {}), "workdir": str(folder.workdir(job.source))}
-  config, summary = run_config(tree, workdir)
+  try:
+    config, summary = run_config(tree, workdir)
+  except DivergedError:
+    if not job.may_diverge:
+      raise
+    traceback.print_exc()
+    return {"step": 0, "validation": {"loss": math.inf}, "scores": {}}
   if not summary.finished:
     raise Stopped
   path = workdir / "scores.json"

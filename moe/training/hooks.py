@@ -46,6 +46,10 @@ class TrainingStopped(UserError):
   code = 1
 
 
+class DivergedError(TrainingStopped):
+  """The loss, the gradient or the state is no longer finite."""
+
+
 class Means:
   """Means over the steps since the last record. A checkpoint holds them: a resumed run then has the same records.
 
@@ -204,7 +208,7 @@ class Log:
     self._unread: tuple[int, dict[str, Any], Any] | None = None
 
   def __call__(self, run: Run, info: StepInfo) -> None:
-    """Raises `TrainingStopped` if the loss or the gradient is not finite, or the record cannot be written."""
+    """Raises `DivergedError`, or `TrainingStopped` if the record cannot be written."""
     self.finish(run)
     sums = run.means.follow(info.metrics, last=run.config.train.logs_at(info.step))
     self._unread = (info.step, info.metrics, sums)
@@ -223,7 +227,7 @@ class Log:
     if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
       values |= flatten_layers(jax.device_get(metrics["layers"]))
       run.record(step, "train", values)
-      raise TrainingStopped(_why_not_finite(step, values, run.what_is_saved()))
+      raise DivergedError(_why_not_finite(step, values, run.what_is_saved()))
     run.clock.count(values["tokens"])
     run.means.add(values)
     log = run.config.train.logs_at(step)
@@ -259,7 +263,7 @@ def save(run: Run, info: StepInfo) -> None:
   """Where it is due, starts writing a checkpoint, with the criterion of the validation just before, if there was one.
 
   Raises:
-    TrainingStopped: the state is not finite.
+    DivergedError: the state is not finite.
     CheckpointError: a checkpoint could not be written.
   """
   if not info.save:
@@ -269,7 +273,7 @@ def save(run: Run, info: StepInfo) -> None:
     about = run.about | {"since_record": run.means.as_json()}
     run.checkpoints.save(info.state, whole_position(run.pipeline), about, criterion)
   except NonFiniteError as error:
-    raise TrainingStopped(f"{error}; {run.what_is_saved()}") from None
+    raise DivergedError(f"{error}; {run.what_is_saved()}") from None
   run.clock.restart()
 
 

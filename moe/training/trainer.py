@@ -73,7 +73,8 @@ def train(
     ConfigError, DataError: before anything is written.
     WorkdirError: the folder holds another run, is in use, has lost its checkpoints, or cannot be written to.
     CheckpointError: a checkpoint could not be written, or there are checkpoints and none can be read.
-    TrainingStopped: the loss or the gradient is no longer finite, or metrics cannot be written; or an example could not
+    DivergedError: the loss or the gradient is no longer finite.
+    TrainingStopped: metrics cannot be written; or an example could not
       be read, and then a single host has saved.
   """
   # ----------------------------------------------------------------------------------------------------------------

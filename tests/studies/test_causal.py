@@ -47,7 +47,7 @@ def test_the_best_of_either_side_are_run_again_with_seeds_that_chose_nothing(stu
   fresh = [(job.tags["arm"], job.tags["seed"]) for job in after[len(before) :]]
   assert {arm for arm, _ in fresh} == {"threshold_finer", "loss_free_shared"}
   assert {seed for _, seed in fresh} == {100, 101, 102, 103}
-  assert all(job.tags["rate"] == 0.005 for job in after[len(before) :])
+  assert all(job.tags["rate"] == 0.01 for job in after[len(before) :])
 
 
 def test_the_verdict_is_made_of_the_fresh_seeds_alone(study):

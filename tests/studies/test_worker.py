@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 import types
 
 import pytest
@@ -7,6 +9,7 @@ from moe.config import ConfigError
 from moe.studies import worker
 from moe.studies.folder import Folder, StudyError
 from moe.studies.study import Job
+from moe.training.hooks import DivergedError
 
 
 def job(name, source="", **fields):
@@ -76,6 +79,18 @@ def test_a_stop_ends_the_worker_and_fails_no_job(tmp_path, monkeypatch):
   worker.work(str(tmp_path), [job("one")], "", None)
   assert Folder(tmp_path).failed(job("one")) == ""
   assert Folder(tmp_path).results([job("one")]) == []
+
+
+def test_a_run_that_diverges_fails_unless_it_only_tries_a_learning_rate(tmp_path, monkeypatch):
+  def diverge(tree, workdir):
+    raise DivergedError("step 3: loss nan")
+
+  monkeypatch.setattr("moe.evaluation.run.run_config", diverge)
+  jobs, folder = [dataclasses.replace(job("tried"), may_diverge=True), job("compared")], Folder(tmp_path)
+  worker.work(str(tmp_path), jobs, "", None)
+  (result,) = folder.results(jobs)
+  assert (result.name, result.validation) == ("tried", {"loss": math.inf})
+  assert folder.failed(jobs[1]) == "step 3: loss nan"
 
 
 def test_a_worker_starts_no_job_once_the_process_that_started_it_is_gone(tmp_path, attempts, monkeypatch):
