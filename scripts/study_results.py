@@ -19,10 +19,13 @@ def read_results(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def overview(results: Mapping[str, Mapping[str, Any]]) -> str:
-  """One row for each study and budget, also for the studies that have not been run."""
-  rows = [_row(Study.choices[name], one) for name in Study.choices for one in _found(results, name) or [None]]
-  text = "Intervals are of 95%. `docs/studies.md` has the figures, all contrasts, and how to read them. Each is made by"
-  return "\n".join([*markdown_table(_HEAD, rows), "", text, f"`{command('NAME')}`"])
+  """One row for each study and budget that was run, and the names of the studies that were not."""
+  rows = [_row(Study.choices[name], one) for name in Study.choices for one in _found(results, name)]
+  missing = ", ".join(f"`{name}`" for name in Study.choices if not _found(results, name))
+  text = "Intervals are of 95%. `docs/studies.md` has the figures, all contrasts, and how to read them."
+  text += f" Not run yet: {missing}." if missing else ""
+  table = [*markdown_table(_HEAD, rows), ""] if rows else []
+  return "\n".join([*table, *textwrap.wrap(f"{text} Each is made by", 120), f"`{command('NAME')}`"])
 
 
 def chapters(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -60,10 +63,10 @@ def _found(results: Mapping[str, Mapping[str, Any]], name: str) -> list[Mapping[
   return [one for one in results.values() if one["study"] == name]
 
 
-def _row(study: type[Study], analysis: Mapping[str, Any] | None) -> list[str]:
-  said = study().headline(analysis) if analysis else None
-  if analysis is None or said is None:
-    return [study.name, study.claim, "not run yet", "", "", "", ""]
+def _row(study: type[Study], analysis: Mapping[str, Any]) -> list[str]:
+  said = study().headline(analysis)
+  if said is None:
+    return [study.name, study.claim, "no answer yet", "", "", analysis["budget"], ""]
   return [
     study.name,
     study.claim,
