@@ -45,7 +45,7 @@ def test_the_best_of_either_side_are_run_again_with_seeds_that_chose_nothing(stu
   after = study.jobs("cpu", INPUTS, results)
   assert after[: len(before)] == before
   fresh = [(job.tags["arm"], job.tags["seed"]) for job in after[len(before) :]]
-  assert {arm for arm, _ in fresh} == {"threshold_finer", "loss_free_shared"}
+  assert {arm for arm, _ in fresh} == {"threshold_finer", "loss_free_shared", "hash"}
   assert {seed for _, seed in fresh} == {100, 101, 102, 103}
   assert all(job.tags["rate"] == 0.01 for job in after[len(before) :])
 

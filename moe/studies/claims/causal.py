@@ -48,13 +48,14 @@ _CANDIDATES = {
 }
 
 
-_ARMS = {"dense": ARMS["dense"], **_BASELINES, **_CANDIDATES}
+_HASH = "hash"  # which learns no choice: run again beside the two that do
+_ARMS = {"dense": ARMS["dense"], _HASH: ARMS[_HASH], **_BASELINES, **_CANDIDATES}
 
 
 class Causal(LanguageModels, name="causal"):
-  """Two seeds of every try; then, with fresh seeds, the best candidate against the best token choice.
+  """Two seeds of every try; then, with fresh seeds, the best candidate against the best token choice, and a hash layer.
 
-  All tries are in the table. The only contrast is that of the confirmation: its seeds have chosen nothing. The
+  All tries are in the table. The contrasts are those of the confirmation alone, whose seeds have chosen nothing. The
   learning rates are those of the search.
   """
 
@@ -80,21 +81,22 @@ class Causal(LanguageModels, name="causal"):
     ]
 
   def chosen(self, results: Sequence[Result], arms: Mapping[str, Arm]) -> list[str]:
-    """The best candidate and the best baseline of the search; none before it is finished."""
+    """The best candidate and the best baseline of the search, and the hash layer; none before it is finished."""
     losses = {name: _losses(results, name) for name in arms}
     if any(len(found) < _EXPLORED for found in losses.values()):
       return []
     means = {name: np.nan_to_num(np.mean(found), nan=np.inf) for name, found in losses.items()}
     given = [name for name in arms if name not in self.arms]
     sides = [*(name for name in _CANDIDATES if name in arms), *given], [name for name in _BASELINES if name in arms]
-    return [min(side, key=means.__getitem__) for side in sides]
+    return [*(min(side, key=means.__getitem__) for side in sides), *(name for name in arms if name == _HASH)]
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
     searched = [one for one in results if one.tags["seed"] == TUNING or one.tags["seed"] < _EXPLORED]
     fresh = [one for one in results if one not in searched]
-    names = list(dict.fromkeys(one.tags["arm"] for one in fresh))
-    answer = answer_to(Contrast(*names), {name: by_seed(fresh, name) for name in names}) if len(names) == 2 else None
-    return super().analyse(budget, searched) | {"contrasts": corrected([answer] if answer else [])}
+    candidate, *others = dict.fromkeys(one.tags["arm"] for one in fresh) or [""]
+    runs = {name: by_seed(fresh, name) for name in (candidate, *others)}
+    answers = [answer_to(Contrast(candidate, other), runs) for other in others]
+    return super().analyse(budget, searched) | {"contrasts": corrected([one for one in answers if one])}
 
 
 def _losses(results: Sequence[Result], arm: str) -> list[float]:
