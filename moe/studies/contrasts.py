@@ -224,7 +224,9 @@ def _judged(arm: str, rule: str) -> str:
 def number(answer: Mapping[str, Any]) -> str:
   """The value of a contrast or finding with its interval."""
   unit = {"loss": " nats per token", "steps": " times", "flops": " times", "finding": ""}[answer["measure"]]
-  value = answer["value"]
+  value, missed = answer["value"], answer.get("censored", 0)
+  if missed and (value is None or not math.isfinite(value)):
+    return f"{missed} of {len(answer['seeds'])} never reach that loss, {interval_text(answer)}"
   said = "no number" if value is None or not math.isfinite(value) else format(value, _form(answer)) + unit
   return f"{said}, {interval_text(answer)}"
 

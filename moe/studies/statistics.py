@@ -198,7 +198,9 @@ def _typical(ratios: np.ndarray, limits: np.ndarray) -> tuple[float, float, floa
   ranks = stats.quantile_test(np.arange(len(ratios)), p=0.5).confidence_interval(_LEVEL)
   estimate = float(np.median(least)) if least[(len(ratios) - 1) // 2] else math.nan
   if np.isnan(ranks.low):  # so is the upper one
-    return estimate, 0.0, math.inf
+    bounds = np.log(most) if np.count_nonzero(ratios) > 1 else np.array([math.nan])  # no spread is known
+    high = paired_difference(np.zeros(len(bounds)), bounds).high
+    return estimate, 0.0, math.inf if math.isnan(high) else math.exp(high)
   return estimate, float(least[int(ranks.low)]), float(most[int(ranks.high)])
 
 

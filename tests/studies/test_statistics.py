@@ -195,7 +195,17 @@ def test_censored_runs_are_counted_and_open_the_interval():
   assert (found.censored, found.seeds) == (1, 6)
   assert (found.estimate, found.low, found.high) == pytest.approx((1.65, 0.0, 2.0))
   five = speedup(curves([2.0, 1.5, 1.7, 0.9, 1.6]), curves([1.0] * 5), X)
-  assert (five.estimate, five.low, five.high) == pytest.approx((1.6, 0.0, math.inf))
+  bounds = np.log([2.0, 1.5, 1.7, 1.0, 1.6])
+  high = np.exp(bounds.mean() + 2.776 * bounds.std(ddof=1) / 5**0.5)  # 2.776: Student's t, 4 degrees of freedom
+  assert (five.estimate, five.low, five.high) == pytest.approx((1.6, 0.0, high), rel=1e-3)
+  known = speedup(curves([1.5, 0.9, 0.8]), curves([1.0] * 3), X)
+  assert (known.low, known.high) == (0.0, math.inf)
+
+
+def test_the_upper_end_of_few_seeds_with_censored_ones_is_rarely_below_the_truth():
+  speeds = 1.2 * np.exp(0.3 * rng(7).normal(size=(REPEATS, 4)))  # 27% are below 1
+  found = [speedup(curves(one), curves([1.0] * 4), X) for one in speeds]
+  assert np.mean([one.high < 1.2 for one in found]) <= 0.03
 
 
 def test_nine_seeds_bear_one_censored_run():
