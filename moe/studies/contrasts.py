@@ -14,6 +14,7 @@ from moe.studies.study import Headline, Result
 Rule = Literal["own", "causal"]
 _WORTH_A_WORD = 0.005  # nats per token
 _SOUGHT = 0.01  # nats per token that an unresolved contrast says how many seeds it takes to find
+_SIGNIFICANT = 0.05
 _NOTED = 0.02  # difference in FLOPs that a sentence mentions
 _SIDES = (("arm", "rule"), ("baseline", "baseline_rule"))
 
@@ -172,9 +173,13 @@ def finding(claim: str, values: Mapping[int, float], more_than: float, *, either
 
 
 def corrected(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """The answers, of which the first is primary; the others with Holm's p values."""
+  """The answers, of which the first is primary; of the others only those hold whose p is at most 5% after Holm."""
   later = statistics.holm([one["p"] for one in answers[1:]])
-  return [*map(dict, answers[:1]), *({**one, "holm": p} for one, p in zip(answers[1:], later))]
+  found = [dict(one) for one in answers[:1]]
+  for one, p in zip(answers[1:], later):
+    missed = one["verdict"] == "held" and p > _SIGNIFICANT
+    found.append({**one, "holm": p, "verdict": "not resolved" if missed else one["verdict"]})
+  return found
 
 
 def sentence(answer: Mapping[str, Any]) -> str:

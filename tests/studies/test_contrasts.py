@@ -201,3 +201,12 @@ def test_the_headline_is_the_primary_answer_and_whether_the_regime_counts():
   assert found.number == "a against b: 1.50 times, [1.25, 1.75]"
   assert headline([finding("It is so", {0: 0.5}, 0)], None).number == "It is so: +0.5000, no interval"
   assert headline([], control) is None
+
+
+def test_a_secondary_contrast_holds_only_if_its_p_does_after_holm():
+  answers = [
+    {"p": p, "verdict": verdict} for p, verdict in ((0.04, "held"), (0.03, "held"), (0.01, "held"), (0.5, "not"))
+  ]
+  found = corrected(answers)
+  assert [one["verdict"] for one in found] == ["held", "not resolved", "held", "not"]  # 2 x 0.03 is more than 5%
+  assert [one.get("holm") for one in found] == [None, pytest.approx(0.06), pytest.approx(0.03), pytest.approx(0.5)]
