@@ -71,7 +71,7 @@ def count(folder, job):
       time.sleep(300)
     with saved.open("a") as file:
       file.write(f"{step}\n")
-  return 6, {"steps": saved.read_text()}, {}
+  return {"step": 6, "validation": {"steps": saved.read_text()}, "scores": {}}
 
 
 def test_the_run_of_a_worker_that_is_killed_is_resumed_by_the_next(tmp_path, monkeypatch):
