@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe.routing.solvers.hashing import mix
-
-_GOLDEN = np.uint32(0x9E3779B1)
+from moe.routing.solvers.hashing import GOLDEN, mix
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -33,8 +31,8 @@ def kept_units(key: jax.Array, rows: jax.Array, units: jax.Array, rate: float) -
     units: int32 `[u]`, the units' numbers.
     rate: the probability that a unit is dropped.
   """
-  row = mix(rows.astype(jnp.uint32) * _GOLDEN + key[0])
-  bits = mix(mix(row[..., None] * _GOLDEN + units.astype(jnp.uint32)) ^ key[1])
+  row = mix(rows.astype(jnp.uint32) * GOLDEN + key[0])
+  bits = mix(mix(row[..., None] * GOLDEN + units.astype(jnp.uint32)) ^ key[1])
   return bits >= np.uint32(rate * 2**32)
 
 

@@ -27,11 +27,20 @@ def studies_folder(path: str | pathlib.Path) -> pathlib.Path:
     ConfigError: it holds something else, and no study.
   """
   root = local_path("--workdir", path)
-  content = sorted(root.iterdir()) if root.is_dir() else []
-  usable = any((one / _ABOUT).exists() for one in content) if content else root.is_dir() or not root.exists()
-  holds = f"; it holds {', '.join(one.name for one in content[:3])}{', ...' * (len(content) > 3)}" if content else ""
-  require(usable, "--workdir", str(root), f"expected a folder of studies, or a new one{holds}")
+  content = _content(root)
+  usable = any((root / name / _ABOUT).exists() for name in content) if content else root.is_dir() or not root.exists()
+  require(usable, "--workdir", str(root), f"expected a folder of studies, or a new one{_holding(content)}")
   return root
+
+
+def _content(folder: pathlib.Path) -> list[str]:
+  """The names of what is in a folder; none if it is new."""
+  return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def _holding(content: Sequence[str]) -> str:
+  """The end of an error's sentence, which says what a folder holds; empty if that is nothing."""
+  return f"; it holds {', '.join(content[:3])}{', ...' * (len(content) > 3)}" if content else ""
 
 
 class Folder:
@@ -57,11 +66,9 @@ class Folder:
     """
     wanted = f"expected the folder of {study} with --budget={budget}{', or a new one' if may_be_new else ''}"
     require(self.root.is_dir() or not self.root.exists(), "--workdir", str(self.root), wanted)
-    content = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
+    content = _content(self.root)
     if self._about.name not in content:
-      shown = ", ".join(content[:3]) + ", ..." * (len(content) > 3)
-      holds = f"; it holds {shown}" if content else ""
-      require(may_be_new and not content, "--workdir", str(self.root), f"{wanted}{holds}")
+      require(may_be_new and not content, "--workdir", str(self.root), f"{wanted}{_holding(content)}")
       return
     try:
       about = json.loads(self._about.read_text())

@@ -95,12 +95,8 @@ class LanguageModels(Study):
 
   def rates(self, budget: str, results: Sequence[Result]) -> dict[str, float]:
     """The learning rate of each arm whose tuning is finished: of the lowest final loss."""
-    losses: dict[str, dict[float, float]] = {}
-    for one in results:
-      if one.tags["seed"] == TUNING:
-        losses.setdefault(one.tags["arm"], {})[one.tags["rate"]] = one.validation["loss"]
-    grid = self.setting.budgets[budget].rates
-    return {arm: min(grid, key=found.__getitem__) for arm, found in losses.items() if len(found) == len(grid)}
+    grid, tried = self.setting.budgets[budget].rates, _tried(results)
+    return {arm: min(grid, key=losses.__getitem__) for arm, losses in tried.items() if len(losses) == len(grid)}
 
   def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
     found = os.path.isdir(inputs.text) or glob.glob(inputs.text, recursive=True)
@@ -146,7 +142,7 @@ class LanguageModels(Study):
     return {
       "setting": self.setting.name,
       "rates": self.rates(budget, results),
-      "tuning": _tuning(results),
+      "tuning": {arm: {f"{rate:g}": loss for rate, loss in tried.items()} for arm, tried in _tried(results).items()},
       "arms": {arm: _summary(list(found.values())) for arm, found in runs.items()},
       "control": control,
       "contrasts": corrected([*answers, *findings]),
@@ -199,12 +195,12 @@ def _measured(tree: Mapping[str, Any]) -> str:
   return json.dumps(override(tree, {"data.source": {"name": "tokens", "path": "tokens"}}.items()), sort_keys=True)
 
 
-def _tuning(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-  """The losses of the whole grid, by arm and rate."""
-  found: dict[str, dict[str, float]] = {}
+def _tried(results: Sequence[Result]) -> dict[str, dict[float, float]]:
+  """The losses of the grid, as far as it has been tried, by arm and rate."""
+  found: dict[str, dict[float, float]] = {}
   for one in results:
     if one.tags["seed"] == TUNING:
-      found.setdefault(one.tags["arm"], {})[f"{one.tags['rate']:g}"] = one.validation["loss"]
+      found.setdefault(one.tags["arm"], {})[one.tags["rate"]] = one.validation["loss"]
   return found
 
 

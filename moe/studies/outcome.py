@@ -19,12 +19,12 @@ def outcome(config: ExperimentConfig, folder: pathlib.Path, blocks: int) -> dict
   Args:
     config: of the run.
     folder: its workdir.
-    blocks: batches of the validation split to evaluate one by one; 0 for none.
+    blocks: batches of the validation split to evaluate one by one.
   """
   records = read_metrics(Workdir(folder).metrics)
   return {
     "curve": [_point(record) for record in records if record["kind"] == "validation"],
-    "blocks": _blocks(restore(folder, "latest"), blocks) if blocks else {},
+    "blocks": _blocks(restore(folder, "latest"), blocks),
     "flops": run_flops(step_flops(config, forward=True), records)[-1].total,
     "parameters": count_parameters(config.model, 1).total,
   }
@@ -42,6 +42,6 @@ def _point(record: Record) -> dict[str, float]:
 
 def _blocks(trained: Trained, number: int) -> dict[str, list[float]]:
   """The losses of the first batches of the validation split, under the router's own rule and its causal twin's."""
-  honest = under_causal_rule(trained) if trained.config.model.decoder_router else None
+  honest = under_causal_rule(trained)
   rules = {"own": trained} | ({} if honest is None else {"causal": honest})
   return {rule: batch_losses(one, one.config.data, "validation", number) for rule, one in rules.items()}

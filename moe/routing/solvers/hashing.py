@@ -7,7 +7,7 @@ import numpy as np
 
 Array = Any  # NumPy or JAX
 
-_GOLDEN = np.uint32(0x9E3779B1)  # 2^32 divided by the golden ratio, rounded to an odd number
+GOLDEN = np.uint32(0x9E3779B1)  # 2^32 divided by the golden ratio, rounded to an odd number
 
 
 def mix(x: Array) -> Array:
@@ -32,5 +32,5 @@ def hash_buckets(keys: Sequence[Array], buckets: int, hashes: int, seed: int) ->
   number = np.arange(hashes, dtype=np.uint32).reshape(-1, *[1] * keys[0].ndim)
   state = mix(np.full_like(number, seed))
   for key in (number, *keys):
-    state = mix(state * _GOLDEN + key.astype(np.uint32))
+    state = mix(state * GOLDEN + key.astype(np.uint32))
   return (state % np.uint32(buckets)).astype(np.int32)
