@@ -1,10 +1,13 @@
 """How tests compile: thousands of small programs that run once or twice each, so the compiler should be quick."""
 
+import importlib.metadata
 import os
 
 # XLA's other emitter of fusions, and its splitting of a module for many cores, take four fifths of the time that it
-# takes to compile. XLA refuses to start with a flag that it no longer knows, and names it: then delete it here.
-QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# takes to compile. XLA ends the process at a flag that it does not know: jaxlib 0.11 has one emitter only.
+_ONE_EMITTER = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) >= (0, 11)
+_EMITTER = "" if _ONE_EMITTER else "--xla_cpu_use_fusion_emitters=false "
+QUICK = f"{_EMITTER}--xla_cpu_parallel_codegen_split_count=1"
 
 
 def quick_flags(devices: int = 1) -> str:
