@@ -2,25 +2,28 @@
 
 A block between `<!-- NAME -->` and `<!-- /NAME -->` is made from `results/NAME.json`, and ends with the command that
 made that file. It is updated in every document that has its markers. The blocks `studies` and `study_results` are made
-from all files of `results/studies`, as `python -m moe.study` writes them, and the figures in `docs/studies` too.
+from all files of `results/studies`, as `python -m moe.study` writes them, and the figures in `docs/studies` too. The
+blocks `overview` and `findings`, and the README's figure, are made from several files.
 """
 
+import functools
 import json
+import os
 import pathlib
 import re
 import textwrap
 from collections.abc import Callable
+from typing import Any
 
 from moe.commands import Parser, run_script
 from moe.config import UserError
 from moe.markdown import markdown_table
-from scripts import study_results
+from scripts import overview, study_results
 from scripts.benchmarks.cost_tables import layer_table, mesh_table, step_table
 from scripts.benchmarks.router_table import router_table
 from scripts.benchmarks.study_table import study_table
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/studies.md")
 STUDIES = ROOT / "results" / "studies"
 
 
@@ -141,14 +144,22 @@ BLOCKS: tuple[Callable[[dict], str], ...] = (
 
 def measured_blocks() -> dict[str, str]:
   """All blocks by name, from the results files."""
-  found = {make.__name__: make(json.loads((ROOT / f"results/{make.__name__}.json").read_text())) for make in BLOCKS}
+  found = {make.__name__: make(_results(make.__name__)) for make in BLOCKS}
   studies = study_results.read_results(STUDIES)
-  return found | {"studies": study_results.overview(studies), "study_results": study_results.chapters(studies)}
+  found |= {"studies": study_results.overview(studies), "study_results": study_results.chapters(studies)}
+  glance = overview.findings(*map(_results, ("layer", "leaks", "plan_8b")))
+  return found | {"overview": overview.caption(studies["convergence"]), "findings": glance}
+
+
+@functools.cache
+def _results(name: str) -> dict[str, Any]:
+  return json.loads((ROOT / f"results/{name}.json").read_text())
 
 
 def read_documents() -> dict[str, str]:
-  """The documents that exist, by path from the repository's root."""
-  return {path: (ROOT / path).read_text() for path in DOCUMENTS if (ROOT / path).exists()}
+  """The README and all pages of `docs`, by path from the repository's root."""
+  paths = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+  return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
 
 
 def updated_documents(documents: dict[str, str], blocks: dict[str, str]) -> dict[str, str]:
@@ -164,7 +175,7 @@ def updated_documents(documents: dict[str, str], blocks: dict[str, str]) -> dict
   for name, block in blocks.items():
     marked = re.compile(f"<!-- {name} -->\n.*?<!-- /{name} -->", flags=re.DOTALL)
     if not any(marked.search(text) for text in documents.values()):
-      raise UserError(f"{name}: expected a block with this name in {' or '.join(documents)}")
+      raise UserError(f"{name}: expected a block with this name in one of {', '.join(documents)}")
     whole = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
     documents = {path: marked.sub(_constant(_linked(whole, path)), text) for path, text in documents.items()}
   return documents
@@ -172,7 +183,8 @@ def updated_documents(documents: dict[str, str], blocks: dict[str, str]) -> dict
 
 def _linked(block: str, path: str) -> str:
   """The block with its links to `docs/` relative to the document at `path`."""
-  return block.replace("](docs/", "](") if path.startswith("docs/") else block
+  folder = os.path.dirname(path) or "."
+  return re.sub(r"\]\((docs/[^)]*)\)", lambda link: f"]({os.path.relpath(link[1], folder)})", block)
 
 
 def _constant(text: str) -> Callable[[re.Match], str]:
@@ -184,7 +196,9 @@ def main(arguments: list[str] | None = None) -> None:
   Parser(description=__doc__.splitlines()[0]).parse_args(arguments)
   for path, text in updated_documents(read_documents(), measured_blocks()).items():
     (ROOT / path).write_text(text)
-  study_results.draw(study_results.read_results(STUDIES), ROOT)
+  studies = study_results.read_results(STUDIES)
+  study_results.draw(studies, ROOT)
+  overview.draw(studies["convergence"], _results("layer"), ROOT / overview.FIGURE)
 
 
 if __name__ == "__main__":

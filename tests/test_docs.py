@@ -1,7 +1,10 @@
-"""The worked example of the documentation works, and passes the tests it shows; the commands of studies exist."""
+"""Every code block of the documents works: Python is executed, commands are read by the programs that they call.
 
-import functools
-import os
+Python blocks of a page run one after the other, as cells of a notebook do. A block whose first line is a comment with a
+path, `# moe/routing/methods/top_p.py`, is that file: later blocks can import it, and its tests run.
+"""
+
+import configparser
 import pathlib
 import re
 import shlex
@@ -9,93 +12,119 @@ import subprocess
 import sys
 import types
 
-import jax
-import numpy as np
 import pytest
 
-from moe.config import ConfigError, build
-from moe.models import ModelConfig
-from moe.routing import RaggedRouting, RouterConfig, SlotRouting
-from moe.studies import Study
-from moe.studies.arms import given_arm, parse_arm
-from moe.studies.engine import parse_runner
-from tests.routing.naive import make, random_tokens, route, token_weights
+from moe.routing import RouterConfig
+from scripts.update_readme import measured_blocks, read_documents, updated_documents
+from tests.parsed import refusals
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "adding_a_router.md").read_text()
-STUDIES = (ROOT / "docs" / "studies.md").read_text()
-COMMANDS = re.findall(r"^(?:    |`)python -m (moe\.\w+) ((?:\\\n|[^`\n])*)", STUDIES, flags=re.M)
+PAGES = read_documents()
+EXTRAS = configparser.ConfigParser()
+EXTRAS.read(ROOT / "setup.cfg")
+
+# Programs of others that the pages call: nothing here can tell whether their arguments are right.
+FOREIGN = {"eval", "gcloud", "git", "jupyter", "pip", "pytest", "ssh-add", "ssh-keygen", "tensorboard", "sphinx-build"}
+
+PLACEHOLDERS = {"$NFS": "10.0.0.2:/moe", "--study NAME": "--study base"}
 
 
-@pytest.fixture
-def example(monkeypatch):
-  """The two files of the page as modules; afterwards the name is unknown again."""
-  modules = []
-  names = ("moe.routing.methods.top_p", "test_top_p")
-  for name, source in zip(names, re.findall(r"```python\n(.*?)```", PAGE, flags=re.S), strict=True):
-    module = types.ModuleType(name)
-    monkeypatch.setitem(sys.modules, name, module)
-    exec(source, module.__dict__)
-    modules.append(module)
-  yield modules
-  del RouterConfig.choices["top_p"]
+def python_blocks(page: str) -> list[str]:
+  return re.findall(r"^```python\n(.*?)^```", page, flags=re.S | re.M)
 
 
-def test_the_tests_that_it_shows_pass(example):
-  shown = [function for name, function in vars(example[1]).items() if name.startswith("test_")]
-  assert len(shown) == 2
-  for test in shown:
-    test()
+def shell_blocks(page: str) -> list[str]:
+  """What is indented by four spaces after an empty line, outside of fences and lists."""
+  page = re.sub(r"^```.*?^```", "", page, flags=re.S | re.M)
+  blocks = re.findall(r"(?:^|\n\n)((?:    .*\n|\n(?=    ))+)", page)
+  return ["\n".join(line[4:] for line in block.splitlines()) for block in blocks]
 
 
-def test_the_router_can_be_chosen_by_name_dropless_and_with_slots(example):
-  tokens = random_tokens(2, 16)
-  dropless, slots = make("top_p"), make("top_p", capacity_factor=8.0)
-  outputs = [route(router, tokens, training=True) for router in (dropless, slots)]
-  assert [type(output.routing) for output in outputs] == [RaggedRouting, SlotRouting]
-  weights = [np.nan_to_num(token_weights(output.routing, 16, 4)) for output in outputs]
-  np.testing.assert_allclose(*weights, rtol=1e-6)
-  assert ((weights[0] > 0).sum(-1) >= 1).all() and (weights[0].sum(-1) >= 0.4 - 1e-6).all()
-  assert float(outputs[0].auxiliary_loss) > 0
-  assert jax.tree.leaves(outputs[0].losses)[0] > 0
+def command_lines(page: str) -> list[str]:
+  """The commands of blocks, one a line, and those that stand within the text, if they have arguments."""
+  found = []
+  for block in shell_blocks(page):
+    joined = block.replace("\\\n", " ")
+    found += [part.strip() for line in joined.splitlines() for part in re.split(r" && | \| ", line)]
+  found += [" ".join(one.split()) for one in re.findall(r"`(python -m [a-z_.]+ --?[^`]*)`", page)]
+  return [line for line in found if line and not line.startswith("#")]
 
 
-def test_a_wrong_option_is_the_line_that_the_page_shows(example):
-  message = re.search(r"`config\.(.*?): (expected .*?)`", PAGE)
-  path, value = message[1].split(" = ")
-  assert path == "model.encoder.moe.router.p"
-  stack = {"layers": 2, "moe": {"num_experts": 4, "router": {"name": "top_p", "p": float(value)}}}
-  sizes = {"vocab_size": 8, "d_model": 4, "d_ff": 4, "num_heads": 1, "d_head": 4}
-  with pytest.raises(ConfigError) as caught:
-    build(ModelConfig, {"name": "encoder_decoder", **sizes, "encoder": stack, "decoder": {"layers": 2}}, "config.model")
-  assert str(caught.value) == message[0].strip("`")
+def words_of(line: str) -> list[str]:
+  for placeholder, value in PLACEHOLDERS.items():
+    line = line.replace(placeholder, value)
+  words = shlex.split(line, comments=True)
+  return words[: next((at for at, word in enumerate(words) if word in ("<", ">")), None)]
 
 
-@functools.cache
-def help_of(main: str) -> str:
-  environment = os.environ | {"PYTHONPATH": str(ROOT)}
-  return subprocess.run([sys.executable, "-m", main, "--help"], env=environment, capture_output=True, text=True).stdout
+COMMANDS = {path: [words_of(line) for line in command_lines(text)] for path, text in PAGES.items()}
 
 
-@pytest.mark.parametrize(("main", "arguments"), sorted(set(COMMANDS)))
-def test_a_command_of_the_page_on_studies_names_flags_studies_budgets_and_arms_that_exist(main, arguments):
-  words, given = shlex.split(arguments.replace("\\\n", " "), comments=True), {}
-  while words:
-    flag = words.pop(0)
-    assert re.search(rf"^ *{flag}:|^ *--\[no\]{flag[2:]}:", help_of(main), flags=re.M), flag
-    given[flag] = words.pop(0) if words and not words[0].startswith("--") else ""
-  if main == "moe.study":
-    assert given["--budget"] in Study.choices[given["--study"]].budgets
-    parse_runner(given.get("--runner", "local"))
-    for arm in filter(None, [given.get("--arm")]):
-      given_arm(*parse_arm(arm))
+def test_every_figure_and_number_is_that_of_the_results_files():
+  assert updated_documents(PAGES, measured_blocks()) == PAGES, "run python -m scripts.update_readme"
 
 
-def test_the_arm_of_another_width_that_the_page_shows_is_one():
-  (values,) = re.findall(r"`'(\{.*?\})'`", STUDIES)
-  arm = given_arm(*parse_arm(f"mine={values}"))
-  assert (arm.parts, arm.match) == (1, "total")
+def test_every_link_within_the_repository_leads_somewhere():
+  for path, text in PAGES.items():
+    text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    for link in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", text):
+      assert ((ROOT / path).parent / link).exists(), (path, link)
 
 
-def test_the_page_on_studies_explains_them_in_less_than_eighty_lines():
-  assert len(STUDIES.partition("## Results")[0].splitlines()) < 80
+@pytest.mark.parametrize("path", [path for path in PAGES if python_blocks(PAGES[path])])
+def test_python_blocks_run(path, monkeypatch):
+  monkeypatch.setattr(RouterConfig, "choices", dict(RouterConfig.choices))  # other tests go through all routers
+  monkeypatch.chdir(ROOT)
+  page = types.ModuleType("page")
+  monkeypatch.setitem(sys.modules, "page", page)
+  for block in python_blocks(PAGES[path]):
+    file = re.match(r"# (\S+)\.py\n", block)
+    module = types.ModuleType(file[1].replace("/", ".")) if file else page
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(block, path, "exec"), module.__dict__)
+    tests = [one for name, one in vars(module).items() if file and name.startswith("test_")]
+    for test in tests:
+      test()
+    assert bool(tests) == module.__name__.startswith("tests."), module.__name__
+
+
+@pytest.fixture(scope="module")
+def refused():
+  """What each command of the pages is refused with."""
+  shown = sorted({tuple(words[2:]) for lines in COMMANDS.values() for words in lines if words[:2] == ["python", "-m"]})
+  return dict(zip(shown, refusals([list(one) for one in shown]), strict=True))
+
+
+@pytest.mark.parametrize("path", [path for path in COMMANDS if COMMANDS[path]])
+def test_commands_have_flags_configs_and_fields_that_exist(path, refused):
+  for words in COMMANDS[path]:
+    if words[:2] == ["python", "-m"]:
+      assert refused[tuple(words[2:])] == "", words
+    elif words[:2] == ["pip", "install"]:
+      for extra in re.findall(r"\.\[(.*)\]", words[-1]):
+        assert set(extra.split(",")) <= set(EXTRAS["options.extras_require"]), words
+    else:
+      assert words[0] in FOREIGN or re.match(r"[A-Z]+=", words[0]), words
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if shell_blocks(PAGES[path])])
+def test_blocks_of_commands_are_bash(path):
+  blocks = "\n".join(shell_blocks(PAGES[path]))
+  assert subprocess.run(["bash", "-n"], input=blocks, capture_output=True, text=True).stderr == ""
+
+
+def test_a_wrong_flag_field_or_study_is_found():
+  """The tests above can fail."""
+  wrong = [
+    ["moe.train", "--config=configs/quickstart.py", "--workdir=x", "--config.train.stepz=3"],
+    ["moe.train", "--config=configs/missing.py", "--workdir=x"],
+    ["moe.train", "--config=configs/finetune/rte.py", "--workdir=x", "--config.init.workdir=y", "--config.score.k=1"],
+    ["moe.evaluate", "--workdir=x", "--data=source.kind=text"],
+    ["moe.convert", "upcycle", "--from=x", "--workdir=y", "--config.model.encoder.moe.experts=8"],
+    ["moe.study", "--study=none", "--workdir=x", "--text=y"],
+    ["moe.generate", "--workdir=x", "--prompts_file=y"],
+    ["moe.plan", "--config=configs/quickstart.py", "--topology=v4"],
+    ["scripts.benchmarks.layer", "--sweep", "nothing"],
+    ["scripts.launch.slurm", "start", "x", "--config", "configs/missing.py", "--workdir", "/x"],
+  ]
+  assert all("error: " in said for said in refusals(wrong))

@@ -31,7 +31,7 @@ def test_a_figure_is_linked_from_the_readme_and_from_the_docs():
 
 
 def test_a_block_that_no_document_has_is_an_error():
-  with pytest.raises(UserError, match="second: expected a block with this name in a or b"):
+  with pytest.raises(UserError, match="second: expected a block with this name in one of a, b"):
     updated_documents({"a": "<!-- first -->\n<!-- /first -->", "b": ""}, BLOCKS)
 
 

@@ -1,0 +1,102 @@
+"""What single pages of the documents promise beyond that their blocks run."""
+
+import pathlib
+import re
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe.config import ConfigError, build
+from moe.models import ModelConfig
+from moe.routing import RaggedRouting, RouterConfig, RouterInput, Site, SlotRouting
+from moe.studies.arms import given_arm, parse_arm
+from tests.routing.naive import make, random_tokens, route, token_weights
+from tests.test_docs import COMMANDS, python_blocks
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+ROUTER = (DOCS / "guide" / "add_a_router.md").read_text()
+STUDIES = (DOCS / "studies.md").read_text()
+
+
+def test_the_readme_is_read_in_one_screen_and_a_half():
+  prose, table = (ROOT / "README.md").read_text().split("## Published claims, tried again\n")
+  others = table.partition("<!-- /studies -->")[2]  # the table grows with each study
+  assert len((prose + others).splitlines()) < 90
+
+
+def test_the_layer_alone_takes_ten_lines_and_chooses_as_expert_choice_does(capsys):
+  example = python_blocks((DOCS / "guide" / "from_python.md").read_text())[0]
+  names = {}
+  exec(example, names)
+  assert names["y"].shape == names["x"].shape == (4, 128, 64)
+  assert names["weights"].shape == (4, 128, 8)
+  assert (np.asarray(names["weights"] > 0).sum(1) == 32).all()  # capacity factor 2: 2 * 128 / 8 tokens per expert
+  assert len(example.splitlines()) <= 14 and capsys.readouterr().out
+
+
+@pytest.fixture
+def new_routers(monkeypatch):
+  """The names that a test registers are unknown again afterwards: other tests go through all routers."""
+  monkeypatch.setattr(RouterConfig, "choices", dict(RouterConfig.choices))
+
+
+def test_the_shortest_router_can_be_chosen_by_name_and_fills_every_expert(new_routers):
+  exec(python_blocks(ROUTER)[0], {})
+  config = build(RouterConfig, {"name": "random_choice", "capacity_factor": 1.0}, "router")
+  router = config.make(Site(8, 4), rngs=nnx.Rngs(0))
+  inputs = RouterInput(jnp.ones((2, 12, 8)), jnp.ones((2, 12), bool))
+  found = nnx.jit(lambda router: router(inputs, training=False).routing)(router)
+  assert found.token.shape == (2, 4, 3)
+  assert all(len(set(expert)) == 3 for expert in np.asarray(found.token).reshape(-1, 3).tolist())
+
+
+@pytest.fixture
+def top_p(new_routers, monkeypatch):
+  """The router of the page, registered."""
+  module = types.ModuleType("moe.routing.methods.top_p")
+  monkeypatch.setitem(sys.modules, module.__name__, module)
+  exec(python_blocks(ROUTER)[1], module.__dict__)
+
+
+def test_the_router_can_be_chosen_by_name_dropless_and_with_slots(top_p):
+  tokens = random_tokens(2, 16)
+  dropless, slots = make("top_p"), make("top_p", capacity_factor=8.0)
+  outputs = [route(router, tokens, training=True) for router in (dropless, slots)]
+  assert [type(output.routing) for output in outputs] == [RaggedRouting, SlotRouting]
+  weights = [np.nan_to_num(token_weights(output.routing, 16, 4)) for output in outputs]
+  np.testing.assert_allclose(*weights, rtol=1e-6)
+  assert ((weights[0] > 0).sum(-1) >= 1).all() and (weights[0].sum(-1) >= 0.4 - 1e-6).all()
+  assert float(outputs[0].auxiliary_loss) > 0
+  assert jax.tree.leaves(outputs[0].losses)[0] > 0
+
+
+def test_a_wrong_option_is_the_line_that_the_page_shows(top_p):
+  message = re.search(r"`config\.(.*?): (expected .*?)`", ROUTER)
+  path, value = message[1].split(" = ")
+  assert path == "model.encoder.moe.router.p"
+  stack = {"layers": 2, "moe": {"num_experts": 4, "router": {"name": "top_p", "p": float(value)}}}
+  sizes = {"vocab_size": 8, "d_model": 4, "d_ff": 4, "num_heads": 1, "d_head": 4}
+  with pytest.raises(ConfigError) as caught:
+    build(ModelConfig, {"name": "encoder_decoder", **sizes, "encoder": stack, "decoder": {"layers": 2}}, "config.model")
+  assert str(caught.value) == message[0].strip("`")
+
+
+def test_launching_shows_every_verb_from_create_to_delete():
+  tpu = [words[3] for words in COMMANDS["docs/launching.md"] if words[2:3] == ["scripts.launch.tpu"]]
+  assert tpu == ["create", "install", "start", "log", "delete", "resume"]
+
+
+def test_the_arm_of_another_width_that_the_page_shows_is_one():
+  (values,) = re.findall(r"`'(\{.*?\})'`", STUDIES)
+  arm = given_arm(*parse_arm(f"mine={values}"))
+  assert (arm.parts, arm.match) == (1, "total")
+
+
+def test_the_page_on_studies_explains_them_in_less_than_eighty_lines():
+  assert len(STUDIES.partition("## Results")[0].splitlines()) < 80
