@@ -34,7 +34,7 @@ _TEXT = flags.DEFINE_string("text", "", "Glob of the text files to pretrain on, 
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS directory of the tasks; empty for TFDS's default.")
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Workdir of a run to take instead of pretraining.")
 _ARM = flags.DEFINE_multi_string("arm", [], "NAME=VALUES, a method beside the study's own; may be repeated.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core of its own.", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core of its own; they share a GPU.", lower_bound=1)
 _RUNNER = flags.DEFINE_string("runner", "local", "local; or slurm or xpk, and arguments of its launch script.")
 _ONLY = flags.DEFINE_string("only", "", "Name of the one run to make, in place of all that are missing.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "List what is missing, or print the engine's commands; run nothing.")
@@ -59,6 +59,8 @@ def main() -> None:
   require(budget in study.budgets, "--budget", budget, f"expected one of {', '.join(study.budgets)}")
   given = bool(_TEXT.value) != bool(_PRETRAINED.value) or (_REPORT.value and not _PRETRAINED.value)
   require(given, "--text", _TEXT.value, "expected a glob of text files to pretrain on, or else --pretrained WORKDIR")
+  if _JOBS.value > 1:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or the first process takes most of a GPU
   root = studies_folder(_WORKDIR.value)
   text, data_dir, pretrained = (
     str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_TEXT, _DATA_DIR, _PRETRAINED)

@@ -58,16 +58,15 @@ def _smoke(sizes: Mapping[str, Any]) -> Budget:
   return Budget({**config, **sizes}, num_experts=8, seeds=2, rates=(0.01,), blocks=2)
 
 
-# One accelerator: 30M activated parameters, 20M tokens a run.
+# One accelerator: 0.7M parameters in the dense blocks, 39M tokens a run, most of an epoch of the text.
 _GPU = {
-  "model.d_model": 384,
-  "model.d_ff": 768,
-  "model.num_heads": 6,
-  "model.d_head": 64,
+  "model.d_model": 128,
+  "model.d_ff": 256,
+  "model.num_heads": 4,
   "model.dtype": "bfloat16",
   "data.batch_size": 128,
-  "train.steps": 1500,
-  "train.eval_every": 150,
+  "train.steps": 1200,
+  "train.eval_every": 120,
 }
 
 # The sizes of Zhou et al. 2022, table 1: 0.1B activated parameters, 64 experts, 256 batches of a million tokens.
@@ -90,7 +89,13 @@ DECODER = Setting(
   budgets={
     "smoke": _smoke({"model.decoder.layers": 2, "data.targets_length": 32}),
     "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.01, 0.02, 0.04), blocks=64),
-    "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), blocks=64),
+    "gpu": Budget(
+      _GPU | {"model.decoder.layers": 4, "data.targets_length": 256},
+      num_experts=32,
+      seeds=4,
+      rates=(0.006, 0.012, 0.024),
+      blocks=24,
+    ),
     "paper": Budget(
       _PAPER | {"model.decoder.layers": 12, "data.targets_length": 1024},
       num_experts=64,
@@ -115,7 +120,19 @@ ENCODER = Setting(
       }
     ),
     "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.01, 0.02, 0.04), blocks=64),
-    "gpu": Budget(_GPU, num_experts=32, seeds=4, rates=(0.001, 0.002, 0.004), blocks=64),
+    "gpu": Budget(
+      _GPU
+      | {
+        "model.encoder.layers": 4,
+        "model.decoder.layers": 4,
+        "data.inputs_length": 256,
+        "data.targets_length": 256,
+      },
+      num_experts=32,
+      seeds=4,
+      rates=(0.006, 0.012, 0.024),
+      blocks=12,
+    ),
     "paper": Budget(
       _PAPER
       | {
