@@ -34,7 +34,7 @@ _TEXT = flags.DEFINE_string("text", "", "Glob of the text files to pretrain on, 
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS directory of the tasks; empty for TFDS's default.")
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Workdir of a run to take instead of pretraining.")
 _ARM = flags.DEFINE_multi_string("arm", [], "NAME=VALUES, a method beside the study's own; may be repeated.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core of its own; they share a GPU.", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core; they share a GPU.", lower_bound=1)
 _RUNNER = flags.DEFINE_string("runner", "local", "local; or slurm or xpk, and arguments of its launch script.")
 _ONLY = flags.DEFINE_string("only", "", "Name of the one run to make, in place of all that are missing.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "List what is missing, or print the engine's commands; run nothing.")
