@@ -54,7 +54,10 @@ def words_of(line: str) -> list[str]:
   for placeholder, value in PLACEHOLDERS.items():
     line = line.replace(placeholder, value)
   words = shlex.split(line, comments=True)
-  return words[: next((at for at, word in enumerate(words) if word in ("<", ">")), None)]
+  words = words[: next((at for at, word in enumerate(words) if word in ("<", ">")), None)]
+  while words[1:] and re.match(r"[A-Z_]+=[^$]*$", words[0]):  # a variable for the command that follows
+    words.pop(0)
+  return words
 
 
 COMMANDS = {path: [words_of(line) for line in command_lines(text)] for path, text in PAGES.items()}

@@ -1,5 +1,7 @@
 """What single pages of the documents promise beyond that their blocks run."""
 
+import dataclasses
+import inspect
 import pathlib
 import re
 import sys
@@ -11,10 +13,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import quickstart
 from moe.config import ConfigError, build
-from moe.models import ModelConfig
+from moe.data import DataConfig
+from moe.models import ModelConfig, MoEConfig
+from moe.parallel.mesh import MeshConfig
+from moe.report.sections import SECTIONS
 from moe.routing import RaggedRouting, RouterConfig, RouterInput, Site, SlotRouting
 from moe.studies.arms import given_arm, parse_arm
+from moe.training.experiment import TrainConfig, load_config
 from tests.routing.naive import make, random_tokens, route, token_weights
 from tests.test_docs import COMMANDS, python_blocks
 
@@ -85,6 +92,43 @@ def test_a_wrong_option_is_the_line_that_the_page_shows(top_p):
   with pytest.raises(ConfigError) as caught:
     build(ModelConfig, {"name": "encoder_decoder", **sizes, "encoder": stack, "decoder": {"layers": 2}}, "config.model")
   assert str(caught.value) == message[0].strip("`")
+
+
+def test_the_sections_of_a_report_are_those_that_it_has_in_their_order():
+  sources = {make: inspect.getsource(make) for make in SECTIONS}
+  shown = re.findall(r"^\| ([A-Z][^|]*?) \|", (DOCS / "guide" / "read_a_report.md").read_text(), flags=re.M)
+  assert len(shown) == len(sources)
+  for title, source in zip(shown, sources.values(), strict=True):
+    assert f'ection("{title}"' in source, title
+
+
+def fields_of(*sections: type) -> set[str]:
+  return {field.name for section in sections for field in dataclasses.fields(section)}
+
+
+def test_the_options_that_others_are_translated_to_exist():
+  known = {
+    "router": fields_of(*RouterConfig.choices.values()) | {"name"},
+    "moe": fields_of(MoEConfig) | {"router"},
+    "model": fields_of(*ModelConfig.choices.values()),
+    "data": fields_of(DataConfig),
+    "mesh": fields_of(MeshConfig),
+    "train": fields_of(TrainConfig),
+  }
+  shown = re.findall(r"`(\w+)\.(\w+)[^`]*`", (DOCS / "guide" / "coming_from.md").read_text())
+  found = [(section, field) for section, field in shown if section in known]
+  assert len(found) > 50 and {section for section, _ in found} == set(known)
+  for section, field in found:
+    assert field in known[section], (section, field)
+
+
+def test_an_error_of_the_first_run_is_the_line_that_the_page_shows():
+  shown = re.search(r"`error: (config.*?)`", (DOCS / "guide" / "first_run.md").read_text())[1]
+  tree = quickstart.get_config().to_dict()
+  tree["model"]["encoder"]["moe"]["router"]["capacity_factor"] = 9.0
+  with pytest.raises(ConfigError) as caught:
+    load_config(tree)
+  assert str(caught.value) == shown
 
 
 def test_launching_shows_every_verb_from_create_to_delete():
