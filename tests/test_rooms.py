@@ -28,9 +28,10 @@ ROOMS = [
   "report",
   "planning",
   "studies",
+  "checks",
   "commands",
 ]
-MAINS = {"train", "evaluate", "generate", "plan", "study", "convert.__main__", "report.__main__"}
+MAINS = {"train", "evaluate", "generate", "plan", "study", "check", "convert.__main__", "report.__main__"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -3,7 +3,10 @@
 import argparse
 import json
 import pathlib
+import platform
 from typing import Any
+
+import jax
 
 
 def positive_int(text: str) -> int:
@@ -36,3 +39,9 @@ def write_results(results: dict[str, Any], path: pathlib.Path) -> None:
   """Writes a results file as JSON, with its folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def run_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+  """The settings of a results file: the options except file names, and the software and hardware."""
+  settings = {name: value for name, value in vars(arguments).items() if name not in ("results", "figure")}
+  return settings | {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "processor": platform.machine()}

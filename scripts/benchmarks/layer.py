@@ -29,17 +29,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from moe.checks.layer_programs import LayerCase, LayerPrograms, Work, measured_work
+from moe.checks.timing import dense_program, measure_in_turns
 from moe.commands import Parser, run_script
 from moe.config import build
 from moe.markdown import markdown_table
 from moe.parallel.host_memory import keep_freed_memory
 from moe.parallel.platform import default_platform
 from moe.routing import RaggedRouting, RouterConfig
-from scripts.benchmarks.arguments import absent_path, positive_int, write_results
+from scripts.benchmarks.arguments import absent_path, positive_int, run_settings, write_results
 from scripts.benchmarks.cost_curves import PANELS, draw_cost_curves
 from scripts.benchmarks.cost_tables import gflop_text, thousands
-from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, Work, measured_work
-from scripts.benchmarks.timing import dense_program, measure_in_turns, run_settings
 
 SWEEPS = ("ways", "groups", "experts", "tokens", "routers")
 

@@ -26,6 +26,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from moe.checks.step_programs import RunningStep, small_config
+from moe.checks.timing import Times, measure_in_turns
 from moe.commands import Parser, run_script
 from moe.models.count import count_parameters
 from moe.parallel.host_memory import keep_freed_memory
@@ -33,10 +35,8 @@ from moe.parallel.platform import default_platform
 from moe.planning import hlo
 from moe.planning.costs import program_costs
 from moe.training.experiment import ExperimentConfig
-from scripts.benchmarks.arguments import absent_path, add_small_model, positive_int, write_results
+from scripts.benchmarks.arguments import absent_path, add_small_model, positive_int, run_settings, write_results
 from scripts.benchmarks.cost_tables import KINDS, mesh_table
-from scripts.benchmarks.step_programs import RunningStep, small_config
-from scripts.benchmarks.timing import Times, measure_in_turns, run_settings
 
 FLOAT32 = 4
 

@@ -23,6 +23,7 @@ import jax
 from flax import nnx
 
 from configs.pretrain.base import SLICES
+from moe.checks.layer_programs import one_hot_masks
 from moe.commands import Parser, run_script
 from moe.config import override
 from moe.config_file import read_config_file
@@ -32,7 +33,6 @@ from moe.planning.topology import parse_slice
 from moe.routing import RouterInput, RouterOutput, Site
 from moe.routing.methods.expert_choice import ExpertChoice, ExpertChoiceConfig
 from moe.training.experiment import load_config
-from scripts.benchmarks.layer_programs import one_hot_masks
 
 
 @dataclasses.dataclass(frozen=True)

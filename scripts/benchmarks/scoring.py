@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe.checks.timing import measure_in_turns
 from moe.commands import Parser, run_script
 from moe.data import load_vocabulary
 from moe.data.tasks import TaskExample
@@ -30,8 +31,7 @@ from moe.studies.repository import REPOSITORY
 from moe.training.experiment import ExperimentConfig, load_config
 from moe.training.setup import Setup
 from moe.training.state import merge
-from scripts.benchmarks.arguments import absent_path, positive_int, write_results
-from scripts.benchmarks.timing import measure_in_turns, run_settings
+from scripts.benchmarks.arguments import absent_path, positive_int, run_settings, write_results
 
 VOCABULARY = str(REPOSITORY / "configs" / "vocabularies" / "english_8k.model")
 ENCODERS = {

@@ -20,17 +20,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe.checks.layer_programs import LayerCase, LayerPrograms, Program
+from moe.checks.step_programs import RunningStep, small_config
+from moe.checks.timing import dense_program, measure_in_turns
 from moe.commands import Parser, run_script
 from moe.models import MoEConfig
 from moe.parallel.host_memory import keep_freed_memory
 from moe.parallel.platform import default_platform
 from moe.routing import RaggedRouting
 from moe.training.experiment import ExperimentConfig
-from scripts.benchmarks.arguments import absent_path, add_small_model, positive_int, write_results
+from scripts.benchmarks.arguments import absent_path, add_small_model, positive_int, run_settings, write_results
 from scripts.benchmarks.cost_tables import step_table
-from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, Program
-from scripts.benchmarks.step_programs import RunningStep, small_config
-from scripts.benchmarks.timing import dense_program, measure_in_turns, run_settings
 
 
 def step_configs(arguments: argparse.Namespace) -> dict[str, ExperimentConfig]:

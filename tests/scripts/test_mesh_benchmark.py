@@ -4,9 +4,9 @@ import types
 
 import pytest
 
+from moe.checks.step_programs import small_config
 from moe.models.count import count_parameters
 from scripts.benchmarks.mesh import measured_bytes, planned_bytes
-from scripts.benchmarks.step_programs import small_config
 
 PROGRAM = """HloModule step, is_scheduled=true
 

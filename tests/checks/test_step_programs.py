@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from scripts.benchmarks.step_programs import RunningStep, random_batch, small_config
+from moe.checks.step_programs import RunningStep, random_batch, small_config
 
 TOKENS, D, F, BLOCKS, VOCABULARY, LENGTH = 64, 64, 48, 2, 2048, 32
 SIZES = {"d_model": D, "d_ff": F, "width": 2 * F, "layers": BLOCKS, "batch": TOKENS // LENGTH, "length": LENGTH}

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe.checks.layer_programs import LayerCase, LayerPrograms, measured_work, one_hot_masks
 from moe.config import ConfigError, build
 from moe.routing import RouterConfig, SlotRouting, SoftRouting
-from scripts.benchmarks.layer_programs import LayerCase, LayerPrograms, measured_work, one_hot_masks
 
 
 def case(masks: bool = False, **options) -> LayerCase:

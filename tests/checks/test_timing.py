@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from scripts.benchmarks.timing import dense_program, forward_and_backward, measure_in_turns
+from moe.checks.timing import dense_program, forward_and_backward, measure_in_turns
 
 
 def test_the_dense_twin_has_the_flops_of_three_passes_through_two_matrices():

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from moe.checks.layer_programs import Program
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.planning import hlo
 from moe.planning.costs import program_costs
 from moe.training.experiment import ExperimentConfig, load_config
 from moe.training.setup import Setup
 from moe.training.state import TrainState
-from scripts.benchmarks.layer_programs import Program
 
 
 def small_config(
@@ -75,9 +75,14 @@ def small_config(
 class RunningStep:
   """A run without data: every call is the next step, on the same random tokens.
 
+  Args:
+    config: of the run.
+    devices: of its mesh.
+    compiler_options: for the step.
+
   Attributes:
     mesh: of the config, over the devices.
-    state: after the last call.
+    state, metrics: after the last call; no metrics before the first.
     compiled: the step.
     flops: of the step's matrix products before optimization, multiplied by the trips of their loops; None on several
       devices, and if a trip count depends on data.
@@ -86,19 +91,25 @@ class RunningStep:
     ConfigError: the mesh does not divide the devices, the model or the batch.
   """
 
-  def __init__(self, config: ExperimentConfig, devices: Sequence[jax.Device]):
+  def __init__(
+    self,
+    config: ExperimentConfig,
+    devices: Sequence[jax.Device],
+    compiler_options: Mapping[str, bool | str] | None = None,
+  ):
     self.mesh = make_mesh(config.mesh, devices)
     setup = Setup(config, self.mesh)
     self._optimizer, self.state = setup.optimizer, setup.first_state({})
+    self.metrics: dict[str, Any] = {}
     self._batch = put_batch(self.mesh, random_batch(config))
     self._inputs = setup.inputs(0)
     step = setup.train_step(np.ones(config.model.vocab_size, np.int32))
     lowered = step.lower(self.state, self._batch, self._inputs)
     self.flops = _product_flops(lowered) if self.mesh.size == 1 else None
-    self.compiled = lowered.compile()
+    self.compiled = lowered.compile(dict(compiler_options or {}))
 
   def __call__(self) -> TrainState:
-    self.state, _ = self.compiled(self.state, self._batch, self._inputs)
+    self.state, self.metrics = self.compiled(self.state, self._batch, self._inputs)
     return self.state
 
   def update(self) -> Program:

@@ -1,11 +1,8 @@
 """Fair timing: programs take turns in one process, next to a dense twin."""
 
-import argparse
 import dataclasses
-import platform
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,25 +51,28 @@ def dense_program(tokens: int, d_model: int, width: int, dtype: jnp.dtype = jnp.
   return jax.jit(forward_and_backward(dense)).lower(*arguments).compile(), arguments
 
 
-def run_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-  """The settings of a results file: the options except file names, and the software and hardware."""
-  settings = {name: value for name, value in vars(arguments).items() if name not in ("results", "figure")}
-  return settings | {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "processor": platform.machine()}
-
-
 # Calls that are not timed: memory is touched for the first time and the allocator's heap grows to its final size.
 _WARM_UP = 3
 
 
-def measure_in_turns(compiled: Mapping[str, tuple[Callable, tuple]], repeats: int) -> dict[str, Times]:
-  """Times `repeats` calls of every program; the programs take turns."""
+def measure_in_turns(compiled: Mapping[str, tuple[Callable, tuple]], repeats: int, calls: int = 1) -> dict[str, Times]:
+  """Times `repeats` calls of every program; the programs take turns.
+
+  Args:
+    compiled: functions and their arguments, by name.
+    repeats: turns.
+    calls: of a turn, one right after the other, so that an accelerator does not wait for Python; the times are theirs
+      divided by their number.
+  """
   on_cpu = jax.default_backend() == "cpu"
   times = {name: Times([], []) for name in compiled}
   for repeat in range(_WARM_UP + repeats):
     for name, (function, args) in compiled.items():
       work, wall = time.process_time(), time.perf_counter()
-      jax.block_until_ready(function(*args))
-      work, wall = time.process_time() - work, time.perf_counter() - wall
+      for _ in range(calls):
+        result = function(*args)
+      jax.block_until_ready(result)
+      work, wall = (time.process_time() - work) / calls, (time.perf_counter() - wall) / calls
       if repeat >= _WARM_UP:
         times[name].work.append(work if on_cpu else wall)
         times[name].wall.append(wall)

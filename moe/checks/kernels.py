@@ -1,0 +1,137 @@
+"""The kernels of dropless experts, each one on its own: the loop over blocks, and the platform's custom kernels."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe.checks.agreement import Case
+from moe.experts.kernels import blocks, pallas_gpu, pallas_tpu, tiles
+from moe.experts.kernels.rows import fetch
+from moe.nn.activations import ACTIVATIONS
+
+# Assignments of each expert: none, and one more and less than blocks and tiles have; and so many that tiles are wide.
+_UNEVEN, _MANY = (63, 0, 65, 257), (2049, 1, 3000, 4000)
+_TOKENS = 200
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+
+
+def kernel_cases(platform: str, *, quick: bool) -> dict[str, Case]:
+  """The cases by name.
+
+  Args:
+    platform: "cpu", "cuda", "rocm" or "tpu", of the device.
+    quick: one shape instead of three.
+  """
+  shapes = [(_UNEVEN, 32, 48, "geglu")]
+  if not quick:
+    # 48 and 80 are what Triton can tile and no more.
+    shapes = [(_UNEVEN, 256, 512, "geglu"), (_MANY, 256, 512, "gelu"), (_UNEVEN, 48, 80, "gelu")]
+  kernels = {"cuda": pallas_gpu.KERNELS, "tpu": pallas_tpu.KERNELS}.get(platform)
+  networks: dict[str, tuple[Callable, Callable]] = {"blocks": (blocks.forward, blocks.backward)}
+  if kernels is not None:
+    parts = (functools.partial(tiles.forward, kernels), functools.partial(tiles.backward, kernels))
+    networks[f"pallas {platform}"] = parts
+  cases: dict[str, Case] = {}
+  for sizes, d, f, form in shapes:
+    for dtype in ("float32", "bfloat16"):
+      at = f"{sum(sizes)} rows, {d} x {f}, {dtype}"
+      if kernels is not None:
+        cases |= {f"{name} {at}": case for name, case in _products(kernels, sizes, d, f, dtype).items()}
+      for name, (forward, backward) in networks.items():
+        draw = functools.partial(_problem, sizes, d, f, form)
+        for way, function, reference in (
+          ("forward", forward, blocks.forward),
+          ("backward", backward, blocks.backward),
+        ):
+          cases[f"{name} {form} {at}, {way}"] = Case(
+            _network(function, ACTIVATIONS[form], backward=way == "backward"),
+            _network(reference, ACTIVATIONS[form], backward=way == "backward"),
+            draw,
+            _TOLERANCE[dtype],
+            operands=functools.partial(_as_dtype, dtype),
+            precision="highest",
+          )
+  return cases
+
+
+def _network(function: Callable, activation: Callable, *, backward: bool) -> Callable:
+  def run(tokens, rows, weight, sizes, ups, down, cotangent):
+    arguments = (activation, tokens, rows, weight, sizes, ups, down)
+    return function(*arguments, cotangent) if backward else function(*arguments)
+
+  return run
+
+
+def _problem(sizes: tuple[int, ...], d: int, f: int, form: str, seed: int) -> tuple:
+  """Tokens, rows, weight, sizes, ups, down and the output's gradient; a tail of rows belongs to no expert."""
+  random, experts = np.random.default_rng(seed), len(sizes)
+  rows = np.append(random.integers(0, _TOKENS, sum(sizes)), [2] + [_TOKENS] * 8).astype(np.int32)
+  weight = random.uniform(size=len(rows)).astype(np.float32)
+  up, gate, down = (_rounded(random.normal(size=(experts, d, f)) / np.sqrt(size)) for size in (d, d, f))
+  tokens, cotangent = (_rounded(random.normal(size=(_TOKENS, d))) for _ in range(2))
+  ups = [gate, up] if form == "geglu" else [up]
+  return tokens, rows, weight, np.asarray(sizes, np.int32), ups, down, cotangent
+
+
+def _products(kernels: tiles.Kernels, sizes: tuple[int, ...], d: int, f: int, dtype: str) -> dict[str, Case]:
+  """The three products of a platform's kernels, whose rows are here in the order of the experts."""
+  count, expert = sum(sizes), np.repeat(np.arange(len(sizes)), sizes)
+
+  def by_tile(run):
+    """`run(tiles, to_tiles, to_rows)` with functions from rows to the rows of tiles and back."""
+    cut = tiles.cut(jnp.asarray(sizes, jnp.int32), count, kernels.rows)
+
+    def to_rows(result):
+      return jnp.zeros((count, result.shape[1]), result.dtype).at[cut.assignment].set(result, mode="drop")
+
+    return run(cut, lambda rows: fetch(rows, cut.assignment), to_rows)
+
+  def product(transposed, x, w):
+    def run(cut, to_tiles, to_rows):
+      return to_rows(kernels.product(cut, to_tiles(x), w, transposed, jnp.float32))
+
+    return by_tile(run)
+
+  def outer(a, b):
+    return by_tile(lambda cut, to_tiles, _: kernels.outer(cut, to_tiles(a), to_tiles(b), jnp.float32))
+
+  def one_by_one(transposed, x, w):
+    runs = [x[expert == e] @ (w[e].T if transposed else w[e]) for e in range(len(sizes))]
+    return jnp.concatenate(runs)
+
+  def outer_one_by_one(a, b):
+    return jnp.stack([a[expert == e].T @ b[expert == e] for e in range(len(sizes))])
+
+  def draw(shapes, seed):
+    random = np.random.default_rng(seed)
+    return tuple(_rounded(random.normal(size=shape)) for shape in shapes)
+
+  matrices, wide, narrow = (len(sizes), d, f), (count, d), (count, f)
+  operands = functools.partial(_as_dtype, dtype)
+  found: dict[str, tuple[Callable, Callable, tuple]] = {
+    "product": (functools.partial(product, False), functools.partial(one_by_one, False), (wide, matrices)),
+    "product, transposed": (functools.partial(product, True), functools.partial(one_by_one, True), (narrow, matrices)),
+    "outer product": (outer, outer_one_by_one, (wide, narrow)),
+  }
+  tolerance = _TOLERANCE["float32"]  # also from bfloat16: its products are exact in float32
+  return {
+    f"pallas {name}": Case(function, reference, functools.partial(draw, shapes), tolerance, operands, "highest")
+    for name, (function, reference, shapes) in found.items()
+  }
+
+
+def _rounded(array: np.ndarray) -> np.ndarray:
+  """float32 numbers that bfloat16 has too, so that both dtypes begin from the same ones."""
+  return array.astype(jnp.bfloat16).astype(np.float32)
+
+
+def _as_dtype(dtype: str, arguments: tuple) -> tuple:
+  """Tokens and matrices in the dtype; the third argument of a network, its weights, stays float32."""
+
+  def cast(index, tree):
+    return tree if index == 2 else jax.tree.map(lambda a: a.astype(dtype) if a.dtype == np.float32 else a, tree)
+
+  return tuple(cast(index, tree) for index, tree in enumerate(arguments))
