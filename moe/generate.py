@@ -18,7 +18,7 @@ import time
 from absl import flags
 
 from moe import commands
-from moe.config import ConfigError
+from moe.config import ConfigError, require
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: 'best', 'latest' or its step.")
@@ -44,6 +44,8 @@ def main() -> None:
   texts = _texts()
   check_request(len(texts), _LENGTH.value)
   trained = restore(_WORKDIR.value, _STEP.value)
+  source = trained.config.data.source
+  require(not source.gives_pictures, "config.data.source.name", source.name, "expected a run on text, to generate it")
   if trained.config.model.evaluates_on_future:
     router = trained.config.model.decoder_router
     wanted = "expected a causal router, to generate token by token"

@@ -16,6 +16,7 @@ ROOMS = [
   "markdown",
   "figures",
   "files",
+  "row_format",
   "routing",
   "parallel",
   "nn",

@@ -1,4 +1,4 @@
-"""Text to batches: sources, vocabularies, objectives, packing, and an input position that a checkpoint can store."""
+"""Text and pictures to batches: sources, vocabularies, objectives, packing, and positions that a checkpoint stores."""
 
 from moe.data.batch import RowFormat
 from moe.data.corpus import make_source, make_vocabulary, validation_text

@@ -1,17 +1,17 @@
 """Batches: rows of examples packed side by side, each example a segment of its own."""
 
 import dataclasses
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from moe.data.packing import best_fit
+from moe.row_format import RowFormat as RowFormat
 
-# What a batch contains: an array of inputs and one of targets, or targets only, each row one sequence.
-RowFormat = Literal["inputs_and_targets", "targets"]
 Batch = dict[str, np.ndarray]
-# An example's inputs and targets, int32.
-Example = tuple[np.ndarray, np.ndarray]
+# An example's inputs and targets, int32; or what the shape of its rows takes.
+Example = Any
 
 
 class Examples(Protocol):
@@ -76,3 +76,8 @@ class RowShape:
         batch[f"{name}_segments"][row, span] = segment
         ends[name] = span.stop
       batch["loss_weights"][row, ends["targets"] - len(targets) : ends["targets"]] = 1
+
+  def fill_all(self, batch: Batch, rows: Mapping[int, list[Example]]) -> None:
+    """As `fill`, for many rows by their numbers."""
+    for row, examples in rows.items():
+      self.fill(batch, row, examples)

@@ -6,9 +6,11 @@ import moe.data.objectives
 import moe.data.sources  # noqa: F401, registers every source, as the line above every objective
 from moe.config import require
 from moe.data.batch import RowFormat, RowShape
+from moe.data.images.shape import PictureShape
 from moe.data.objective import ObjectiveConfig
 from moe.data.objectives.prefix_lm import PrefixLMConfig
 from moe.data.source import SourceConfig
+from moe.row_format import PictureFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +19,9 @@ class DataConfig:
 
   Attributes:
     source: where documents come from, by name; its other fields are the source's own.
-    inputs_length: tokens per row that the model reads, EOS included.
+    inputs_length: tokens per row that the model reads, EOS included; of a picture, as many as the model makes of it.
     targets_length: tokens per row that the model predicts, EOS included. Where a row is one sequence, its length is the
-      sum of both.
+      sum of both. A picture has a label, or two where `mixup` mixes it with another.
     batch_size: rows of the global batch.
     objective: how documents become inputs and targets, by name, with the objective's own fields.
     vocabulary: "bytes" or the path of a SentencePiece model; empty for a source that stores its own.
@@ -54,6 +56,10 @@ class DataConfig:
     require(self.prefetch <= 1000, "prefetch", self.prefetch, "expected at most 1000 batches")
     even = self.batch_size % self.streams == 0
     require(even, "batch_size", self.batch_size, f"expected a multiple of streams = {self.streams}")
+    pictures = self.source.gives_pictures
+    fitting = sorted(name for name, choice in self.objective.choices.items() if choice.reads_pictures == pictures)
+    expected = f"expected one of {', '.join(fitting)}, since the source gives {'pictures' if pictures else 'text'}"
+    require(self.objective.reads_pictures == pictures, "objective.name", self.objective.name, expected)
     self.objective.check(self.inputs_length, self.targets_length)
 
   @property
@@ -63,4 +69,6 @@ class DataConfig:
 
   def row_shape(self, row_format: RowFormat) -> RowShape:
     """The shape of rows in this format."""
+    if isinstance(row_format, PictureFormat):
+      return PictureShape(row_format, self.inputs_length, self.targets_length)
     return RowShape(row_format, self.inputs_length, self.targets_length)

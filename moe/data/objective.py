@@ -6,7 +6,7 @@ same whether or not the run was interrupted.
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from moe.config import Choice, require
 from moe.data.batch import Examples, RowFormat, RowShape
 from moe.data.documents import Documents
 from moe.data.vocabulary import EOS, Vocabulary
+from moe.row_format import PictureFormat
 
 Key = tuple[int, ...]
 Objective = Callable[[Documents, Key], Examples]
@@ -24,11 +25,13 @@ class ObjectiveConfig(Choice):
 
   Attributes:
     reads_pairs: whether it reads documents with inputs and targets; otherwise it reads plain text.
+    reads_pictures: whether it reads pictures and their labels instead.
     has_inputs: whether its examples have inputs, which a row of inputs and targets needs; a row of one sequence can do
       without.
   """
 
   reads_pairs: ClassVar[bool] = False
+  reads_pictures: ClassVar[bool] = False
   has_inputs: ClassVar[bool] = True
 
   def check(self, inputs_length: int, targets_length: int) -> None:
@@ -38,9 +41,14 @@ class ObjectiveConfig(Choice):
 
   def check_format(self, row_format: RowFormat) -> None:
     """Raises `ConfigError` unless rows of this format can hold an example."""
+    pictures = isinstance(row_format, PictureFormat)
+    require(not pictures, "objective.name", self.name, "expected 'classification', since the model reads pictures")
     fits = self.has_inputs or row_format == "targets"
     expected = "expected an objective with inputs, since the model reads inputs and targets"
     require(fits, "objective.name", self.name, expected)
+
+  def check_source(self, source: Any, shape: RowShape) -> None:
+    """Raises `UserError` for what shows of the source before anything of it is made."""
 
   def make(self, shape: RowShape, vocabulary: Vocabulary) -> Objective:
     """The function from a block of documents and a key to the block's examples.
@@ -49,6 +57,10 @@ class ObjectiveConfig(Choice):
       ConfigError: the objective needs longer rows, or more sentinels.
     """
     raise NotImplementedError
+
+  def make_plain(self, shape: RowShape, vocabulary: Vocabulary) -> Objective:
+    """As `make`, for evaluation: without the augmentations of training, if there are any."""
+    return self.make(shape, vocabulary)
 
   def prompt(self, ids: np.ndarray, shape: RowShape) -> np.ndarray:
     """What the model reads of a text before it writes: ended and cut as the inputs of training.

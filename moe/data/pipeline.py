@@ -94,16 +94,16 @@ class Pipeline:
     streams = {i: RowStream(self._rules, self._reader, i, self._executor, start) for i, start in positions.items()}
     while True:
       batch = self.shape.empty(self._rows_each * len(streams))
-      taken = 0
+      taken = {}
       for number, stream in enumerate(streams.values()):
         for i in range(self._rows_each):
           row = stream.take()
           if row is None:
             break
-          self.shape.fill(batch, number * self._rows_each + i, row)
-          taken += 1
+          taken[number * self._rows_each + i] = row
       if not taken:
         return
+      self.shape.fill_all(batch, taken)
       batch = {name: array[self._wanted] for name, array in batch.items()}
       yield batch, {index: stream.position for index, stream in streams.items()}
 
@@ -133,7 +133,9 @@ def make_pipeline(
   with in_section("config.data"):
     config.objective.check_format(row_format)
     _check_objective(config.objective, source.supervised)
-    objective = config.objective.make(shape, vocabulary)
+    make = config.objective.make if training else config.objective.make_plain
+    objective = make(shape, vocabulary)
+    config.objective.check_source(source, shape)
   rules = StreamRules(
     objective=objective,
     shape=shape,
@@ -153,6 +155,7 @@ def make_pipeline(
 def _check_objective(objective: ObjectiveConfig, supervised: bool) -> None:
   """Raises `ConfigError` unless the objective reads what the source gives: pairs, or plain text."""
   given = "pairs of inputs and targets" if supervised else "plain text"
-  fitting = sorted(name for name, choice in objective.choices.items() if choice.reads_pairs == supervised)
+  alike = (one for one in objective.choices.values() if one.reads_pictures == objective.reads_pictures)
+  fitting = sorted(one.name for one in alike if one.reads_pairs == supervised)
   expected = f"expected one of {', '.join(fitting)}, since the source gives {given}"
   require(objective.reads_pairs == supervised, "objective", objective.name, expected)

@@ -72,10 +72,12 @@ class SourceConfig(Choice):
   """The section `data.source`. Each source is one file of `moe/data/sources`, with a frozen dataclass of its fields.
 
   Attributes:
-    stores_vocabulary: whether the source consists of token ids and knows their vocabulary.
+    stores_vocabulary: whether the source consists of token ids, or of labelled pictures, and knows their vocabulary.
+    gives_pictures: whether it gives pictures (`moe.data.images`) in place of documents.
   """
 
   stores_vocabulary: ClassVar[bool] = False
+  gives_pictures: ClassVar[bool] = False
 
   @property
   def corpus(self) -> str:

@@ -21,7 +21,7 @@ from moe.training.trainer import Summary
 def summarize(config: ExperimentConfig, summary: Summary) -> None:
   """Draws the loss figure and prints the end of the run. What fails here is reported and raises no error."""
   config = summary.workdir.with_vocabulary(config)
-  gzip_bits = gzip_bits_per_byte(config.data)
+  gzip_bits = None if config.data.source.gives_pictures else gzip_bits_per_byte(config.data)
   leak = ", with future leakage: not a language model's loss" if summary.future_leakage else ""
   trained = ", trained with future leakage" if config.model.trains_on_future else ""
   title = f"{config.model.name.replace('_', '-')}, {summary.step} steps{leak or trained}"
@@ -35,7 +35,7 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
     *_validation(summary.validation, leak),
     *([] if gzip_bits is None else [f"gzip -9:    {gzip_bits:.4f} bits per byte of the same documents"]),
     *experts_per_token_lines(summary.validation),
-    *sample_lines(config, summary),
+    *([] if config.data.source.gives_pictures else sample_lines(config, summary)),
     *score_lines(config, summary.workdir),
     f"checkpoint: {summary.checkpoint}",
     f"metrics:    {summary.workdir.metrics}",
@@ -47,7 +47,9 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
 def _validation(record: Record, leak: str) -> list[str]:
   if not record:
     return []
-  bits, loss = record["bits_per_byte"], record["loss"]
+  bits, loss = record.get("bits_per_byte"), record["loss"]
+  if bits is None:
+    return [f"validation: accuracy {record['accuracy']:.4f} (loss {loss:.4f} nats per picture)"]
   return [f"validation: {bits:.4f} bits per byte (loss {loss:.4f} nats per token){leak}"]
 
 

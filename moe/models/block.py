@@ -15,7 +15,7 @@ from moe.models.model_config import ModelConfig, MoEConfig
 from moe.nn.attention import Attention
 from moe.nn.dropout import dropout, split_key
 from moe.nn.feed_forward import FeedForward
-from moe.nn.norm import RMSNorm
+from moe.nn.norm import LayerNorm, RMSNorm, make_norm
 from moe.nn.relative_position import RelativeBias
 from moe.nn.streams import named_streams
 
@@ -29,7 +29,7 @@ class Context:
 
   Attributes:
     mask: bool, broadcastable to `[B, h, Q, T]`, for self-attention.
-    ids: int32 `[B, Q]`, the tokens the stack reads.
+    ids: int32 `[B, Q]`, the tokens the stack reads; None for patches of pictures, which have none.
     positions: int32 `[B, Q]` within each segment, or within the routers' row when decoding.
     segments: int32 `[B, Q]`, 0 for padding; None when decoding.
     position: int32 scalar, the row index of the one query; None unless decoding.
@@ -42,7 +42,7 @@ class Context:
   """
 
   mask: jax.Array
-  ids: jax.Array
+  ids: jax.Array | None
   positions: jax.Array
   segments: jax.Array | None = None
   position: jax.Array | None = None
@@ -80,15 +80,16 @@ class Block(nnx.Module):
     d, dtype, of = config.d_model, config.compute_dtype, named_streams(rngs)
     self.dropout = config.dropout
 
-    def norm() -> RMSNorm:
-      return RMSNorm(d, config.norm_epsilon)
+    def norm() -> RMSNorm | LayerNorm:
+      return make_norm(config.norm, d, config.norm_epsilon)
 
     def attention(name: str) -> Attention:
-      return Attention(d, config.num_heads, config.d_head, dtype, init=config.kernel_init, rngs=of(name))
+      shape = config.num_heads, config.d_head
+      return Attention(d, *shape, dtype, init=config.kernel_init, bias=config.bias, rngs=of(name))
 
     def feed_forward() -> FeedForward:
       form, init = config.feed_forward, config.kernel_init
-      return FeedForward(d, config.d_ff, form, dtype, init=init, rngs=of("feed_forward"))
+      return FeedForward(d, config.d_ff, form, dtype, init=init, bias=config.bias, rngs=of("feed_forward"))
 
     self.attention_norm, self.attention = norm(), attention("attention")
     per_layer = config.relative_bias == "per_layer"
@@ -178,7 +179,7 @@ def _moe_layer(config: ModelConfig, moe: MoEConfig, rngs: nnx.Rngs) -> MoE:
     router_init_scale=moe.router_init_scale,
     gate_scale=moe.gate_scale,
     dropout=config.dropout if config.expert_dropout is None else config.expert_dropout,
-    vocab_size=config.vocab_size,
+    vocab_size=config.site(moe).vocab_size,
     init=config.kernel_init,
     read_files=False,
     rngs=rngs,

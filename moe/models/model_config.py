@@ -1,7 +1,7 @@
 """The model section of a config: sizes that all architectures share, their stacks, and checks across fields."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,9 +11,9 @@ from moe.config import Choice, in_section, require
 from moe.models.placement import EveryNth, Placement
 from moe.nn.activations import Form
 from moe.nn.linear import T5_INIT, KernelInit
+from moe.nn.norm import Norm
 from moe.routing import RouterConfig, Site
-
-RowFormat = Literal["inputs_and_targets", "targets"]
+from moe.row_format import RowFormat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class ModelConfig(Choice):
   Attributes:
     d_ff: hidden width of dense feed-forward networks.
     feed_forward: activation of these.
-    relative_bias: one table of position biases per stack (T5), or one per layer (Zhou et al. 2022).
+    relative_bias: one table of position biases per stack (T5), or one per layer (Zhou et al. 2022); or "none".
     relative_buckets: rows of such a table.
     relative_max_distance: in tokens; larger distances share a bucket.
     tie_embeddings: logits are products with the input embedding, scaled by `d_model ** -0.5`.
@@ -96,7 +96,9 @@ class ModelConfig(Choice):
     logits_operands: what the factors of this product are rounded to: the compute dtype, as in T5X, since it is one of
       the largest products, its sums are float32 either way, and rounding moves a logit of size 10 by about 0.02 in
       bfloat16; or "float32", for exact comparisons of losses, at several times the cost on accelerators.
-    norm_epsilon: added to the mean square in every RMSNorm.
+    norm: T5's RMSNorm, or LayerNorm ("layer"), before each branch of a block and after the last.
+    norm_epsilon: added to the mean square, or the variance, in every norm.
+    bias: whether the matrices of attention and dense feed-forward networks have biases; T5's have not.
     dropout: probability, in training only.
     expert_dropout: probability that a hidden unit of an expert, routed or shared, is dropped; None for `dropout`.
       Switch Transformers are fine-tuned with 0.4, beside a dropout of 0.1 (Fedus et al. 2022).
@@ -106,10 +108,7 @@ class ModelConfig(Choice):
       layer's pressure stays as the model grows deeper, or their "mean" (`docs/losses.md`). REINFORCE's policy loss is
       not among them.
     allow_future_leakage: accept a decoder's router that is not causal; the loss is then not a language model's.
-    row_format: class variable, what the model reads: rows of inputs and of targets, or of targets alone.
   """
-
-  row_format: ClassVar[RowFormat]
 
   vocab_size: int
   d_model: int
@@ -117,13 +116,15 @@ class ModelConfig(Choice):
   num_heads: int
   d_head: int
   feed_forward: Form = "geglu"
-  relative_bias: Literal["shared", "per_layer"] = "shared"
+  relative_bias: Literal["shared", "per_layer", "none"] = "shared"
   relative_buckets: int = 32
   relative_max_distance: int = 128
   tie_embeddings: bool = True
   kernel_init: KernelInit = T5_INIT
   logits_operands: Literal["compute_dtype", "float32"] = "compute_dtype"
+  norm: Norm = "rms"
   norm_epsilon: float = 1e-6
+  bias: bool = False
   dropout: float = 0.0
   expert_dropout: float | None = None
   dtype: Literal["float32", "bfloat16"] = "float32"
@@ -146,6 +147,11 @@ class ModelConfig(Choice):
 
   def make(self, rngs: nnx.Rngs) -> nnx.Module:
     """The model, initialised from the stream `params` of `rngs`. Under `nnx.eval_shape` nothing is allocated."""
+    raise NotImplementedError
+
+  @property
+  def row_format(self) -> RowFormat:
+    """What the model reads: rows of inputs and of targets, of targets alone, or pictures."""
     raise NotImplementedError
 
   def stack_lengths(self, inputs_length: int, targets_length: int) -> dict[str, int]:

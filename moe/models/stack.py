@@ -18,7 +18,7 @@ from moe.experts import LayerReport
 from moe.models.block import Block, Cache, Context, relative_bias
 from moe.models.model_config import ModelConfig, MoEConfig, StackConfig
 from moe.nn.dropout import dropout, split_key
-from moe.nn.norm import RMSNorm
+from moe.nn.norm import make_norm
 from moe.nn.streams import named_streams
 from moe.parallel.mesh import keep_rows
 from moe.parallel.sharding import name_axes
@@ -137,7 +137,7 @@ class Stack(nnx.Module):
     self.units = nnx.List([repeated(*each) for each in plan])
     shared = config.relative_bias == "shared"
     self.bias = relative_bias(config, causal=causal, rngs=of("bias")) if shared else None
-    self.norm = RMSNorm(config.d_model, config.norm_epsilon)
+    self.norm = make_norm(config.norm, config.d_model, config.norm_epsilon)
 
   def __call__(self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None) -> StackOutput:
     """Applies all blocks to `x [B, T, d]`."""

@@ -1,4 +1,6 @@
-"""T5's multi-head attention (Raffel et al. 2020): no biases, and no 1/sqrt(d_head), which the initialisation absorbs.
+"""T5's multi-head attention (Raffel et al. 2020), without 1/sqrt(d_head), which the initialisation absorbs.
+
+Biases, which T5 has not, are for Vision Transformers.
 
 Axis names beyond `moe.routing.types`: Q query positions, K key positions, h heads, w width of a head.
 """
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.nn.dropout import dropout
-from moe.nn.linear import T5_INIT, KernelInit, matmul
+from moe.nn.linear import T5_INIT, KernelInit, matmul, zeros
 
 # So low that exp() of it is exactly 0 next to any real logit: masked entries change no bit of the result.
 _MASKED = -1e30
@@ -43,6 +45,7 @@ class Attention(nnx.Module):
 
   Attributes:
     query, key, value: `[d, h * w]`; out: `[h * w, d]`.
+    biases: of the same names, where they are wanted: `[h * w]` and `[d]`.
   """
 
   def __init__(
@@ -53,6 +56,7 @@ class Attention(nnx.Module):
     dtype: jnp.dtype,
     *,
     init: KernelInit = T5_INIT,
+    bias: bool = False,
     rngs: nnx.Rngs,
   ):
     self.num_heads, self.d_head, self.dtype = num_heads, d_head, dtype
@@ -61,6 +65,8 @@ class Attention(nnx.Module):
     self.key = init(rngs, (d_model, inner), d_model, ("embed", "heads"))
     self.value = init(rngs, (d_model, inner), d_model, ("embed", "heads"))
     self.out = init(rngs, (inner, d_model), inner, ("heads", "embed"))
+    inner_bias = {name: zeros((inner,), ("heads",)) for name in ("query", "key", "value")} if bias else {}
+    self.biases = nnx.Dict(inner_bias | ({"out": zeros((d_model,), ("embed",))} if bias else {}))
 
   def __call__(
     self,
@@ -87,7 +93,8 @@ class Attention(nnx.Module):
   @jax.named_scope("attention")
   def project(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values `[B, h, K, w]` of `memory [B, K, d]`."""
-    return self._heads(matmul(memory, self.key, self.dtype)), self._heads(matmul(memory, self.value, self.dtype))
+    keys, values = self._product(memory, "key"), self._product(memory, "value")
+    return self._heads(keys), self._heads(values)
 
   @jax.named_scope("attention")
   def attend(
@@ -102,13 +109,13 @@ class Attention(nnx.Module):
     key: jax.Array | None = None,
   ) -> jax.Array:
     """`__call__` with keys and values from `project`."""
-    queries = self._heads(matmul(x, self.query, self.dtype))
+    queries = self._heads(self._product(x, "query"))
     logits = jnp.einsum("bhqw,bhkw->bhqk", queries, keys, preferred_element_type=jnp.float32)  # [B, h, Q, K]
     logits = logits if bias is None else logits + _for_each(bias, x.shape[0])
     weights = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
     weights = dropout(weights, rate, key).astype(self.dtype)
     mixed = jnp.einsum("bhqk,bhkw->bhqw", weights, values)  # [B, h, Q, w]
-    return matmul(mixed.swapaxes(1, 2).reshape(*x.shape[:-1], -1), self.out, self.dtype)
+    return self._product(mixed.swapaxes(1, 2).reshape(*x.shape[:-1], -1), "out")
 
   def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
     """An empty cache for the keys and values of `length` positions."""
@@ -124,6 +131,9 @@ class Attention(nnx.Module):
       for name, new in zip(("keys", "values"), self.project(x), strict=True)
     )
     return self.attend(x, keys, values, mask, bias), {"keys": keys, "values": values}
+
+  def _product(self, x: jax.Array, name: str) -> jax.Array:
+    return matmul(x, getattr(self, name), self.dtype, self.biases.get(name))
 
   def _heads(self, x: jax.Array) -> jax.Array:
     """`[B, T, h * w]` to `[B, h, T, w]`: with the batch axes first, CPUs need not transpose the products."""

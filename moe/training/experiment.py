@@ -12,6 +12,7 @@ from moe.data.data_config import DataConfig
 from moe.data.sources.task import TaskConfig
 from moe.models import ModelConfig
 from moe.parallel.mesh import MeshConfig, check_rows
+from moe.row_format import PictureFormat
 from moe.training.optimization.optimizer import Adafactor, OptimizerConfig
 
 # The kinds of records of scores, by the split that is scored.
@@ -149,7 +150,11 @@ class ExperimentConfig:
     batch, parts = self.data.batch_size, self.train.accumulation
     require(batch % parts == 0, "train.accumulation", parts, f"expected a divisor of data.batch_size = {batch}")
     with in_section("data"):
-      self.data.objective.check_format(self.model.row_format)
+      row_format = self.model.row_format
+      self.data.objective.check_format(row_format)
+      if isinstance(row_format, PictureFormat):
+        given, tokens = self.data.inputs_length, row_format.tokens
+        require(given == tokens, "inputs_length", given, f"expected {tokens}, the model's tokens of a picture")
     if self.score is not None:
       self._check_score(self.score)
 

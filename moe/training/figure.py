@@ -9,7 +9,9 @@ from moe.training.metrics_file import Record, read_metrics
 
 
 def draw_loss(metrics: pathlib.Path, path: pathlib.Path, title: str, gzip_bits: float | None = None) -> None:
-  """Draws training and validation loss over steps, in bits per byte, as a PNG that replaces an older one.
+  """Draws training and validation loss over steps as a PNG that replaces an older one.
+
+  It is in bits per byte of text; in nats where there is no text, as of pictures.
 
   Args:
     metrics: the run's `metrics.jsonl`.
@@ -18,23 +20,24 @@ def draw_loss(metrics: pathlib.Path, path: pathlib.Path, title: str, gzip_bits: 
     gzip_bits: bits per byte of the validation text after `gzip -9`, as a reference line; None without one.
   """
   records = read_metrics(metrics)
-  steps, bits = _curve(records, "train")
+  unit = "bits_per_byte" if any("bits_per_byte" in record for record in records) else "loss"
+  steps, losses = _curve(records, "train", unit)
   with png_figure(path, 7, 4.5) as figure:
     axes = figure.subplots()
-    axes.plot(steps, bits, color="tab:blue", alpha=0.25, linewidth=1)
-    axes.plot(steps, running_mean(bits), color="tab:blue", label="training (smoothed)")
-    axes.plot(*_curve(records, "validation"), color="tab:orange", marker="o", markersize=4, label="validation")
+    axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=1)
+    axes.plot(steps, running_mean(losses), color="tab:blue", label="training (smoothed)")
+    axes.plot(*_curve(records, "validation", unit), color="tab:orange", marker="o", markersize=4, label="validation")
     if gzip_bits is not None:
       axes.axhline(gzip_bits, color="black", linestyle="--", linewidth=1, label="gzip -9 on the validation text")
-    axes.set(title=title, xlabel="training step", ylabel="loss (bits per byte)")
+    axes.set(title=title, xlabel="training step", ylabel=f"loss ({'nats' if unit == 'loss' else 'bits per byte'})")
     axes.grid(alpha=0.3)
     axes.legend()
 
 
-def _curve(records: list[Record], kind: str) -> tuple[np.ndarray, np.ndarray]:
-  """Steps and bits per byte of one kind of records, without values that JSON cannot hold as numbers."""
-  chosen = [record for record in records if record["kind"] == kind and isinstance(record["bits_per_byte"], float)]
-  return np.array([r["step"] for r in chosen]), np.array([r["bits_per_byte"] for r in chosen])
+def _curve(records: list[Record], kind: str, unit: str) -> tuple[np.ndarray, np.ndarray]:
+  """Steps and losses of one kind of records, without values that JSON cannot hold as numbers."""
+  chosen = [record for record in records if record["kind"] == kind and isinstance(record.get(unit), float)]
+  return np.array([r["step"] for r in chosen]), np.array([r[unit] for r in chosen])
 
 
 def running_mean(values: np.ndarray, share: float = 0.02) -> np.ndarray:

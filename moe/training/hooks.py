@@ -37,6 +37,7 @@ _MEAN_OVER = {
   "gradient_norm": "steps",
 }
 _SUMS = ("tokens", "target_tokens", "bytes")
+_OF_TEXT = ("bytes", "bits_per_byte")
 _SCALARS = (*_MEAN_OVER, "learning_rate", *_SUMS)
 
 
@@ -82,9 +83,13 @@ class Means:
     self._sums["learning_rate"] = values["learning_rate"]
 
   def take(self) -> Record:
-    """The means, sums of tokens and bytes, the last learning rate, and the number of steps; starts over."""
+    """The means, sums of tokens and bytes, the last learning rate, and the number of steps; starts over.
+
+    Those of text are left out where there is none.
+    """
     sums, self._sums = self._sums, {}
-    return sums | {name: sums[name] / (sums[weight] or 1) for name, weight in _MEAN_OVER.items()}
+    means = sums | {name: sums[name] / (sums[weight] or 1) for name, weight in _MEAN_OVER.items()}
+    return means if sums["bytes"] else {name: means[name] for name in means if name not in _OF_TEXT}
 
   def as_json(self) -> dict[str, Any]:
     """All of it; waits for the device."""
@@ -255,7 +260,7 @@ def validate(run: Run, info: StepInfo) -> None:
   values = evaluate_batches(run.eval_step, params, router_state, run.validation, empty, run.mesh, batches)
   run.validation.restore(start)
   run.record(info.step, "validation", values)
-  run.progress.validation(info.step, values["loss"], values["bits_per_byte"])
+  run.progress.validation(info.step, values)
   run.clock.restart()
 
 

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TextIO
 
 from tqdm import tqdm
@@ -40,9 +40,11 @@ class Progress:
     elif log:
       self.line(f"step {step}/{self._total}: {text}, {self.left(step)} left")
 
-  def validation(self, step: int, loss: float, bits_per_byte: float) -> None:
-    """Shows the result of a validation."""
-    self.line(f"validation at step {step}: {self._labels['validation']} {loss:.4f}, {bits_per_byte:.4f} bits per byte")
+  def validation(self, step: int, values: Mapping[str, float]) -> None:
+    """Shows the record of a validation: its loss, and bits per byte of text or the accuracy where there is none."""
+    bits = values.get("bits_per_byte")
+    text = f"accuracy {values['accuracy']:.4f}" if bits is None else f"{bits:.4f} bits per byte"
+    self.line(f"validation at step {step}: {self._labels['validation']} {values['loss']:.4f}, {text}")
 
   def line(self, text: str) -> None:
     """Prints a line, above the bar if there is one."""

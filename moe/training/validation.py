@@ -39,8 +39,9 @@ def evaluate_batches(
     limit: batches to read; 0 for all.
 
   Returns:
-    loss (nats per weighted target token, the cross-entropy alone), perplexity, bits_per_byte, accuracy, tokens (the
-    weighted ones), bytes (of their text); the routers' metrics as `STACK/layer_I/NAME`, means over their tokens.
+    loss (nats per weighted target token, the cross-entropy alone), perplexity, accuracy, tokens (the weighted ones); if
+    these have a text, bits_per_byte and bytes (of the text); the routers' metrics as `STACK/layer_I/NAME`, means over
+    their tokens.
 
   Raises:
     DataError: the batches hold no token with a loss.
@@ -51,14 +52,15 @@ def evaluate_batches(
   if totals is None or not totals["weight"]:
     raise DataError("the split", "holds no token to evaluate on")
   loss = totals["nll"] / totals["weight"]
-  return {
+  nll, size = totals["nll"], totals["bytes"]
+  values = {
     "loss": loss,
     "perplexity": math.exp(min(loss, 700.0)),
-    "bits_per_byte": bits_per_byte(totals["nll"], totals["bytes"]) if totals["bytes"] else math.nan,
     "accuracy": totals["correct"] / totals["weight"],
     "tokens": int(totals["weight"]),
-    "bytes": int(totals["bytes"]),
-  } | flatten_layers(layer_means(totals["layers"], totals["layer_tokens"]))
+  }
+  values |= {"bits_per_byte": bits_per_byte(nll, size), "bytes": int(size)} if size else {}
+  return values | flatten_layers(layer_means(totals["layers"], totals["layer_tokens"]))
 
 
 def batch_sums(

@@ -57,7 +57,7 @@ def make(name: str, num_experts: int = NUM_EXPERTS, d_model: int = D_MODEL, seed
   """A router by name whose kernel, where it has one, is large enough to make unequal choices."""
   config = build(RouterConfig, {"name": name, **options})
   router = config.make(Site(d_model, num_experts, VOCABULARY), nnx.Rngs(seed))
-  if hasattr(router, "kernel"):
+  if getattr(router, "kernel", None) is not None:
     drawn = 0.02 * jax.random.normal(jax.random.key(seed), router.kernel.shape)
     router.kernel[...] = 50 * jnp.where(router.kernel[...] == 0, drawn, router.kernel[...])
   return router

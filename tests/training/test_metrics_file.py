@@ -157,7 +157,7 @@ def test_on_a_terminal_a_bar_shows_loss_and_speed_and_counts_every_step():
 def test_a_leaking_loss_is_never_shown_without_the_word(stream):
   progress = Progress(0, 1, leaks=["train", "validation"], stream=stream)
   progress.step(1, 2.5, 1.0, log=True)
-  progress.validation(1, 2.5, 1.0)
+  progress.validation(1, {"loss": 2.5, "bits_per_byte": 1.0})
   progress.close()
   assert stream.getvalue().count("loss") == stream.getvalue().count("loss (future leakage)") >= 2
 

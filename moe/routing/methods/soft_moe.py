@@ -5,6 +5,7 @@ Puigcerver et al. 2023, "From sparse to soft mixtures of experts", arXiv 2308.00
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from moe.routing.scores import router_logits
 from moe.routing.types import RouterInput, RouterOutput, SoftRouting
 
 _NORM_EPSILON = 1e-6
+
+Mixing = Literal["soft", "uniform", "identity"]
 
 
 def unit(x: jax.Array, axis: int) -> jax.Array:
@@ -56,6 +59,26 @@ def soft_moe(logits: jax.Array, mask: jax.Array) -> SoftRouting:
   return SoftRouting(dispatch.reshape(logits.shape), combine.reshape(logits.shape))
 
 
+def mixed_alike(mixing: Mixing, mask: jax.Array, experts: int, slots: int, *, over_tokens: bool) -> jax.Array:
+  """The weights of the ablations of section 3.6, float32 `[G, n, E, P]`, which know nothing of the tokens.
+
+  Args:
+    mixing: "uniform" or "identity", by which token i is slot i.
+    mask: bool `[G, n]`, False for padding.
+    experts: E.
+    slots: P.
+    over_tokens: whether uniform weights sum to 1 over the tokens of a group, as those of dispatch, or over its slots.
+  """
+  number = experts * slots
+  if mixing == "identity":
+    weights = jnp.broadcast_to(jnp.eye(mask.shape[1], number), (*mask.shape, number))
+  elif over_tokens:
+    weights = jnp.broadcast_to(1 / jnp.maximum(mask.sum(1), 1)[:, None, None], (*mask.shape, number))
+  else:
+    weights = jnp.full((*mask.shape, number), 1 / number)
+  return jnp.where(mask[..., None], weights, 0.0).astype(jnp.float32).reshape(*mask.shape, experts, slots)
+
+
 @jax.custom_vjp
 def _softmaxes(slots: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Both softmaxes of logits `[G, n, S]`, 0 at padding."""
@@ -90,6 +113,8 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
       parameters, so their number must be known before any batch: set a group_size.
     group_size: tokens mixed together; 0 for a whole sequence.
     noise: in training the logits get Gaussian noise of standard deviation noise / E, as in V-MoE.
+    dispatch, combine: "soft", or the ablations of section 3.6: "uniform", every slot the mean of all tokens, and every
+      token the mean of all slots; or both "identity": token i is slot i, and there are as many slots as tokens.
   """
 
   paper = "Puigcerver et al. 2023, arXiv 2308.00951"
@@ -98,9 +123,13 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
   capacity_factor: float | None = None
   group_size: int = 0
   noise: float = 0.0
+  dispatch: Mixing = "soft"
+  combine: Mixing = "soft"
 
   def __post_init__(self):
     factor = self.capacity_factor
+    both = self.dispatch == self.combine or "identity" not in (self.dispatch, self.combine)
+    require(both, "combine", self.combine, f"expected dispatch = {self.dispatch!r} too, if either is 'identity'")
     require(self.slots is None or self.slots >= 1, "slots", self.slots, "expected at least 1 for each expert, or None")
     require(factor is None or factor > 0, "capacity_factor", factor, "expected more than 0, or None")
     check_group_size(self.group_size, "a whole sequence")
@@ -119,6 +148,17 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
   def make(self, site: Site, rngs: nnx.Rngs) -> "SoftMoE":
     return SoftMoE(self, site, rngs=rngs)
 
+  def check(self, site: Site, batch: int, length: int) -> None:
+    super().check(site, batch, length)
+    slots, tokens = site.num_experts * self.slots_of_expert(site.num_experts), self.groups(batch, length).size
+    fits = self.dispatch != "identity" or slots == tokens
+    require(fits, "dispatch", "identity", f"expected as many slots as the {tokens} tokens of a group, not {slots}")
+
+  @property
+  def learns(self) -> bool:
+    """Whether any weight is of the tokens."""
+    return "soft" in (self.dispatch, self.combine)
+
   def is_causal(self, *, training: bool) -> bool:
     return False
 
@@ -134,7 +174,7 @@ class SoftMoE(Router):
 
   Attributes:
     kernel: float32 `[d, E, P]`; its initial scale does not matter, as it is normalised.
-    scale: float32 scalar.
+    scale: float32 scalar. Both are None where neither dispatch nor combine is soft.
   """
 
   config: SoftMoEConfig
@@ -142,12 +182,24 @@ class SoftMoE(Router):
   def __init__(self, config: SoftMoEConfig, site: Site, *, rngs: nnx.Rngs):
     self.config, self.num_experts = config, site.num_experts
     shape = (site.d_model, site.num_experts, config.slots_of_expert(site.num_experts))
-    self.kernel = nnx.Param(site.d_model**-0.5 * jax.random.normal(rngs.params(), shape, jnp.float32))
-    self.scale = nnx.Param(jnp.ones(()))
+    drawn = site.d_model**-0.5 * jax.random.normal(rngs.params(), shape, jnp.float32) if config.learns else None
+    self.kernel = None if drawn is None else nnx.Param(drawn)
+    self.scale = None if drawn is None else nnx.Param(jnp.ones(()))
 
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
-    logits = soft_moe_logits(inputs.tokens, self.kernel[...], self.scale[...])
-    noise = training_noise(self, inputs, logits.shape, training=training)
-    routing = soft_moe(logits + noise, inputs.mask)
+    routing = self._routing(inputs, training=training)
     metrics = routing_metrics(routing, inputs.mask, routing.combine.sum(-1))
     return RouterOutput(routing, {}, jnp.zeros(()), metrics)
+
+  def _routing(self, inputs: RouterInput, *, training: bool) -> SoftRouting:
+    config, sizes = self.config, (self.num_experts, self.config.slots_of_expert(self.num_experts))
+    found = {}
+    if config.learns:
+      logits = soft_moe_logits(inputs.tokens, self.kernel[...], self.scale[...])
+      soft = soft_moe(logits + training_noise(self, inputs, logits.shape, training=training), inputs.mask)
+      found = {"dispatch": soft.dispatch, "combine": soft.combine}
+    for name in ("dispatch", "combine"):
+      mixing: Mixing = getattr(config, name)
+      if mixing != "soft":
+        found[name] = mixed_alike(mixing, inputs.mask, *sizes, over_tokens=name == "dispatch")
+    return SoftRouting(**found)

@@ -66,6 +66,49 @@ def test_without_the_normalisation_dispatch_would_collapse_as_the_model_widens()
   assert largest(1024, False) > 0.9
 
 
+def ablated(**options):
+  """Dispatch and combine weights `[6, 3, 2]` of the second group of random tokens, of which MASK hides some."""
+  router = make("soft_moe", num_experts=3, slots=2, **options)
+  return (np.asarray(weights[1]) for weights in both(route(router, random_tokens(2, 6), mask=MASK).routing))
+
+
+def test_uniform_dispatch_makes_every_slot_the_mean_of_the_real_tokens():
+  dispatch, combine = ablated(dispatch="uniform")
+  np.testing.assert_allclose(dispatch, np.where(MASK[1], 1 / 3, 0)[:, None, None] * np.ones((1, 3, 2)), rtol=1e-6)
+  np.testing.assert_allclose(combine.sum((1, 2)), MASK[1], rtol=1e-6)
+  assert combine[0].std() > 0, "still soft"
+
+
+def test_uniform_combine_makes_every_token_the_mean_of_the_slots():
+  dispatch, combine = ablated(combine="uniform")
+  np.testing.assert_allclose(combine, np.where(MASK[1], 1 / 6, 0)[:, None, None] * np.ones((1, 3, 2)), rtol=1e-6)
+  np.testing.assert_allclose(dispatch.sum(0), 1, rtol=1e-6)
+  assert dispatch[:, 0, 0].std() > 0, "still soft"
+
+
+def test_by_identity_token_i_is_slot_i():
+  dispatch, combine = ablated(dispatch="identity", combine="identity")
+  expected = np.where(MASK[1][:, None], np.eye(6), 0).reshape(6, 3, 2)
+  np.testing.assert_array_equal(dispatch, expected)
+  np.testing.assert_array_equal(combine, expected)
+
+
+def test_ablations_without_a_soft_part_have_nothing_to_learn():
+  for mixing in ("uniform", "identity"):
+    assert not jax.tree.leaves(nnx.state(SOFT(dispatch=mixing, combine=mixing).make(Site(8, 3), nnx.Rngs(0))))
+
+
+def test_an_identity_is_refused_alone_and_where_slots_are_not_as_many_as_tokens():
+  with pytest.raises(ConfigError, match="combine = 'soft': expected dispatch = 'identity' too"):
+    SOFT(dispatch="identity")
+  identity = SOFT(dispatch="identity", combine="identity", slots=2)
+  identity.check(Site(8, 3), batch=4, length=6)
+  with pytest.raises(
+    ConfigError, match="dispatch = 'identity': expected as many slots as the 8 tokens of a group, not 6"
+  ):
+    identity.check(Site(8, 3), batch=4, length=8)
+
+
 def test_a_large_scale_dispatches_single_tokens():
   logits = random_logits()
   dispatch, _ = both(soft_moe(1e4 * logits, MASK))

@@ -1,0 +1,12 @@
+"""Soft MoE B/16: 128 experts of one slot each in the last 6 of 12 layers, 3.7B parameters (Puigcerver et al. 2023).
+
+On ImageNet, with the compute of ViT-B/16. For a slice of accelerators.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.vision import base
+
+
+def get_config() -> ConfigDict:
+  return base.vision("b16", num_experts=128, router={"name": "soft_moe"}, placement={"name": "last", "n": 6})

@@ -1,0 +1,1 @@
+"""Pictures: their classes, blocks of them, and rows of batches."""
