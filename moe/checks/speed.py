@@ -5,6 +5,7 @@ The ceilings are measured too: a large matrix product in bfloat16, and a pass ov
 
 import dataclasses
 import functools
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from moe.experts.dispatch import combine_slots, dispatch_slots
 from moe.routing import RouterConfig, SlotRouting
 
 _TOP_K = 2
+_ONE_BY_ONE = threading.Lock()  # of programs that are compiled at the same time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Sizes:
     megabytes: of the array that is read and written.
     layers: sizes of layers.
     step: sizes of the models, as of `small_config`.
+    routers: names of the routers of layers and models, of `_routers`.
     repeats, calls: as of `measure_in_turns`.
   """
 
@@ -54,6 +57,7 @@ class Sizes:
   megabytes: int
   layers: tuple[LayerSize, ...]
   step: Mapping[str, Any]
+  routers: tuple[str, ...] = ("expert choice", "top-2", "top-2 dropless")
   repeats: int = 5
   calls: int = 4
 
@@ -63,6 +67,7 @@ QUICK = Sizes(
   megabytes=32,
   layers=(LayerSize(4, 64, 128, 256, 64),),
   step={"d_model": 64, "d_ff": 128, "layers": 2, "batch": 4, "length": 64, "experts": 4},
+  routers=("expert choice",),
   repeats=3,
   calls=1,
 )
@@ -170,42 +175,33 @@ def measure_travel(journal: Journal, size: LayerSize, sizes: Sizes, ceilings: Ce
 
 def measure_layers(journal: Journal, size: LayerSize, sizes: Sizes, ceilings: Ceilings) -> None:
   """Adds rows for compiling layers and for their time, forward and backward in bfloat16, next to the dense twin's."""
-  k = _TOP_K
-  routers = {
-    "expert choice": {"name": "expert_choice", "capacity_factor": k, "group_size": size.sequence},
-    f"top-{k}": {"name": "token_choice", "top_k": k, "capacity_factor": k},
-    f"top-{k} dropless": {"name": "token_choice", "top_k": k, "capacity_factor": None},
-  }
 
   def sparse(options: Mapping[str, Any]) -> Program:
     widths = (size.experts, size.d_model, size.d_ff)
     router = build(RouterConfig, options, "router")
-    return LayerPrograms(LayerCase(router, size.tokens, size.sequence, *widths, "bfloat16")).whole()
+    with _ONE_BY_ONE:  # so that they share the experts
+      layer = LayerPrograms(LayerCase(router, size.tokens, size.sequence, *widths, "bfloat16"))
+    return layer.whole()
 
   makers: dict[str, Callable[[], Program]] = {
-    "dense": lambda: dense_program(size.tokens, size.d_model, k * size.d_ff, jnp.bfloat16)
+    "dense": lambda: dense_program(size.tokens, size.d_model, _TOP_K * size.d_ff, jnp.bfloat16)
   }
-  makers |= {name: functools.partial(sparse, options) for name, options in routers.items()}
+  makers |= {name: functools.partial(sparse, options) for name, options in _routers(sizes, size.sequence).items()}
   programs = _made(journal, f"layer, {{}}, {size}", makers)
-  flops = 3 * 2 * 2 * size.tokens * k * size.d_model * size.d_ff
+  flops = 3 * 2 * 2 * size.tokens * _TOP_K * size.d_model * size.d_ff
   _compare(journal, f"layer, {{}}, {size}", programs, size.tokens, flops, sizes, ceilings)
 
 
 def measure_steps(journal: Journal, sizes: Sizes, ceilings: Ceilings) -> None:
   """Adds rows for compiling train steps of small language models on one device, and for their time."""
-  step, k = dict(sizes.step), _TOP_K
+  step = dict(sizes.step)
   experts, tokens = step.pop("experts"), step["batch"] * step["length"]
-  routers: dict[str, Mapping[str, Any] | None] = {
-    "dense": None,
-    "expert choice": {"name": "expert_choice", "capacity_factor": k, "group_size": step["length"]},
-    f"top-{k}": {"name": "token_choice", "top_k": k, "capacity_factor": k},
-    f"top-{k} dropless": {"name": "token_choice", "top_k": k, "capacity_factor": None},
-  }
+  routers: dict[str, Mapping[str, Any] | None] = {"dense": None, **_routers(sizes, step["length"])}
   running: dict[str, RunningStep] = {}
 
   def make(name: str, router: Mapping[str, Any] | None) -> Program:
     some = experts if router else 0
-    config = small_config(**step, width=k * step["d_ff"], experts=some, router=router, dtype="bfloat16")
+    config = small_config(**step, width=_TOP_K * step["d_ff"], experts=some, router=router, dtype="bfloat16")
     running[name] = RunningStep(config, jax.devices()[:1])
     return running[name], ()
 
@@ -216,13 +212,25 @@ def measure_steps(journal: Journal, sizes: Sizes, ceilings: Ceilings) -> None:
   _compare(journal, f"train step, {{}}, {at}", programs, tokens, flops or float("nan"), sizes, ceilings)
 
 
+def _routers(sizes: Sizes, group: int) -> dict[str, Mapping[str, Any]]:
+  """Sections of those that are measured; expert choice has groups of so many tokens."""
+  top_k = {"name": "token_choice", "top_k": _TOP_K}
+  known = {
+    "expert choice": {"name": "expert_choice", "capacity_factor": _TOP_K, "group_size": group},
+    "top-2": top_k | {"capacity_factor": _TOP_K},
+    "top-2 dropless": top_k | {"capacity_factor": None},
+  }
+  return {name: known[name] for name in sizes.routers}
+
+
 def _made(journal: Journal, label: str, makers: Mapping[str, Callable[[], Program]]) -> dict[str, Program]:
   """Those programs that could be compiled and have run once; a row for each."""
   programs: dict[str, Program] = {}
 
   def make(name: str) -> Finding:
     function, arguments = made = makers[name]()
-    jax.block_until_ready(function(*arguments))
+    with _ONE_BY_ONE:  # so that the memory is one's own
+      jax.block_until_ready(function(*arguments))
     programs[name] = made
     return Finding(about="compiled")
 

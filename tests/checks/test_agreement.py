@@ -17,7 +17,7 @@ from moe.checks.kernels import kernel_cases
     (np.float32([1.0, -4.0]), np.float32([1.0, -4.002]), 0.0005, True),
     (np.float32([1.0, -4.0]), np.float32([1.0, -4.008]), 0.002, False),
     (jnp.bfloat16([1.0, 4.0]), np.float32([1.0, 4.04]), 0.01, True),
-    (np.float32([0.0, 2e-7]), np.float32([0.0, 0.0]), 0.0002, True),
+    (np.float32([0.0, 2e-6]), np.float32([0.0, 0.0]), 0.0002, True),
     (np.int32([3, 4, 5, 6]), np.int32([3, 4, 5, 7]), 0.25, False),
     (np.float32([np.nan, 1.0]), np.float32([1.0, 1.0]), np.inf, False),
     (np.float32([-np.inf, 1.0]), np.float32([-np.inf, 1.0]), 0.0, True),
