@@ -88,6 +88,24 @@ def test_a_character_that_the_terminal_lacks_is_escaped():
   assert (done.returncode, done.stdout, done.stderr) == (0, "f\\xfcr \\u732b\n", "")
 
 
+def test_training_waits_for_no_package_that_it_does_not_use(tmp_path):
+  """TensorFlow is for its own data, and takes longer to import than all else; the others take a second each."""
+  later = ("tensorflow", "seqio", "clu", "tensorflow_datasets", "scipy.stats", "sklearn", "matplotlib", "sentencepiece")
+  program = f"""
+import pathlib, sys
+from moe.evaluation.run import run_config
+from moe.training.metrics_file import MetricsWriter
+folder = pathlib.Path({str(tmp_path)!r})
+writer = MetricsWriter(folder / "metrics.jsonl", folder / "tensorboard")
+writer.write(1, "train", {{"loss": 1.5}})
+writer.close()
+print([name for name in {later} if name in sys.modules])
+"""
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+  assert (done.stdout, done.stderr) == ("[]\n", "")
+  assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
 def test_a_wrong_argument_is_one_line(capsys):
   parser = Parser()
   parser.add_argument("--size", type=int)

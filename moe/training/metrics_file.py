@@ -4,15 +4,14 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import pathlib
-import tempfile
+import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
-
-from moe.data.quiet_import import quiet_import
 
 Record = dict[str, Any]
 
@@ -48,7 +47,7 @@ def read_metrics(path: pathlib.Path) -> list[Record]:
 
 
 class MetricsWriter:
-  """Appends records to `metrics.jsonl` and, if TensorFlow is installed, to TensorBoard's files.
+  """Appends records to `metrics.jsonl` and, if `tensorboard` is installed, to TensorBoard's files.
 
   Args:
     path: of the JSON lines.
@@ -89,11 +88,9 @@ class MetricsWriter:
       return
     try:
       action(self._tensorboard)
-    except Exception as error:  # TensorFlow's own, from clu's thread
+    except OSError as error:
       self._tensorboard = None
-      print(
-        f"TensorBoard's files cannot be written, metrics go to metrics.jsonl only: {type(error).__name__}", flush=True
-      )
+      print(f"TensorBoard's files cannot be written, metrics go to metrics.jsonl only: {error.strerror}", flush=True)
 
 
 def _finite(value: Any) -> Any:
@@ -102,19 +99,44 @@ def _finite(value: Any) -> Any:
   return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _tensorboard(folder: pathlib.Path) -> Any:
-  """A clu writer that does not delay training; if its packages are missing, None and a printed line."""
-  missing = [name for name in ("clu", "tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
-  if missing:
-    print(f"not installed: {', '.join(missing)}; metrics go to metrics.jsonl only, not to TensorBoard", flush=True)
+class EventFile:
+  """A new file of TensorBoard's events in a folder, which is made if it is missing; TensorFlow is not needed.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    self._event = Event
+    folder.mkdir(exist_ok=True)
+    # TensorBoard reads the files of a folder in the order of their names.
+    path = folder / f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+    self._records = RecordWriter(path.open("xb"))
+    self._write(file_version="brain.Event:2")
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Appends the numbers of a step, and leaves none in memory."""
+    values = [{"tag": name, "simple_value": value} for name, value in scalars.items()]
+    self._write(step=step, summary={"value": values})
+
+  def close(self) -> None:
+    self._records.close()
+
+  def _write(self, **content: Any) -> None:
+    self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+    self._records.flush()
+
+
+def _tensorboard(folder: pathlib.Path) -> EventFile | None:
+  """The events of a run; without the package, or if they cannot be written, None and a printed line."""
+  if importlib.util.find_spec("tensorboard") is None:
+    print("not installed: tensorboard; metrics go to metrics.jsonl only", flush=True)
     return None
   try:
-    folder.mkdir(exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()  # TensorFlow would say it later, in many lines
-    with quiet_import():
-      from clu import metric_writers
-
-    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+    return EventFile(folder)
   except OSError as error:
     print(
       f"{folder} cannot be written ({error.strerror}); metrics go to metrics.jsonl only, not to TensorBoard", flush=True

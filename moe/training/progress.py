@@ -5,9 +5,7 @@ import datetime
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TextIO
-
-from tqdm import tqdm
+from typing import Any, TextIO
 
 
 class Progress:
@@ -25,8 +23,10 @@ class Progress:
     kinds = ("train", "validation")
     self._labels = {kind: "loss (future leakage)" if kind in leaks else "loss" for kind in kinds}
     self._stream = stream or sys.stderr
-    self._bar: tqdm | None = None
+    self._bar: Any = None  # a `tqdm`
     if self._stream.isatty():
+      from tqdm import tqdm
+
       self._bar = tqdm(initial=start, total=total, unit="step", file=self._stream, dynamic_ncols=True)
 
   def step(self, step: int, loss: float, tokens_per_second: float, *, log: bool) -> None:

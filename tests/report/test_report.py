@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from moe.training import metrics_file
 from moe.training.checkpoint import Checkpoints
 from moe.training.experiment import load_config
 from moe.training.feed import describe, open_vocabulary
@@ -27,9 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def runs(corpus, tmp_path_factory, compiled_programs):
   """An encoder-decoder with three checkpoints; and a decoder that leaks the future, untrained and without records."""
   folder, mapping = tmp_path_factory.mktemp("runs"), tiny_mapping(corpus, steps=6, checkpoint_every=2, keep=3)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(metrics_file, "_tensorboard", lambda folder: None)  # TensorFlow takes seconds to be imported
-    train(load_config(mapping), folder / "causal")
+  train(load_config(mapping), folder / "causal")
   model = tiny_decoder(mapping, {"name": "expert_choice"}, allow_future_leakage=True)
   save_untrained(load_config(mapping | {"model": model}), Workdir(folder / "leaking"))
   return folder

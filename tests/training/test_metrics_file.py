@@ -78,25 +78,30 @@ def test_scalars_go_to_tensorboard_and_leaking_ones_say_so_in_their_names(tmp_pa
   writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "events", ["train"])
   writer.write(3, "train", {"loss": 1.5, "load": [1.0, 2.0]})
   writer.close()
+  writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "events", ["train"])  # as of a run that resumes
+  writer.write(4, "train", {"loss": float("inf")})
+  writer.close()
   events = EventAccumulator(str(tmp_path / "events"))
   events.Reload()
-  assert events.Tags()["tensors"] == ["train/future_leakage/loss"]
+  assert events.Tags()["scalars"] == ["train/future_leakage/loss"]
+  found = [(event.step, event.value) for event in events.Scalars("train/future_leakage/loss")]
+  assert found == [(3, 1.5), (4, float("inf"))]
 
 
 def test_without_tensorboard_a_line_says_so_and_the_metrics_are_kept(tmp_path, monkeypatch, capsys):
   find = importlib.util.find_spec
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorflow" else find(name))
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
   writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "events")
   writer.write(3, "train", {"loss": 1.5})
   writer.close()
-  assert "not installed: tensorflow; metrics go to metrics.jsonl only" in capsys.readouterr().out
+  assert "not installed: tensorboard; metrics go to metrics.jsonl only" in capsys.readouterr().out
   assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] == 1.5
 
 
 def test_training_continues_if_tensorboards_files_cannot_be_written(tmp_path, monkeypatch, capsys):
   class Failing:
     def write_scalars(self, step, scalars):
-      raise RuntimeError("disk full")
+      raise OSError(28, "No space left on device")
 
     def close(self):
       raise AssertionError("used again after it had failed")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from moe.training.metrics_file import Record
 
@@ -66,10 +65,12 @@ def interval(
   """Of 95%. A metric is an accuracy if it is the share of predictions that equal their targets, or that in percent."""
   n = len(targets)
   if "accuracy" in metric:
+    from scipy.stats import binomtest  # takes a second to import
+
     right = sum(_equal(*pair) for pair in zip(targets, predictions, strict=True))
     value, whole = (evaluate(targets, given)[metric] for given in (predictions, targets))
     if np.isclose(value, whole * right / n):
-      low, high = stats.binomtest(right, n).proportion_ci(_CONFIDENCE, "wilson")
+      low, high = binomtest(right, n).proportion_ci(_CONFIDENCE, "wilson")
       return whole * float(low), whole * float(high)
   random, drawn = np.random.default_rng(0), []
   with warnings.catch_warnings():
