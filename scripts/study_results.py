@@ -55,8 +55,9 @@ def draw(results: Mapping[str, Mapping[str, Any]], root: pathlib.Path) -> None:
 
 def command(name: str, budget: str = "cpu") -> str:
   """The command that makes a study's results."""
-  data = " --data_dir TFDS" if name == "finetune" else ""
-  return f'python -m moe.study --study {name} --budget {budget} --workdir runs/studies --text "text/*.jsonl.xz"{data}'
+  given = {"text": ' --text "text/*.jsonl.xz"', "data_dir": " --data_dir TFDS"}
+  data = "".join(given[one] for one in (Study.choices[name].reads if name in Study.choices else ("text",)))
+  return f"python -m moe.study --study {name} --budget {budget} --workdir runs/studies{data}"
 
 
 def _found(results: Mapping[str, Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

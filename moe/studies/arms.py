@@ -47,20 +47,22 @@ class Arm:
   def tree(self, setting: Setting, budget: Budget) -> dict[str, Any]:
     """The config of a run of this arm, but for its seed, learning rate, data and number of steps."""
     config = override(repository_config(setting.config), budget.config.items())
-    changes: dict[str, Any] = {f"model.{setting.stack}.moe": self._moe(config["model"]["d_ff"], budget.num_experts)}
+    changes: dict[str, Any] = {f"model.{setting.stack}.moe": self._moe(config["model"], budget.num_experts)}
     if setting.stack == "decoder" and self.router is not None:
       router = build(RouterConfig, self.router)
       changes["model.allow_future_leakage"] = not all(router.is_causal(training=t) for t in (True, False))
     return override(config, itertools.chain(changes.items(), self.model.items()))
 
-  def _moe(self, d_ff: int, num_experts: int) -> dict[str, Any] | None:
+  def _moe(self, model: Mapping[str, Any], num_experts: int) -> dict[str, Any] | None:
     if self.router is None:
       return None
+    d_ff = model["d_ff"]
     require(d_ff % self.parts == 0, "parts", self.parts, f"expected a divisor of d_ff = {d_ff}")
     return {
       "num_experts": round(num_experts * self.parts / 2 * self.experts),
       "d_ff": d_ff // self.parts,
-      "feed_forward": "geglu",  # the form of the dense network
+      "feed_forward": model.get("feed_forward", "geglu"),  # as the dense network
+      "bias": model.get("bias", False),
       "shared_experts": self.shared,
       "gate_scale": self.gate_scale,
       "placement": {"name": "every_nth", "n": 1},

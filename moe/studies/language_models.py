@@ -102,6 +102,10 @@ class LanguageModels(Study):
     found = os.path.isdir(inputs.text) or glob.glob(inputs.text, recursive=True)
     require(bool(inputs.text and found), "--text", inputs.text, "expected a glob of text files, or a token directory")
 
+  def data_fields(self, inputs: Inputs) -> dict[str, Any]:
+    """The fields that say where the runs read."""
+    return {"data.source": {"name": "tokens", "path": inputs.tokens}, "data.vocabulary": ""}
+
   def prepare(self, inputs: Inputs) -> None:
     config = repository_config(self.setting.config)["data"]
     source = {"name": "text", "path": inputs.text}
@@ -116,8 +120,7 @@ class LanguageModels(Study):
     fields = {
       "seed": run_seed,
       "data.seed": run_seed,
-      "data.source": {"name": "tokens", "path": inputs.tokens},
-      "data.vocabulary": "",
+      **self.data_fields(inputs),
       "optimizer.learning_rate": rate,
       "train.steps": steps,
     }
@@ -191,8 +194,9 @@ def matched_steps(setting: Setting, plan: Budget, name: str, arm: Arm) -> int:
 
 
 def _measured(tree: Mapping[str, Any]) -> str:
-  """The config as JSON, with any tokens: no FLOP depends on them."""
-  return json.dumps(override(tree, {"data.source": {"name": "tokens", "path": "tokens"}}.items()), sort_keys=True)
+  """The config as JSON, with any tokens in place of a text: no FLOP depends on them."""
+  tokens = {"data.source": {"name": "tokens", "path": "tokens"}} if tree["data"]["source"]["name"] == "text" else {}
+  return json.dumps(override(tree, tokens.items()), sort_keys=True)
 
 
 def _tried(results: Sequence[Result]) -> dict[str, dict[float, float]]:

@@ -19,7 +19,7 @@ class Inputs:
 
   Attributes:
     text: of pretraining: a glob of text files.
-    data_dir: the TFDS directory with the tasks; empty for TFDS's default.
+    data_dir: the TFDS directory with tasks or pictures; empty for TFDS's default.
     pretrained: workdir of a run that stands in for all that the study would pretrain; empty for none.
     tokens: the token directory that is made of the text, or is given in its place.
     arms: methods beside the study's own: by name a router's config section, or the fields of `moe.studies.arms.Arm`.
@@ -146,6 +146,7 @@ class Study(Choice):
     source: paper and section.
     budgets: names of its budgets, such as "smoke" and "cpu".
     planned: those of which no run is started.
+    reads: what it must be given: "text" (or a run in place of it), "data_dir".
     runs: name of what its runs belong to, with their budget: studies of the same name share runs.
   """
 
@@ -153,6 +154,7 @@ class Study(Choice):
   source: ClassVar[str]
   budgets: ClassVar[tuple[str, ...]]
   planned: ClassVar[tuple[str, ...]] = ()
+  reads: ClassVar[tuple[str, ...]] = ("text",)
 
   @property
   def runs(self) -> str:

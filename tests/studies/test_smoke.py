@@ -1,8 +1,10 @@
-"""Every study of language models from its first run to its verdicts, as small as it gets, in one folder."""
+"""Every study of models from its first run to its verdicts, as small as it gets, in one folder."""
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from moe.studies import Study, worker
 from moe.studies.conduct import known_jobs, run_study
@@ -20,10 +22,15 @@ STUDIES = [study for study in Study.choices.values() if issubclass(study, Langua
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-  """Text of the smoke runs, and where its tokens are: beside the folders of runs, which all studies here share."""
-  root = tmp_path_factory.mktemp("studies")
+  """Text of the smoke runs, where its tokens are, and pictures: beside the folders of runs, which studies share."""
+  root, draw = tmp_path_factory.mktemp("studies"), np.random.default_rng(0)
   text = write_corpus(root / "text.jsonl", documents=300)
-  return Inputs(str(text), "", tokens=str(root / "tokens"))
+  for label in range(10):
+    (root / "pictures" / str(label)).mkdir(parents=True)
+    for number in range(8):
+      pixels = draw.integers(256, size=(28, 28)).astype(np.uint8)
+      Image.fromarray(pixels).save(root / "pictures" / str(label) / f"{number}.png")
+  return Inputs(str(text), str(root / "pictures"), tokens=str(root / "tokens"))
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def analysed(study, inputs, root):
   return json.loads(file_text(analysis_of(study, "smoke", jobs, folder)))
 
 
-@pytest.mark.parametrize("setting", ["decoder", "encoder"])
+@pytest.mark.parametrize("setting", ["decoder", "encoder", "vision"])
 def test_every_study_has_verdicts(setting, inputs, here, tmp_path):
   for study in [each() for each in STUDIES if each.setting.name == setting]:
     analysis = analysed(study, inputs, tmp_path)

@@ -10,6 +10,7 @@ from moe.studies.claims import encoder as encoder
 from moe.studies.claims import experts as experts
 from moe.studies.claims import finetune as finetune
 from moe.studies.claims import hash_layers as hash_layers
+from moe.studies.claims import images as images
 from moe.studies.claims import leak as leak
 from moe.studies.claims import routers as routers
 from moe.studies.claims import soft as soft

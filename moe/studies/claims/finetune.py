@@ -169,6 +169,7 @@ class Finetune(Study, name="finetune"):
   source = "Zhou et al. 2022, tables 2 and 3"
   budgets = tuple(BUDGETS)
   planned = ("paper",)
+  reads = ("text", "data_dir")
 
   def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
     plan = BUDGETS[budget]
