@@ -79,8 +79,9 @@ def _study() -> None:
   name, budget = _STUDY.value, _BUDGET.value
   require(name in Study.choices, "--study", name, "expected a study")
   require(budget in Study.choices[name].budgets, "--budget", budget, "expected one of the study's")
-  require(bool(_TEXT.value or _PRETRAINED.value or _REPORT.value), "--text", "", "expected a text")
-  require(name != "finetune" or bool(_DATA_DIR.value), "--data_dir", "", "expected a folder")
+  reads, text = Study.choices[name].reads, bool(_TEXT.value or _PRETRAINED.value or _REPORT.value)
+  require(text or "text" not in reads, "--text", "", "expected a text")
+  require(bool(_DATA_DIR.value) or "data_dir" not in reads, "--data_dir", "", "expected a folder")
   parse_runner(_RUNNER.value)
   for arm in _ARM.value:
     given_arm(*parse_arm(arm))
