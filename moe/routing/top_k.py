@@ -67,12 +67,14 @@ class TopKConfig(CapacityConfig):
     least_slots: fewest slots per expert, if there are enough tokens for them; 4 in flaxformer.
     slots_multiple: more than 1 rounds the slots up to a multiple of it, as V-MoE does, with 4.
     order: who gets the slots where there are too few; without effect if dropless.
-      "token": earlier tokens first, each with all its choices; causal.
-      "choice": all first choices of the group by position, then all second ones, as in GShard, flaxformer, DeepSpeed's
+
+      - "token": earlier tokens first, each with all its choices; causal.
+      - "choice": all first choices of the group by position, then all second ones, as in GShard, flaxformer, DeepSpeed's
         top-2, Tutel, ST-MoE and V-MoE. Causal for top_k = 1 only, where it is the same as "token".
-      "batch_priority": as "choice", but the tokens with the highest first scores first (V-MoE's option of that name).
-      "score": each expert serves the choices that score highest with it, first or not (DeepSpeed's "probs").
-      "random": choices in random order in training, so that no position is favoured; "choice" in evaluation.
+      - "batch_priority": as "choice", but the tokens with the highest first scores first (V-MoE's option of that name).
+      - "score": each expert serves the choices that score highest with it, first or not (DeepSpeed's "probs").
+      - "random": choices in random order in training, so that no position is favoured; "choice" in evaluation.
+
     group_size: tokens per group, across sequences; 0 for one sequence if slots are filled by token, else for the whole
       batch.
     scores: how logits become scores; the gates are the scores of the chosen experts.

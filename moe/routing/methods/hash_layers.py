@@ -44,7 +44,7 @@ def _starts(positions: jax.Array) -> jax.Array:
 class HashConfig(TokenwiseConfig, CapacityConfig, name="hash"):
   """Hash layers: a fixed hash of token ids chooses the experts.
 
-  With x_t the token's own id (in a decoder, ids are its inputs, so x_t is the previous target), `function` is
+  With x_t the token's own id (in a decoder, ids are its inputs, so x_t is the previous target), `function` is::
 
     random            hash(x_t)
     balanced          x_t's entry in a table that gives experts equally many tokens of a corpus
