@@ -20,7 +20,10 @@ html_theme = "sphinx_book_theme"
 html_title = "moe"
 html_theme_options = {"show_toc_level": 2}
 highlight_language = "bash"  # of blocks that are indented
-suppress_warnings = ["misc.highlighting_failure"]  # a shell block may show more than a shell reads
+suppress_warnings = [
+  "ref.python",  # fields of the same name in several configs
+  "misc.highlighting_failure",  # blocks that are not quite of that language
+]
 
 nb_execution_mode = "off"
 myst_heading_anchors = 3

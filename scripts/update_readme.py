@@ -3,7 +3,8 @@
 A block between `<!-- NAME -->` and `<!-- /NAME -->` is made from `results/NAME.json`, and ends with the command that
 made that file. It is updated in every document that has its markers. The blocks `studies` and `study_results` are made
 from all files of `results/studies`, as `python -m moe.study` writes them, and the figures in `docs/studies` too. The
-blocks `overview` and `findings`, and the README's figure, are made from several files.
+blocks `overview` and `findings`, and the README's figure, are made from several files, the block `notebooks` from the
+notebooks, which themselves get the repository's address.
 """
 
 import functools
@@ -18,7 +19,7 @@ from typing import Any
 from moe.commands import Parser, run_script
 from moe.config import UserError
 from moe.markdown import markdown_table
-from scripts import overview, study_results
+from scripts import notebooks, overview, study_results
 from scripts.benchmarks.cost_tables import layer_table, mesh_table, step_table
 from scripts.benchmarks.router_table import router_table
 from scripts.benchmarks.study_table import study_table
@@ -148,7 +149,8 @@ def measured_blocks() -> dict[str, str]:
   studies = study_results.read_results(STUDIES)
   found |= {"studies": study_results.overview(studies), "study_results": study_results.chapters(studies)}
   glance = overview.findings(*map(_results, ("layer", "leaks", "plan_8b")))
-  return found | {"overview": overview.caption(studies["convergence"]), "findings": glance}
+  found |= {"overview": overview.caption(studies["convergence"]), "findings": glance}
+  return found | {"notebooks": notebooks.table(ROOT)}
 
 
 @functools.cache
@@ -158,8 +160,14 @@ def _results(name: str) -> dict[str, Any]:
 
 def read_documents() -> dict[str, str]:
   """The README and all pages of `docs`, by path from the repository's root."""
-  paths = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+  paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
   return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+
+
+def updated_notebooks() -> dict[pathlib.Path, str]:
+  """The notebooks with the repository's address."""
+  url, paths = notebooks.address(ROOT), sorted((ROOT / "notebooks").glob("*.ipynb"))
+  return {path: notebooks.with_address(path.read_text(), path.name, url) for path in paths}
 
 
 def updated_documents(documents: dict[str, str], blocks: dict[str, str]) -> dict[str, str]:
@@ -196,6 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
   Parser(description=__doc__.splitlines()[0]).parse_args(arguments)
   for path, text in updated_documents(read_documents(), measured_blocks()).items():
     (ROOT / path).write_text(text)
+  for notebook, text in updated_notebooks().items():
+    notebook.write_text(text)
   studies = study_results.read_results(STUDIES)
   study_results.draw(studies, ROOT)
   overview.draw(studies["convergence"], _results("layer"), ROOT / overview.FIGURE)

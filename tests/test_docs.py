@@ -15,7 +15,7 @@ import types
 import pytest
 
 from moe.routing import RouterConfig
-from scripts.update_readme import measured_blocks, read_documents, updated_documents
+from scripts.update_readme import measured_blocks, read_documents, updated_documents, updated_notebooks
 from tests.parsed import refusals
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,7 +24,8 @@ EXTRAS = configparser.ConfigParser()
 EXTRAS.read(ROOT / "setup.cfg")
 
 # Programs of others that the pages call: nothing here can tell whether their arguments are right.
-FOREIGN = {"eval", "gcloud", "git", "jupyter", "pip", "pytest", "ssh-add", "ssh-keygen", "tensorboard", "sphinx-build"}
+FOREIGN = {"eval", "gcloud", "jupyter", "mypy", "pytest", "python", "ruff", "source", "sphinx-build", "ssh-add"}
+FOREIGN |= {"ssh-keygen", "tensorboard"}
 
 PLACEHOLDERS = {"$NFS": "10.0.0.2:/moe", "--study NAME": "--study base"}
 
@@ -67,6 +68,13 @@ def test_every_figure_and_number_is_that_of_the_results_files():
   assert updated_documents(PAGES, measured_blocks()) == PAGES, "run python -m scripts.update_readme"
 
 
+def test_notebooks_have_the_address_of_setup_cfg_and_are_small():
+  assert all(path.read_text() == text for path, text in updated_notebooks().items()), "run scripts.update_readme"
+  assert all(path.stat().st_size < 500_000 for path in updated_notebooks())
+  index = (ROOT / "docs" / "index.md").read_text()
+  assert all(f"notebooks/{path.stem}\n" in index for path in updated_notebooks())
+
+
 def test_every_link_within_the_repository_leads_somewhere():
   for path, text in PAGES.items():
     text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
@@ -91,23 +99,29 @@ def test_python_blocks_run(path, monkeypatch):
     assert bool(tests) == module.__name__.startswith("tests."), module.__name__
 
 
+def is_ours(words: list[str]) -> bool:
+  return words[:2] == ["python", "-m"] and words[2].startswith(("moe.", "scripts."))
+
+
 @pytest.fixture(scope="module")
 def refused():
   """What each command of the pages is refused with."""
-  shown = sorted({tuple(words[2:]) for lines in COMMANDS.values() for words in lines if words[:2] == ["python", "-m"]})
+  shown = sorted({tuple(words[2:]) for lines in COMMANDS.values() for words in lines if is_ours(words)})
   return dict(zip(shown, refusals([list(one) for one in shown]), strict=True))
 
 
 @pytest.mark.parametrize("path", [path for path in COMMANDS if COMMANDS[path]])
 def test_commands_have_flags_configs_and_fields_that_exist(path, refused):
   for words in COMMANDS[path]:
-    if words[:2] == ["python", "-m"]:
+    if is_ours(words):
       assert refused[tuple(words[2:])] == "", words
     elif words[:2] == ["pip", "install"]:
       for extra in re.findall(r"\.\[(.*)\]", words[-1]):
         assert set(extra.split(",")) <= set(EXTRAS["options.extras_require"]), words
     else:
       assert words[0] in FOREIGN or re.match(r"[A-Z]+=", words[0]), words
+      named = [word for word in words if re.fullmatch(r"(tests|notebooks)/\S+", word)]
+      assert all((ROOT / word).exists() for word in named), words
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if shell_blocks(PAGES[path])])

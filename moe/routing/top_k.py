@@ -69,8 +69,8 @@ class TopKConfig(CapacityConfig):
     order: who gets the slots where there are too few; without effect if dropless.
 
       - "token": earlier tokens first, each with all its choices; causal.
-      - "choice": all first choices of the group by position, then all second ones, as in GShard, flaxformer, DeepSpeed's
-        top-2, Tutel, ST-MoE and V-MoE. Causal for top_k = 1 only, where it is the same as "token".
+      - "choice": all first choices of the group by position, then all second ones, as in GShard, flaxformer, Tutel,
+        DeepSpeed's top-2, ST-MoE and V-MoE. Causal for top_k = 1 only, where it is the same as "token".
       - "batch_priority": as "choice", but the tokens with the highest first scores first (V-MoE's option of that name).
       - "score": each expert serves the choices that score highest with it, first or not (DeepSpeed's "probs").
       - "random": choices in random order in training, so that no position is favoured; "choice" in evaluation.
