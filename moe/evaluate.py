@@ -8,12 +8,16 @@ source.path="my/*.txt"`; or take the whole section of another config with `--con
 model over the devices, whatever mesh it was trained on; by default each device has a copy and a share of the rows. The
 result is printed, and then written to a new JSON file in the workdir.
 
+A run on pictures has loss and accuracy. `--shots 10` adds the accuracy of a linear probe on ten pictures of each class;
+`--capacities 0.5,1,2` evaluates the same parameters with these capacity factors, for a table of quality and compute.
+
 A run with a section `score` is also scored on its tasks, and its predictions are written as JSON lines. Where labels
 are hidden, as in `--split test`, there is nothing to score: the files that the servers of GLUE and SuperGLUE take are
 written instead.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -23,7 +27,8 @@ from typing import Any
 from absl import flags
 
 from moe import commands
-from moe.config import as_mapping, build, override, parse_field, require
+from moe.config import ConfigError, as_mapping, build, override, parse_field, require
+from moe.markdown import markdown_table
 
 commands.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -33,6 +38,8 @@ _BATCHES = flags.DEFINE_integer(
   "batches", 0, "Batches to read; 0 for the whole split.", lower_bound=0, upper_bound=2**31 - 1
 )
 _DATA = flags.DEFINE_multi_string("data", [], "FIELD=VALUE of the data section; may be repeated.")
+_SHOTS = flags.DEFINE_integer("shots", 0, "Pictures of each class for a linear probe; 0 for none.", lower_bound=0)
+_CAPACITIES = flags.DEFINE_list("capacities", [], "Capacity factors to evaluate a run on pictures with.")
 _MESH = flags.DEFINE_multi_string("mesh", [], "AXIS=SIZE of the mesh of devices (data, expert, model), or fsdp=true.")
 
 
@@ -53,12 +60,18 @@ def main() -> None:
   data = given or trained.config.data
   data = build(DataConfig, override(as_mapping(data), map(parse_field, _DATA.value)), "config.data")
   split = _SPLIT.value
+  pictures = data.source.gives_pictures
+  capacities = [_number(text) for text in _CAPACITIES.value]
+  for flag, value in (("--shots", _SHOTS.value), ("--capacities", _CAPACITIES.value)):
+    require(pictures or not value, flag, value, "expected none, since the run is not on pictures")
   workdir, about = Workdir(_WORKDIR.value), {"step": trained.step, "split": split, "batches": _BATCHES.value}
   answered = answer_split(trained, data, split)
   scores = [each.score() for each in answered if each.split.metric]
   hidden = len(scores) < len(answered)
   result = {"scores": as_json(scores)} if scores else {}
-  if not hidden:
+  if pictures:
+    result |= _of_pictures(trained, data, capacities)
+  elif not hidden:
     result |= evaluate_by_rules(trained, data, split, _BATCHES.value)
     print("\n".join(_lines(result, trained.step, split, trained.config.model.leaks_future)), flush=True)
   if scores:
@@ -72,6 +85,43 @@ def main() -> None:
     with _writing(path):
       paths.append(write_numbered(path, json.dumps(about | leak | result, indent=2) + "\n"))
   print("\n".join(f"written to {path}" for path in paths))
+
+
+def _number(text: str) -> float:
+  try:
+    return float(text)
+  except ValueError:
+    raise ConfigError("--capacities", text, "expected numbers with commas between them") from None
+
+
+def _of_pictures(trained: Any, data: Any, capacities: list[float]) -> dict[str, Any]:
+  """What is said of a run on pictures, printed too."""
+  from moe.evaluation.linear_probe import few_shot_accuracy
+  from moe.evaluation.perplexity import evaluate
+  from moe.planning.capacities import at_capacities
+
+  result = evaluate(trained, data, _SPLIT.value, _BATCHES.value)
+  print(f"step {trained.step}, split {_SPLIT.value}, {result['tokens']:,} pictures")
+  print(f"  accuracy  {result['accuracy']:.4f}\n  loss      {result['loss']:.4f} nats per picture", flush=True)
+  if _SHOTS.value:
+    result["few_shot"] = {
+      "shots": _SHOTS.value,
+      "accuracy": few_shot_accuracy(trained, data, _SHOTS.value, _SPLIT.value),
+    }
+    print(
+      f"  linear probe on {_SHOTS.value} pictures of each class: accuracy {result['few_shot']['accuracy']:.4f}",
+      flush=True,
+    )
+  if capacities:
+    found = at_capacities(trained, data, _SPLIT.value, capacities, _BATCHES.value)
+    rows = [
+      [f"{one.factor:g}", f"{one.flops / 1e6:,.4g}", f"{one.dropped:.1%}", f"{one.loss:.4f}", f"{one.accuracy:.4f}"]
+      for one in found
+    ]
+    heads = ["capacity factor", "MFLOP per picture", "dropped", "loss", "accuracy"]
+    print("\n".join(markdown_table(heads, rows)), flush=True)
+    result["capacities"] = [dataclasses.asdict(one) for one in found]
+  return result
 
 
 def _config_of_data() -> dict[str, Any]:
