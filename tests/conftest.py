@@ -1,5 +1,8 @@
 """What tests share: folders named by the environment, and the switch for slow tests."""
 
+import contextlib
+import ctypes
+import gc
 import logging
 import os
 import pathlib
@@ -9,6 +12,7 @@ import pytest
 from tests.compiler import compile_quickly
 
 _MOST_MAPPINGS = 25_000  # of the 65,530 that Linux allows a process by default
+_MOST_MEMORY = 1.25 * 2**30  # bytes between two modules, so that a worker stays below 2 GiB within one
 
 compile_quickly()
 
@@ -32,13 +36,23 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs():
-  """Forgets compiled programs after a module if there are many: each takes memory mappings, which the kernel limits."""
+  """Forgets compiled programs after a module if they are many, or large.
+
+  Each takes memory, which nothing else would free, and memory mappings, which the kernel limits.
+  """
   yield
   import jax  # not before `compile_quickly`
 
-  maps = pathlib.Path("/proc/self/maps")
-  if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+  process = pathlib.Path("/proc/self")
+  if not process.exists():
+    return
+  mappings = (process / "maps").read_bytes().count(b"\n")
+  memory = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+  if mappings > _MOST_MAPPINGS or memory > _MOST_MEMORY:
     jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # of C libraries other than glibc
+      ctypes.CDLL(None).malloc_trim(0)
 
 
 def _folder(variable: str, holds: str) -> pathlib.Path:
