@@ -51,7 +51,7 @@ def traced_flops(jaxpr: Any, platform: str, scopes: str = "") -> TracedFlops:
     match eqn.primitive.name:
       case "dot_general":
         found[Place(here, mark_of(here))] += _product(eqn)
-      case "pallas_call":
+      case "pallas_call" | "mpmd_map":
         found[Place(here, mark_of(here))] += params["cost_estimate"].flops
       case "scan":
         trip = traced_flops(params["jaxpr"], platform, here)

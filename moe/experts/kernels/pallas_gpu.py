@@ -30,10 +30,10 @@ def _product(tiles: Tiles, x: jax.Array, w: jax.Array, transposed: bool, dtype: 
   return pl.pallas_call(
     functools.partial(_product_kernel, transposed, k),
     out_shape=like(x, (len(x), outer), dtype),
-    # Consecutive programs read the same columns of a matrix.
-    grid=(len(tiles.expert), outer // n),
-    in_specs=[_whole(tiles.expert), _whole(count), pl.BlockSpec((rows, inner), lambda t, j: (t, 0)), _whole(w)],
-    out_specs=pl.BlockSpec((rows, n), lambda t, j: (t, j)),
+    # Programs that run at the same time are consecutive in t, so that many read the same columns of a matrix.
+    grid=(outer // n, len(tiles.expert)),
+    in_specs=[_whole(tiles.expert), _whole(count), pl.BlockSpec((rows, inner), lambda j, t: (t, 0)), _whole(w)],
+    out_specs=pl.BlockSpec((rows, n), lambda j, t: (t, j)),
     compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
     cost_estimate=cost(len(x), w),
     name="grouped_product",
@@ -41,8 +41,8 @@ def _product(tiles: Tiles, x: jax.Array, w: jax.Array, transposed: bool, dtype: 
 
 
 def _product_kernel(transposed, k, expert, count, x, w, out):
-  tile, n = pl.program_id(0), out.shape[1]
-  columns = pl.ds(pl.program_id(1) * n, n)
+  tile, n = pl.program_id(1), out.shape[1]
+  columns = pl.ds(pl.program_id(0) * n, n)
 
   @pl.when(tile < count[0])
   def _():
@@ -93,8 +93,16 @@ def _outer_kernel(step, starts, ends, a, b, out):
 
 
 def _step(size: int, dtype: jnp.dtype) -> int:
-  """How much of a contracted axis a program holds at once: 64 bytes, so that three stages fit any GPU."""
-  return math.gcd(size, 64 // dtype.itemsize)
+  """How much of a contracted axis a program holds at once, so that three stages fit: 96 KiB, before Ampere 48."""
+  return math.gcd(size, (128 if compute_capability() >= (8, 0) else 64) // dtype.itemsize)
+
+
+def compute_capability() -> tuple[int, int]:
+  """Of this machine's GPU; (0, 0) if it has none."""
+  if jax.default_backend() != "gpu":
+    return 0, 0
+  major, minor = jax.devices()[0].compute_capability.split(".")
+  return int(major), int(minor)
 
 
 def _whole(array: jax.Array) -> pl.BlockSpec:

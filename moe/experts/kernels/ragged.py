@@ -12,6 +12,7 @@ import jax
 
 from moe.experts.kernels import blocks as ragged_blocks
 from moe.experts.kernels import pallas_gpu as grouped_gpu
+from moe.experts.kernels import pallas_hopper as grouped_hopper
 from moe.experts.kernels import pallas_tpu as grouped_tpu
 from moe.experts.kernels import tiles as ragged_tiles
 from moe.experts.kernels.dropout import HiddenDropout
@@ -68,10 +69,11 @@ _feed_forward.defvjp(_forward, _backward)
 
 def _by_platform(tiles: Callable, blocks: Callable, activation: Callable, arguments: tuple):
   """`tiles` with the platform's kernels if it has any for these shapes, else `blocks`."""
-  _, rows, _, _, _, down, *_ = arguments
+  tokens, rows, _, _, _, down, *_ = arguments
   kernels = {"tpu": grouped_tpu.KERNELS}
   if grouped_gpu.takes(len(rows), down.shape):
-    kernels["cuda"] = grouped_gpu.KERNELS
+    hopper = grouped_hopper.takes(tokens.dtype, down.shape, grouped_gpu.compute_capability())
+    kernels["cuda"] = grouped_hopper.KERNELS if hopper else grouped_gpu.KERNELS
   branches = {name: functools.partial(tiles, kernel, activation) for name, kernel in kernels.items()}
   return jax.lax.platform_dependent(*arguments, **branches, default=functools.partial(blocks, activation))
 
