@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe.checks.agreement import Case
-from moe.experts.kernels import blocks, pallas_gpu, pallas_tpu, tiles
+from moe.experts.kernels import blocks, pallas_gpu, pallas_hopper, pallas_tpu, tiles
 from moe.experts.kernels.rows import fetch
 from moe.nn.activations import ACTIVATIONS
 
@@ -29,17 +29,14 @@ def kernel_cases(platform: str, *, quick: bool) -> dict[str, Case]:
   if not quick:
     # 48 and 80 are what Triton can tile and no more.
     shapes = [(_UNEVEN, 256, 512, "geglu"), (_MANY, 256, 512, "gelu"), (_UNEVEN, 48, 80, "gelu")]
-  kernels = {"cuda": pallas_gpu.KERNELS, "tpu": pallas_tpu.KERNELS}.get(platform)
-  networks: dict[str, tuple[Callable, Callable]] = {"blocks": (blocks.forward, blocks.backward)}
-  if kernels is not None:
-    parts = (functools.partial(tiles.forward, kernels), functools.partial(tiles.backward, kernels))
-    networks[f"pallas {platform}"] = parts
   cases: dict[str, Case] = {}
   for sizes, d, f, form in shapes:
     for dtype in ("float32", "bfloat16"):
       at = f"{sum(sizes)} rows, {d} x {f}, {dtype}"
-      if kernels is not None:
-        cases |= {f"{name} {at}": case for name, case in _products(kernels, sizes, d, f, dtype).items()}
+      networks: dict[str, tuple[Callable, Callable]] = {"blocks": (blocks.forward, blocks.backward)}
+      for name, kernels in _kernels(platform, jnp.dtype(dtype), (len(sizes), d, f)).items():
+        networks[name] = functools.partial(tiles.forward, kernels), functools.partial(tiles.backward, kernels)
+        cases |= {f"{name} {what} {at}": case for what, case in _products(kernels, sizes, d, f, dtype).items()}
       for name, (forward, backward) in networks.items():
         draw = functools.partial(_problem, sizes, d, f, form)
         for way, function, reference in (
@@ -55,6 +52,16 @@ def kernel_cases(platform: str, *, quick: bool) -> dict[str, Case]:
             precision="highest",
           )
   return cases
+
+
+def _kernels(platform: str, dtype: jnp.dtype, matrices: tuple[int, int, int]) -> dict[str, tiles.Kernels]:
+  """The platform's kernels that take experts of this shape."""
+  if platform == "tpu":
+    return {"pallas tpu": pallas_tpu.KERNELS}
+  if platform != "cuda":
+    return {}
+  hopper = pallas_hopper.takes(dtype, matrices, pallas_gpu.compute_capability())
+  return {"pallas triton": pallas_gpu.KERNELS} | ({"pallas hopper": pallas_hopper.KERNELS} if hopper else {})
 
 
 def _network(function: Callable, activation: Callable, *, backward: bool) -> Callable:
@@ -118,7 +125,7 @@ def _products(kernels: tiles.Kernels, sizes: tuple[int, ...], d: int, f: int, dt
   }
   tolerance = _TOLERANCE["float32"]  # also from bfloat16: its products are exact in float32
   return {
-    f"pallas {name}": Case(function, reference, functools.partial(draw, shapes), tolerance, operands, "highest")
+    name: Case(function, reference, functools.partial(draw, shapes), tolerance, operands, "highest")
     for name, (function, reference, shapes) in found.items()
   }
 
