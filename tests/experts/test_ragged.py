@@ -10,10 +10,12 @@ from jax.experimental import pallas as pl
 
 from moe.experts.kernels import blocks as ragged_blocks
 from moe.experts.kernels import pallas_gpu as grouped_gpu
+from moe.experts.kernels import pallas_hopper as grouped_hopper
 from moe.experts.kernels import pallas_tpu as grouped_tpu
 from moe.experts.kernels import ragged
 from moe.experts.kernels import tiles as ragged_tiles
 from moe.nn.activations import ACTIVATIONS
+from moe.planning.traced import traced_flops
 from tests.experts.ragged_cases import CASES, EXPERTS, assert_close, cotangent_of, expected, problem
 
 KERNELS = {"tpu": grouped_tpu.KERNELS, "gpu": grouped_gpu.KERNELS}
@@ -75,10 +77,10 @@ def test_rows_that_belong_to_no_expert_may_hold_anything(interpreted, implementa
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
-def lowered(platform, width):
+def lowered(platform, width, dtype=jnp.bfloat16):
   """The program for a platform, its gradients included."""
-  matrices = jax.ShapeDtypeStruct((EXPERTS, width, 2 * width), jnp.bfloat16)
-  tokens = jax.ShapeDtypeStruct((64, width), jnp.bfloat16)
+  matrices = jax.ShapeDtypeStruct((EXPERTS, width, 2 * width), dtype)
+  tokens = jax.ShapeDtypeStruct((64, width), dtype)
   integers, weight = (jax.ShapeDtypeStruct((128,), dtype) for dtype in (jnp.int32, jnp.float32))
 
   def loss(tokens, weight, up, down, rows, sizes):
@@ -99,6 +101,36 @@ def test_platforms_with_kernels_use_them_for_all_seven_products(platform, width,
   program = lowered(platform, width)
   assert program.count("tpu_custom_call") + program.count("xla.gpu.triton") == calls
   assert "ragged_dot" not in program
+
+
+@pytest.mark.parametrize(
+  ("capability", "width", "dtype", "calls"),
+  [
+    ((9, 0), 128, jnp.bfloat16, 7),
+    ((9, 0), 128, jnp.float32, 0),
+    ((9, 0), 64, jnp.bfloat16, 0),
+    ((10, 0), 128, jnp.bfloat16, 0),
+    ((8, 0), 128, jnp.bfloat16, 0),
+  ],
+)
+def test_hopper_gpus_multiply_16_bit_numbers_by_kernels_of_their_own(monkeypatch, capability, width, dtype, calls):
+  monkeypatch.setattr(grouped_gpu, "compute_capability", lambda: capability)
+  program = lowered("cuda", width, dtype)
+  assert program.count("custom_call @mosaic_gpu") == calls
+  assert program.count("xla.gpu.triton") == 7 - calls
+
+
+def test_hopper_kernels_state_the_flops_of_all_their_tiles():
+  tiles = ragged_tiles.cut(jnp.array([130, 0, 5]), 256, 128)
+  rows, matrices = 128 * len(tiles.expert), jnp.zeros((3, 128, 384), jnp.bfloat16)
+  narrow, wide = (jnp.zeros((rows, width), jnp.bfloat16) for width in (128, 384))
+  product, outer = grouped_hopper.KERNELS[:2]
+  for jaxpr in (
+    jax.make_jaxpr(lambda x, w: product(tiles, x, w, False, jnp.float32))(narrow, matrices),
+    jax.make_jaxpr(lambda x, w: product(tiles, x, w, True, jnp.float32))(wide, matrices),
+    jax.make_jaxpr(lambda a, b: outer(tiles, a, b, jnp.float32))(narrow, wide),
+  ):
+    assert traced_flops(jaxpr, "gpu").total() == 2 * rows * 128 * 384
 
 
 def test_only_the_tiles_that_hold_assignments_are_counted_and_every_expert_has_one():

@@ -18,6 +18,7 @@ from moe.experts.kernels.tiles import Kernels, Tiles, cost, like
 _ROWS = 128
 _STEP = 64  # of the contracted axis, in shared memory at once
 _EDGE = 64  # of the squares in which results leave shared memory
+_MOST_STAGES = 4  # steps whose blocks are in shared memory
 _SHARED = 227 * 1024  # bytes that a program may have
 _MULTIPROCESSORS = 132  # of an H100 or H200, where no GPU is at hand to ask
 
@@ -74,7 +75,7 @@ def _outer(tiles: Tiles, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Ar
     def pipeline(steps, *about):
       return _pipeline((steps,), specs, dtype, _ROWS, columns, *about)
 
-    @_with_buffers(functools.partial(pipeline, 1), a, b, dtype)
+    @_with_buffers(functools.partial(pipeline, _MOST_STAGES), a, b, dtype)  # a pipeline of fewer steps has fewer
     def _(buffers, results):
       @plgpu.nd_loop((experts, d // _ROWS * (f // columns)), collective_axes="program")
       def _(loop):
@@ -193,9 +194,9 @@ def _columns(size: int) -> int:
 
 
 def _stages(rows: int, columns: int, dtype: jnp.dtype) -> int:
-  """How many steps' blocks fit into shared memory beside the squares of the results, at most four."""
+  """How many steps' blocks fit into shared memory beside the squares of the results."""
   squares = 4 * _EDGE**2 * jnp.dtype(dtype).itemsize
-  return min(4, (_SHARED - squares - 2048) // (2 * _STEP * (rows + columns)))
+  return min(_MOST_STAGES, (_SHARED - squares - 2048) // (2 * _STEP * (rows + columns)))
 
 
 def _multiprocessors() -> int:
