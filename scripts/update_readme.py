@@ -125,6 +125,41 @@ def quickstart(results: dict) -> str:
   ).format(**results)
 
 
+def check_h100(results: dict) -> str:
+  """What an H100 does with layers: `moe.check`."""
+  settings, rows = results["settings"], results["rows"]
+  found = {row["check"]: row for row in rows if row["part"] == "speed"}
+  kept = [(name.split(", ", 2), row) for name, row in found.items() if "ratio_to_dense" in row]
+  table = markdown_table(
+    ["layer", "of", "time, x dense", "TFLOP/s", "of the ceiling"],
+    [
+      [
+        layer,
+        sizes,
+        f"{row['ratio_to_dense']:.2f}",
+        f"{row['flops_per_second'] / 1e12:.0f}",
+        f"{row['share_of_ceiling']:.0%}",
+      ]
+      for (_, layer, sizes), row in kept
+    ],
+  )
+  ceiling = next(row["flops_per_second"] for name, row in found.items() if name.startswith("ceiling of products"))
+  agreeing = [row for row in rows if "tolerance" in row]
+  kernels = [row for row in agreeing if row["part"] == "kernels"]
+  text = f"""Forward + backward in bfloat16 with float32 weights, next to a dense network of equal activated FLOPs in
+    the same process, on one {settings["device"]} (JAX {settings["packages"]["jax"]}); the ceiling is that of a large
+    product, {ceiling / 1e12:.0f} TFLOP/s. {sum(row["ok"] for row in kernels)} of {len(kernels)} checks of kernels
+    against the CPU are within tolerance, and {sum(row["ok"] for row in agreeing)} of {len(agreeing)} with those of
+    layers and of the ways to experts and back; the others are {_failures(agreeing)}."""
+  wrapped = textwrap.wrap(" ".join(text.split()), 120)
+  return "\n".join([*table, "", *wrapped, "`python -m moe.check --results results/check_h100.json`"])
+
+
+def _failures(rows: list[dict]) -> str:
+  named = [f"{row['check']} ({row['worst']}: {row['error']:.1e})" for row in rows if not row["ok"]]
+  return "; ".join(named) or "none"
+
+
 def _block(table: list[str], texts: list[str], command: str) -> str:
   """A table, paragraphs about it, and the benchmark that measured it."""
   wrapped = [line for text in texts for line in textwrap.wrap(" ".join(text.split()), 120)]
@@ -140,6 +175,7 @@ BLOCKS: tuple[Callable[[dict], str], ...] = (
   plan_sizes,
   routers,
   quickstart,
+  check_h100,
 )
 
 
