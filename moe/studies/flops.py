@@ -122,23 +122,6 @@ def run_flops(flops: StepFlops, records: Iterable[Record]) -> list[RunFlops]:
   return found
 
 
-def comparable(flops: Mapping[str, float], tolerance: float = 0.02) -> None:
-  """Refuses arms whose FLOPs per step differ from the baseline's.
-
-  Args:
-    flops: per step, by arm; the first arm is the baseline.
-    tolerance: largest relative difference.
-
-  Raises:
-    ConfigError: names the first arm that is off by more.
-  """
-  (baseline, expected), *others = flops.items()
-  for arm, found in others:
-    off = found / expected - 1
-    wanted = f"expected within {tolerance:.1%} of the {expected:.4g} FLOPs per step of {baseline}; this is {off:+.1%}"
-    require(abs(off) <= tolerance, f"arm {arm}", float(f"{found:.4g}"), wanted)
-
-
 def _is_forward(place: Place, parts: set[str]) -> bool:
   """Whether it is in one of these scopes, and not in the backward pass."""
   return "transpose(" not in place.scopes and not parts.isdisjoint(_words(place))

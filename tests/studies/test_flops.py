@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from moe.config import ConfigError
-from moe.studies.flops import StackFlops, StepFlops, comparable, run_flops, step_flops
+from moe.studies.flops import StackFlops, StepFlops, run_flops, step_flops
 from moe.training.experiment import load_config
 from moe.training.metrics_file import read_metrics
 from moe.training.trainer import train
@@ -188,12 +188,3 @@ def test_the_records_of_a_trained_run_say_what_it_computed(tmp_path):
 def test_a_run_with_a_missing_record_is_refused():
   with pytest.raises(ConfigError, match=r"^steps = 2: expected a record of every step before step 4$"):
     run_flops(FLOPS, [record(1, 1, 2.0, (1.0, 2.0)), record(4, 2, 1.0, (0.5, 0.0))])
-
-
-def test_arms_are_comparable_within_the_tolerance():
-  comparable({"top-2": 100.0, "mine": 101.9, "other": 98.1})
-  comparable({"top-2": 100.0, "mine": 110.0}, tolerance=0.1001)
-  with pytest.raises(ConfigError) as refused:
-    comparable({"top-2": 1e9, "mine": 1.01e9, "other": 0.97e9})
-  wanted = "expected within 2.0% of the 1e+09 FLOPs per step of top-2; this is -3.0%"
-  assert str(refused.value) == f"arm other = 970000000.0: {wanted}"

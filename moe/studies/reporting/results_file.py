@@ -16,7 +16,8 @@ def analysis_of(study: Study, budget: str, jobs: Sequence[Job], folder: Folder) 
   """The content of a study's results file: what it says, all that it says it from, and why runs have failed.
 
   It is what JSON can hold: null stands for numbers that are not finite, and others have six digits. Fields that are the
-  same in the configs of all runs stand in `config`, the others with each run: `config_of` puts them together.
+  same in the configs of all runs stand in `config`, the others with each run: `config_of` puts them together. Paths
+  below the study's folder are relative to it.
   """
   results, failed = folder.results(jobs), {}
   for job in jobs:  # each after the one that it starts from
@@ -36,7 +37,7 @@ def analysis_of(study: Study, budget: str, jobs: Sequence[Job], folder: Folder) 
     "config": shared,
     "results": [dataclasses.asdict(one) | {"config": _rest(one.config, shared)} for one in results],
   }
-  return _plain(analysis)
+  return _plain(analysis, f"{folder.root}/")
 
 
 def config_of(analysis: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,12 +76,14 @@ def lines_of(study: Study, analysis: Mapping[str, Any]) -> list[str]:
   return [*study.lines(analysis), *([""] if failed else []), *failed]
 
 
-def _plain(values: Any) -> Any:
-  """A tree of JSON in six digits, with null for every number that JSON cannot hold."""
+def _plain(values: Any, root: str) -> Any:
+  """A tree of JSON in six digits, with null for every number that JSON cannot hold, and paths relative to the root."""
   if isinstance(values, Mapping):
-    return {name: _plain(value) for name, value in values.items()}
+    return {name: _plain(value, root) for name, value in values.items()}
   if isinstance(values, list | tuple):
-    return [_plain(value) for value in values]
+    return [_plain(value, root) for value in values]
+  if isinstance(values, str):
+    return values.removeprefix(root)
   if isinstance(values, float):
     return float(f"{values:.6g}") if math.isfinite(values) else None
   return values
