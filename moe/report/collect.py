@@ -12,11 +12,14 @@ import numpy as np
 
 from moe.config import require
 from moe.data import DataError
+from moe.data.images.classes import ClassVocabulary
 from moe.evaluation.restore import Trained, kept_steps, restore, vocabulary_of
 from moe.models.count import count_parameters
 from moe.models.model_config import ModelConfig
 from moe.models.types import shift_right
+from moe.models.vision import VisionConfig
 from moe.report import statistics
+from moe.report.picture_maps import patch_names, picture_maps
 from moe.report.token_texts import token_texts
 from moe.report.types import Batch, Churn, Layer, Run
 from moe.routing import Routing, SoftRouting
@@ -65,18 +68,24 @@ def _collect(name: str, workdir: str, trained: Trained, batches: int) -> Run:
   micro = list(validation_batches(trained, batches))
   layers = _layers(trained, micro)
   churn, unreadable = _churn(workdir, trained, layers, micro)
-  metrics = Workdir(workdir).metrics
+  metrics, model = Workdir(workdir).metrics, trained.config.model
+  maps = None
+  if isinstance(model, VisionConfig) and layers:
+    assert isinstance(vocabulary, ClassVocabulary)
+    routing = _route(trained.graph, trained.params, trained.router_state, micro[0])["encoder"]
+    maps = picture_maps(trained, vocabulary.names, micro[0], jax.device_get(routing))
   ids = np.unique(np.concatenate([[0], *(layer.ids for layer in layers.values())]).astype(int))
   return Run(
     name=name,
     trained=trained,
-    parameters=count_parameters(trained.config.model, 0.0),
+    parameters=count_parameters(model, 0.0),
     records=read_metrics(metrics),
     batches=micro,
     layers=layers,
     churn=churn,
     unreadable=unreadable,
-    texts=token_texts(vocabulary, ids),
+    texts=patch_names(model) if isinstance(model, VisionConfig) else token_texts(vocabulary, ids),
+    maps=maps,
   )
 
 
@@ -126,14 +135,18 @@ def stack_layers(model: ModelConfig, stack: str, routing: Routing, batch: Batch)
   """
   side = "inputs" if stack == "encoder" else "targets"
   segments = batch[f"{side}_segments"]
-  ids = batch[side] if stack == "encoder" else np.asarray(shift_right(batch[side], segments))
+  if "images" in batch:  # a patch has a place and no id
+    ids = positions = np.broadcast_to(np.arange(segments.shape[1]), segments.shape)
+  else:
+    ids = batch[side] if stack == "encoder" else np.asarray(shift_right(batch[side], segments))
+    positions = batch[f"{side}_positions"]
   real, soft = segments > 0, isinstance(routing, SoftRouting)
   layers = []
   groups = model.stacks[stack].router.groups(*segments.shape, training=False)
   for table in np.asarray(layer_weights(routing, groups, *segments.shape)):
     weights = table[real]
     least = 1 / weights.shape[-1] if soft else 0.0
-    layers.append(Layer(ids[real], batch[f"{side}_positions"][real], weights, weights > least, soft))
+    layers.append(Layer(ids[real], positions[real], weights, weights > least, soft))
   return layers
 
 

@@ -24,7 +24,8 @@ TEMPLATES = jinja2.Environment(
 def render_report(runs: Sequence[Run]) -> str:
   """The report on `runs` as HTML that is well-formed XML too; it asks the network for nothing."""
   sections = [section for make in SECTIONS if (section := make(runs)) is not None]
-  return render_page(f"Routing of {', '.join(run.name for run in runs)}", sections)
+  images = any(run.maps is not None for run in runs)
+  return render_page(f"Routing of {', '.join(run.name for run in runs)}", sections, images=images)
 
 
 def render_page(title: str, sections: Sequence[Section], *, images: bool = False) -> str:

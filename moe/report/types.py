@@ -23,7 +23,7 @@ class Layer:
   """What one MoE layer did with n real tokens, in the order of the text.
 
   Attributes:
-    ids: int32 `[n]`, what the layer's stack read.
+    ids: int32 `[n]`, what the layer's stack read; of pictures the number of the patch.
     positions: int32 `[n]`, each token's position in its own sequence, from 0.
     weights: float32 `[n, E]`, what each expert's output is multiplied by.
     chosen: bool `[n, E]`, which experts count as the token's: those with a weight, or in soft routing those with a
@@ -63,6 +63,26 @@ class Churn:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class PictureMaps:
+  """What the MoE layers of a model did with the patches of N pictures.
+
+  Attributes:
+    images: of each a URL that holds it.
+    labels: of each the name of its class.
+    side: patches in a row of a picture, and in a column.
+    layers: by `encoder/layer_I`, float32 `[N, side * side, E]` from 0 to 1: 1 for the patches that an expert takes, or
+      in soft routing for the patch that weighs most in its slots.
+    soft: whether it is soft routing.
+  """
+
+  images: list[str]
+  labels: list[str]
+  side: int
+  layers: dict[str, np.ndarray]
+  soft: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
   """One run of a report.
 
@@ -75,7 +95,8 @@ class Run:
     layers: by `STACK/layer_I`, the encoder's first; empty for a dense model.
     churn: by layer, oldest first.
     unreadable: steps of older checkpoints that are damaged.
-    texts: of every id in `layers`.
+    texts: of every id in `layers`; of pictures the name of every patch.
+    maps: of a model with routers that reads pictures; else None.
   """
 
   name: str
@@ -87,6 +108,7 @@ class Run:
   churn: dict[str, list[Churn]]
   unreadable: list[int]
   texts: dict[int, str]
+  maps: PictureMaps | None = None
 
   @property
   def leaks(self) -> str:

@@ -15,6 +15,7 @@ from moe.report.sections.expert_tokens import positions_section, tokens_section
 from moe.report.sections.experts_per_token import experts_per_token_section
 from moe.report.sections.overview import overview_section
 from moe.report.sections.passage import passage_section
+from moe.report.sections.pictures import pictures_section
 from moe.report.sections.training_curves import dropped_section, gate_entropy_section, loss_section
 from moe.report.types import Run
 
@@ -31,4 +32,5 @@ SECTIONS: tuple[Callable[[Sequence[Run]], Section | None], ...] = (
   positions_section,
   causality_section,
   passage_section,
+  pictures_section,
 )

@@ -97,6 +97,8 @@ def _facts(run: Run) -> dict[str, str | Key]:
 def _causality(run: Run) -> str | Key:
   if run.leaks:
     return Key(f"{run.leaks}: not a language model's loss", leaks=True)
+  if "decoder" not in run.trained.config.model.stacks:
+    return f"no {LEAKS}: nothing is predicted from what comes before it"
   return f"no {LEAKS}" if run.trained.config.model.decoder_router else f"no {LEAKS}: the decoder is dense"
 
 
@@ -110,11 +112,13 @@ def _validation(run: Run) -> str:
   _, bits = run.series("validation", "bits_per_byte")
   if not len(steps):
     return "none recorded"
-  per_byte = f", {bits[-1]:.4f} bits per byte" if len(bits) else ""
+  unit, more = "token", f", {bits[-1]:.4f} bits per byte" if len(bits) else ""
+  if run.trained.config.data.source.gives_pictures:
+    unit, more = "picture", f", accuracy {run.series('validation', 'accuracy')[1][-1]:.4f}"
   leak = f" ({LEAKS})" if run.trained.config.model.evaluates_on_future else ""
   batches = run.trained.config.train.eval_batches
   read = f"the split's first {batches} batches" if batches else "the whole split"
-  return f"step {steps[-1]:,}: {loss[-1]:.4f} nats per token{per_byte}{leak}, on {read}"
+  return f"step {steps[-1]:,}: {loss[-1]:.4f} nats per {unit}{more}{leak}, on {read}"
 
 
 def _tokens_read(run: Run) -> str:

@@ -23,7 +23,7 @@ def passage_section(runs: Sequence[Run]) -> Section | None:
   panels = [
     {"key": run_key(runs, run), "layers": {name: _examples(run, layer) for name, layer in run.layers.items()}}
     for run in runs
-    if run.layers
+    if run.layers and run.maps is None  # pictures have a section of their own
   ]
   data = {"legend": [*legend, f"{_MOST_COUNTED} or more experts"], "panels": Grid(panels, len(panels))}
   return Section("A passage, token by token", about, "passage.html", data) if panels else None
