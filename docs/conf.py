@@ -39,8 +39,10 @@ napoleon_use_ivar = True
 
 
 def link_notebooks(app: sphinx.application.Sphinx, document: str, source: list[str]) -> None:
-  """Links to notebooks lead to their pages."""
+  """Links to notebooks lead to their pages, and those of notebooks to the pages of this folder."""
   source[0] = re.sub(r"\]\((?:\.\./)+(notebooks/\w+\.ipynb)\)", r"](/\1)", source[0])
+  if document.startswith("notebooks/"):
+    source[0] = source[0].replace("](../docs/", "](../")
 
 
 def escape_bars(app: sphinx.application.Sphinx, what: str, name: str, of: object, options: object, lines: list) -> None:
