@@ -12,7 +12,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-TIMEOUT = 120  # seconds
+TIMEOUT = 600  # seconds, which only a hanging process takes
 
 
 def refusals(commands: list[list[str]]) -> list[str]:
