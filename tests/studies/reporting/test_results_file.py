@@ -102,9 +102,9 @@ def test_the_main_analyses_a_folder_without_the_text(tmp_path):
 
 def test_paths_below_the_folder_are_relative_so_that_the_file_names_no_place_of_a_machine(tmp_path):
   folder, study = Folder(tmp_path), Study.choices["hash"]()
-  table = str(tmp_path / "runs" / "balanced.npz")
-  config = {"router": {"table": table}, "data": {"source": {}}}
-  run = Job("hash_balanced/seed-0", config, tags={"arm": "x", "seed": "tuning", "rate": 0.01})
-  folder.write_result(Result(run.name, run.tags, run.compared, "", 1.0, 1, {"loss": 3.0}, {}))
-  text = file_text(analysis_of(study, "cpu", [run], folder))
-  assert json.loads(text)["config"]["router"]["table"] == "runs/balanced.npz" and str(tmp_path) not in text
+  measurement = Job("measures/hash", {}, source="dense/seed-0", measure="hash")
+  tags, measured = {"arm": "dense", "seed": 0}, {"tables": {"balanced": str(tmp_path / "runs" / "balanced.npz")}}
+  folder.write_result(Result(measurement.name, tags, measurement.compared, "", 1.0, 0, {}, {}, measured=measured))
+  text = file_text(analysis_of(study, "cpu", [measurement], folder))
+  assert json.loads(text)["results"][0]["measured"] == {"tables": {"balanced": "runs/balanced.npz"}}
+  assert str(tmp_path) not in text
