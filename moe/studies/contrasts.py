@@ -187,9 +187,7 @@ def sentence(answer: Mapping[str, Any]) -> str:
   more_than, seeds = answer["more_than"], len(answer["seeds"])
   counts = {"never reach it": answer.get("censored", 0), "diverged": answer.get("diverged", 0)}
   notes = [f"{seeds} seed{'s' * (seeds > 1)}", *(f"{count} {what}" for what, count in counts.items() if count)]
-  ratio = answer.get("flops")
-  if ratio and abs(ratio - 1) > _NOTED:
-    notes.append(f"with {ratio:.2f} times the FLOPs")
+  notes += _unequal(answer)
   if answer["verdict"] == "not resolved" and answer.get("needs"):
     notes.append(f"{_SOUGHT:g} nats take {answer['needs']}")
   holm = f", p = {answer['holm']:.2g} by Holm" if "holm" in answer else ""
@@ -212,9 +210,14 @@ def headline(answers: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | 
     return None
   first = answers[0]
   asked = first["claim"] if first["measure"] == "finding" else " against ".join(_sides(first))
-  return Headline(
-    first["verdict"], f"{asked}: {number(first)}", len(first["seeds"]), control["verdict"] if control else ""
-  )
+  said = ", ".join([number(first), *_unequal(first)])
+  return Headline(first["verdict"], f"{asked}: {said}", len(first["seeds"]), control["verdict"] if control else "")
+
+
+def _unequal(answer: Mapping[str, Any]) -> list[str]:
+  """What is to be said of the FLOPs of both sides: nothing if they are about equal."""
+  ratio = answer.get("flops")
+  return [f"with {ratio:.2f} times the FLOPs"] if ratio and abs(ratio - 1) > _NOTED else []
 
 
 def _sides(answer: Mapping[str, Any]) -> list[str]:

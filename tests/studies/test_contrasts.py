@@ -201,6 +201,8 @@ def test_the_headline_is_the_primary_answer_and_whether_the_regime_counts():
   assert found.number == "a against b: 1.50 times, [1.25, 1.75]"
   assert headline([finding("It is so", {0: 0.5}, 0)], None).number == "It is so: +0.5000, no interval"
   assert headline([], control) is None
+  dearer = headline([ANSWER | {"baseline_rule": None, "flops": 1.04}], None)
+  assert dearer.number == f"{found.number}, with 1.04 times the FLOPs"
 
 
 def test_a_secondary_contrast_holds_only_if_its_p_does_after_holm():
