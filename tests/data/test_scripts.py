@@ -231,7 +231,7 @@ def test_the_vocabulary_is_bytes_unless_the_source_has_its_own():
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
-    ([], r"data\.source\.name = None: expected one of standard_library, task, text, tokens"),
+    ([], r"data\.source\.name = None: expected one of image_dataset, image_folder, standard_library, task, text, "),
     (["--data", "source"], "argument = 'source': expected FIELD=VALUE"),
     (["--data", "source=text"], r"data\.source\.path = None"),
     (["--data", "source=standard_library", "--data", "path=x"], r"data\.path = 'x': unknown field"),
