@@ -21,8 +21,8 @@ def caption(study: Mapping[str, Any]) -> str:
   seeds = {one["tags"]["seed"] for one in study["results"] if one["curve"] and one["blocks"]}
   text = f"""Left: {len(differences(study))} methods of equal measured FLOPs, tuned alike, with {len(seeds)} paired
     seeds (study `{study["study"]}`, budget `{study["budget"]}`). A hollow dot is the same model, judged by a rule that
-    does not see later tokens. Right: a layer costs about what its matrix products cost, however many tokens one routing
-    decision is made over."""
+    does not see later tokens. Right: on a CPU a layer costs about what its matrix products cost, however many tokens
+    one routing decision is made over."""
   return "\n".join([f"![Losses at equal FLOPs, and time beside a dense layer]({FIGURE})", "", _wrapped(text)])
 
 
@@ -114,7 +114,7 @@ def _draw_costs(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
   axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=9)
   axes.minorticks_off()
   axes.set(xlabel="tokens that one routing decision is made over", ylabel="time, x dense", ylim=(0, None))
-  axes.set_title("What a layer costs", fontsize=10)
+  axes.set_title("What a layer costs on a CPU", fontsize=10)
   axes.legend(fontsize=8, frameon=False, loc="lower right")
   axes.grid(alpha=0.3)
 

@@ -40,9 +40,9 @@ def layer(results: dict) -> str:
     {settings["most_experts"]} experts have {weights / 1e9:.1f} GB of weights to read and as much to write as gradients,
     and {settings["top_k"] * settings["tokens"] // settings["most_experts"]} tokens each)."""
   figure = "![Time relative to a dense layer over group size, experts and tokens](docs/layer.png)"
-  command = "layer --sweep ways groups experts tokens --results results/layer.json --figure docs/layer.png"
+  options = "--sweep ways groups experts tokens --results results/layer.json --figure docs/layer.png"
   ways = layer_table([row for row in rows if row["sweep"] == "ways"])
-  return _block([*ways, "", figure], [text.format(**settings), growth], command)
+  return _block([*ways, "", figure], [text.format(**settings), growth], f"scripts.benchmarks.layer {options}")
 
 
 def _range(rows: list[dict], sweep: str) -> str:
@@ -58,7 +58,8 @@ def step(results: dict) -> str:
     {top_k} times as wide), d {d_model}, batches of {batch} x {length} tokens, {dtype}: loss, gradients, Adafactor and
     metrics, interleaved in one process; the shares of the step that the layers with experts (or the dense networks in
     their place) and the optimizer take when run alone; median of {repeats} steps on two cores (JAX {jax})."""
-  return _block(step_table(results["models"]), [text.format(**results["settings"])], "step --results results/step.json")
+  command = "scripts.benchmarks.step --results results/step.json"
+  return _block(step_table(results["models"]), [text.format(**results["settings"])], command)
 
 
 def mesh(results: dict) -> str:
@@ -68,7 +69,8 @@ def mesh(results: dict) -> str:
     device sends in a step, counted in the compiled program and planned by a closed form (which leaves out that the
     gradient of a tied embedding is reduced twice, once for each use). The devices are threads that share two cores:
     they measure work, not a network; median of {repeats} steps (JAX {jax})."""
-  return _block(mesh_table(results["meshes"]), [text.format(**results["settings"])], "mesh --results results/mesh.json")
+  command = "scripts.benchmarks.mesh --results results/mesh.json"
+  return _block(mesh_table(results["meshes"]), [text.format(**results["settings"])], command)
 
 
 def scoring(results: dict) -> str:
@@ -79,7 +81,9 @@ def scoring(results: dict) -> str:
     do; median of {repeats} runs on one core (JAX {jax})."""
   rows = [[name, f"{one['ratio']:.2f}", f"{max(0, one['waiting']):.1%}"] for name, one in results["encoders"].items()]
   table = markdown_table(("encoder", "ranking, x one forward pass", "waiting"), rows)
-  return _block(table, [text.format(**results["settings"])], "scoring --results results/scoring.json")
+  return _block(
+    table, [text.format(**results["settings"])], "scripts.benchmarks.scoring --results results/scoring.json"
+  )
 
 
 def plan_8b(results: dict) -> str:
@@ -100,7 +104,7 @@ def plan_sizes(results: dict) -> str:
 def _plan(study: str, results: dict, text: str) -> str:
   estimate = """Times are the TPU compiler's own estimates, added up as if nothing overlapped; those of collectives and
     of what it does not estimate are lower bounds by bandwidth. No TPU ran this."""
-  command = f"plans --study {study} --results results/plan_{study}.json"
+  command = f"scripts.benchmarks.plans --study {study} --results results/plan_{study}.json"
   return _block(study_table(results), [f"{text} {estimate}"], command)
 
 
@@ -112,7 +116,8 @@ def routers(results: dict) -> str:
     budget (what its options ask for; in brackets), and of its work (what is computed, empty slots included); median of
     {repeats} runs on two cores (JAX {jax})."""
   table = router_table({row["layer"]: row for row in results["rows"]})
-  return _block(table, [text.format(**results["settings"])], "layer --sweep routers --results results/routers.json")
+  command = "scripts.benchmarks.layer --sweep routers --results results/routers.json"
+  return _block(table, [text.format(**results["settings"])], command)
 
 
 def quickstart(results: dict) -> str:
@@ -151,8 +156,7 @@ def check_h100(results: dict) -> str:
     product, {ceiling / 1e12:.0f} TFLOP/s. {sum(row["ok"] for row in kernels)} of {len(kernels)} checks of kernels
     against the CPU are within tolerance, and {sum(row["ok"] for row in agreeing)} of {len(agreeing)} with those of
     layers and of the ways to experts and back; the others are {_failures(agreeing)}."""
-  wrapped = textwrap.wrap(" ".join(text.split()), 120)
-  return "\n".join([*table, "", *wrapped, "`python -m moe.check --results results/check_h100.json`"])
+  return _block(table, [text], "moe.check --results results/check_h100.json")
 
 
 def _failures(rows: list[dict]) -> str:
@@ -161,9 +165,9 @@ def _failures(rows: list[dict]) -> str:
 
 
 def _block(table: list[str], texts: list[str], command: str) -> str:
-  """A table, paragraphs about it, and the benchmark that measured it."""
+  """A table, paragraphs about it, and the command that measured it."""
   wrapped = [line for text in texts for line in textwrap.wrap(" ".join(text.split()), 120)]
-  return "\n".join([*table, "", *wrapped, f"`python -m scripts.benchmarks.{command}`"])
+  return "\n".join([*table, "", *wrapped, f"`python -m {command}`"])
 
 
 BLOCKS: tuple[Callable[[dict], str], ...] = (

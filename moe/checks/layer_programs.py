@@ -38,6 +38,15 @@ VOCABULARY = 8192
 Program = tuple[Callable, tuple]
 
 
+def compared_routers(k: int, group_size: int) -> dict[str, dict[str, Any]]:
+  """The router sections that are measured next to a dense network: k experts per token, and expert choice's groups."""
+  return {
+    "expert choice": {"name": "expert_choice", "capacity_factor": k, "group_size": group_size},
+    f"top-{k}": {"name": "token_choice", "top_k": k, "capacity_factor": k},
+    f"top-{k} dropless": {"name": "token_choice", "top_k": k, "capacity_factor": None},
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerCase:
   """A layer and the shape of its input.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe.checks.journal import Finding, Journal
-from moe.checks.layer_programs import LayerCase, LayerPrograms, Program
+from moe.checks.layer_programs import LayerCase, LayerPrograms, Program, compared_routers
 from moe.checks.step_programs import RunningStep, small_config
 from moe.checks.timing import Times, dense_program, measure_in_turns
 from moe.config import build
@@ -214,12 +214,7 @@ def measure_steps(journal: Journal, sizes: Sizes, ceilings: Ceilings) -> None:
 
 def _routers(sizes: Sizes, group: int) -> dict[str, Mapping[str, Any]]:
   """Sections of those that are measured; expert choice has groups of so many tokens."""
-  top_k = {"name": "token_choice", "top_k": _TOP_K}
-  known = {
-    "expert choice": {"name": "expert_choice", "capacity_factor": _TOP_K, "group_size": group},
-    "top-2": top_k | {"capacity_factor": _TOP_K},
-    "top-2 dropless": top_k | {"capacity_factor": None},
-  }
+  known = compared_routers(_TOP_K, group)
   return {name: known[name] for name in sizes.routers}
 
 

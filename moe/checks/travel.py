@@ -52,10 +52,9 @@ def _direction(router: Mapping[str, Any], d: int, direction: str, way: str, dtyp
   to_experts = direction == "token to expert"
 
   def carry(tokens, routing):
-    soft = not hasattr(routing, "token")
     if to_experts:
-      return (dispatch_soft if soft else dispatch_slots)(tokens, routing)
-    return combine_soft(tokens, routing) if soft else combine_slots(tokens, routing, groups.size)
+      return _dispatch(tokens, routing)
+    return combine_slots(tokens, routing, groups.size) if hasattr(routing, "token") else combine_soft(tokens, routing)
 
   def run(carried, cotangent, routing):
     if way == "forward":

@@ -73,8 +73,22 @@ def few_shot_accuracy(trained: Trained, data: DataConfig, shots: int, split: str
   config = dataclasses.replace(trained.config, data=data, score=None)
   vocabulary = open_vocabulary(config)
   check_vocabulary(trained, vocabulary)
-  probe = fit_probe(*_shots(_features(trained, data, "train"), vocabulary.size, shots), vocabulary.size, penalty)
-  right = [probe(features) == labels for features, labels in _features(trained, data, split)]
+
+  @jax.jit
+  def features(params, router_state, batch):
+    model = merge(trained.graph, params, router_state)
+    return model.pooled(model.encode(batch).x)
+
+  def read(split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features `[n, d]` and labels `[n]` of the pictures of a split, batch by batch."""
+    with open_pipeline(config, split, training=False) as pipeline:
+      for batch in pipeline:
+        real = batch["inputs_segments"][:, 0] > 0
+        found = np.asarray(features(trained.params, trained.router_state, batch))
+        yield found[real], batch["targets"][real, 0]
+
+  probe = fit_probe(*_shots(read("train"), vocabulary.size, shots), vocabulary.size, penalty)
+  right = [probe(found) == labels for found, labels in read(split)]
   return float(np.concatenate(right).mean())
 
 
@@ -95,19 +109,3 @@ def _shots(batches: Iterator[tuple[np.ndarray, np.ndarray]], classes: int, shots
       return np.stack([one for one, _ in chosen]), np.array([label for _, label in chosen])
   few = int(np.argmin(taken))
   raise DataError("split 'train'", f"holds {taken[few]} pictures of class {few}: expected at least --shots = {shots}")
-
-
-def _features(trained: Trained, data: DataConfig, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Features `[n, d]` and labels `[n]` of the pictures of a split, batch by batch."""
-
-  @jax.jit
-  def features(params, router_state, batch):
-    model = merge(trained.graph, params, router_state)
-    return model.pooled(model.encode(batch).x)
-
-  config = dataclasses.replace(trained.config, data=data, score=None)
-  with open_pipeline(config, split, training=False) as pipeline:
-    for batch in pipeline:
-      real = batch["inputs_segments"][:, 0] > 0
-      found = np.asarray(features(trained.params, trained.router_state, batch))
-      yield found[real], batch["targets"][real, 0]

@@ -30,11 +30,10 @@ def picture_maps(trained: Trained, classes: tuple[str, ...], batch: Batch, routi
   model = trained.config.model
   assert isinstance(model, VisionConfig)
   shape = batch["inputs_segments"].shape
+  groups = model.encoder.router.groups(*shape, training=False)
   if isinstance(routing, SoftRouting):
-    groups = model.encoder.router.groups(*shape, training=False)
     levels = np.asarray(jax.vmap(lambda one: groups.join(one, *shape))(routing.dispatch.sum(-1)))  # [L, B, T, E]
   else:
-    groups = model.encoder.router.groups(*shape, training=False)
     levels = (np.asarray(layer_weights(routing, groups, *shape)) > 0).astype(np.float32)
   real = np.flatnonzero(batch["inputs_segments"][:, 0] > 0)[:_PICTURES]
   chosen = levels[:, real, model.tokens - model.patches :]  # without the class token

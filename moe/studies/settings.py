@@ -58,29 +58,49 @@ def _smoke(sizes: Mapping[str, Any]) -> Budget:
   return Budget({**config, **sizes}, num_experts=8, seeds=2, rates=(0.01,), blocks=2)
 
 
-# One accelerator: 0.7M parameters in the dense blocks, 20M tokens a run, of which an H100 takes 1.4M a second.
-_GPU = {
-  "model.d_model": 128,
-  "model.d_ff": 256,
-  "model.num_heads": 4,
-  "model.dtype": "bfloat16",
-  "data.batch_size": 128,
-  "train.steps": 600,
-  "train.eval_every": 60,
-}
+_CPU = Budget({}, num_experts=16, seeds=4, rates=(0.01, 0.02, 0.04), blocks=64)
 
-# The sizes of Zhou et al. 2022, table 1: 0.1B activated parameters, 64 experts, 256 batches of a million tokens.
-_PAPER = {
-  "model.vocab_size": 32_000,
-  "model.d_model": 768,
-  "model.d_ff": 3072,
-  "model.num_heads": 12,
-  "model.d_head": 64,
-  "model.dtype": "bfloat16",
-  "data.batch_size": 1024,
-  "train.steps": 250_000,
-  "train.eval_every": 2500,
-}
+
+def _gpu(sizes: Mapping[str, Any], blocks: int) -> Budget:
+  """One accelerator: 0.7M parameters in the dense blocks, 20M tokens a run, of which an H100 takes 1.4M a second."""
+  config = {
+    "model.d_model": 128,
+    "model.d_ff": 256,
+    "model.num_heads": 4,
+    "model.dtype": "bfloat16",
+    "data.batch_size": 128,
+    "train.steps": 600,
+    "train.eval_every": 60,
+  }
+  return Budget({**config, **sizes}, num_experts=32, seeds=4, rates=(0.006, 0.012, 0.024), blocks=blocks)
+
+
+def _paper(sizes: Mapping[str, Any]) -> Budget:
+  """Zhou et al. 2022, table 1: 0.1B activated parameters, 64 experts, 256 batches of a million tokens."""
+  config = {
+    "model.vocab_size": 32_000,
+    "model.d_model": 768,
+    "model.d_ff": 3072,
+    "model.num_heads": 12,
+    "model.d_head": 64,
+    "model.dtype": "bfloat16",
+    "data.batch_size": 1024,
+    "train.steps": 250_000,
+    "train.eval_every": 2500,
+  }
+  return Budget({**config, **sizes}, num_experts=64, seeds=3, rates=(0.0003, 0.0006, 0.0012), blocks=64)
+
+
+def _both_stacks(layers: tuple[int, int], length: int) -> dict[str, int]:
+  """Layers of encoder and decoder, which read rows of the same length."""
+  encoder, decoder = layers
+  return {
+    "model.encoder.layers": encoder,
+    "model.decoder.layers": decoder,
+    "data.inputs_length": length,
+    "data.targets_length": length,
+  }
+
 
 DECODER = Setting(
   name="decoder",
@@ -88,21 +108,9 @@ DECODER = Setting(
   stack="decoder",
   budgets={
     "smoke": _smoke({"model.decoder.layers": 2, "data.targets_length": 32}),
-    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.01, 0.02, 0.04), blocks=64),
-    "gpu": Budget(
-      _GPU | {"model.decoder.layers": 4, "data.targets_length": 256},
-      num_experts=32,
-      seeds=4,
-      rates=(0.006, 0.012, 0.024),
-      blocks=24,
-    ),
-    "paper": Budget(
-      _PAPER | {"model.decoder.layers": 12, "data.targets_length": 1024},
-      num_experts=64,
-      seeds=3,
-      rates=(0.0003, 0.0006, 0.0012),
-      blocks=64,
-    ),
+    "cpu": _CPU,
+    "gpu": _gpu({"model.decoder.layers": 4, "data.targets_length": 256}, blocks=24),
+    "paper": _paper({"model.decoder.layers": 12, "data.targets_length": 1024}),
   },
 )
 
@@ -111,41 +119,10 @@ ENCODER = Setting(
   config="studies/encoder.py",
   stack="encoder",
   budgets={
-    "smoke": _smoke(
-      {
-        "model.encoder.layers": 2,
-        "model.decoder.layers": 1,
-        "data.inputs_length": 32,
-        "data.targets_length": 32,
-      }
-    ),
-    "cpu": Budget({}, num_experts=16, seeds=4, rates=(0.01, 0.02, 0.04), blocks=64),
-    "gpu": Budget(
-      _GPU
-      | {
-        "model.encoder.layers": 4,
-        "model.decoder.layers": 4,
-        "data.inputs_length": 256,
-        "data.targets_length": 256,
-      },
-      num_experts=32,
-      seeds=4,
-      rates=(0.006, 0.012, 0.024),
-      blocks=12,
-    ),
-    "paper": Budget(
-      _PAPER
-      | {
-        "model.encoder.layers": 12,
-        "model.decoder.layers": 12,
-        "data.inputs_length": 512,
-        "data.targets_length": 512,
-      },
-      num_experts=64,
-      seeds=3,
-      rates=(0.0003, 0.0006, 0.0012),
-      blocks=64,
-    ),
+    "smoke": _smoke(_both_stacks((2, 1), 32)),
+    "cpu": _CPU,
+    "gpu": _gpu(_both_stacks((4, 4), 256), blocks=12),
+    "paper": _paper(_both_stacks((12, 12), 512)),
   },
 )
 

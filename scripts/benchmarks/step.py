@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe.checks.layer_programs import LayerCase, LayerPrograms, Program
+from moe.checks.layer_programs import LayerCase, LayerPrograms, Program, compared_routers
 from moe.checks.step_programs import RunningStep, small_config
 from moe.checks.timing import dense_program, measure_in_turns
 from moe.commands import Parser, run_script
@@ -36,11 +36,7 @@ from scripts.benchmarks.cost_tables import step_table
 def step_configs(arguments: argparse.Namespace) -> dict[str, ExperimentConfig]:
   """The configs by model, the dense twin first."""
   k = arguments.top_k
-  routers = {
-    "expert choice": {"name": "expert_choice", "capacity_factor": k, "group_size": arguments.length},
-    f"top-{k}": {"name": "token_choice", "top_k": k, "capacity_factor": k},
-    f"top-{k} dropless": {"name": "token_choice", "top_k": k, "capacity_factor": None},
-  }
+  routers = compared_routers(k, arguments.length)
   names = ("d_model", "d_ff", "layers", "batch", "length", "dtype")
   sizes = {name: getattr(arguments, name) for name in names} | {"width": k * arguments.d_ff}
   sparse = {name: small_config(**sizes, experts=arguments.experts, router=options) for name, options in routers.items()}

@@ -1,6 +1,7 @@
 """Ragged experts against each expert's own network on its own run of rows."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,13 @@ def test_hopper_gpus_multiply_16_bit_numbers_by_kernels_of_their_own(monkeypatch
   program = lowered("cuda", width, dtype)
   assert program.count("custom_call @mosaic_gpu") == calls
   assert program.count("xla.gpu.triton") == 7 - calls
+
+
+@pytest.mark.parametrize(("said", "expected"), [("9.0", (9, 0)), ("12.1", (12, 1)), ("gfx90a", (0, 0)), (None, (0, 0))])
+def test_the_compute_capability_is_that_of_nvidia_gpus_alone(monkeypatch, said, expected):
+  device = types.SimpleNamespace() if said is None else types.SimpleNamespace(compute_capability=said)
+  monkeypatch.setattr(jax, "devices", lambda: [device])
+  assert grouped_gpu.compute_capability() == expected
 
 
 def test_hopper_kernels_state_the_flops_of_all_their_tiles():

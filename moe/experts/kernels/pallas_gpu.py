@@ -5,6 +5,7 @@ On GPUs XLA's own `jax.lax.ragged_dot` is a masked dense product over all expert
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -98,11 +99,9 @@ def _step(size: int, dtype: jnp.dtype) -> int:
 
 
 def compute_capability() -> tuple[int, int]:
-  """Of this machine's GPU; (0, 0) if it has none."""
-  if jax.default_backend() != "gpu":
-    return 0, 0
-  major, minor = jax.devices()[0].compute_capability.split(".")
-  return int(major), int(minor)
+  """Of this machine's NVIDIA GPU; (0, 0) if it has none."""
+  found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(jax.devices()[0], "compute_capability", "")))  # AMD has names
+  return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _whole(array: jax.Array) -> pl.BlockSpec:

@@ -38,8 +38,8 @@ def _product(tiles: Tiles, x: jax.Array, w: jax.Array, transposed: bool, dtype: 
     return w.at[expert].at[across, :] if transposed else w.at[expert].at[:, across]
 
   def kernel(expert, used, x, w, out):
-    specs = [_block((rows, _STEP), 1, x.dtype), _block((columns, _STEP), 1, w.dtype)]
-    specs[1] = specs[1] if transposed else _block((_STEP, columns), 0, w.dtype)
+    of_w = _block((columns, _STEP), 1, w.dtype) if transposed else _block((_STEP, columns), 0, w.dtype)
+    specs = [_block((rows, _STEP), 1, x.dtype), of_w]
     pipeline = functools.partial(_pipeline, (inner // _STEP,), specs, dtype, rows, columns)
 
     def multiply(part, x, w, total):
