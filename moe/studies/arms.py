@@ -58,15 +58,16 @@ class Arm:
       return None
     d_ff = model["d_ff"]
     require(d_ff % self.parts == 0, "parts", self.parts, f"expected a divisor of d_ff = {d_ff}")
+    as_dense = {"bias": model["bias"]} if "bias" in model else {}
     return {
       "num_experts": round(num_experts * self.parts / 2 * self.experts),
       "d_ff": d_ff // self.parts,
-      "feed_forward": model.get("feed_forward", "geglu"),  # as the dense network
-      "bias": model.get("bias", False),
+      "feed_forward": model.get("feed_forward", "geglu"),
       "shared_experts": self.shared,
       "gate_scale": self.gate_scale,
       "placement": {"name": "every_nth", "n": 1},
       "router": dict(self.router),
+      **as_dense,
     }
 
 
