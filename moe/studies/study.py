@@ -1,4 +1,4 @@
-"""What a study is: a claim, the runs that are to decide it, and what is made of their results."""
+"""What a study is: a claim, the runs or experiments that are to decide it, and what is made of their results."""
 
 import dataclasses
 import json
@@ -38,12 +38,13 @@ class Job:
 
   Attributes:
     name: of the folder, such as "finetune/rte/expert_choice/seed-0".
-    config: the whole tree of its config, but for `init.workdir`; {} for a measurement of its source.
+    config: the whole tree of its config, but for `init.workdir`; of an experiment what the study reads of it; {} for a
+      measurement of its source.
     source: name of the job whose run it starts from, or measures; empty for none.
     tags: what results are grouped by: arm, seed, task and the like.
     weight: about how long it takes, relative to the others.
     blocks: batches of the validation split whose losses are kept one by one when it ends; 0 for none.
-    measure: name of the study that measures its source; empty for a run.
+    measure: name of the study that measures its source, or makes an experiment if it has none; empty for a run.
     may_diverge: whether a run that diverges has a result, an infinite loss; otherwise it has failed.
   """
 
@@ -59,13 +60,15 @@ class Job:
   @property
   def about(self) -> str:
     """How long it is."""
-    return f"measures {self.source}" if self.measure else f"{self.config['train']['steps']} steps"
+    if self.measure:
+      return f"measures {self.source}" if self.source else "an experiment"
+    return f"{self.config['train']['steps']} steps"
 
   @property
   def compared(self) -> dict[str, Any]:
     """The config as JSON holds it, but for where data lie: two results are of one study only if they agree in it."""
     if self.measure:
-      return {"measure": self.measure}
+      return json.loads(json.dumps({"measure": self.measure, **self.config}))
     source = {name: value for name, value in self.config["data"]["source"].items() if name not in _FOLDERS}
     data = dict(self.config["data"]) | {"source": source}
     return json.loads(json.dumps(_named_files(dict(self.config) | {"data": data})))
@@ -98,7 +101,7 @@ class Result:
     blocks: by rule, "own" and that of the "causal" twin where there is one, the losses of the job's blocks.
     flops: of the forward passes of all its steps, as measured.
     parameters: of the model.
-    measured: what a measurement found.
+    measured: what a measurement or an experiment found.
   """
 
   name: str
@@ -117,7 +120,7 @@ class Result:
 
   @property
   def is_measurement(self) -> bool:
-    """Whether it is one of another job's run, and so has nothing of a run."""
+    """Whether it is one of another job's run, or an experiment, and so has nothing of a run."""
     return "measure" in self.config
 
 
@@ -177,6 +180,13 @@ class Study(Choice):
 
   def measure(self, workdir: pathlib.Path, tags: Mapping[str, Any]) -> dict[str, Any]:
     """What a measurement with these tags finds in the workdir of its source, as JSON."""
+    raise NotImplementedError
+
+  def experiment(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a small experiment without the trainer finds, as JSON: for claims about gradients, gates and single layers.
+
+    It is made again from its start after a crash, so it takes a minute or two.
+    """
     raise NotImplementedError
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:

@@ -121,10 +121,11 @@ def _run(folder: Folder, job: Job) -> dict[str, Any]:
 
 
 def _measure(folder: Folder, job: Job) -> dict[str, Any]:
-  """Measures the finished run of the job's source: the fields of the job's result."""
+  """Measures the finished run of the job's source, or makes the job's experiment: the fields of the job's result."""
   from moe.studies import Study
 
-  measured = Study.choices[job.measure]().measure(folder.workdir(job.source), job.tags)
+  study = Study.choices[job.measure]()
+  measured = study.measure(folder.workdir(job.source), job.tags) if job.source else study.experiment(job.config)
   return {"step": 0, "validation": {}, "scores": {}, "measured": measured}
 
 

@@ -8,7 +8,7 @@ import pytest
 from moe.config import ConfigError
 from moe.studies import worker
 from moe.studies.folder import Folder, StudyError
-from moe.studies.study import Job
+from moe.studies.study import Job, Study
 from moe.training.hooks import DivergedError
 
 
@@ -161,3 +161,18 @@ def test_a_run_in_one_of_several_processes_is_refused(name, value, tmp_path, att
     worker.run_one(Folder(tmp_path), job("one"), "")
   monkeypatch.setenv(name, "1")
   assert worker.run_one(Folder(tmp_path), job("one"), "")
+
+
+def test_an_experiment_is_given_its_config_which_its_result_keeps(tmp_path, monkeypatch):
+  class Doubling(Study, name="doubling"):
+    def experiment(self, config):
+      return {"twice": 2 * config["number"]}
+
+  monkeypatch.setattr(Study, "choices", {"doubling": Doubling})
+  jobs = [Job("three", {"number": 3}, tags={"seed": 0}, measure="doubling")]
+  worker.work(str(tmp_path), jobs, "0123", None)
+  (found,) = Folder(tmp_path).results(jobs)
+  assert (found.measured, found.config, found.tags) == ({"twice": 6}, {"measure": "doubling", "number": 3}, {"seed": 0})
+  changed = [Job("three", {"number": 4}, tags={"seed": 0}, measure="doubling")]
+  with pytest.raises(StudyError, match="number was 3, is 4"):
+    Folder(tmp_path).results(changed)
