@@ -111,9 +111,10 @@ BUDGETS = {
     seeds=2,
     tasks=TASKS,
     rates=(0.003, 0.01, 0.03),
-    tuning=("sst2", "mrpc"),
-    steps={task: 200 if task in _LONG else 100 for task in TASKS},
-    finetuning=_PACKED | {"score.examples": 1000},
+    # The one task that models of this size leave the majority class on, within so few steps.
+    tuning=("sst2",),
+    steps=dict.fromkeys(TASKS, 100),
+    finetuning=_PACKED | {"score.examples": 500},
   ),
   # About 40M parameters, 200M with experts; for one accelerator.
   "gpu": Budget(
