@@ -33,7 +33,7 @@ def test_a_model_pretrained_elsewhere_is_tuned_on_every_task_and_nothing_is_pret
   tuning = tuned("pretrained", {0.003: 0.5, 0.01: 0.7, 0.03: 0.6})
   jobs = Finetune().jobs("cpu", inputs, tuning)
   assert {job.tags["task"] for job in jobs if job.tags["rate"] == 0.01} == set(TASKS)
-  assert len(jobs) == 6 + 9
+  assert len(jobs) == 3 + 10
   assert all(not job.source and job.config["init"]["workdir"] == "/runs/mine" for job in jobs)
 
 
@@ -111,7 +111,7 @@ def test_the_second_seed_begins_when_every_arm_has_its_rate():
   assert after[: len(before)] == before
   more = after[len(before) :]
   assert {(job.tags["arm"], job.tags["rate"]) for job in more if "task" in job.tags} == {(arm, 0.003) for arm in arms}
-  assert [job.tags["seed"] for job in more] == [0] * 9 * 4 + [1] * 12 * 4
+  assert [job.tags["seed"] for job in more] == [0] * 10 * 4 + [1] * 12 * 4
 
 
 def test_the_report_has_every_task_the_means_and_a_sentence_for_each_contrast():
