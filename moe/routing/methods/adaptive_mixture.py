@@ -17,6 +17,43 @@ from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter, r
 from moe.routing.types import RouterInput
 
 
+def cooperative_loss(probs: jax.Array, outputs: jax.Array, target: jax.Array) -> jax.Array:
+  """||d - sum_i p_i o_i||^2 `[...]`, equation 1.1: every expert is to make up for what the others leave.
+
+  Args:
+    probs: p, the gate's softmax, `[..., E]`.
+    outputs: o, of all experts, `[..., E, d]`.
+    target: d, `[..., d]`.
+  """
+  return jnp.square(target - jnp.einsum("...e,...ed->...d", probs, outputs)).sum(-1)
+
+
+def competitive_loss(probs: jax.Array, outputs: jax.Array, target: jax.Array) -> jax.Array:
+  """sum_i p_i ||d - o_i||^2 `[...]`, equation 1.2: expected, if the gate draws one expert. Arguments as above.
+
+  Its gradient with respect to o_i is -2 p_i (d - o_i): the gate alone says who learns, not who fits.
+  """
+  return (probs * jnp.square(target[..., None, :] - outputs).sum(-1)).sum(-1)
+
+
+def mixture_loss(probs: jax.Array, outputs: jax.Array, target: jax.Array) -> jax.Array:
+  """-log sum_i p_i exp(-||d - o_i||^2 / 2) `[...]`, equation 1.3. Arguments as above.
+
+  Its gradient with respect to o_i is -h_i (d - o_i), with the `posterior` h: the expert that fits best learns most.
+  """
+  return -jax.scipy.special.logsumexp(_log_likelihoods(outputs, target), b=probs, axis=-1)
+
+
+def posterior(probs: jax.Array, outputs: jax.Array, target: jax.Array) -> jax.Array:
+  """How probable each expert is, given the target too, `[..., E]`: p_i exp(-||d - o_i||^2 / 2), normalised."""
+  return jax.nn.softmax(jnp.log(probs) + _log_likelihoods(outputs, target))
+
+
+def _log_likelihoods(outputs: jax.Array, target: jax.Array) -> jax.Array:
+  """`[..., E]`, of Gaussians of variance 1, without their constant."""
+  return -jnp.square(target[..., None, :] - outputs).sum(-1) / 2
+
+
 @dataclasses.dataclass(frozen=True)
 class AdaptiveMixtureConfig(TokenwiseConfig, CapacityConfig, name="adaptive_mixture"):
   """The dense mixture of all experts; if there are slots, they hold every token at every expert."""

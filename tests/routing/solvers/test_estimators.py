@@ -13,8 +13,11 @@ import pytest
 from moe.routing.solvers.estimators import (
   firing_probability,
   hard_forward,
+  minimum_variance_baseline,
   noisy_rectifier,
+  reinforce_gradient,
   stochastic_times_smooth,
+  straight_through,
 )
 
 GRID = (jnp.arange(4000) + 0.5) / 4000
@@ -167,3 +170,74 @@ def test_noisy_rectifiers_are_unbiased_on_the_mixture_and_times_smooth_units_are
   exact = jax.jit(jax.grad(exact_loss_of_smooth))(gates)
   assert 0.9 < cosine(smooth, exact) < 0.999
   assert float(jnp.linalg.norm(smooth) / jnp.linalg.norm(exact)) == pytest.approx(0.5, abs=0.1)
+
+
+# One Bernoulli unit: a = 0.4, L(1) = 3 and L(0) = 1.
+
+ACTIVATION, LOSSES = jnp.float32(0.4), jnp.array([1.0, 3.0])  # by h
+
+
+def one_unit():
+  """Both outcomes h, their probabilities, and the exact gradient s (1 - s) (L(1) - L(0))."""
+  s = jax.nn.sigmoid(ACTIVATION)
+  return jnp.array([0.0, 1.0]), jnp.array([1 - s, s]), s * (1 - s) * (LOSSES[1] - LOSSES[0])
+
+
+def test_reinforce_has_the_exact_mean_for_any_baseline_and_no_variance_for_the_best_one():
+  h, probability, exact = one_unit()
+  assert float(exact) == pytest.approx(0.480521, abs=1e-6)
+  best = minimum_variance_baseline(h, jnp.full(2, ACTIVATION), LOSSES, probability)
+  assert float(best) == pytest.approx(float(probability[0] * LOSSES[1] + probability[1] * LOSSES[0]))
+  for baseline, variance in ((0.0, 0.7807), (float(probability @ LOSSES), 0.0374), (float(best), 0.0)):
+    estimates = reinforce_gradient(h, ACTIVATION, LOSSES, baseline)
+    assert float(probability @ estimates) == pytest.approx(float(exact), rel=1e-5)
+    assert float(probability @ jnp.square(estimates - exact)) == pytest.approx(variance, abs=5e-5)
+  np.testing.assert_allclose(estimates, exact, rtol=1e-5, err_msg="either outcome gives the gradient itself")
+
+
+def test_the_mean_of_sampled_reinforce_gradients_is_within_four_standard_errors():
+  _, _, exact = one_unit()
+  fired = jax.random.bernoulli(jax.random.key(0), jax.nn.sigmoid(ACTIVATION), (100_000,)).astype(jnp.float32)
+  loss = LOSSES[fired.astype(int)]
+  for baseline in (0.0, 2.0):
+    estimates = np.asarray(reinforce_gradient(fired, ACTIVATION, loss, baseline), float)
+    assert abs(estimates.mean() - float(exact)) < 4 * estimates.std() / len(estimates) ** 0.5
+  sampled = minimum_variance_baseline(fired, jnp.full(fired.shape, ACTIVATION), loss)
+  assert float(sampled) == pytest.approx(1.80262, abs=0.01)
+
+
+def test_each_unit_has_a_baseline_of_its_own_and_one_that_never_varies_the_mean_loss():
+  activation = jnp.array([0.4, -200.0])  # the second never fires, nor does its (h - s)^2 differ from 0
+  states, loss = jnp.array([[0.0, 0.0], [1.0, 0.0]]), LOSSES
+  _, probability, _ = one_unit()
+  found = minimum_variance_baseline(states, jnp.broadcast_to(activation, (2, 2)), loss, probability)
+  np.testing.assert_allclose(found, [1.80262, float(probability @ LOSSES)], rtol=1e-5)
+
+
+def test_the_best_baseline_has_less_variance_than_those_beside_it():
+  """Three units share one loss: all eight states, each with its probability."""
+  activation = jnp.array([0.4, -1.0, 2.0])
+  states = jnp.array(np.indices((2, 2, 2)).reshape(3, -1).T, jnp.float32)  # [8, 3]
+  s = jax.nn.sigmoid(activation)
+  probability = jnp.where(states == 1, s, 1 - s).prod(1)
+  loss = jnp.square(states @ jnp.array([1.0, -2.0, 0.5]) - 0.7)
+  best = minimum_variance_baseline(states, jnp.broadcast_to(activation, states.shape), loss, probability)
+
+  def variance(baseline):
+    estimates = reinforce_gradient(states, activation, loss[:, None], baseline)
+    return probability @ jnp.square(estimates - probability @ estimates)
+
+  for shift in (-0.1, 0.1):
+    assert (variance(best) < variance(best + shift)).all()
+
+
+def test_straight_through_passes_on_the_gradient_of_its_output():
+  unit = lambda a: straight_through(jnp.broadcast_to(a, GRID.shape), GRID)  # noqa: E731
+  h, pull = jax.vjp(unit, logit(0.3))
+  assert set(np.unique(h)) == {0.0, 1.0} and float(h.mean()) == pytest.approx(0.3, abs=1e-3)
+  assert float(pull(jnp.full_like(h, 1 / h.size))[0]) == pytest.approx(1.0, rel=1e-4)
+  # L = 2 h: the exact gradient is 2 * 0.3 * 0.7, of the same sign and 1 / (s (1 - s)) times smaller.
+  linear = jax.grad(lambda a: (2 * unit(a)).mean())(logit(0.3))
+  assert float(linear) == pytest.approx(2.0, rel=1e-4)
+  # L = (h - 0.4)^2: exactly s (1 - s) (0.36 - 0.16) > 0, but 2 (s - 0.4) < 0 on average.
+  assert float(jax.grad(lambda a: jnp.square(unit(a) - 0.4).mean())(logit(0.3))) == pytest.approx(-0.2, abs=1e-3)
