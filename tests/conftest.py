@@ -9,6 +9,7 @@ import pathlib
 
 import pytest
 
+from tests.bucket import bucket  # noqa: F401, a fixture
 from tests.compiler import compile_quickly
 
 _MOST_MAPPINGS = 25_000  # of the 65,530 that Linux allows a process by default

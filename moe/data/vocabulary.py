@@ -13,6 +13,7 @@ import numpy as np
 
 from moe.config import ConfigError, require
 from moe.data.errors import DataError
+from moe.files import open_path, read_bytes
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 _BYTES = 256
@@ -85,19 +86,18 @@ class SentencePieceVocabulary:
   """
 
   def __init__(self, path: str, extra_ids: int):
-    if not os.path.isfile(path):
+    try:
+      model = read_bytes(open_path("vocabulary", path))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):  # the last: of a NUL
       raise ConfigError(
         "vocabulary", path, "expected 'bytes' or the path of a SentencePiece model; there is no such file"
-      )
+      ) from None
+    except OSError as error:
+      raise ConfigError("vocabulary", path, f"expected a file that can be read ({error.strerror})") from None
     try:
       import sentencepiece
     except ImportError:
       raise ConfigError("vocabulary", path, "expected the package sentencepiece to be installed") from None
-    try:
-      with open(path, "rb") as file:
-        model = file.read()
-    except OSError as error:
-      raise ConfigError("vocabulary", path, f"expected a file that can be read ({error.strerror})") from None
     self._processor = sentencepiece.SentencePieceProcessor()
     try:
       self._processor.LoadFromSerializedProto(model)
@@ -173,7 +173,7 @@ class StoredVocabulary:
 
 
 def load_vocabulary(name: str, extra_ids: int) -> Vocabulary:
-  """The vocabulary "bytes", or that of a SentencePiece file, whose path may begin with "~".
+  """The vocabulary "bytes", or that of a SentencePiece file, whose path may begin with "~", or lie in a bucket.
 
   Raises:
     ConfigError: as `SentencePieceVocabulary`.

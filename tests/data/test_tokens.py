@@ -1,6 +1,7 @@
 """Token directories: damaged ones are rejected, and reading needs neither TensorFlow nor seqio."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from moe.data import DataError, load_vocabulary, make_pipeline, make_source, mak
 from moe.data.formats.token_directory import token_dtype, write_meta, write_split
 from moe.data.sources.text import TextConfig
 from moe.data.sources.tokens import TokensConfig
+from tests.bucket import Store
 from tests.data.conftest import make_config, write_json_lines
 
 BLOCKED = ("tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "tqdm", "ml_collections", "jax")
@@ -21,8 +23,8 @@ def write(directory, config) -> None:
   vocabulary = load_vocabulary("bytes", 100)
   directory.mkdir()
   sources = {split: make_source(config, split, vocabulary) for split in ("train", "validation")}
-  splits = {k: write_split(str(directory), k, v, vocabulary, lambda n: None) for k, v in sources.items()}
-  write_meta(str(directory), vocabulary, False, splits)
+  splits = {k: write_split(directory, k, v, vocabulary, lambda n: None) for k, v in sources.items()}
+  write_meta(directory, vocabulary, False, splits)
 
 
 @pytest.fixture
@@ -158,3 +160,49 @@ def test_a_split_without_documents_trains_nothing_and_says_so(tmp_path):
     pytest.raises(DataError, match="no example for stream 0"),
   ):
     next(pipeline)
+
+
+# In a bucket.
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_tokens_in_a_bucket_give_the_batches_of_those_on_a_disk(bucket, tokens, small_blocks, scheme):
+  shutil.copytree(tokens, bucket / "tokens")
+  batches = []
+  for directory in (tokens, f"{scheme}://bucket/tokens"):
+    with make_pipeline(config_of(directory), "inputs_and_targets", "train", training=True) as pipeline:
+      batches.append([next(pipeline) for _ in range(20)])
+  for here, there in zip(*batches, strict=True):
+    assert all(np.array_equal(here[name], there[name]) for name in here)
+
+
+def test_only_the_blocks_that_are_needed_are_read_from_a_bucket(bucket, tokens, small_blocks):
+  shutil.copytree(tokens, bucket / "tokens")
+  source = open_train("gs://bucket/tokens")
+  Store.reads.clear()
+  offsets = 2 * np.load(tokens / "train.targets.offsets.npy")
+  next(source.blocks(1, 0, 0))
+  assert Store.reads == [("train.targets.bin", offsets[5], offsets[10] - offsets[5])]
+
+
+def test_tokens_that_are_not_in_the_bucket_or_not_whole_are_named(bucket, tokens):
+  with pytest.raises(
+    ConfigError, match=r"^config\.data\.source\.path = 'gs://bucket/none': expected a directory with meta"
+  ):
+    open_train("gs://bucket/none")
+  shutil.copytree(tokens, bucket / "tokens")
+  cut_short(bucket / "tokens" / "train.targets.bin")
+  with pytest.raises(DataError, match=r"^gs://bucket/tokens/train\.targets\.bin: has \d+ bytes, expected \d+"):
+    open_train("gs://bucket/tokens")
+  (bucket / "tokens" / "train.targets.offsets.npy").unlink()
+  shutil.copy(tokens / "train.targets.bin", bucket / "tokens")
+  with pytest.raises(DataError, match=r"^gs://bucket/tokens/train\.targets\.offsets\.npy: is missing or damaged"):
+    open_train("gs://bucket/tokens")
+
+
+def test_a_bucket_that_ends_while_it_is_read_is_named(bucket, tokens):
+  shutil.copytree(tokens, bucket / "tokens")
+  source = open_train("gs://bucket/tokens")
+  (bucket / "tokens" / "train.targets.bin").unlink()
+  with pytest.raises(DataError, match=r"^gs://bucket/tokens/train\.targets\.bin: cannot be read \(no such object"):
+    next(source.blocks(0, 0, 0))

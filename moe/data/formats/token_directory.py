@@ -4,8 +4,9 @@ It has `meta.json` and, for each split and feature, `SPLIT.FEATURE.bin` (all ids
 `SPLIT.FEATURE.offsets.npy` (where each document begins). A SentencePiece model is copied next to them.
 """
 
+import dataclasses
 import json
-import os
+import pathlib
 import shutil
 from collections.abc import Callable
 
@@ -16,25 +17,63 @@ from moe.data.documents import Ragged
 from moe.data.errors import DataError
 from moe.data.source import Source
 from moe.data.vocabulary import Vocabulary
+from moe.files import AnyPath, in_bucket, os_errors, read_bytes, size_of
 
 FORMAT = 1
 META = "meta.json"
 _OF_VOCABULARY = ("name", "size", "extra_ids", "fingerprint", "byte_lengths")
 
 
-def read_meta(directory: str) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Feature:
+  """One feature of a split.
+
+  Attributes:
+    path: of its ids.
+    flat: all ids, memory-mapped; None in a bucket, where each part is read when it is asked for.
+    dtype: of an id.
+    offsets: `[n + 1]`, where each document begins.
+  """
+
+  path: AnyPath
+  flat: np.ndarray | None
+  dtype: np.dtype
+  offsets: np.ndarray
+
+  def part(self, first: int, last: int) -> Ragged:
+    """The documents from `first` to `last`.
+
+    Raises:
+      DataError: the bucket does not give them.
+    """
+    offsets = self.offsets[first : last + 1]
+    if self.flat is not None:
+      return Ragged(self.flat, offsets)
+    start, tokens = int(offsets[0]), int(offsets[-1] - offsets[0])
+    try:
+      content = read_bytes(self.path, start * self.dtype.itemsize, tokens * self.dtype.itemsize) if tokens else b""
+    except OSError as error:
+      raise DataError(self.path, f"cannot be read ({error.strerror})") from None
+    if len(content) != tokens * self.dtype.itemsize:
+      raise DataError(self.path, f"has ended at token {start + len(content) // self.dtype.itemsize}")
+    return Ragged(np.frombuffer(content, self.dtype), offsets - start)
+
+
+def read_meta(directory: AnyPath) -> dict:
   """The directory's description.
 
   Raises:
     ConfigError: it is missing. DataError: it is damaged or of another format.
   """
-  path = os.path.join(directory, META)
-  if not os.path.isfile(path):
-    raise ConfigError("path", directory, f"expected a directory with {META}, made by scripts/tokenize_corpus.py")
+  path = directory / META
   try:
-    with open(path, encoding="utf-8") as file:
-      meta = json.load(file)
-  except (ValueError, RecursionError, OSError):
+    meta = json.loads(read_bytes(path))
+  except (FileNotFoundError, NotADirectoryError):
+    expected = f"expected a directory with {META}, made by scripts/tokenize_corpus.py"
+    raise ConfigError("path", str(directory), expected) from None
+  except OSError as error:
+    raise DataError(path, f"cannot be read ({error.strerror})") from None
+  except (ValueError, RecursionError):
     raise DataError(path, "is damaged: not JSON") from None
   if not isinstance(meta, dict) or meta.get("format") != FORMAT:
     raise DataError(path, f"is not of format {FORMAT}; make the directory again with scripts/tokenize_corpus.py")
@@ -46,8 +85,8 @@ def read_meta(directory: str) -> dict:
   return meta
 
 
-def open_feature(directory: str, split: str, feature: str, meta: dict) -> Ragged:
-  """One feature of a split, memory-mapped.
+def open_feature(directory: AnyPath, split: str, feature: str, meta: dict) -> Feature:
+  """One feature of a split, memory-mapped, or to be read from a bucket.
 
   Raises:
     DataError: a file is missing, or does not have the length in `meta`.
@@ -56,24 +95,32 @@ def open_feature(directory: str, split: str, feature: str, meta: dict) -> Ragged
   tokens, documents = entry["tokens"][feature], entry["documents"]
   path = feature_path(directory, split, feature, "bin")
   expected = tokens * dtype.itemsize
-  found = os.path.getsize(path) if os.path.isfile(path) else 0
+  try:
+    found = size_of(path)
+  except FileNotFoundError:
+    found = 0
+  except OSError as error:
+    raise DataError(path, f"cannot be read ({error.strerror})") from None
   if found != expected:
     raise DataError(path, f"has {found} bytes, expected {expected} from {META}; make the directory again")
   path_of_offsets = feature_path(directory, split, feature, "offsets.npy")
   try:
-    offsets = np.load(path_of_offsets)
+    with os_errors(path_of_offsets), path_of_offsets.open("rb") as file:
+      offsets = np.load(file)
   except (OSError, ValueError, EOFError):
     raise DataError(path_of_offsets, "is missing or damaged; make the directory again") from None
   ends = len(offsets) == documents + 1 and offsets[0] == 0 and offsets[-1] == tokens
   if not ends or (np.diff(offsets) < 0).any():
     raise DataError(path_of_offsets, f"does not match {META}; make the directory again")
-  # An empty file cannot be mapped.
-  flat = np.memmap(path, dtype, "r") if tokens else np.zeros(0, dtype)
-  return Ragged(flat, offsets)
+  flat = None
+  if not in_bucket(path):
+    # An empty file cannot be mapped.
+    flat = np.memmap(path, dtype, "r") if tokens else np.zeros(0, dtype)
+  return Feature(path, flat, dtype, offsets)
 
 
 def write_split(
-  directory: str, split: str, source: Source, vocabulary: Vocabulary, progress: Callable[[int], object]
+  directory: pathlib.Path, split: str, source: Source, vocabulary: Vocabulary, progress: Callable[[int], object]
 ) -> dict:
   """Writes the arrays of one split.
 
@@ -104,12 +151,12 @@ def write_split(
   return {"documents": len(offsets["targets"]) - 1, "tokens": {name: int(offsets[name][-1]) for name in names}}
 
 
-def write_meta(directory: str, vocabulary: Vocabulary, supervised: bool, splits: dict) -> None:
+def write_meta(directory: pathlib.Path, vocabulary: Vocabulary, supervised: bool, splits: dict) -> None:
   """Writes `meta.json`, and the SentencePiece model, so that the directory is complete."""
   name = vocabulary.name
   if name != "bytes":
     name = "vocabulary.model"
-    shutil.copyfile(vocabulary.name, os.path.join(directory, name))
+    shutil.copyfile(vocabulary.name, directory / name)
   meta = {
     "format": FORMAT,
     "dtype": np.dtype(token_dtype(vocabulary.size)).name,
@@ -123,7 +170,7 @@ def write_meta(directory: str, vocabulary: Vocabulary, supervised: bool, splits:
       "byte_lengths": vocabulary.byte_lengths().tolist(),
     },
   }
-  with open(os.path.join(directory, META), "w", encoding="utf-8") as file:
+  with (directory / META).open("w", encoding="utf-8") as file:
     json.dump(meta, file)
 
 
@@ -135,8 +182,8 @@ def token_dtype(size: int) -> type[np.unsignedinteger]:
 class _Writers:
   """One open file per feature."""
 
-  def __init__(self, directory: str, split: str, names: tuple[str, ...]):
-    self.files = {name: open(feature_path(directory, split, name, "bin"), "wb") for name in names}  # noqa: SIM115
+  def __init__(self, directory: pathlib.Path, split: str, names: tuple[str, ...]):
+    self.files = {name: feature_path(directory, split, name, "bin").open("wb") for name in names}
 
   def __enter__(self) -> "_Writers":
     return self
@@ -146,6 +193,6 @@ class _Writers:
       file.close()
 
 
-def feature_path(directory: str, split: str, feature: str, suffix: str) -> str:
+def feature_path(directory: AnyPath, split: str, feature: str, suffix: str) -> AnyPath:
   """The file of a feature: "bin" its ids, "offsets.npy" where each document begins."""
-  return os.path.join(directory, f"{split}.{feature}.{suffix}")
+  return directory / f"{split}.{feature}.{suffix}"

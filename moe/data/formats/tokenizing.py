@@ -24,7 +24,7 @@ def tokenize(config: DataConfig, out: pathlib.Path) -> None:
   require(not stored, "config.data.source", config.source.name, "expected a source that is not token ids already")
   vocabulary = make_vocabulary(config)
   sources = {split: make_source(config, split, vocabulary) for split in SPLITS}
-  directory = tempfile.mkdtemp(dir=out.parent, prefix=out.name + ".part")
+  directory = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=out.name + ".part"))
   try:
     splits = {}
     for split, source in sources.items():

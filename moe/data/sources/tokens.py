@@ -1,8 +1,7 @@
-"""Token ids from memory-mapped arrays: a directory that `scripts/tokenize_corpus.py` writes."""
+"""Token ids from arrays, memory-mapped or in a bucket: a directory that `scripts/tokenize_corpus.py` writes."""
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -10,9 +9,10 @@ import numpy as np
 from moe.config import require
 from moe.data.documents import BLOCK_DOCUMENTS, Documents, Ragged, check_ids, stable_hash
 from moe.data.errors import DataError
-from moe.data.formats.token_directory import feature_path, open_feature, read_meta
+from moe.data.formats.token_directory import open_feature, read_meta
 from moe.data.source import SourceConfig, require_split
 from moe.data.vocabulary import StoredVocabulary, Vocabulary
+from moe.files import AnyPath, open_path
 
 _BLOCK_TOKENS = 4 * 2**20
 
@@ -22,7 +22,7 @@ class TokensConfig(SourceConfig, name="tokens"):
   """A token directory, which needs neither TensorFlow nor seqio.
 
   Attributes:
-    path: the directory.
+    path: the directory, which may lie in a bucket (`gs://`, `s3://`).
   """
 
   stores_vocabulary = True
@@ -37,11 +37,11 @@ class TokensConfig(SourceConfig, name="tokens"):
     return self.path
 
   def stored_vocabulary(self) -> StoredVocabulary:
-    directory = os.path.expanduser(self.path)
-    return StoredVocabulary(directory, read_meta(directory)["vocabulary"])
+    directory = open_path("path", self.path)
+    return StoredVocabulary(str(directory), read_meta(directory)["vocabulary"])
 
   def make(self, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int], seed: int) -> "TokensSource":
-    return TokensSource(os.path.expanduser(self.path), split, vocabulary.size)
+    return TokensSource(open_path("path", self.path), split, vocabulary.size)
 
 
 class TokensSource:
@@ -55,10 +55,10 @@ class TokensSource:
   varies = False
   skipped = 0
 
-  def __init__(self, directory: str, split: str, vocabulary_size: int):
+  def __init__(self, directory: AnyPath, split: str, vocabulary_size: int):
     meta = read_meta(directory)
-    self._directory, self._split, self._vocabulary_size = directory, split, vocabulary_size
-    require_split(split, meta["splits"], directory)
+    self._vocabulary_size = vocabulary_size
+    require_split(split, meta["splits"], str(directory))
     self._features = {name: open_feature(directory, split, name, meta) for name in meta["features"]}
     self.supervised = "inputs" in self._features
     self._bounds = _block_bounds(self._features["targets"].offsets)
@@ -73,10 +73,9 @@ class TokensSource:
 
   def _part(self, name: str, first: int, last: int) -> Ragged:
     """A feature of the documents from `first` to `last`, with checked ids."""
-    whole = self._features[name]
-    part = Ragged(whole.flat, whole.offsets[first : last + 1])
-    path = feature_path(self._directory, self._split, name, "bin")
-    check_ids(part, self._vocabulary_size, lambda i: f"{path}, document {first + i}")
+    feature = self._features[name]
+    part = feature.part(first, last)
+    check_ids(part, self._vocabulary_size, lambda i: f"{feature.path}, document {first + i}")
     return part
 
   def texts(self, shard: int) -> Iterator[str]:
