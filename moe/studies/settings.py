@@ -55,7 +55,7 @@ def _smoke(sizes: Mapping[str, Any]) -> Budget:
     "train.eval_every": 2,
     "train.eval_batches": 2,
   }
-  return Budget({**config, **sizes}, num_experts=8, seeds=2, rates=(0.01,), blocks=2)
+  return Budget({**config, **sizes}, num_experts=8, seeds=1, rates=(0.01,), blocks=2)
 
 
 _CPU = Budget({}, num_experts=16, seeds=4, rates=(0.01, 0.02, 0.04), blocks=64)

@@ -65,3 +65,4 @@ def test_every_study_has_verdicts(setting, inputs, here, tmp_path):
     assert verdicts and verdicts <= {"held", "did not hold", "not resolved"}, study.name
     assert bool(study.control) == (analysis["control"] is not None), study.name
     assert len(study.lines(analysis)) > len(verdicts), study.name
+    assert study.draw(analysis, tmp_path / "figure.png"), study.name

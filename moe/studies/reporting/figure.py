@@ -36,9 +36,9 @@ class Difference:
 
 
 def reference_of(analysis: Mapping[str, Any]) -> str:
-  """The arm that others are compared with: the dense one, else the baseline of the primary contrast."""
+  """The arm that others are compared with: the dense one, else the baseline of the primary contrast, else the first."""
   arms = dict.fromkeys(one["tags"]["arm"] for one in _compared(analysis))
-  wanted = [_DENSE, *(one["baseline"] for one in analysis["contrasts"][:1]), *arms]
+  wanted = [_DENSE, *(one["baseline"] for one in analysis["contrasts"][:1] if "baseline" in one), *arms]
   return next((arm for arm in wanted if arm in arms), "")
 
 
