@@ -6,6 +6,7 @@ section 3.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -21,7 +22,7 @@ from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
 
 _EPSILON = 1e-6
-_MIXTURE_INIT = 0.05
+MIXTURE_INIT = 0.05
 
 
 def smooth_step(t: jax.Array, gamma: float) -> jax.Array:
@@ -75,6 +76,45 @@ def unreachable_penalty(selectors: jax.Array) -> jax.Array:
   return (1.0 / jnp.maximum(selectors.sum(-1), _EPSILON)).sum(-1)
 
 
+def check_options(k: int, gamma: float, entropy_loss: float) -> None:
+  """Raises `ConfigError` unless a gate can have these options."""
+  require(k >= 1, "k", k, "expected at least 1 expert")
+  require(gamma > 0, "gamma", gamma, "expected more than 0")
+  require(entropy_loss >= 0, "entropy_loss", entropy_loss, "expected a weight of at least 0")
+
+
+def gate(z: jax.Array, alpha: jax.Array, num_experts: int, gamma: float) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The weights q, float32 `[..., E]`, and the terms of the loss, float32 `[...]` each.
+
+  Args:
+    z: float32 `[..., k, ceil(log2 E)]`.
+    alpha: float32 `[..., k]`.
+    num_experts: E; only if it is no power of two, there is a penalty for "unreachable" codes.
+    gamma: width of the smooth region, > 0.
+  """
+  selectors = single_selectors(z, num_experts, gamma)
+  losses = {"entropy": selector_entropy(selectors)}
+  if num_experts & (num_experts - 1):
+    losses["unreachable"] = unreachable_penalty(selectors)
+  return mixture(selectors, alpha), losses
+
+
+def auxiliary_loss(losses: Mapping[str, jax.Array], entropy_loss: float) -> jax.Array:
+  """The sum of a gate's terms; the penalty has weight 1, as in the authors' code."""
+  return entropy_loss * losses["entropy"] + losses.get("unreachable", 0.0)
+
+
+def initial_parameters(
+  rngs: nnx.Rngs, num_experts: int, k: int, gamma: float, inputs: tuple[int, ...] = ()
+) -> tuple[nnx.Param, nnx.Param]:
+  """Of z `[*inputs, k, ceil(log2 E)]`, so small that all experts begin alike, and of alpha `[*inputs, k]`."""
+
+  def uniform(limit: float, *shape: int) -> nnx.Param:
+    return nnx.Param(jax.random.uniform(rngs.params(), inputs + shape, jnp.float32, -limit, limit))
+
+  return uniform(gamma / 100, k, math.ceil(math.log2(num_experts))), uniform(MIXTURE_INIT, k)
+
+
 @dataclasses.dataclass(frozen=True)
 class DSelectKConfig(TokenwiseConfig, CapacityConfig, name="dselect_k"):
   """DSelect-k: k selectors, each of one expert by a smooth binary code.
@@ -96,9 +136,7 @@ class DSelectKConfig(TokenwiseConfig, CapacityConfig, name="dselect_k"):
 
   def __post_init__(self):
     super().__post_init__()
-    require(self.k >= 1, "k", self.k, "expected at least 1 expert per token")
-    require(self.gamma > 0, "gamma", self.gamma, "expected more than 0")
-    require(self.entropy_loss >= 0, "entropy_loss", self.entropy_loss, "expected a weight of at least 0")
+    check_options(self.k, self.gamma, self.entropy_loss)
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "DSelectK":
     return DSelectK(self, site, rngs=rngs)
@@ -126,26 +164,16 @@ class DSelectK(TokenwiseRouter):
   def __init__(self, config: DSelectKConfig, site: Site, *, rngs: nnx.Rngs):
     self.config, self.num_experts = config, site.num_experts
     inputs = (site.d_model,) if config.gate == "per_example" else ()
-    bits = math.ceil(math.log2(site.num_experts))
-
-    def uniform(limit: float, *shape: int) -> nnx.Param:
-      return nnx.Param(jax.random.uniform(rngs.params(), inputs + shape, jnp.float32, -limit, limit))
-
-    self.z = uniform(config.gamma / 100, config.k, bits)
-    self.alpha = uniform(_MIXTURE_INIT, config.k)
+    self.z, self.alpha = initial_parameters(rngs, site.num_experts, config.k, config.gamma, inputs)
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
     z, alpha = self.z[...], self.alpha[...]
     if self.config.gate == "per_example":
       z, alpha = _linear(inputs.tokens, z), _linear(inputs.tokens, alpha)
-    selectors = single_selectors(z, self.num_experts, self.config.gamma)
-    weight = jnp.broadcast_to(mixture(selectors, alpha), (*inputs.mask.shape, self.num_experts))
-    losses = {"entropy": masked_mean(selector_entropy(selectors), inputs.mask)}
-    total = self.config.entropy_loss * losses["entropy"]
-    if self.num_experts & (self.num_experts - 1):
-      losses["unreachable"] = masked_mean(unreachable_penalty(selectors), inputs.mask)
-      total += losses["unreachable"]
-    return Selection(weight > 0, weight, weight, losses, total)
+    weight, losses = gate(z, alpha, self.num_experts, self.config.gamma)
+    weight = jnp.broadcast_to(weight, (*inputs.mask.shape, self.num_experts))
+    losses = {name: masked_mean(loss, inputs.mask) for name, loss in losses.items()}
+    return Selection(weight > 0, weight, weight, losses, auxiliary_loss(losses, self.config.entropy_loss))
 
 
 def _linear(tokens: jax.Array, kernel: jax.Array) -> jax.Array:
