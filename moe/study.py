@@ -13,9 +13,10 @@ what has become ready or has failed. What was sent before is not sent again; if 
 it, delete its file in the workdir's folder `sent`. Each job is this command with `--only NAME`, which makes one run.
 
 Pretraining text, tasks and pictures are the reader's own: `--text` is a glob of text files, or a token directory;
-`--data_dir` is a TFDS directory. With `--pretrained WORKDIR` nothing is pretrained, and the study says how that one
-model does on its tasks. `--arm mine='{"name": "my_router"}'` adds a method to a study of language models, or of
-pictures: a router's config section, or the fields of `moe.studies.arms.Arm`.
+`--data_dir` is a TFDS directory, or for `movielens` the folder of MovieLens-100k. With `--pretrained WORKDIR` nothing
+is pretrained, and the study says how that one model does on its tasks. `--arm mine='{"name": "my_router"}'` adds a
+method to a study of language models, or of pictures: a router's config section, or the fields of
+`moe.studies.arms.Arm`.
 """
 
 import os
@@ -31,7 +32,9 @@ _STUDY = flags.DEFINE_string("study", None, "Name of the study.", required=True)
 _BUDGET = flags.DEFINE_string("budget", "cpu", "How large it is: one of the study's budgets.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study's runs.", required=True)
 _TEXT = flags.DEFINE_string("text", "", "Glob of the text files to pretrain on, or a token directory.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS directory of tasks or pictures; empty for TFDS's default.")
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", "", "TFDS directory of tasks or pictures, empty for its default; or the folder of ratings."
+)
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Workdir of a run to take instead of pretraining.")
 _ARM = flags.DEFINE_multi_string("arm", [], "NAME=VALUES, a method beside the study's own; may be repeated.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core; they share a GPU.", lower_bound=1)

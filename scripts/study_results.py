@@ -55,7 +55,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], root: pathlib.Path) -> None:
 
 def command(name: str, budget: str = "cpu") -> str:
   """The command that makes a study's results."""
-  given = {"text": ' --text "text/*.jsonl.xz"', "data_dir": " --data_dir TFDS"}
+  given = {"text": ' --text "text/*.jsonl.xz"', "data_dir": " --data_dir TFDS", "ratings": " --data_dir ml-100k"}
   data = "".join(given[one] for one in (Study.choices[name].reads if name in Study.choices else ("text",)))
   return f"python -m moe.study --study {name} --budget {budget} --workdir runs/studies{data}"
 
@@ -81,7 +81,7 @@ def _row(study: type[Study], analysis: Mapping[str, Any]) -> list[str]:
 
 def _result(stem: str, analysis: Mapping[str, Any]) -> list[str]:
   study = Study.choices[analysis["study"]]()
-  figure = [f"![{study.name}: loss by step, and differences with intervals]({FIGURES}/{stem}.png)", ""]
+  figure = [f"![{study.name}: what was measured of each method]({FIGURES}/{stem}.png)", ""]
   commits = ", ".join(analysis["commits"])
   made = f"Budget `{analysis['budget']}`, {analysis['finished']} of {analysis['runs']} runs, commit {commits}:"
   # In Markdown a single end of a line is none, so that each sentence becomes an item of a list.

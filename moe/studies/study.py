@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from moe.config import Choice
 
-_FOLDERS = ("path", "data_dir")  # fields of a data source
+_FOLDERS = ("path", "data_dir")  # fields of a data source, and of an experiment
 _FILES = ("vocabulary", "table", "centroids")  # fields of a config
 
 
@@ -19,7 +19,7 @@ class Inputs:
 
   Attributes:
     text: of pretraining: a glob of text files.
-    data_dir: the TFDS directory with tasks or pictures; empty for TFDS's default.
+    data_dir: the TFDS directory with tasks or pictures, empty for TFDS's default; or the folder of ratings.
     pretrained: workdir of a run that stands in for all that the study would pretrain; empty for none.
     tokens: the token directory that is made of the text, or is given in its place.
     arms: methods beside the study's own: by name a router's config section, or the fields of `moe.studies.arms.Arm`.
@@ -68,7 +68,8 @@ class Job:
   def compared(self) -> dict[str, Any]:
     """The config as JSON holds it, but for where data lie: two results are of one study only if they agree in it."""
     if self.measure:
-      return json.loads(json.dumps({"measure": self.measure, **self.config}))
+      fields = {name: value for name, value in self.config.items() if name not in _FOLDERS}
+      return json.loads(json.dumps({"measure": self.measure, **fields}))
     source = {name: value for name, value in self.config["data"]["source"].items() if name not in _FOLDERS}
     data = dict(self.config["data"]) | {"source": source}
     return json.loads(json.dumps(_named_files(dict(self.config) | {"data": data})))
@@ -149,7 +150,8 @@ class Study(Choice):
     source: paper and section.
     budgets: names of its budgets, such as "smoke" and "cpu".
     planned: those of which no run is started.
-    reads: what it must be given: "text" (or a run in place of it), "data_dir".
+    reads: what it must be given: "text" (or a run in place of it); as its `data_dir` either TFDS's ("data_dir"), or a
+      folder of "ratings".
     runs: name of what its runs belong to, with their budget: studies of the same name share runs.
   """
 

@@ -97,7 +97,8 @@ class LogitGate(StaticGate):
 
   def __call__(self) -> tuple[jax.Array, jax.Array]:
     logits = self.logits[...]
-    kept = jnp.zeros(logits.shape, bool).at[highest(jax.lax.stop_gradient(logits), self.k)[1]].set(True)
+    chosen = highest(jax.lax.stop_gradient(logits), self.k)[1]
+    kept = jax.nn.one_hot(chosen, len(logits), dtype=bool).any(0)
     return jax.nn.softmax(logits, where=kept), jnp.zeros(())
 
 

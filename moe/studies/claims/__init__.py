@@ -7,6 +7,7 @@ from moe.studies.claims import capped as capped
 from moe.studies.claims import causal as causal
 from moe.studies.claims import convergence as convergence
 from moe.studies.claims import encoder as encoder
+from moe.studies.claims import experiments as experiments
 from moe.studies.claims import experts as experts
 from moe.studies.claims import finetune as finetune
 from moe.studies.claims import hash_layers as hash_layers

@@ -124,6 +124,32 @@ def draw_tasks(analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
   return True
 
 
+def draw_measures(analysis: Mapping[str, Any], measures: Mapping[str, str], path: pathlib.Path) -> bool:
+  """A panel for each measure: the number of every seed by arm, and its mean; False if no arm has one.
+
+  Args:
+    analysis: whose `arms` have lists of numbers by measure.
+    measures: the names of these, with what to write below their panels.
+    path: the PNG file to write.
+  """
+  arms = analysis["arms"]
+  if not arms:
+    return False
+  with png_figure(path, 10, 1.7 + 0.26 * len(arms), dpi=100) as figure:
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    figure.suptitle(_title(analysis), fontsize=10)
+    for axes, (name, label) in zip(panels, measures.items()):
+      for place, found in enumerate(arms.values()):
+        values = np.array(found[name], float)
+        axes.plot(values, np.full(len(values), place), "o", color="tab:blue", alpha=0.3, markersize=4)
+        axes.plot(values.mean(), place, "|", color="black", markersize=12, markeredgewidth=2)
+      axes.set(xlabel="\n".join(textwrap.wrap(label, 26)), ylim=(len(arms) - 0.4, -0.6))
+      axes.grid(alpha=0.3, axis="x")
+    panels[0].set_yticks(range(len(arms)), arms)
+    figure.supxlabel("Dots: seeds; bars: their mean.", fontsize=7.5)
+  return True
+
+
 def _draw_curve(
   axes: "Axes", analysis: Mapping[str, Any], arm: str, color: Any, *, band: bool
 ) -> tuple[float, float] | None:
