@@ -30,7 +30,7 @@ def answers(kind, method, shape):
   return [one.text for one in found], np.array([one.scores for one in found])
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 1)])
+@pytest.mark.parametrize("shape", [(2, 2, 2), pytest.param((1, 4, 1), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["rank", "decode"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_answers_are_the_same_on_every_mesh(kind, method, shape):
