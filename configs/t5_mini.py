@@ -3,8 +3,8 @@ r"""A T5 of 2.8M parameters, pretrained by span corruption, for studies that a l
     python -m moe.train --config configs/t5_mini.py --workdir runs/t5_mini \
       --config.data.source.path="text/*.jsonl.xz"
 
-It is dense as it stands; `moe/studies/claims/finetune.py` gives its encoder experts of the same activated FLOPs. The
-vocabulary is of 8,000 pieces, trained on English Wikipedia articles.
+It is dense as it stands; `moe/studies/claims/transfer/finetune.py` gives its encoder experts of the same activated
+FLOPs. The vocabulary is of 8,000 pieces, trained on English Wikipedia articles.
 """
 
 from ml_collections import ConfigDict

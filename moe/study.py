@@ -13,10 +13,10 @@ what has become ready or has failed. What was sent before is not sent again; if 
 it, delete its file in the workdir's folder `sent`. Each job is this command with `--only NAME`, which makes one run.
 
 Pretraining text, tasks and pictures are the reader's own: `--text` is a glob of text files, or a token directory;
-`--data_dir` is a TFDS directory, or for `movielens` the folder of MovieLens-100k. With `--pretrained WORKDIR` nothing
-is pretrained, and the study says how that one model does on its tasks. `--arm mine='{"name": "my_router"}'` adds a
-method to a study of language models, or of pictures: a router's config section, or the fields of
-`moe.studies.arms.Arm`.
+`--data_dir` is a TFDS directory, or for `movielens` the folder of MovieLens-100k. The study `lifelong` reads the files
+one after the other; commas may separate globs. With `--pretrained WORKDIR` nothing is pretrained, and the study says
+how that one model does on its tasks. `--arm mine='{"name": "my_router"}'` adds a method to a study of language models,
+or of pictures: a router's config section, or the fields of `moe.studies.arms.Arm`.
 """
 
 import os
@@ -31,7 +31,7 @@ from moe.config import require
 _STUDY = flags.DEFINE_string("study", None, "Name of the study.", required=True)
 _BUDGET = flags.DEFINE_string("budget", "cpu", "How large it is: one of the study's budgets.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study's runs.", required=True)
-_TEXT = flags.DEFINE_string("text", "", "Glob of the text files to pretrain on, or a token directory.")
+_TEXT = flags.DEFINE_string("text", "", "Glob of text files, or several with commas; or a token directory.")
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", "", "TFDS directory of tasks or pictures, empty for its default; or the folder of ratings."
 )
@@ -66,9 +66,10 @@ def main() -> None:
   if _JOBS.value > 1:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or the first process takes most of a GPU
   root = studies_folder(_WORKDIR.value)
-  text, data_dir, pretrained = (
-    str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_TEXT, _DATA_DIR, _PRETRAINED)
+  data_dir, pretrained = (
+    str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_DATA_DIR, _PRETRAINED)
   )
+  text = ",".join(str(local_path("--text", part)) for part in _TEXT.value.split(",")) if _TEXT.value else ""
   tokens = text if os.path.isdir(text) else str(root / "tokens")
   inputs = Inputs(text, data_dir, pretrained, tokens, dict(map(parse_arm, _ARM.value)))
   runner, arguments = parse_runner(_RUNNER.value)

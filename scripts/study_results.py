@@ -55,8 +55,9 @@ def draw(results: Mapping[str, Mapping[str, Any]], root: pathlib.Path) -> None:
 
 def command(name: str, budget: str = "cpu") -> str:
   """The command that makes a study's results."""
-  given = {"text": ' --text "text/*.jsonl.xz"', "data_dir": " --data_dir TFDS", "ratings": " --data_dir ml-100k"}
-  data = "".join(given[one] for one in (Study.choices[name].reads if name in Study.choices else ("text",)))
+  study = Study.choices.get(name, Study)
+  given = {"text": f' --text "{study.example}"', "data_dir": " --data_dir TFDS", "ratings": " --data_dir ml-100k"}
+  data = "".join(given[one] for one in study.reads)
   return f"python -m moe.study --study {name} --budget {budget} --workdir runs/studies{data}"
 
 

@@ -66,7 +66,9 @@ def _convert() -> None:
   from moe.convert.__main__ import commands
   from moe.training.experiment import load_config
 
-  load_config(override(_small(), fields_of([field for one in commands.given_configs() for field in one[1:]])))
+  sparse = [("model.decoder.moe", {"num_experts": 2, "router": "loss_free"})]  # for what makes more of experts
+  given = fields_of([field for one in commands.given_configs() for field in one[1:]])
+  load_config(override(_small(), [*sparse, *given]))
 
 
 def _study() -> None:
@@ -104,7 +106,9 @@ def _complete(tree: dict) -> dict:
     return tree
   source = _small()
   inherited = {field: source["data"][field] for field in ("vocabulary", "extra_ids")}
-  return {**tree, "model": source["model"] | tree.get("model", {}), "data": tree["data"] | inherited}
+  model = tree.get("model", {})
+  same = model.get("name", source["model"]["name"]) == source["model"]["name"]
+  return {**tree, "model": source["model"] | model if same else model, "data": tree["data"] | inherited}
 
 
 def _read(name: str, arguments: list[str]) -> None:

@@ -6,6 +6,7 @@
         --config.model.encoder.moe.num_experts=8 --config.model.encoder.moe.router.name=expert_choice
     python -m moe.convert merge --from runs/sparse --workdir runs/dense
     python -m moe.convert prune --from runs/sparse --keep 4 --workdir runs/small
+    python -m moe.convert grow --from runs/old --workdir runs/new --config.model.decoder.moe.num_experts=16
     python -m moe.convert average --from runs/a --steps 100,200,300 --workdir runs/mean
 
 `from_hf` reads a folder of T5 (1.0, 1.1, Flan) or of Switch Transformers as Hugging Face's `save_pretrained` writes it:
@@ -16,12 +17,13 @@ neither reads pickles. Checkpoints of t5x are not read.
 `upcycle` makes a dense run sparse (Komatsuzaki et al. 2022): every expert of a layer begins as a copy of its dense
 feed-forward network, and the router is newly initialised. `merge` makes a sparse run dense, with the means of the
 experts' matrices: the dense run again if they are still copies, and otherwise not the mean of what the experts compute.
-`prune` keeps the experts that the validation split uses most; a single one becomes a dense network. `average` takes the
-mean of the parameters of several checkpoints of one run, or of runs of one model (repeat `--from`). The result is the
-workdir of a run at the step of its source, with one checkpoint: `moe.train` continues its training, learning-rate
-schedule and input position included, or another run starts from it, by `--config.init.workdir`. `upcycle` reuses the
-optimizer's statistics, unless `--fresh_optimizer` is given; the other verbs reset them. `--config.FIELD=VALUE` changes
-a field of the source's config.
+`prune` keeps the experts that the validation split uses most; a single one becomes a dense network. `grow` adds experts
+to the stacks whose `num_experts` is given, and changes no output (Chen et al. 2023). `average` takes the mean of the
+parameters of several checkpoints of one run, or of runs of one model (repeat `--from`). The result is the workdir of a
+run at the step of its source, with one checkpoint: `moe.train` continues its training, learning-rate schedule and input
+position included, or another run starts from it, by `--config.init.workdir`. `upcycle` reuses the optimizer's
+statistics, unless `--fresh_optimizer` is given; the other verbs reset them. `--config.FIELD=VALUE` changes a field of
+the source's config.
 
 Nothing is ever overwritten: what a verb writes is a new folder.
 """
@@ -99,6 +101,17 @@ def prune() -> Callable[[], None]:
   return main
 
 
+def grow() -> Callable[[], None]:
+  common = _from_a_run("Folder of the run with experts.")
+
+  def main() -> None:
+    from moe.convert.runs import grow_run
+
+    grow_run(*common())
+
+  return main
+
+
 def average() -> Callable[[], None]:
   sources = flags.DEFINE_multi_string("from", None, "Folder of a run; may be repeated.", required=True)
   steps = flags.DEFINE_list("steps", None, "Checkpoints of each run: steps, 'best', 'latest'.", required=True)
@@ -122,7 +135,7 @@ def _from_a_run(what: str) -> Callable[[], tuple[str, str, str, list[tuple[str, 
   return lambda: (source.value, step.value, workdir.value, [*fields()])
 
 
-main = commands.define_verbs(from_hf, to_hf, upcycle, merge, prune, average)
+main = commands.define_verbs(from_hf, to_hf, upcycle, merge, prune, grow, average)
 
 if __name__ == "__main__":
   commands.run(main)

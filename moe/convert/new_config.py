@@ -12,9 +12,10 @@ import numpy as np
 
 from moe.config import Text, as_mapping, differences, in_section, override, require
 from moe.convert.old_run import setup_of
-from moe.convert.pruning import router_axes, router_shapes
+from moe.convert.pruning import router_axes
 from moe.convert.upcycling import upcycle_statistics
 from moe.models import ModelConfig, MoEConfig
+from moe.routing.router import router_shapes
 from moe.training.experiment import ExperimentConfig, load_config
 
 # Dotted names of a config's fields, and their values.
@@ -87,6 +88,40 @@ def pruned_config(old: ExperimentConfig, fields: Fields, keep: int) -> Experimen
     stacks[name] = dataclasses.replace(old.model.stacks[name], moe=dataclasses.replace(moe, num_experts=keep))
   new = changed_config(old, [*((f"model.{name}.moe.num_experts", keep) for name in stacks), *fields])
   check_model(new.model, dataclasses.replace(old.model, **stacks))
+  return new
+
+
+def grown_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
+  """The config of a run with more experts in the MoE layers of some stacks.
+
+  Raises:
+    ConfigError: a wrong field; fewer experts, or no more; or a router with which new experts change what the old ones
+      do.
+  """
+  new, before = changed_config(old, fields), experts_of(old.model)
+  after = experts_of(new.model)
+  stacks: Any = {
+    name: dataclasses.replace(old.model.stacks[name], moe=dataclasses.replace(moe, num_experts=after[name].num_experts))
+    for name, moe in before.items()
+    if name in after
+  }
+  check_model(new.model, dataclasses.replace(old.model, **stacks))
+  for name, moe in before.items():
+    given = after[name].num_experts
+    wanted = f"expected at least {moe.num_experts}, the experts of the run it is made of"
+    require(given >= moe.num_experts, f"config.model.{name}.moe.num_experts", given, wanted)
+  grown = [name for name, moe in before.items() if after[name].num_experts > moe.num_experts]
+  name, fewest = next((name, moe.num_experts) for name, moe in before.items())
+  wanted = f"expected more than the {fewest} experts there are, or more in another stack"
+  require(bool(grown), f"config.model.{name}.moe.num_experts", fewest, wanted)
+  for name in grown:
+    router = after[name].router
+    wanted = (
+      "expected one that leaves old experts their tokens and weights when new ones come: loss_free or quantile_balanced"
+      " with scores = 'sigmoid', relu, noisy_rectifier, stochastic_times_smooth, or threshold with gate = 'sigmoid',"
+      " slack = None and renormalize = False; dropless"
+    )
+    require(router.growth is not None, f"config.model.{name}.moe.router.name", router.name, wanted)
   return new
 
 

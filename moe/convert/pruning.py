@@ -1,20 +1,18 @@
 """Fewer experts: those that are used most, with their part of the router."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from moe.config import require
 from moe.convert.layers import Tree, join_layers, split_layers
 from moe.convert.merging import Chosen
 from moe.models import ModelConfig
 from moe.routing import RouterConfig, Site
-from moe.training.state import split
+from moe.routing.router import expert_axes, router_shapes
 
 
 def most_used(load: np.ndarray, keep: int) -> np.ndarray:
@@ -50,17 +48,9 @@ def router_axes(router: RouterConfig, site: Site) -> dict[str, int | None]:
   Raises:
     ConfigError: experts are not scored by the columns of one matrix, so that none can be removed.
   """
-  here, wider = (router_shapes(router, dataclasses.replace(site, num_experts=site.num_experts + i)) for i in (0, 1))
-  linear = here.get("kernel") == (site.d_model, site.num_experts)
+  linear = router_shapes(router, site).get("kernel") == (site.d_model, site.num_experts)
   require(linear, "name", router.name, "expected a router that scores experts by the columns of one matrix")
-  differing = {name: [a for a, size in enumerate(shape) if size != wider[name][a]] for name, shape in here.items()}
-  return {name: axes[0] if axes else None for name, axes in differing.items()}
-
-
-def router_shapes(router: RouterConfig, site: Site) -> dict[str, tuple[int, ...]]:
-  """The shapes of a router's parameters and state in one layer, by name."""
-  _, params, state = split(nnx.eval_shape(lambda: router.make(site, nnx.Rngs(0))))
-  return {name: leaf.shape for name, leaf in (params | state).items()}
+  return expert_axes(router, site)
 
 
 def _pruned(moe: Tree, experts: np.ndarray, axes: Mapping[str, int | None]) -> Tree:

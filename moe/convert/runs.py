@@ -1,4 +1,4 @@
-"""Runs made of runs: upcycled, merged, pruned, averaged.
+"""Runs made of runs: upcycled, merged, pruned, grown, averaged.
 
 Each makes an ordinary workdir with one checkpoint, at the step of the run that it is made of. `moe.train` trains it
 further from there, with the schedule of the learning rate and, unless the section `data` changes, the input position
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from moe.config import ConfigError, require
+from moe.convert.growing import grow_experts
 from moe.convert.layers import Tree
 from moe.convert.merging import Chosen, mean_of, merge_experts
 from moe.convert.new_config import (
@@ -24,6 +25,7 @@ from moe.convert.new_config import (
   check_statistics,
   dense_config,
   experts_of,
+  grown_config,
   pruned_config,
   upcycled_config,
 )
@@ -113,6 +115,25 @@ def prune_run(source: Folder, step: str, target: Folder, fields: Fields, *, keep
     _write(workdir, new, run, merge_experts(state.params, old.model, chosen), {})
   else:
     _write(workdir, new, run, *(prune_experts(each, old.model, chosen) for each in (state.params, state.router_state)))
+
+
+def grow_run(source: Folder, step: str, target: Folder, fields: Fields) -> None:
+  """Writes a run's checkpoint with more experts, whose outputs are what they were.
+
+  Args:
+    source: workdir of the run.
+    step: of the checkpoint.
+    target: new workdir.
+    fields: what the config changes: `num_experts` of the stacks that grow.
+
+  Raises:
+    ConfigError: as above; fewer experts, or a router that does not go with new ones.
+  """
+  workdir, old = new_workdir(target), _sparse(source)
+  new = grown_config(old, fields)
+  run = read_run(source, step)
+  state = run.state
+  _write(workdir, new, run, *(grow_experts(each, old.model, new.model) for each in (state.params, state.router_state)))
 
 
 def average_runs(sources: Sequence[Folder], steps: Sequence[str], target: Folder, fields: Fields) -> None:

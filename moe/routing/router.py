@@ -1,7 +1,7 @@
 """The interface of every router: its config section, which declares its properties, and the module that routes."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,16 @@ class RouterConfig(Choice):
   def check_site(self, site: Site) -> None:
     """The part of `check` that needs no batch. Raises `ConfigError` if the options do not fit the layer."""
 
+  @property
+  def growth(self) -> Literal["silent", "unchosen"] | None:
+    """How new experts begin if no output is to change with them (`moe.convert.growing`); None if it cannot be so.
+
+    "silent": every expert decides on its own which tokens it takes and with what weight, so new ones may take tokens
+    from the start, if what they compute is 0. "unchosen": a state `bias`, added to scores between 0 and 1, moves the
+    choice alone, not the weights; it holds new experts back until training lets them in.
+    """
+    return None
+
   def stored(self, site: Site, vocabulary: str | None) -> dict[str, np.ndarray]:
     """Arrays from files that initialise the `RouterState` of these names; later, checkpoints hold them.
 
@@ -155,6 +165,22 @@ class Router(nnx.Module):
       NotImplementedError: the router is not causal, so its decision on a token needs later tokens.
     """
     raise NotImplementedError(f"{type(self).__name__} looks at later tokens: it cannot decode step by step")
+
+
+def router_shapes(router: RouterConfig, site: Site) -> dict[str, tuple[int, ...]]:
+  """The shapes of a router's parameters and state in one layer, by name."""
+  module = nnx.eval_shape(lambda: router.make(site, nnx.Rngs(0)))
+  return {str(name): leaf.shape for name, leaf in nnx.to_pure_dict(nnx.split(module)[1]).items()}
+
+
+def expert_axes(router: RouterConfig, site: Site) -> dict[str, int | None]:
+  """The axis of experts in each of these arrays; None in one that has none."""
+  here, wider = (router_shapes(router, dataclasses.replace(site, num_experts=site.num_experts + i)) for i in (0, 1))
+  differing = {
+    name: [a for a, size in enumerate(shape) if size == site.num_experts != wider[name][a]]
+    for name, shape in here.items()
+  }
+  return {name: axes[0] if axes else None for name, axes in differing.items()}
 
 
 def step_mean(share: jax.Array, means: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ class Inputs:
   """What the runs of a study read.
 
   Attributes:
-    text: of pretraining: a glob of text files.
+    text: of pretraining: a glob of text files, or several with commas between them.
     data_dir: the TFDS directory with tasks or pictures, empty for TFDS's default; or the folder of ratings.
     pretrained: workdir of a run that stands in for all that the study would pretrain; empty for none.
     tokens: the token directory that is made of the text, or is given in its place.
@@ -46,6 +46,8 @@ class Job:
     blocks: batches of the validation split whose losses are kept one by one when it ends; 0 for none.
     measure: name of the study that measures its source, or makes an experiment if it has none; empty for a run.
     may_diverge: whether a run that diverges has a result, an infinite loss; otherwise it has failed.
+    grow: fields of the source's config with which `moe.convert grow` makes of it what the run starts from; {} for the
+      source itself.
   """
 
   name: str
@@ -56,6 +58,7 @@ class Job:
   blocks: int = 0
   measure: str = ""
   may_diverge: bool = False
+  grow: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def about(self) -> str:
@@ -152,6 +155,7 @@ class Study(Choice):
     planned: those of which no run is started.
     reads: what it must be given: "text" (or a run in place of it); as its `data_dir` either TFDS's ("data_dir"), or a
       folder of "ratings".
+    example: the text, as commands in documents have it.
     runs: name of what its runs belong to, with their budget: studies of the same name share runs.
   """
 
@@ -160,6 +164,7 @@ class Study(Choice):
   budgets: ClassVar[tuple[str, ...]]
   planned: ClassVar[tuple[str, ...]] = ()
   reads: ClassVar[tuple[str, ...]] = ("text",)
+  example: ClassVar[str] = "text/*.jsonl.xz"
 
   @property
   def runs(self) -> str:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import shutil
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -104,7 +105,7 @@ def _run(folder: Folder, job: Job) -> dict[str, Any]:
 
   workdir, tree = folder.workdir(job.name), dict(job.config)
   if job.source:
-    tree["init"] = {**tree.get("init", {}), "workdir": str(folder.workdir(job.source))}
+    tree["init"] = {**(tree.get("init") or {}), "workdir": str(_start(folder, job))}
   try:
     config, summary = run_config(tree, workdir)
   except DivergedError:
@@ -118,6 +119,20 @@ def _run(folder: Folder, job: Job) -> dict[str, Any]:
   scores = json.loads(path.read_text()) if path.exists() else {}
   more = outcome(config, workdir, job.blocks) if job.blocks else {}
   return {"step": summary.step, "validation": summary.validation, "scores": scores, **more}
+
+
+def _start(folder: Folder, job: Job) -> pathlib.Path:
+  """The workdir of the run that a job starts from: its source's, or what that has grown to."""
+  from moe.convert.runs import grow_run
+  from moe.training.workdir import Workdir
+
+  source, grown = folder.workdir(job.source), folder.root / "grown" / job.name
+  if not job.grow:
+    return source
+  if not Workdir(grown).config.exists():  # it comes last: a kill may have left a part
+    shutil.rmtree(grown, ignore_errors=True)
+    grow_run(source, "latest", grown, job.grow.items())
+  return grown
 
 
 def _measure(folder: Folder, job: Job) -> dict[str, Any]:

@@ -73,12 +73,17 @@ class InitConfig:
     workdir: of that run, or a folder that `moe.convert` has made.
     step: a number, "latest", or "best" by its validation (the latest where there was none). The config that a run
       stores has the number.
+    kl_loss: weight of the mean over target tokens of KL(source || model), in nats, between what the source predicts
+      and what this model does: output regularisation, against forgetting (Li and Hoiem 2016; Lifelong-MoE, Chen et al.
+      2023). It costs a forward pass of the source, which is read again where the run resumes.
   """
 
   workdir: str
   step: str = "best"
+  kl_loss: float = 0.0
 
   def __post_init__(self) -> None:
+    require(self.kl_loss >= 0, "kl_loss", self.kl_loss, "expected at least 0")
     require(bool(self.workdir.strip()), "workdir", self.workdir, "expected the folder of a run to begin from")
     known = self.step in ("best", "latest") or self.step.isdecimal()
     require(known, "step", self.step, "expected 'best', 'latest' or a number")

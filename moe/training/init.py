@@ -2,9 +2,10 @@
 
 A run whose config has the section `init` takes parameters and the routers' state from there; its optimizer and its step
 count are reset. The other workdir, the source, is only read, and is no longer needed once the run has a checkpoint
-itself.
+itself, unless the run is held to what the source predicts (`init.kl_loss`).
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -75,7 +76,7 @@ def settle(init: InitConfig, workdir: Workdir) -> InitConfig:
     step = str(multihost_utils.broadcast_one_to_all(np.int32(number)) if jax.process_count() > 1 else number)
   elif not step.isdecimal():
     step = (begun.get("init") or {}).get("step", step)
-  return InitConfig(str(source.root), step)
+  return dataclasses.replace(init, workdir=str(source.root), step=step)
 
 
 class InitSource:

@@ -12,6 +12,7 @@ from moe.config import ConfigError, in_section
 from moe.parallel.memory import GIB, device_memory, host_memory, shard_bytes
 from moe.parallel.mesh import row_shards
 from moe.training.experiment import ExperimentConfig
+from moe.training.optimization.parts import by_path, expert_axes_of
 from moe.training.state import Stored, TrainState, abstract_model, abstract_state, keys, make_state, shardings_of
 from moe.training.step import RunInputs, make_eval_step, make_train_step
 
@@ -33,10 +34,17 @@ class Setup:
     config.check_mesh(mesh)
     self._config, self.mesh = config, mesh
     self._key = np.asarray(jax.random.key_data(keys(config.seed)[1]))
+    self._kl_loss = config.init.kl_loss if config.init is not None else 0.0
     self._schedule = config.optimizer.make_schedule(config.train.steps)
     model = abstract_model(config.model.make, mesh, fsdp=config.mesh.fsdp)
+    arrays = by_path([model.params, model.router_state])
+    axes = expert_axes_of(config.model, arrays) if config.optimizer.freezes_experts else {}
     with in_section("config.optimizer"):
-      config.optimizer.check_frozen(model.params, model.router_state)
+      experts = {path: arrays[path].shape[axis] for path, axis in axes.items()}
+      config.optimizer.check_frozen(model.params, model.router_state, experts)
+    self._frozen_experts = {
+      path: _first(config.optimizer.frozen_experts(path), axis, arrays[path].shape) for path, axis in axes.items()
+    }
     self.graph = model.graph
     self.optimizer = config.optimizer.make(model.stacked)
     self.abstract = abstract_state(model, self.optimizer, mesh)
@@ -65,17 +73,31 @@ class Setup:
       accumulation=train.accumulation,
       logits_z_loss=train.logits_z_loss,
       byte_lengths=byte_lengths,
-      is_frozen=self._config.optimizer.is_frozen,
+      kl_loss=self._kl_loss,
+      frozen=self.frozen,
     )
 
-  def inputs(self, step: int) -> RunInputs:
-    """What the train step takes beside state and batch, after `step` updates."""
-    return RunInputs(self._key, np.float32(self._schedule(step)))
+  def frozen(self, path: str) -> bool | np.ndarray:
+    """Whether the parameter, or the router's state, of this path stays as it is; or where, if that is a part of it."""
+    return self._config.optimizer.is_frozen(path) or self._frozen_experts.get(path, False)
+
+  def inputs(self, step: int, source: tuple[dict[str, Any], dict[str, Any]] | None = None) -> RunInputs:
+    """What the train step takes beside state and batch, after `step` updates; without a source its shapes will do."""
+    if source is None and self._kl_loss:
+      source = self.abstract.params, self.abstract.router_state
+    return RunInputs(self._key, np.float32(self._schedule(step)), source)
 
   def eval_step(self, byte_lengths: jax.typing.ArrayLike) -> Callable[..., dict[str, Any]]:
     """`make_eval_step` of the config."""
     accumulation = self._config.train.accumulation
     return make_eval_step(self.graph, byte_lengths, accumulation=accumulation, mesh=self.mesh)
+
+
+def _first(number: int, axis: int, shape: tuple[int, ...]) -> bool | np.ndarray:
+  """A mask of the first so many places along an axis, that fits an array of this shape; False if there are none."""
+  if not number:
+    return False
+  return (np.arange(shape[axis]) < number).reshape([-1 if a == axis else 1 for a in range(len(shape))])
 
 
 def check_memory(config: ExperimentConfig, mesh: Mesh, abstract: TrainState | None = None) -> None:
@@ -94,6 +116,8 @@ def check_memory(config: ExperimentConfig, mesh: Mesh, abstract: TrainState | No
   sizes = _sizes(config)
   least = 8 * _parameters(config, sizes) // mesh.size  # float32, once more for the gradients
   needed = least if abstract is None else shard_bytes(abstract) + shard_bytes(abstract.params)
+  if abstract is not None and config.init is not None and config.init.kl_loss:
+    needed += shard_bytes(abstract.params)  # the source's
   memory = device_memory(mesh)
   if memory is not None and needed > memory:
     what = f"parameters, gradients and optimizer state need at least {needed / GIB:,.1f} GiB per device"

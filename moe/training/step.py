@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from moe.models import ModelOutput
 from moe.parallel.mesh import replicated, tracing_for
 from moe.routing.policy import policy_loss
-from moe.training.optimization.parts import keep_frozen, stop_gradients
+from moe.training.optimization.parts import Frozen, keep_frozen, stop_gradients
 from moe.training.state import TrainState, merge, shardings_of, split
 
 Batch = dict[str, jax.Array]
@@ -26,10 +26,12 @@ class RunInputs(NamedTuple):
   Attributes:
     key: uint32 `[2]`, the data of the run's PRNG key.
     learning_rate: float32 scalar, of this step.
+    source: parameters and routers' state that the run began with, if it is held to what they predict.
   """
 
   key: np.ndarray
   learning_rate: np.float32
+  source: tuple[dict[str, Any], dict[str, Any]] | None = None
 
 
 @jax.named_scope("vocabulary")
@@ -66,6 +68,13 @@ def token_losses(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.
   return log_normaliser - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], log_normaliser
 
 
+@jax.named_scope("vocabulary")
+def divergence(old: jax.Array, new: jax.Array) -> jax.Array:
+  """float32 `[B, T]`: KL(old || new) in nats, between what two logits `[B, T, V]` predict."""
+  old, new = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (old, new))
+  return jnp.sum(jnp.exp(old) * (old - new), axis=-1)
+
+
 def policies_loss(output: ModelOutput, batch: Batch) -> jax.Array:
   """The loss of all routers trained by REINFORCE; 0 if there is none.
 
@@ -100,31 +109,38 @@ def make_train_step(
   accumulation: int,
   logits_z_loss: float,
   byte_lengths: jax.typing.ArrayLike,
-  is_frozen: Callable[[str], bool] = lambda path: False,
+  kl_loss: float = 0.0,
+  frozen: Frozen = lambda path: False,
 ) -> jax.stages.Wrapped:
   """The compiled step: `(state, batch, run) -> (state, metrics)`. It consumes the state it is given.
 
   Only the shardings of `state` are used, so its shapes will do; batches come from `put_batch` on the same mesh. `run`
-  is a `RunInputs`: what differs between runs of one model is an argument, so that they share one program. Parameters
-  and routers' state whose paths `is_frozen` are left as they are.
+  is a `RunInputs`: what differs between runs of one model is an argument, so that they share one program. `kl_loss`
+  weights the divergence from what `run.source` predicts, without dropout and routed as in evaluation. Parameters and
+  routers' state are left as they are where they are `frozen`.
 
   The metrics are device arrays: `loss`, the cross-entropy alone in nats per weighted target token; `logits_z_loss` and
-  `auxiliary_loss`, as weighted in the objective; `bits_per_byte`; `accuracy`; `gradient_norm`, before clipping;
-  `learning_rate`; `target_tokens`, weighted; `bytes` of their text; `tokens`, the encoder's and decoder's without
-  padding; `layers`, the routers' metrics by stack and name, one row per layer; `layer_tokens`, those of each stack.
+  `auxiliary_loss`, the routers' and the divergence, as weighted in the objective; `bits_per_byte`; `accuracy`;
+  `gradient_norm`, before clipping; `learning_rate`; `target_tokens`, weighted; `bytes` of their text; `tokens`, the
+  encoder's and decoder's without padding; `layers`, the routers' metrics by stack and name, one row per layer;
+  `layer_tokens`, those of each stack.
 
   A batch in several micro-batches gives the loss and the gradient of the whole: what is a mean over tokens in each is
   weighted by its share of these tokens. Routers decide on one micro-batch at a time, by the state from before the step;
   their state moves once, after all.
   """
 
-  def objective(params, router_state, micro, micro_key, whole):
-    params = stop_gradients(params, is_frozen)
+  def objective(params, router_state, micro, micro_key, whole, source):
+    params = stop_gradients(params, frozen)
     output = merge(graph, params, router_state)(micro, training=True, key=micro_key)
     sums = token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths)
     share = {name: tokens / whole.tokens[name] for name, tokens in tokens_by_stack(micro).items()}
     of_policies = sums["weight"] / whole.weight * policies_loss(output, micro)
     auxiliary_loss = sum((share[name] * loss for name, loss in output.auxiliary_losses.items()), start=of_policies)
+    if kl_loss:
+      old = merge(graph, *source)(micro, training=False, key=None)
+      moved = divergence(old.logits, output.logits)
+      auxiliary_loss += kl_loss * jnp.sum(micro["loss_weights"] * moved) / whole.weight
     value = (sums["nll"] + logits_z_loss * sums["z"]) / whole.weight + auxiliary_loss
     layers = times_by_stack(output.metrics, share)
     return value, ({"sums": sums, "auxiliary_loss": auxiliary_loss, "layers": layers}, output.seen)
@@ -132,13 +148,13 @@ def make_train_step(
   gradient = jax.grad(objective, has_aux=True)
   mesh = cast(Any, state.step.sharding).mesh
 
-  def accumulate(state, batch, step_key, whole):
+  def accumulate(state, batch, step_key, whole, source):
     """Gradients and reports of the whole batch, and what its micro-batches have shown the routers, `[M, ...]`."""
     micros = micro_batches(batch, accumulation)
 
     def one(index, micro):
       grads, (report, seen) = gradient(
-        state.params, state.router_state, micro, jax.random.fold_in(step_key, index), whole
+        state.params, state.router_state, micro, jax.random.fold_in(step_key, index), whole, source
       )
       return (grads, report), seen
 
@@ -158,11 +174,12 @@ def make_train_step(
     whole = _whole(batch)
     step_key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(run.key)), state.step)
     with tracing_for(mesh):
-      grads, report, seen = accumulate(state, batch, step_key, whole)
-      router_state = keep_frozen(state.router_state, _learned(graph, state, seen), is_frozen)
+      grads, report, seen = accumulate(state, batch, step_key, whole, run.source)
+      router_state = keep_frozen(state.router_state, _learned(graph, state, seen), frozen)
     with jax.named_scope("optimizer"):
       updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
       params = optax.apply_updates(state.params, jax.tree.map(lambda update: -run.learning_rate * update, updates))
+      params = keep_frozen(state.params, params, frozen)  # also from weight decay, where a part is frozen
     sums = report["sums"]
     metrics = {
       "loss": sums["nll"] / whole.weight,

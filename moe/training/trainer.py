@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+import numpy as np
 
 from moe.config import ConfigError, as_mapping, build, differences
 from moe.data import DataError, Pipeline, Vocabulary
@@ -98,7 +99,9 @@ def train(
     setup = Setup(config, mesh)
     check_memory(config, mesh, setup.abstract)
     before = read_about(workdir.checkpoints)
-    source = InitSource(config.init) if config.init is not None and workdir.stored() is None else None
+    held = config.init is not None and config.init.kl_loss > 0  # to what the source predicts, also after a resume
+    begins = config.init is not None and (held or workdir.stored() is None)
+    source = InitSource(config.init) if begins else None
     router_files = _router_files(config, before if source is None else source.about, vocabulary)
     if source is not None:
       source.check(setup.abstract, vocabulary, router_files)
@@ -122,7 +125,8 @@ def train(
       if is_primary:
         workdir.claim(config, vocabulary.model)
 
-    begun = None if source is None else setup.state_of(*source.restore(setup.abstract))
+    begun = None if source is None else source.restore(setup.abstract)
+    predicts = jax.tree.map(jnp.copy, begun) if held else None  # the first step consumes what it begins with
     checkpoints = Checkpoints(workdir.checkpoints, settings.keep, on_first=claim)
     if checkpoints.latest() is None and workdir.config.exists():
       raise WorkdirError(_no_checkpoints_left(workdir))
@@ -130,7 +134,8 @@ def train(
     if restored is None:
       if is_primary:
         workdir.set_aside()
-      state = begun or setup.first_state(stored_router_state(config.model, vocabulary.fingerprint))
+      stored = {} if begun else stored_router_state(config.model, vocabulary.fingerprint)
+      state = setup.state_of(*begun) if begun else setup.first_state(stored)
     else:
       if restored.position is not None:  # None in a run made of another's weights: its data are all new
         pipeline.restore(_position(restored, about["data"], workdir))
@@ -161,7 +166,7 @@ def train(
       clock=Clock(),
     )
     stack.enter_context(run)
-    run.progress.line(_introduction(config, state, mesh))
+    run.progress.line(_introduction(setup, state))
 
     # --------------------------------------------------------------------------------------------------------------
     # The loop. The host starts each step before it reads the metrics of the one before: the device never waits.
@@ -183,7 +188,7 @@ def train(
         except Exception as error:  # also a user's own preprocessing
           info = None if step == first else StepInfo(step, state, metrics, validate=False, save=True, stop=True)
           raise _stopped_by_data(run, error, step, info, log) from error
-        state, metrics = run.train_step(state, put_batch(mesh, batch), setup.inputs(step))
+        state, metrics = run.train_step(state, put_batch(mesh, batch), setup.inputs(step, predicts))
         jax.block_until_ready(loss)  # of the step before: a request to stop takes effect as early as possible
         step, loss = step + 1, metrics["loss"]
         stop = asked_to_stop(step)
@@ -317,9 +322,10 @@ def _newest_records(workdir: Workdir) -> dict[str, Record]:
   return {record["kind"]: record for record in read_metrics(workdir.metrics)}
 
 
-def _introduction(config: ExperimentConfig, state: TrainState, mesh: Mesh) -> str:
+def _introduction(setup: Setup, state: TrainState) -> str:
   sizes = {path: leaf.size for path, leaf in by_path(state.params).items()}
-  parameters, frozen = sum(sizes.values()), sum(sizes[path] for path in sizes if config.optimizer.is_frozen(path))
+  parameters, mesh = sum(sizes.values()), setup.mesh
+  frozen = round(sum(size * np.mean(setup.frozen(path)) for path, size in sizes.items()))
   parts = f" ({parameters - frozen:,} trained, {frozen:,} frozen)" if frozen else ""
   axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
   devices = "1 device" if mesh.size == 1 else f"{mesh.size} devices, {axes}"

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from moe.studies.claims.finetune import BUDGETS, PUBLISHED, PUBLISHED_8B, TASKS, Finetune
+from moe.studies.claims.transfer.finetune import BUDGETS, PUBLISHED, PUBLISHED_8B, TASKS, Finetune
 from moe.studies.study import Inputs, Result
 from moe.training.experiment import load_config
 

@@ -1,17 +1,24 @@
 """Every study of models from its first run to its verdicts, as small as it gets, in one folder."""
 
+import dataclasses
 import json
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from moe.data.formats.token_directory import open_feature, read_meta
+from moe.evaluation.restore import restore
 from moe.studies import Study, worker
+from moe.studies.claims.transfer.lifelong import Lifelong
 from moe.studies.conduct import known_jobs, run_study
 from moe.studies.folder import Folder
 from moe.studies.language_models import LanguageModels
-from moe.studies.reporting.results_file import analysis_of, file_text
+from moe.studies.reporting.results_file import analysis_of, config_of, file_text
 from moe.studies.study import Inputs
+from moe.training.optimization.parts import by_path
 from tests.training.conftest import compiled_programs
 from tests.training.tiny import write_corpus
 
@@ -53,6 +60,45 @@ def analysed(study, inputs, root):
   study.prepare(inputs)
   jobs = run_study(study, "smoke", inputs, folder, jobs, 1, "abc")
   return json.loads(file_text(analysis_of(study, "smoke", jobs, folder)))
+
+
+def test_a_growing_model_has_verdicts_and_grows_between_its_stages(inputs, here, tmp_path):
+  """Of two texts, of which the second is the first again, under another name."""
+  text = pathlib.Path(inputs.text)
+  again = shutil.copy(text, tmp_path / "again.jsonl")
+  study, both = Lifelong(), dataclasses.replace(inputs, text=f"{text},{again}", tokens=str(tmp_path / "tokens"))
+  analysis = analysed(study, both, tmp_path)
+  assert analysis["failed"] == {} and analysis["finished"] == analysis["runs"] == 2 * 3 * 2
+  assert analysis["texts"] == ["0-text", "1-again"]
+  experts = {
+    one["name"]: config_of(analysis, one)["model"]["decoder"]["moe"]["num_experts"]
+    for one in analysis["results"]
+    if "measures" not in one["name"]
+  }
+  assert experts["continued/seed-0/0-text"] == experts["continued/seed-0/1-again"] == 4
+  assert experts["grown/seed-0/1-again"] == 6
+  runs = tmp_path / "lifelong-smoke" / "runs"
+  old, new = (restore(runs / name, "latest") for name in ("continued/seed-0/0-text", "grown/seed-0/1-again"))
+  before, after = by_path(old.params), by_path(new.params)
+  for path in before:
+    if "/moe/" in path:  # frozen
+      np.testing.assert_array_equal(before[path], after[path][:, :4] if "/experts/" in path else after[path][..., :4])
+    else:
+      assert not np.array_equal(before[path], after[path]), path
+  both_texts, alone = (
+    open_feature(folder, "train", "targets", read_meta(folder)).part(0, documents)
+    for folder, documents in ((tmp_path / "texts" / "joint", 570), (tmp_path / "texts" / "0-text", 285))
+  )
+  every = sorted([alone[i].tolist() for i in range(len(alone))] * 2)
+  assert sorted(both_texts[i].tolist() for i in range(len(both_texts))) == every
+  first = analysis["contrasts"][0]
+  assert first["claim"].startswith("grown forgets less than continued")
+  assert first["value"] == pytest.approx(
+    np.mean(np.subtract(*(analysis["forgetting"][arm] for arm in ("continued", "grown")))), rel=1e-4
+  )
+  assert len(study.lines(analysis)) > len(analysis["contrasts"]) + 4
+  without_text = dataclasses.replace(both, text="")  # as with --report
+  assert study.jobs("smoke", without_text, []) == study.jobs("smoke", both, [])
 
 
 @pytest.mark.parametrize("setting", ["decoder", "encoder", "vision"])

@@ -120,6 +120,30 @@ def test_a_run_resumes_bit_for_bit_when_its_source_is_gone(source, corpus, begun
   assert_equal(restore(folder, "latest").params, restore(begun[0], "latest").params)
 
 
+def test_a_run_that_is_held_to_its_source_has_no_divergence_at_first_and_needs_it_to_resume(source, corpus, tmp_path):
+  """A resumed run compares itself with the source, not with what it resumes from: its records are the same."""
+  gone, whole, folder = shutil.copytree(source, tmp_path / "gone"), tmp_path / "whole", tmp_path / "run"
+
+  def held(folder):
+    tree = finetuning(corpus, gone)
+    return load_config(inherit(tree | {"init": tree["init"] | {"kl_loss": 0.5}}, folder))
+
+  train(held(whole), whole)
+  records = [record for record in read_metrics(whole / "metrics.jsonl") if record["kind"] == "train"]
+  costs = [record["auxiliary_loss"] for record in records]
+  assert costs[0] == pytest.approx(0, abs=1e-6) and min(costs[1:]) > 1e-6
+  with pytest.raises(Interrupt):
+    train(held(folder), folder, [interrupt_after(3)])
+  train(held(folder), folder)
+  assert losses(folder) == losses(whole)
+  assert_equal(restore(folder, "latest").params, restore(whole, "latest").params)
+  shutil.rmtree(gone)
+  with pytest.raises(
+    ConfigError, match=r"^config\.init\.workdir = '.*gone': expected the folder of a run; there is no"
+  ):
+    train(held(folder), folder)
+
+
 def test_until_its_first_checkpoint_a_run_needs_its_source(source, corpus, tmp_path):
   gone, folder = shutil.copytree(source, tmp_path / "gone"), tmp_path / "run"
   with pytest.raises(Interrupt):

@@ -193,18 +193,33 @@ def test_what_is_frozen_has_no_update_no_statistics_and_no_part_in_clipping(choi
       r"frozen\[1\] = 'moe/exprts': expected to be found in the path of a parameter, such as m",
     ),
     (["^kernel"], r"frozen\[0\] = '\^kernel': .* such as .*moe/router/kernel"),
+    (
+      ["experts@2", "moe/shared@2"],
+      r"frozen\[1\] = 'moe/shared@2': expected .* with an axis of experts, such as moe/ex",
+    ),
+    (["experts@4"], r"frozen\[0\] = 'experts@4': expected fewer than the 4 experts there are"),
     (["kernel"], r"frozen = \('kernel',\): expected to leave some parameter to train"),
   ],
 )
 def test_what_cannot_be_frozen_is_refused_by_name(frozen, message):
   config = Adafactor(frozen=tuple(frozen))
   with pytest.raises(ConfigError, match=f"^{message}"):
-    config.check_frozen(layer_of(0), {"moe": {"router": {"bias": 0}}})
+    config.check_frozen(layer_of(0), {"moe": {"router": {"bias": 0}}}, {"moe/experts/kernel": 4})
+
+
+def test_the_first_experts_alone_can_be_frozen():
+  """Of two patterns that find an array the larger number counts; as a whole it is trained."""
+  config = Adafactor(frozen=("moe@2", "experts/kernel@3"))
+  config.check_frozen(layer_of(0), {}, {"moe/experts/kernel": 4, "moe/router/kernel": 4})
+  assert [config.frozen_experts(f"{part}/kernel") for part in ("moe/experts", "moe/router", "norm")] == [3, 2, 0]
+  assert not config.is_frozen("moe/experts/kernel")
+  with pytest.raises(ConfigError, match=r"frozen\[0\] = 'moe@0': expected at least the first expert"):
+    Adafactor(frozen=("moe@0",))
 
 
 def test_a_routers_state_can_be_frozen_by_its_path_too():
   config = Adafactor(frozen=("router/bias",))
-  config.check_frozen(layer_of(0), {"moe": {"router": {"bias": 0}}})
+  config.check_frozen(layer_of(0), {"moe": {"router": {"bias": 0}}}, {})
   assert config.is_frozen("moe/router/bias") and not config.is_frozen("moe/router/kernel")
 
 

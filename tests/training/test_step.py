@@ -16,7 +16,15 @@ from moe.routing import RouterState
 from moe.training.optimization.optimizer import Adafactor
 from moe.training.optimization.schedule import Constant
 from moe.training.state import abstract_model, abstract_state, keys, make_state
-from moe.training.step import RunInputs, bits_per_byte, make_eval_step, make_train_step, micro_batches, token_sums
+from moe.training.step import (
+  RunInputs,
+  bits_per_byte,
+  divergence,
+  make_eval_step,
+  make_train_step,
+  micro_batches,
+  token_sums,
+)
 from moe.training.validation import evaluate_batches
 
 VOCABULARY = 7
@@ -220,14 +228,66 @@ def test_what_is_frozen_stays_and_has_no_part_in_the_norm_of_the_gradient():
   mesh, optimizer = make_mesh(), optax.identity()
   graph, state = first_state(functools.partial(_table, 5, 0.5), optimizer, mesh)
   options = {"accumulation": 2, "byte_lengths": BYTES, "logits_z_loss": 0.0}
-  is_frozen = {"table", "decoder/calls"}.__contains__
-  step = with_inputs(make_train_step(graph, state, optimizer, is_frozen=is_frozen, **options), 0.1)
+  frozen = {"table", "decoder/calls"}.__contains__
+  step = with_inputs(make_train_step(graph, state, optimizer, frozen=frozen, **options), 0.1)
   before = np.asarray(state.params["table"])
   state, metrics = step(state, make_batch())
   np.testing.assert_array_equal(state.params["table"], before)
   assert metrics["gradient_norm"] == 1 and state.params["pull"] == np.float32(0.9)
   counter = state.router_state["decoder"]
   assert counter["calls"] == 0 and counter["tokens"] > 0
+
+
+def test_of_a_part_that_is_frozen_the_rest_moves_and_has_the_only_part_in_the_norm_of_the_gradient():
+  """The first three positions of a table of logits, whose gradients are those of a step without any frozen."""
+  mesh, optimizer = make_mesh(), optax.identity()
+  graph, state = first_state(functools.partial(_table, 5, 0.0), optimizer, mesh)
+  options = {"accumulation": 1, "byte_lengths": BYTES, "logits_z_loss": 0.0}
+  mask, before = (np.arange(5) < 3)[:, None], np.asarray(state.params["table"])
+  frozen = {"table": mask}
+  moved = {}
+  for name, given in (("part", lambda path: frozen.get(path, False)), ("nothing", lambda path: False)):
+    step = with_inputs(make_train_step(graph, state, optimizer, frozen=given, **options), 1.0)
+    new, metrics = step(jax.tree.map(jnp.copy, state), make_batch())
+    moved[name] = np.asarray(new.params["table"]) - before
+    np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(moved[name]), rtol=1e-3)
+  np.testing.assert_array_equal(moved["part"][:3], 0.0)
+  np.testing.assert_array_equal(moved["part"][3:], moved["nothing"][3:])
+  assert np.all(moved["part"][3:].any(axis=1))
+
+
+def test_the_divergence_of_two_coins_is_that_of_the_hand():
+  """KL(3/4, 1/4 || 1/2, 1/2) = 3/4 log(3/2) + 1/4 log(1/2), and the other way round 1/2 log(2/3) + 1/2 log 2."""
+  biased, fair = jnp.log(jnp.array([[[3.0, 1.0]]])), jnp.zeros((1, 1, 2))
+  there, back = divergence(biased, fair), divergence(fair, biased)
+  np.testing.assert_allclose(there, [[0.75 * math.log(1.5) - 0.25 * math.log(2)]], rtol=1e-5)
+  np.testing.assert_allclose(back, [[0.5 * math.log(2 / 3) + 0.5 * math.log(2)]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_model_is_held_to_what_its_source_predicts(accumulation):
+  """Against itself it costs nothing; against another the weighted mean over target tokens, whatever the micro-batches.
+
+  A step of plain descent then moves the table by the gradient of both: softmax(new) - softmax(old) per token.
+  """
+  mesh, optimizer, batch = make_mesh(), optax.identity(), make_batch()
+  graph, state = first_state(functools.partial(_table, 5, 0.0), optimizer, mesh)
+  options = {"accumulation": accumulation, "byte_lengths": BYTES, "logits_z_loss": 0.0}
+  held, free = (make_train_step(graph, state, optimizer, kl_loss=kl, **options) for kl in (2.0, 0.0))
+  table, key = np.asarray(state.params["table"]), np.asarray(jax.random.key_data(keys(0)[1]))
+  other = np.random.default_rng(3).normal(size=table.shape).astype(np.float32)
+  moved, costs = {}, {}
+  for name, step, source in (("itself", held, table), ("other", held, other), ("free", free, None)):
+    given = None if source is None else (dict(state.params) | {"table": jnp.asarray(source)}, state.router_state)
+    inputs = RunInputs(key, np.float32(1.0), jax.tree.map(jnp.copy, given))
+    new, metrics = step(jax.tree.map(jnp.copy, state), batch, inputs)
+    moved[name], costs[name] = np.asarray(new.params["table"]) - table, float(metrics["auxiliary_loss"])
+  shares = batch["loss_weights"].sum(0) / batch["loss_weights"].sum()  # [positions]
+  assert costs["itself"] == pytest.approx(0.0, abs=1e-6)
+  np.testing.assert_allclose(moved["itself"], moved["free"], atol=1e-6)
+  p, q = (np.asarray(jax.nn.softmax(jnp.asarray(logits))) for logits in (other, table))
+  assert costs["other"] == pytest.approx(2 * float(shares @ (p * np.log(p / q)).sum(1)), rel=1e-4)
+  np.testing.assert_allclose(moved["other"] - moved["free"], -2 * shares[:, None] * (q - p), atol=1e-6)
 
 
 def test_a_batch_without_weight_changes_no_parameter():

@@ -88,6 +88,10 @@ class LossFreeConfig(TopKConfig, name="loss_free"):
     super().__post_init__()
     require(self.bias_rate > 0, "bias_rate", self.bias_rate, "expected more than 0, or the bias would never move")
 
+  @property
+  def growth(self) -> Literal["unchosen"] | None:
+    return "unchosen" if self.scores == "sigmoid" and self.dropless else None
+
   def make(self, site: Site, rngs: nnx.Rngs) -> "LossFree":
     return LossFree(self, site, rngs=rngs)
 
@@ -117,6 +121,10 @@ class QuantileBalancedConfig(TopKConfig, name="quantile_balanced"):
 
   scores: Literal["softmax", "sigmoid"] = "sigmoid"
   bias_on: Literal["scores", "logits"] = "scores"
+
+  @property
+  def growth(self) -> Literal["unchosen"] | None:
+    return "unchosen" if self.scores == "sigmoid" and self.bias_on == "scores" and self.dropless else None
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "QuantileBalanced":
     return QuantileBalanced(self, site, rngs=rngs)

@@ -5,6 +5,7 @@ Wang et al. 2024, "ReMoE: fully differentiable mixture-of-experts with ReLU rout
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,10 @@ class ReLUConfig(TokenwiseConfig, CapacityConfig, name="relu"):
     for name in ("experts_per_token", "l1_start"):
       require(getattr(self, name) > 0, name, getattr(self, name), "expected more than 0")
     require(self.l1_step > 1, "l1_step", self.l1_step, "expected more than 1")
+
+  @property
+  def growth(self) -> Literal["silent"] | None:
+    return "silent" if self.capacity_factor is None else None
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "ReLU":
     return ReLU(self, site, rngs=rngs)

@@ -55,6 +55,10 @@ class NoisyRectifierConfig(TokenwiseConfig, CapacityConfig, name="noisy_rectifie
     for name in ("noise", "l1_loss"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "expected at least 0")
 
+  @property
+  def growth(self) -> Literal["silent"] | None:
+    return "silent" if self.capacity_factor is None else None
+
   def make(self, site: Site, rngs: nnx.Rngs) -> "NoisyRectifier":
     return NoisyRectifier(self, site, rngs=rngs)
 
@@ -104,6 +108,10 @@ class StochasticTimesSmoothConfig(TokenwiseConfig, CapacityConfig, name="stochas
     super().__post_init__()
     require(self.active_experts > 0, "active_experts", self.active_experts, "expected more than 0")
     require(self.sparsity_loss >= 0, "sparsity_loss", self.sparsity_loss, "expected at least 0")
+
+  @property
+  def growth(self) -> Literal["silent"] | None:
+    return "silent" if self.capacity_factor is None else None
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "StochasticTimesSmooth":
     return StochasticTimesSmooth(self, site, rngs=rngs)

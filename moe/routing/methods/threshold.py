@@ -90,6 +90,10 @@ class ThresholdConfig(TokenwiseConfig, ExpertBudgetConfig, name="threshold"):
       "expected None, since slack = None means dropless",
     )
 
+  @property
+  def growth(self) -> Literal["silent"] | None:
+    return "silent" if self.gate == "sigmoid" and not self.renormalize and self.slack is None else None
+
   def make(self, site: Site, rngs: nnx.Rngs) -> "Threshold":
     return Threshold(self, site, rngs=rngs)
 

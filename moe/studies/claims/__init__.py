@@ -9,10 +9,10 @@ from moe.studies.claims import convergence as convergence
 from moe.studies.claims import encoder as encoder
 from moe.studies.claims import experiments as experiments
 from moe.studies.claims import experts as experts
-from moe.studies.claims import finetune as finetune
 from moe.studies.claims import hash_layers as hash_layers
 from moe.studies.claims import images as images
 from moe.studies.claims import leak as leak
 from moe.studies.claims import routers as routers
 from moe.studies.claims import soft as soft
 from moe.studies.claims import tokens as tokens
+from moe.studies.claims import transfer as transfer

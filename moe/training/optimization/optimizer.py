@@ -8,6 +8,7 @@ it over those axes.
 import dataclasses
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,7 +41,8 @@ class OptimizerConfig(Choice):
     frozen: regular expressions; parameters in whose paths one is found (`moe.training.optimization.parts`) are not
       trained: they stay bit-identical, have no gradients, statistics or weight decay, and do not count in the norm of
       the gradient. The same holds for the routers' state, which has paths too: "router" freezes the routers and their
-      state, "router/kernel" only the matrix.
+      state, "router/kernel" only the matrix. With "@N" behind it an expression freezes the first N experts' part of
+      what it finds, and the rest is trained: "moe/(experts|router)@8", of a model that has grown from 8 experts.
   """
 
   learning_rate: float = 0.01
@@ -58,11 +60,13 @@ class OptimizerConfig(Choice):
     for name in ("router_learning_rate", "expert_learning_rate"):
       factor = getattr(self, name)
       require(factor >= 0, name, factor, f"expected at least 0, which leaves {name.split('_')[0]}s as they begin")
-    for index, pattern in enumerate(self.frozen):
+    for index, given in enumerate(self.frozen):
+      pattern, first = _parted(given)
+      require(first is None or first > 0, f"frozen[{index}]", given, "expected at least the first expert, PATTERN@1")
       try:
         re.compile(pattern)
       except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"frozen[{index}]", pattern, f"expected a regular expression ({error})") from None
+        raise ConfigError(f"frozen[{index}]", given, f"expected a regular expression ({error})") from None
 
   def make(self, stacked: StackedAxes) -> optax.GradientTransformation:
     """From gradients to updates, of which minus the learning rate times each is added to the parameters.
@@ -83,18 +87,39 @@ class OptimizerConfig(Choice):
     return freeze(whole, self.is_frozen) if self.frozen else whole
 
   def is_frozen(self, path: str) -> bool:
-    """Whether the parameter, or the router's state, of this path stays as it is."""
-    return any(re.search(pattern, path) for pattern in self.frozen)
+    """Whether the parameter, or the router's state, of this path stays as it is, all of it."""
+    return any(first is None and re.search(pattern, path) for pattern, first in map(_parted, self.frozen))
 
-  def check_frozen(self, params: Any, router_state: Any) -> None:
-    """Raises `ConfigError` for a pattern that is found in no path of a model, and if it would not be trained at all."""
+  @property
+  def freezes_experts(self) -> bool:
+    """Whether a part of some array may be frozen."""
+    return any(first is not None for _, first in map(_parted, self.frozen))
+
+  def frozen_experts(self, path: str) -> int:
+    """How many of its first experts' parts stay as they are."""
+    return max((first or 0 for pattern, first in map(_parted, self.frozen) if re.search(pattern, path)), default=0)
+
+  def check_frozen(self, params: Any, router_state: Any, experts: Mapping[str, int]) -> None:
+    """Raises `ConfigError` for a pattern that is found in no path of a model, and if it would not be trained at all.
+
+    Args:
+      params: of the model.
+      router_state: likewise.
+      experts: by path, how many experts those arrays have that have an axis of them.
+    """
     trainable = by_path(params)
-    paths = [*trainable, *by_path(router_state)]
-    for index, pattern in enumerate(self.frozen):
-      found = any(re.search(pattern, path) for path in paths)
+    every = [*trainable, *by_path(router_state)]
+    for index, given in enumerate(self.frozen):
+      pattern, first = _parted(given)
+      paths, what = (every, "") if first is None else (list(experts), " with an axis of experts")
+      found = [path for path in paths if re.search(pattern, path)]
       nearest = [] if found else difflib.get_close_matches(pattern, paths, 5, 0.0)
-      wanted = f"expected to be found in the path of a parameter, such as {', '.join(nearest)}"
-      require(found, f"frozen[{index}]", pattern, wanted)
+      wanted = f"expected to be found in the path of a parameter{what}, such as {', '.join(nearest)}"
+      require(bool(found), f"frozen[{index}]", given, wanted)
+      if first is not None:
+        fewest = min(experts[path] for path in found)
+        wanted = f"expected fewer than the {fewest} experts there are: what is frozen as a whole has no @"
+        require(first < fewest, f"frozen[{index}]", given, wanted)
     trained = not all(map(self.is_frozen, trainable))
     require(trained, "frozen", self.frozen, "expected to leave some parameter to train")
 
@@ -187,6 +212,12 @@ def per_matrix(inner: optax.GradientTransformation, stacked: StackedAxes) -> opt
     return tuple(structure.unflatten(part) for part in zip(*moved))
 
   return optax.GradientTransformation(init, update)
+
+
+def _parted(pattern: str) -> tuple[str, int | None]:
+  """An entry of `frozen`: its regular expression, and the number of experts behind it, if there is one."""
+  found = re.fullmatch(r"(.*)@([0-9]+)", pattern, re.DOTALL)
+  return (found[1], int(found[2])) if found else (pattern, None)
 
 
 def _is_matrix(params: Any, stacked: StackedAxes) -> Any:

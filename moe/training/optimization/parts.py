@@ -4,12 +4,19 @@ A path is such as `encoder/units/0/blocks/1/moe/router/kernel`. Layers that are 
 and so their paths.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from moe.models import ModelConfig
+from moe.routing.router import expert_axes
+
+# Says of the array of a path whether it stays as it is: all of it, or where a mask that fits it is True.
+Frozen = Callable[[str], bool | np.ndarray]
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
@@ -20,6 +27,21 @@ def path_of(keys: tuple[Any, ...]) -> str:
 def by_path(tree: Any) -> dict[str, Any]:
   """The leaves of nested dicts, or of several of them, by path."""
   return {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def expert_axes_of(model: ModelConfig, paths: Iterable[str]) -> dict[str, int]:
+  """Of those arrays of a model that have an axis of experts, which one it is; routed experts, and what routers have."""
+  of_routers = {
+    name: expert_axes(stack.moe.router, model.site(stack.moe)) for name, stack in model.stacks.items() if stack.moe
+  }
+  found = {}
+  for path in paths:
+    stack, *keys = path.split("/")
+    of_layer = {"experts": 0, "router": of_routers.get(stack, {}).get(keys[-1]) if keys else None}
+    axis = of_layer.get(keys[keys.index("moe") + 1]) if "moe" in keys else None
+    if axis is not None:
+      found[path] = 1 + axis  # the first is that of layers
+  return found
 
 
 def scale_part(name: str, factor: float) -> optax.GradientTransformation:
@@ -55,13 +77,16 @@ def freeze(inner: optax.GradientTransformation, is_frozen: Callable[[str], bool]
   return optax.GradientTransformation(init, update)
 
 
-def stop_gradients(params: Any, is_frozen: Callable[[str], bool]) -> Any:
-  """The parameters, as constants where their paths are frozen: no gradient of these is computed."""
-  return jax.tree.map_with_path(
-    lambda keys, leaf: jax.lax.stop_gradient(leaf) if is_frozen(path_of(keys)) else leaf, params
-  )
+def stop_gradients(params: Any, frozen: Frozen) -> Any:
+  """The parameters, as constants where they are frozen: what is frozen as a whole has no gradient computed."""
+  return keep_frozen(jax.lax.stop_gradient(params), params, frozen)
 
 
-def keep_frozen(old: Any, new: Any, is_frozen: Callable[[str], bool]) -> Any:
-  """`new`, but `old` where the paths are frozen."""
-  return jax.tree.map_with_path(lambda keys, *leaves: leaves[not is_frozen(path_of(keys))], old, new)
+def keep_frozen(old: Any, new: Any, frozen: Frozen) -> Any:
+  """`new`, but `old` where it is frozen."""
+
+  def kept(keys: tuple[Any, ...], before: jax.Array, after: jax.Array) -> jax.Array:
+    mask = frozen(path_of(keys))
+    return jnp.where(mask, before, after) if isinstance(mask, np.ndarray) else before if mask else after
+
+  return jax.tree.map_with_path(kept, old, new)

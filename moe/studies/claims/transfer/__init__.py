@@ -1,0 +1,4 @@
+"""Claims about runs that begin with what another one has learnt."""
+
+from moe.studies.claims.transfer import finetune as finetune
+from moe.studies.claims.transfer import lifelong as lifelong
