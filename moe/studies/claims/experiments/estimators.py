@@ -23,7 +23,7 @@ _OURS, _SLOW, _MOMENTS = "straight_through", "reinforce, slow gates", "gradients
 _GRID = (0.001, 0.002, 0.004)
 _PLANS = {
   "smoke": Plan((0.01,), 1, 2, {"units": 8, "hidden": 4, "pictures": 64, "epochs": 1}),
-  "cpu": Plan(_GRID, 1, 5, {"units": 400, "hidden": 100, "pictures": 20_000, "epochs": 4}),
+  "cpu": Plan(_GRID, 1, 5, {"units": 400, "hidden": 100, "pictures": 20_000, "epochs": 2}),
   "gpu": Plan(_GRID, 1, 5, {"units": 2000, "hidden": 400, "pictures": 55_000, "epochs": 100}),
 }
 _ARMS = {
@@ -44,7 +44,7 @@ class Estimators(TunedExperiments, name="estimators"):
   falls to 0, and a seed's same initial weights. The rate is chosen for every arm from the same grid, with a seed of its
   own, by the error on pictures held out of the training split. With SGD, the paper has a rate 100 times lower for the
   gates' path of REINFORCE; beside the arm with the same rate stands one with a tenth of it. Gates are drawn in
-  evaluation too. The paper's bound on weights is left out. The budget cpu has 400 gates and four passes over a third of
+  evaluation too. The paper's bound on weights is left out. The budget cpu has 400 gates and two passes over a third of
   the training split, gpu 2,000 gates and 100 passes over nearly all of it.
 
   The primary contrast is straight-through against the noisy rectifier, the one of its rivals whose gradient is

@@ -26,7 +26,7 @@ _TARGET = 0.1  # share of the gates that are to be open
 _SPARSITY = 0.1  # weight of the divergence from it, per gate
 _KEPT = 0.9  # of REINFORCE's baseline from batch to batch
 _BATCH = 100
-_DRAWS = 8  # of the gates in evaluation, whose mean probabilities decide
+_DRAWS = 4  # of the gates in evaluation, whose mean probabilities decide
 
 Digits = tuple[np.ndarray, np.ndarray]  # float32 [n, pixels] between 0 and 1, int32 [n]
 Weights = dict[str, dict[str, jax.Array]]

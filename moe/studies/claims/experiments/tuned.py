@@ -84,7 +84,7 @@ class TunedExperiments(Study):
   chosen_by: ClassVar[str] = "loss"
   measures: ClassVar[Mapping[str, str]]
   asked: ClassVar[Sequence[Asked]]
-  budgets = ("smoke", "cpu")
+  budgets: ClassVar[tuple[str, ...]] = ("smoke", "cpu")
   reads: ClassVar[tuple[str, ...]] = ()
 
   def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
