@@ -130,7 +130,7 @@ def _trained(
   centre, task_weights = float(train.rating[train.rating > 0].mean()), np.array(config["task_weights"])
   rows = {"user": train.user, "film": train.film, "watched": train.rating > 0, "rating": train.rating - centre}
   weights: list[np.ndarray] = []
-  best: list[dict[str, float]] = [{"validation": np.inf}] * len(seeds)
+  best: list[dict[str, float]] = [{} for _ in seeds]
   for number in range(config["epochs"]):
     orders = np.stack([_batches(len(train), config["batch"], (int(seed), number)) for seed in seeds])
     (params, memory), seen = _epoch(graph, tuple(task_weights), params, memory, rates, orders, rows)
@@ -138,7 +138,7 @@ def _trained(
     predicted = [np.asarray(_predicted(graph, params, each.user, each.film)) for each in held_out]
     for run, (of_validation, of_test) in enumerate(zip(*predicted)):
       validation = scores(of_validation, held_out[0], centre, task_weights)["loss"]
-      if validation < best[run]["validation"]:
+      if number == 0 or validation < best[run]["validation"]:
         best[run] = {"validation": validation, **scores(of_test, held_out[1], centre, task_weights)}
   moved = [movement(one) for one in np.concatenate(weights, 1)]
   return {name: [one[name] for one in of] for of in (best, moved) for name in of[0]}
