@@ -1,7 +1,7 @@
 """Every code block of the documents works: Python is executed, commands are read by the programs that they call.
 
 Python blocks of a page run one after the other, as cells of a notebook do. A block whose first line is a comment with a
-path, `# moe/routing/methods/top_p.py`, is that file: later blocks can import it, and its tests run.
+path, `# moe/routing/methods/top_p.py`, is that file, word for word.
 """
 
 import configparser
@@ -102,14 +102,10 @@ def test_python_blocks_run(path, monkeypatch):
   page = types.ModuleType("page")
   monkeypatch.setitem(sys.modules, "page", page)
   for block in python_blocks(PAGES[path]):
-    file = re.match(r"# (\S+)\.py\n", block)
-    module = types.ModuleType(file[1].replace("/", ".")) if file else page
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(block, path, "exec"), module.__dict__)
-    tests = [one for name, one in vars(module).items() if file and name.startswith("test_")]
-    for test in tests:
-      test()
-    assert bool(tests) == module.__name__.startswith("tests."), module.__name__
+    if file := re.match(r"# (\S+\.py)\n", block):
+      assert block[file.end() :] == (ROOT / file[1]).read_text(), file[1]
+    else:
+      exec(compile(block, path, "exec"), page.__dict__)
 
 
 def is_ours(words: list[str]) -> bool:

@@ -4,8 +4,6 @@ import dataclasses
 import inspect
 import pathlib
 import re
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -63,15 +61,7 @@ def test_the_shortest_router_can_be_chosen_by_name_and_fills_every_expert(new_ro
   assert all(len(set(expert)) == 3 for expert in np.asarray(found.token).reshape(-1, 3).tolist())
 
 
-@pytest.fixture
-def top_p(new_routers, monkeypatch):
-  """The router of the page, registered."""
-  module = types.ModuleType("moe.routing.methods.top_p")
-  monkeypatch.setitem(sys.modules, module.__name__, module)
-  exec(python_blocks(ROUTER)[1], module.__dict__)
-
-
-def test_the_router_can_be_chosen_by_name_dropless_and_with_slots(top_p):
+def test_the_router_can_be_chosen_by_name_dropless_and_with_slots():
   tokens = random_tokens(2, 16)
   dropless, slots = make("top_p"), make("top_p", capacity_factor=8.0)
   outputs = [route(router, tokens, training=True) for router in (dropless, slots)]
@@ -83,7 +73,7 @@ def test_the_router_can_be_chosen_by_name_dropless_and_with_slots(top_p):
   assert jax.tree.leaves(outputs[0].losses)[0] > 0
 
 
-def test_a_wrong_option_is_the_line_that_the_page_shows(top_p):
+def test_a_wrong_option_is_the_line_that_the_page_shows():
   message = re.search(r"`config\.(.*?): (expected .*?)`", ROUTER)
   path, value = message[1].split(" = ")
   assert path == "model.encoder.moe.router.p"

@@ -108,6 +108,20 @@ class ThresholdConfig(TokenwiseConfig, ExpertBudgetConfig, name="threshold"):
     expert_choice_capacity(batch * length, site.num_experts, self.factor(training=True))
 
 
+@dataclasses.dataclass(frozen=True)
+class ExpertThresholdConfig(ThresholdConfig, name="expert_threshold"):
+  """As published: sigmoid gates that are not normalised, no limit on slots, and 4,000 steps of expert choice first.
+
+  Those steps see later tokens, so a decoder refuses it unless leakage is allowed: `warmup_steps=0` is causal. The paper
+  has a shared expert beside it (`moe.shared_experts = 1`).
+  """
+
+  gate: Literal["softmax", "sigmoid"] = "sigmoid"
+  decay: float = 0.999
+  warmup_steps: int = 4000
+  slack: float | None = None
+
+
 class Threshold(TokenwiseRouter):
   """Expert choice that looks at no other token.
 

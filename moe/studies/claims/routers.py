@@ -38,18 +38,22 @@ _ARMS = {
   "batch_priority": _two("batch_priority"),
   "noisy_top_k": Arm(router=top2("noisy_top_k"), match="total"),
   "straight_through": _one("straight_through"),
+  "deepseek_v3": Arm(router={"name": "deepseek_v3"}),
   "reinforce": _one("reinforce"),
   "rl_r": _one("rl_r"),
   "k_means": Arm(router={"name": "k_means"}, parts=1, match="total"),
   "hash_random": _one("hash", function="random"),
   # Gates that open for any number of experts.
   "relu": _two("relu"),
+  "top_p": _two("top_p"),
   "noisy_rectifier": _two("noisy_rectifier"),
   "stochastic_times_smooth": _two("stochastic_times_smooth", evaluation="threshold"),
   # Relatives of expert choice.
   "cap3": _two("capped_expert_choice", cap=3),
   "strictly_balanced": _two("strictly_balanced"),
   "threshold": _two("threshold", slack=None),
+  # The published share of the steps is expert choice.
+  "expert_threshold": Arm(router={"name": "expert_threshold", "capacity_factor": 1.0, "warmup_steps": 200}, shared=1),
   "causal_soft_expert_choice": Arm(router={"name": "causal_soft_expert_choice", "gate": "one"}),
 }
 
