@@ -132,5 +132,5 @@ def test_the_arm_of_another_width_that_the_page_shows_is_one():
   assert (arm.parts, arm.match) == (1, "total")
 
 
-def test_the_page_on_studies_explains_them_in_less_than_eighty_lines():
-  assert len(STUDIES.partition("## Results")[0].splitlines()) < 80
+def test_the_page_on_studies_explains_them_in_less_than_ninety_lines():
+  assert len(STUDIES.partition("## Results")[0].splitlines()) < 90
