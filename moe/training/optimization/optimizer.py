@@ -42,7 +42,8 @@ class OptimizerConfig(Choice):
       trained: they stay bit-identical, have no gradients, statistics or weight decay, and do not count in the norm of
       the gradient. The same holds for the routers' state, which has paths too: "router" freezes the routers and their
       state, "router/kernel" only the matrix. With "@N" behind it an expression freezes the first N experts' part of
-      what it finds, and the rest is trained: "moe/(experts|router)@8", of a model that has grown from 8 experts.
+      what it finds, whose gradients are then 0, and the rest is trained: "moe/(experts|router/kernel)@8", of a model
+      that has grown from 8 experts.
   """
 
   learning_rate: float = 0.01
