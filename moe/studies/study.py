@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from moe.config import Choice
 
@@ -33,6 +33,14 @@ class Inputs:
 
 
 @dataclasses.dataclass(frozen=True)
+class Conversion:
+  """A verb of `moe.convert`, and the fields of a run's config that it changes."""
+
+  verb: Literal["grow", "upcycle"]
+  fields: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
   """One run of a study: an ordinary run of `moe.train`, in a folder of its own below the study's.
 
@@ -46,8 +54,7 @@ class Job:
     blocks: batches of the validation split whose losses are kept one by one when it ends; 0 for none.
     measure: name of the study that measures its source, or makes an experiment if it has none; empty for a run.
     may_diverge: whether a run that diverges has a result, an infinite loss; otherwise it has failed.
-    grow: fields of the source's config with which `moe.convert grow` makes of it what the run starts from; {} for the
-      source itself.
+    conversion: what makes of its source what the run starts from; None for the source itself.
   """
 
   name: str
@@ -58,7 +65,7 @@ class Job:
   blocks: int = 0
   measure: str = ""
   may_diverge: bool = False
-  grow: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  conversion: Conversion | None = None
 
   @property
   def about(self) -> str:

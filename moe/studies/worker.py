@@ -1,6 +1,7 @@
 """One process that runs jobs of a study, one after the other, so that they share imports and compiled programs."""
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -122,17 +123,18 @@ def _run(folder: Folder, job: Job) -> dict[str, Any]:
 
 
 def _start(folder: Folder, job: Job) -> pathlib.Path:
-  """The workdir of the run that a job starts from: its source's, or what that has grown to."""
-  from moe.convert.runs import grow_run
+  """The workdir of the run that a job starts from: its source's, or what that is converted to."""
+  from moe.convert.runs import grow_run, upcycle_run
   from moe.training.workdir import Workdir
 
-  source, grown = folder.workdir(job.source), folder.root / "grown" / job.name
-  if not job.grow:
+  source, made = folder.workdir(job.source), folder.root / "converted" / job.name
+  if job.conversion is None:
     return source
-  if not Workdir(grown).config.exists():  # it comes last: a kill may have left a part
-    shutil.rmtree(grown, ignore_errors=True)
-    grow_run(source, "latest", grown, job.grow.items())
-  return grown
+  if not Workdir(made).config.exists():  # it comes last: a kill may have left a part
+    shutil.rmtree(made, ignore_errors=True)
+    convert = {"grow": grow_run, "upcycle": functools.partial(upcycle_run, fresh_optimizer=True)}[job.conversion.verb]
+    convert(source, "latest", made, job.conversion.fields.items())
+  return made
 
 
 def _measure(folder: Folder, job: Job) -> dict[str, Any]:

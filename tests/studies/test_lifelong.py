@@ -4,7 +4,7 @@ import pytest
 
 from moe.config import ConfigError
 from moe.studies.claims.transfer.lifelong import BUDGETS, Lifelong
-from moe.studies.study import Inputs, Result
+from moe.studies.study import Conversion, Inputs, Result
 from moe.training.experiment import load_config
 
 TEXTS = ("wiki", "novels", "books")
@@ -42,11 +42,11 @@ def test_a_growing_arm_begins_with_the_first_stage_of_the_other_and_freezes_what
     second, third = (jobs[f"{arm}/seed-0/{stage}"] for stage in ("1-novels", "2-books"))
     assert second.source == "continued/seed-0/0-wiki" and third.source == second.name
     for job, experts in ((second, 8), (third, 12)):
-      assert job.grow == {"model.decoder.moe.num_experts": experts + 4}
+      assert job.conversion == Conversion("grow", {"model.decoder.moe.num_experts": experts + 4})
       assert job.config["model"]["decoder"]["moe"]["num_experts"] == experts + 4
       assert job.config["optimizer"]["frozen"] == [f"moe/(experts|router/kernel)@{experts}"]
       assert (job.config.get("init") or {}).get("kl_loss", 0.0) == weight
-  assert not any(job.grow for name, job in jobs.items() if not name.startswith("grown"))
+  assert not any(job.conversion for name, job in jobs.items() if not name.startswith("grown"))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

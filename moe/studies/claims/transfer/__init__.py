@@ -2,3 +2,4 @@
 
 from moe.studies.claims.transfer import finetune as finetune
 from moe.studies.claims.transfer import lifelong as lifelong
+from moe.studies.claims.transfer import upcycling as upcycling

@@ -24,7 +24,7 @@ from moe.studies import settings
 from moe.studies.arms import Arm
 from moe.studies.contrasts import corrected, finding, headline, sentence
 from moe.studies.repository import repository_config
-from moe.studies.study import Headline, Inputs, Job, Result, Study
+from moe.studies.study import Conversion, Headline, Inputs, Job, Result, Study
 from moe.training.feed import byte_lengths, open_pipeline
 from moe.training.step import make_eval_step
 from moe.training.validation import evaluate_batches
@@ -224,12 +224,12 @@ def _runs(plan: Budget, arm: str, seed: int, texts: Sequence[str], folder: pathl
     steps = tree["train"]["steps"] * (len(texts) if how.joint else 1)
     fields |= {"train.steps": steps, "train.eval_every": steps, "train.checkpoint_every": steps}
     fields |= {"train.eval_batches": plan.blocks}
-    grow: dict[str, Any] = {}
+    conversion = None
     if stage and how.kl:
       fields["init"] = {"kl_loss": how.kl}
     if stage and how.grows:
       fields["optimizer.frozen"] = [f"{_OLD}@{_number(plan, how, stage - 1)}"]
-      grow = {"model.decoder.moe.num_experts": _number(plan, how, stage)}
+      conversion = Conversion("grow", {"model.decoder.moe.num_experts": _number(plan, how, stage)})
     jobs.append(
       Job(
         f"{shared}/seed-{seed}/{text}",
@@ -237,7 +237,7 @@ def _runs(plan: Budget, arm: str, seed: int, texts: Sequence[str], folder: pathl
         source=jobs[-1].name if stage else "",
         tags={"arm": shared, "seed": seed, "stage": stage},
         weight=steps * (1.5 if how.kl and stage else 1.0),
-        grow=grow,
+        conversion=conversion,
       )
     )
   return jobs
