@@ -1,7 +1,6 @@
 """One process that runs jobs of a study, one after the other, so that they share imports and compiled programs."""
 
 import contextlib
-import functools
 import itertools
 import json
 import math
@@ -132,8 +131,11 @@ def _start(folder: Folder, job: Job) -> pathlib.Path:
     return source
   if not Workdir(made).config.exists():  # it comes last: a kill may have left a part
     shutil.rmtree(made, ignore_errors=True)
-    convert = {"grow": grow_run, "upcycle": functools.partial(upcycle_run, fresh_optimizer=True)}[job.conversion.verb]
-    convert(source, "latest", made, job.conversion.fields.items())
+    fields = job.conversion.fields.items()
+    if job.conversion.verb == "grow":
+      grow_run(source, "latest", made, fields)
+    else:
+      upcycle_run(source, "latest", made, fields, fresh_optimizer=True)
   return made
 
 
