@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -139,7 +138,7 @@ def _config_of_data() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
+def _writing(path: Any) -> Iterator[None]:
   """Raises `WorkdirError` if what is written inside cannot be."""
   from moe.training.workdir import WorkdirError
 

@@ -2,16 +2,17 @@
 
 import contextlib
 import io
-import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from moe.files import AnyPath, write_whole
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 
 @contextlib.contextmanager
-def png_figure(path: pathlib.Path, width: float, height: float, *, dpi: int = 150) -> "Iterator[Figure]":
+def png_figure(path: AnyPath, width: float, height: float, *, dpi: int = 150) -> "Iterator[Figure]":
   """A figure to draw on, which is written to `path` when the block ends.
 
   It has 256 colours, which makes it a third as large. The file is replaced in one step; after an error it is what it
@@ -30,8 +31,7 @@ def png_figure(path: pathlib.Path, width: float, height: float, *, dpi: int = 15
   figure = Figure(figsize=(width, height), layout="constrained")
   FigureCanvasAgg(figure)
   yield figure
-  part = path.with_name(path.name + ".part")
-  drawn = io.BytesIO()
+  drawn, smaller = io.BytesIO(), io.BytesIO()
   figure.savefig(drawn, format="png", dpi=dpi)
-  Image.open(drawn).convert("RGB").quantize(256).save(part, format="png", optimize=True)
-  part.replace(path)
+  Image.open(drawn).convert("RGB").quantize(256).save(smaller, format="png", optimize=True)
+  write_whole(path, smaller.getvalue())

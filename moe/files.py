@@ -11,15 +11,16 @@ import importlib.util
 import os
 import pathlib
 import re
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 from moe.config import ConfigError, first_line, require
 
 if TYPE_CHECKING:
   from etils import epath
 
-AnyPath: TypeAlias = "pathlib.Path | epath.Path"
+AnyPath: TypeAlias = Union[pathlib.Path, "epath.Path"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # what fsspec reads and writes the buckets of each scheme with
@@ -165,6 +166,67 @@ def write_numbered(path: AnyPath, text: str) -> AnyPath:
       free = path.with_name(f"{path.stem}-{number}{path.suffix}")
   write_new(free, text)
   return free
+
+
+class Appended:
+  """A file that bytes are appended to; it is made if it is missing.
+
+  An object cannot be appended to. So all of it is kept in memory and written whole: when it is synced or closed, and
+  when it is flushed, but then only once in `PERIOD` seconds, since a bucket takes about one write of a name per second.
+
+  Raises:
+    OSError: it cannot be read or written; so do all methods.
+  """
+
+  PERIOD = 30.0
+
+  def __init__(self, path: AnyPath):
+    self._path, self._file = path, None if in_bucket(path) else path.open("ab")
+    if self._file is None:
+      self._content, self._new, self._written = bytearray(), True, time.monotonic()
+      with contextlib.suppress(FileNotFoundError):
+        self._content += read_bytes(path)
+
+  def write(self, data: bytes) -> None:
+    if self._file is not None:
+      self._file.write(data)
+    else:
+      self._content += data
+      self._new = True
+
+  def flush(self) -> None:
+    if self._file is not None:
+      self._file.flush()
+    elif time.monotonic() - self._written >= self.PERIOD:
+      self.sync()
+
+  def sync(self) -> None:
+    """What was written is now where others read it."""
+    if self._file is not None:
+      self._file.flush()
+    elif self._new:
+      write_whole(self._path, bytes(self._content))
+      self._new, self._written = False, time.monotonic()
+
+  def close(self) -> None:
+    if self._file is not None:
+      self._file.close()
+    else:
+      self.sync()
+
+
+def move(path: AnyPath, target: AnyPath) -> None:
+  """Renames a file or a folder. In a bucket each object is copied and then removed, so that a kill loses none."""
+  if not in_bucket(path):
+    path.rename(target)
+    return
+  with os_errors(path):
+    if path.is_dir():
+      for inner in list(path.iterdir()):
+        move(inner, target / inner.name)
+    else:
+      write_whole(target, read_bytes(path))
+      path.unlink()
 
 
 def make_folder(path: AnyPath) -> None:

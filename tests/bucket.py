@@ -67,10 +67,10 @@ class Store(fsspec.AbstractFileSystem):
       return Download(file, self.reads)
     if mode != "wb":
       raise NotImplementedError(f"mode {mode}: an object cannot be appended to")
-    if self.read_only:
-      raise PermissionError("account does not have storage.objects.create access")
     if not (self.root / self._strip_protocol(path).split("/")[0]).is_dir():
       raise FileNotFoundError("the specified bucket does not exist")
+    if self.read_only:
+      raise PermissionError("account does not have storage.objects.create access")
     return Upload(file)
 
   def cp_file(self, path1, path2, **unused):
@@ -123,9 +123,8 @@ def bucket(tmp_path, monkeypatch):
   for protocol in Store.protocol:
     monkeypatch.setitem(known, protocol, Store)
   # TensorStore's arrays, whose driver is its own, and what Orbax asks Google's client about a bucket.
-  local = {"driver": "file"}
   monkeypatch.setattr(
-    gcs_utils, "get_kvstore_for_gcs", lambda path: local | {"path": f"{root}/{path.removeprefix('gs://')}/"}
+    gcs_utils, "get_kvstore_for_gcs", lambda path: {"driver": "file", "path": path.replace("gs:/", str(root), 1)}
   )
   monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
   monkeypatch.setenv("EPATH_USE_TF", "false")

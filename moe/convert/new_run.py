@@ -12,6 +12,7 @@ import numpy as np
 
 from moe.config import require
 from moe.data import Vocabulary
+from moe.files import local_path
 from moe.parallel.memory import shard_bytes
 from moe.parallel.mesh import make_mesh
 from moe.training.checkpoint import Checkpoints
@@ -31,7 +32,7 @@ def new_workdir(path: str | os.PathLike[str]) -> Workdir:
   Raises:
     ConfigError: there is something in the folder, or it cannot be a run's.
   """
-  workdir = Workdir(path)
+  workdir = Workdir(local_path("--workdir", path))
   root = workdir.root
   free = not os.path.lexists(root) or (root.is_dir() and not any(root.iterdir()))
   require(free, "--workdir", str(root), "expected a new folder, or an empty one")

@@ -11,8 +11,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from moe.files import AnyPath, in_bucket, os_errors, read_bytes, write_whole
+
 # Seconds between signs of life, and how long to wait for one from another machine.
 BEAT, PATIENCE = 10.0, 35.0
+# Seconds after which an object that two processes wrote in the same moment is that of the later one.
+SETTLED = 1.0
 
 
 class LockedError(RuntimeError):
@@ -20,38 +24,98 @@ class LockedError(RuntimeError):
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path) -> Iterator[None]:
+def lock(path: AnyPath) -> Iterator[None]:
   """Holds the lock file `path` within the block, and removes it at the end.
 
   The kernel's lock on it (`flock`) ends with its process. Where the file system has none, or keeps it within one
   machine, the file says who holds it: a process of this machine is looked up, and one of another machine counts as
   alive while it renews the file, which takes `PATIENCE` seconds to find out.
 
+  A bucket has no locks at all, only such an object. Of two processes that begin at once, the one that wrote first finds
+  the other's name and gives way; both go on only if one took longer than `SETTLED` seconds to write.
+
   Raises:
     LockedError: a living process holds it.
     OSError: the file cannot be written.
   """
-  file, by_kernel = _take(path)
+  file = _Object(path) if in_bucket(path) else _File(path)
   left = threading.Event()
   try:
-    _check_owner(path, by_kernel)
+    _check_owner(path, file.by_kernel)
     started = _started(os.getpid())
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "process_started": started, "since": time.ctime()}
-    _write(file, mine | {"beat": 0})
+    file.write(mine | {"beat": 0})
     beating = threading.Thread(target=_beat, args=(file, mine, left), name="moe-lock", daemon=True)
     beating.start()
   except BaseException:
-    os.close(file)
+    file.close()
     raise
   try:
     yield
   finally:
     left.set()
     beating.join()
-    if _is_same(file, path):
-      with contextlib.suppress(OSError):
+    if file.is_ours():
+      with contextlib.suppress(OSError), os_errors(path):
         path.unlink()
-    os.close(file)
+    file.close()
+
+
+class _File:
+  """An opened lock file; `by_kernel` is whether the kernel has locked it.
+
+  Raises:
+    LockedError: the kernel has locked it for another process.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._opened, self.by_kernel = _take(path)
+
+  def write(self, owner: dict[str, Any]) -> None:
+    content = json.dumps(owner).encode()
+    os.pwrite(self._opened, content, 0)
+    os.ftruncate(self._opened, len(content))
+    os.fsync(self._opened)
+
+  def is_ours(self) -> bool:
+    """Whether the path still leads to this file: its next owner may have removed it."""
+    return _is_same(self._opened, self._path)
+
+  def close(self) -> None:
+    os.close(self._opened)
+
+
+class _Object:
+  """A lock object in a bucket.
+
+  Raises:
+    LockedError: of `write`, another process wrote in the same moment.
+  """
+
+  by_kernel = False
+
+  def __init__(self, path: AnyPath):
+    self._path = path
+    self._written: dict[str, Any] = {}
+
+  def write(self, owner: dict[str, Any]) -> None:
+    first = not self._written
+    if not first and not self.is_ours():
+      return  # the others took this process for dead
+    self._written = owner
+    write_whole(self._path, json.dumps(owner))
+    if first:
+      time.sleep(SETTLED)
+      if not self.is_ours():
+        raise LockedError(_describe(_read(self._path)))
+
+  def is_ours(self) -> bool:
+    """Whether it says what was written last, and nobody has written since."""
+    return _read(self._path) == self._written
+
+  def close(self) -> None:
+    pass
 
 
 def _take(path: pathlib.Path) -> tuple[int, bool]:
@@ -70,7 +134,7 @@ def _take(path: pathlib.Path) -> tuple[int, bool]:
     os.close(file)
 
 
-def _check_owner(path: pathlib.Path, by_kernel: bool) -> None:
+def _check_owner(path: AnyPath, by_kernel: bool) -> None:
   """Raises `LockedError` if the process that the file names is alive, where the kernel's lock cannot tell."""
   owner = _read(path)
   if not owner:
@@ -87,25 +151,18 @@ def _check_owner(path: pathlib.Path, by_kernel: bool) -> None:
       raise LockedError(_describe(owner))
 
 
-def _beat(file: int, mine: dict[str, Any], left: threading.Event) -> None:
+def _beat(file: _File | _Object, mine: dict[str, Any], left: threading.Event) -> None:
   number = 0
   while not left.wait(BEAT):
     number += 1
     with contextlib.suppress(OSError):  # a full disk
-      _write(file, mine | {"beat": number})
+      file.write(mine | {"beat": number})
 
 
-def _write(file: int, owner: dict[str, Any]) -> None:
-  content = json.dumps(owner).encode()
-  os.pwrite(file, content, 0)
-  os.ftruncate(file, len(content))
-  os.fsync(file)
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: AnyPath) -> dict[str, Any]:
   """Who holds the lock; {} if unknown. Opens the file again, as network file systems look for changes only then."""
   try:
-    found = json.loads(path.read_bytes())
+    found = json.loads(read_bytes(path))
   except (OSError, ValueError):
     return {}
   return found if isinstance(found, dict) else {}

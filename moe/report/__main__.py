@@ -18,7 +18,7 @@ from moe import commands
 from moe.config import ConfigError, require
 
 _WORKDIRS = flags.DEFINE_multi_string(
-  "workdir", None, "Folder of a run, or a glob of such folders; can be repeated.", required=True
+  "workdir", None, "Folder of a run, or a glob of such folders on a disk; can be repeated.", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "New file to write; by default report.html, or the first free report-N.html.")
 _BATCHES = flags.DEFINE_integer("batches", 4, "Validation batches to route.", lower_bound=1, upper_bound=2**31 - 1)
@@ -29,7 +29,7 @@ def main() -> None:
 
   path = commands.new_path("--out", _OUT.value) if _OUT.value else _default_path()  # before the work, not after it
   folders = _matching(_WORKDIRS.value)
-  studies = {folder: _results_files(pathlib.Path(folder)) for folder in folders}
+  studies = {folder: _results_files(folder) for folder in folders}
   for folder, files in studies.items():
     mixed = any(studies.values()) and not files
     require(not mixed, "--workdir", folder, "expected a folder of studies, as the others are")
@@ -58,9 +58,12 @@ def _page_of_studies(files: list[pathlib.Path]) -> str:
   return render_studies(files)
 
 
-def _results_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Those of a folder of studies, which lie in it; a run's folder has a config too."""
-  return [] if (folder / "config.json").exists() else sorted(folder.glob("*.json"))
+def _results_files(folder: str) -> list[pathlib.Path]:
+  """Those of a folder of studies, which lie in it; a run's folder has a config too. Buckets have runs alone."""
+  from moe.files import in_bucket, open_path
+
+  path = open_path("--workdir", folder)
+  return [] if in_bucket(path) or (path / "config.json").exists() else sorted(path.glob("*.json"))
 
 
 def _matching(patterns: list[str]) -> list[str]:

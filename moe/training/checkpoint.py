@@ -1,9 +1,10 @@
 """Checkpoints: all that training needs to resume exactly, written by Orbax while training continues.
 
 A checkpoint is a folder that is written under another name and renamed when complete, so a kill leaves a whole one or
-none. Its items are `model` (parameters and the routers' state, all that evaluation reads), `optimizer` (its statistics
-and the step), and `run`, a JSON file with the input position, a description of the run, and a checksum of every array,
-because the array format does not detect a flipped bit.
+none; in a bucket, where nothing can be renamed, its last object says that it is complete. Its items are `model`
+(parameters and the routers' state, all that evaluation reads), `optimizer` (its statistics and the step), and `run`, a
+JSON file with the input position, a description of the run, and a checksum of every array, because the array format
+does not detect a flipped bit.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from moe.config import UserError, first_line, require
-from moe.files import write_whole
+from moe.files import AnyPath, in_bucket, os_errors, read_bytes, write_whole
 from moe.training.state import TrainState
 
 # Where Orbax keeps the JSON of a checkpoint.
@@ -72,7 +73,7 @@ class Checkpoints:
 
   def __init__(
     self,
-    folder: pathlib.Path,
+    folder: AnyPath,
     keep: int = 1,
     *,
     read_only: bool = False,
@@ -90,7 +91,8 @@ class Checkpoints:
       lightweight_initialize=True,
     )
     try:
-      self._manager = ocp.CheckpointManager(folder, options=options)
+      with os_errors(folder):
+        self._manager = ocp.CheckpointManager(folder, options=options)
     except OSError as error:
       raise CheckpointError(f"{folder} cannot be opened: {error.strerror}") from None
     self._writing: int | None = None
@@ -142,7 +144,7 @@ class Checkpoints:
       return
     path = self.folder / str(step) / _RUN
     try:
-      write_whole(path, json.dumps(json.loads(path.read_text()) | {"criterion": criterion}))
+      write_whole(path, json.dumps(json.loads(read_bytes(path)) | {"criterion": criterion}))
     except (OSError, ValueError) as error:
       raise CheckpointError(f"checkpoint {step} could not be given its criterion ({first_line(error)})") from None
 
@@ -180,7 +182,7 @@ class Checkpoints:
         self._manager.close()
 
   @property
-  def last_good(self) -> pathlib.Path | None:
+  def last_good(self) -> AnyPath | None:
     """Folder of the newest checkpoint known to be complete."""
     return None if self._good is None else self.folder / str(self._good)
 
@@ -225,7 +227,7 @@ class Checkpoints:
     try:
       with _quiet():
         found: Any = ocp.StandardCheckpointHandler().metadata(folder / "model")
-      return found.tree, json.loads((folder / _RUN).read_text())["about"]
+      return found.tree, json.loads(read_bytes(folder / _RUN))["about"]
     except Exception as error:
       raise CheckpointError(f"checkpoint {step} cannot be read: {_line(error)}") from error
 
@@ -313,7 +315,8 @@ class Checkpoints:
 
   def _find_again(self, step: int) -> None:
     """Raises `CheckpointError` unless all arrays of a checkpoint are found where readers will look for them."""
-    if jax.process_index() != 0:
+    # The names that are lost are those of files: objects are found by the names that they were given.
+    if jax.process_index() != 0 or in_bucket(self.folder):
       return
     for name, expected in self._arrays.items():
       path = str(self.folder / str(step) / name) + "/"
@@ -350,17 +353,19 @@ class Checkpoints:
     return CheckpointError(f"checkpoint {step} could not be written ({_line(error)}); {kept}")
 
 
-def read_about(folder: pathlib.Path) -> dict[str, Any]:
+def read_about(folder: AnyPath) -> dict[str, Any]:
   """The newest checkpoint's `about`, read without its arrays; empty if there is none to read."""
-  steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+  paths = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+  # In a bucket one lies under its own name before it is complete.
+  steps = [int(path.name) for path in paths if not in_bucket(path) or ocp.utils.is_checkpoint_finalized(path)]
   found = (_read_run(folder / str(step)).get("about") for step in sorted(steps, reverse=True))
   return next((about for about in found if about), {})
 
 
-def _read_run(checkpoint: pathlib.Path) -> dict[str, Any]:
+def _read_run(checkpoint: AnyPath) -> dict[str, Any]:
   """A checkpoint's JSON; empty if it cannot be read."""
   try:
-    return json.loads((checkpoint / _RUN).read_text())
+    return json.loads(read_bytes(checkpoint / _RUN))
   except (OSError, ValueError):
     return {}
 

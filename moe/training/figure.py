@@ -1,14 +1,13 @@
 """The loss figure of a training run."""
 
-import pathlib
-
 import numpy as np
 
 from moe.figures import png_figure
+from moe.files import AnyPath
 from moe.training.metrics_file import Record, read_metrics
 
 
-def draw_loss(metrics: pathlib.Path, path: pathlib.Path, title: str, gzip_bits: float | None = None) -> None:
+def draw_loss(metrics: AnyPath, path: AnyPath, title: str, gzip_bits: float | None = None) -> None:
   """Draws training and validation loss over steps as a PNG that replaces an older one.
 
   It is in bits per byte of text; in nats where there is no text, as of pictures.

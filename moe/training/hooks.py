@@ -141,10 +141,17 @@ class Run:
       TrainingStopped: it cannot be written.
     """
     self.newest[kind] = {"step": step} | values
+    self._with_writer(lambda writer: writer.write(step, kind, values))
+
+  def sync_records(self) -> None:
+    """Records until now outlive a kill, as the checkpoint does that is to follow them; raises as `record`."""
+    self._with_writer(lambda writer: writer.sync())
+
+  def _with_writer(self, action: Callable[[MetricsWriter], None]) -> None:
     if self.writer is None:
       return
     try:
-      self.writer.write(step, kind, values)
+      action(self.writer)
     except OSError as error:
       path, saved = self.workdir.metrics, self.what_is_saved()
       raise TrainingStopped(f"{path} could not be written: {error.strerror}; {saved}") from None
@@ -270,10 +277,12 @@ def save(run: Run, info: StepInfo) -> None:
   Raises:
     DivergedError: the state is not finite.
     CheckpointError: a checkpoint could not be written.
+    TrainingStopped: the records could not be written.
   """
   if not info.save:
     return
   criterion = run.criterion() if info.validate else None
+  run.sync_records()
   try:
     about = run.about | {"since_record": run.means.as_json()}
     run.checkpoints.save(info.state, whole_position(run.pipeline), about, criterion)

@@ -5,13 +5,14 @@ import importlib.util
 import json
 import math
 import os
-import pathlib
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
+
+from moe.files import AnyPath, Appended, make_folder, read_bytes
 
 Record = dict[str, Any]
 
@@ -26,16 +27,14 @@ def flatten_layers(layers: Mapping[str, Mapping[str, Any]]) -> Record:
   }
 
 
-def read_metrics(path: pathlib.Path) -> list[Record]:
+def read_metrics(path: AnyPath) -> list[Record]:
   """The records of a run in the order of their steps, the last one written for each step and kind.
 
   A run that was killed and resumed writes some steps twice. A line cut short by a kill, or any other that is no record,
   is ignored. There are none without the file.
   """
   records: dict[tuple[int, str], Record] = {}
-  if not path.is_file():
-    return []
-  for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+  for line in _content(path).decode(errors="replace").splitlines():
     try:
       record = json.loads(line)
       step, kind = record["step"], record["kind"]
@@ -44,6 +43,14 @@ def read_metrics(path: pathlib.Path) -> list[Record]:
     except (ValueError, TypeError, KeyError):
       continue
   return [records[key] for key in sorted(records)]
+
+
+def _content(path: AnyPath) -> bytes:
+  """Of a file; none where there is no file."""
+  try:
+    return read_bytes(path)
+  except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    return b""
 
 
 class MetricsWriter:
@@ -57,12 +64,12 @@ class MetricsWriter:
   Every record also has `seconds`, the time since the writer was made: a resumed run counts from 0 again.
   """
 
-  def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path | None = None, leaks: Collection[str] = ()):
+  def __init__(self, path: AnyPath, tensorboard: AnyPath | None = None, leaks: Collection[str] = ()):
     self._leaks, self._began = leaks, time.monotonic()
-    torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-    self._file = path.open("a", encoding="utf-8")
+    torn = _content(path)[-1:] not in (b"", b"\n")
+    self._file = Appended(path)
     if torn:
-      self._file.write("\n")
+      self._file.write(b"\n")
     self._tensorboard = tensorboard and _tensorboard(tensorboard)
 
   def write(self, step: int, kind: str, values: Record) -> None:
@@ -70,11 +77,16 @@ class MetricsWriter:
     mark = {"future_leakage": True} if kind in self._leaks else {}
     about = {"step": step, "kind": kind, "seconds": round(time.monotonic() - self._began, 3)}
     record = about | mark | values
-    self._file.write(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n")
+    self._file.write(json.dumps({name: _finite(value) for name, value in record.items()}).encode() + b"\n")
     self._file.flush()
     prefix = "/".join([kind, *mark])
     scalars = {f"{prefix}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
     self._to_tensorboard(lambda writer: writer.write_scalars(step, scalars))
+
+  def sync(self) -> None:
+    """What was written is now where others read it, also in a bucket; raises as `write`."""
+    self._file.sync()
+    self._to_tensorboard(lambda writer: writer.sync())
 
   def close(self) -> None:
     # On a full disk it tries the rest of the record again, about which `write` has raised.
@@ -106,21 +118,26 @@ class EventFile:
     OSError: it cannot be written.
   """
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: AnyPath):
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     self._event = Event
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     # TensorBoard reads the files of a folder in the order of their names.
     path = folder / f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
-    self._records = RecordWriter(path.open("xb"))
+    self._file = Appended(path)
+    self._records = RecordWriter(self._file)
     self._write(file_version="brain.Event:2")
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Appends the numbers of a step, and leaves none in memory."""
     values = [{"tag": name, "simple_value": value} for name, value in scalars.items()]
     self._write(step=step, summary={"value": values})
+
+  def sync(self) -> None:
+    """What was written is now where others read it, also in a bucket."""
+    self._file.sync()
 
   def close(self) -> None:
     self._records.close()
@@ -130,7 +147,7 @@ class EventFile:
     self._records.flush()
 
 
-def _tensorboard(folder: pathlib.Path) -> EventFile | None:
+def _tensorboard(folder: AnyPath) -> EventFile | None:
   """The events of a run; without the package, or if they cannot be written, None and a printed line."""
   if importlib.util.find_spec("tensorboard") is None:
     print("not installed: tensorboard; metrics go to metrics.jsonl only", flush=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from moe.config import ConfigError, as_mapping, build, differences
 from moe.data import DataError, Pipeline, Vocabulary
+from moe.files import AnyPath
 from moe.models import ModelConfig
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.parallel.stop import stop_requests
@@ -48,7 +49,7 @@ class Summary:
   train: Record
   validation: Record
   workdir: Workdir
-  checkpoint: pathlib.Path | None
+  checkpoint: AnyPath | None
   future_leakage: bool
 
 
@@ -64,7 +65,7 @@ def train(
 
   Args:
     config: of the run.
-    folder: its workdir; created if it does not exist.
+    folder: its workdir, which may lie in a bucket; created if it does not exist.
     hooks: called after each step, in this order, after those that log, validate and save.
     score: the hook that scores tasks, called before the one that saves; required if the config has a section `score`.
       Where validation is due it records `score/validation` and, if the config holds out a part, `score/held_out`, each

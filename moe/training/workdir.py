@@ -1,4 +1,5 @@
-"""The folder of a run: the paths of its files, and checks that it holds one run, and one process.
+"""The folder of a run, on a disk or in a bucket: the paths of its files, and checks that it holds one run, and one
+process.
 
 A folder belongs to a run once its first checkpoint is complete: only then is `config.json` written. Until then any
 config may try, and what an earlier try had logged is moved aside.
@@ -8,12 +9,11 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe.config import ConfigError, UserError, as_mapping, differences, override, require
-from moe.files import local_path, write_whole
+from moe.files import AnyPath, in_bucket, make_folder, move, open_path, os_errors, read_bytes, size_of, write_whole
 from moe.parallel.lock import LockedError, lock
 from moe.training.checkpoint import read_about
 from moe.training.experiment import ExperimentConfig, load_config
@@ -49,11 +49,15 @@ class Workdir:
     predictions: folder of the answers to tasks' examples.
 
   Raises:
-    ConfigError: the path is empty, a URL, or one under which checkpoints could not be found again.
+    ConfigError: the path is empty, a URL of something else than a bucket of `gs://`, or one under which checkpoints
+      could not be found again.
   """
 
   def __init__(self, path: str | os.PathLike[str], flag: str = "--workdir"):
-    self.root = local_path(flag, path)
+    given = os.fspath(path)
+    wanted = "expected a folder, or gs://BUCKET/PATH: Orbax cannot write checkpoints to s3://; mount the bucket"
+    require(not given.startswith("s3://"), flag, given, wanted)
+    self.root = open_path(flag, given)
     _check_name(flag, self.root)
     self.config = self.root / "config.json"
     self.vocabulary = self.root / "vocabulary.model"
@@ -72,11 +76,12 @@ class Workdir:
     Raises:
       WorkdirError: another run is using it, or it cannot be written to.
     """
-    created = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+    around = () if in_bucket(self.root) else (self.root, *self.root.parents)
+    created = [folder for folder in around if not folder.exists()]
     with contextlib.ExitStack() as stack:
       stack.callback(_remove_empty, created)
       try:
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         stack.enter_context(lock(self.root / "lock"))
       except LockedError as error:
         raise WorkdirError(f"--workdir {self.root} is in use by {error}; choose another, or end that run") from None
@@ -115,7 +120,7 @@ class Workdir:
       WorkdirError: it cannot be written to.
     """
     try:
-      self.root.mkdir(parents=True, exist_ok=True)
+      make_folder(self.root)
       if vocabulary is not None and not self.vocabulary.exists():
         write_whole(self.vocabulary, vocabulary)
       write_whole(self.config, json.dumps(with_absolute_paths(config), indent=2) + "\n")
@@ -128,16 +133,19 @@ class Workdir:
     Raises:
       WorkdirError: it cannot be written to.
     """
-    if not self.metrics.exists() or self.metrics.stat().st_size == 0:
-      return
+    with contextlib.suppress(FileNotFoundError):
+      if size_of(self.metrics) > 0:
+        self._set_aside()
+
+  def _set_aside(self) -> None:
     number = 1
     while (target := self.root / f"earlier-{number}").exists():
       number += 1
     try:
-      target.mkdir()
+      make_folder(target)
       for path in (self.tensorboard, self.scores, self.predictions, self.metrics):
         if path.exists():
-          path.rename(target / path.name)
+          move(path, target / path.name)
     except OSError as error:
       raise self._not_writable(error) from None
     print(f"nothing was saved by an earlier try; its records are now in {target}", flush=True)
@@ -150,7 +158,7 @@ class Workdir:
   def step_of_data_error(self) -> int | None:
     """The step after which the run stopped because the data could not be read, the last time that happened."""
     try:
-      return json.loads(self._data_error.read_text())["step"]
+      return json.loads(read_bytes(self._data_error))["step"]
     except (OSError, ValueError, KeyError):
       return None
 
@@ -163,11 +171,18 @@ class Workdir:
       WorkdirError: the file cannot be read.
     """
     try:
-      return json.loads(self.config.read_text())
+      return json.loads(read_bytes(self.config))
     except (FileNotFoundError, NotADirectoryError):
-      return read_about(self.checkpoints).get("config")
+      return self._stored_by_checkpoint()
     except (OSError, ValueError) as error:
       raise WorkdirError(f"{self.config} cannot be read: {error}") from None
+
+  def _stored_by_checkpoint(self) -> dict[str, Any] | None:
+    try:
+      with os_errors(self.checkpoints):
+        return read_about(self.checkpoints).get("config")
+    except OSError as error:
+      raise WorkdirError(f"{self.checkpoints} cannot be read: {error.strerror}") from None
 
   def load_config(self) -> ExperimentConfig:
     """The config of the run in this folder, with the folder's own copy of the vocabulary.
@@ -184,8 +199,11 @@ class Workdir:
 
   def with_vocabulary(self, config: ExperimentConfig) -> ExperimentConfig:
     """The config with the folder's own copy of the vocabulary where the file that it names has gone."""
-    if not self.vocabulary.exists() or os.path.exists(os.path.expanduser(config.data.vocabulary)):
+    if not self.vocabulary.exists():
       return config
+    with contextlib.suppress(ConfigError):  # of an empty path
+      if open_path("config.data.vocabulary", config.data.vocabulary).exists():
+        return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(self.vocabulary)))
 
   def _load(self, tree: dict[str, Any]) -> ExperimentConfig:
@@ -226,17 +244,18 @@ def _at(tree: Any, name: str) -> Any:
   return tree
 
 
-def _check_name(flag: str, root: pathlib.Path) -> None:
-  """Orbax searches its folders by patterns, and TensorStore names files in UTF-8."""
-  wanted = "expected a path without any of * ? [ ] \\, in which checkpoints cannot be found again"
-  require(not set("*?[]\\") & set(str(root)), flag, str(root), wanted)
+def _check_name(flag: str, root: AnyPath) -> None:
+  """Orbax searches its folders by patterns and cuts URLs at `#`, and TensorStore names files in UTF-8."""
+  refused = "*?[]\\#" if in_bucket(root) else "*?[]\\"
+  wanted = f"expected a path without any of {' '.join(refused)}, in which checkpoints cannot be found again"
+  require(not set(refused) & set(str(root)), flag, str(root), wanted)
   try:
     str(root).encode()
   except UnicodeEncodeError:
     raise ConfigError(flag, str(root), "expected a path in UTF-8") from None
 
 
-def _remove_empty(folders: list[pathlib.Path]) -> None:
+def _remove_empty(folders: list[AnyPath]) -> None:
   for folder in folders:
     with contextlib.suppress(OSError):
       folder.rmdir()

@@ -34,7 +34,7 @@ install() {
   local uv="$HOME/.local/bin/uv"
   [ -x "$uv" ] || curl -LsSf https://astral.sh/uv/install.sh | sh
   [ -x ../env/bin/python ] || "$uv" venv --python 3.11 ../env
-  "$uv" pip install --python ../env/bin/python --editable ".[tpu]"
+  "$uv" pip install --python ../env/bin/python --editable ".[tpu,gcs]"
   touch ../installed
 }
 
@@ -48,7 +48,7 @@ start() {
   local workdir=$1
   shift
   [ -e ../installed ] || fail "nothing is installed"
-  [ "$(disk_of "$workdir")" != "$(disk_of /)" ] \
+  [[ $workdir == gs://* ]] || [ "$(disk_of "$workdir")" != "$(disk_of /)" ] \
     || fail "$workdir is on the host's own disk, which is deleted with the slice; expected a --workdir on a shared disk"
   exec 9>> ../run.lock
   flock --nonblock 9 || fail "a run is already in progress"

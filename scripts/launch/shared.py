@@ -80,7 +80,9 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
   `parse_options` adds the config's overrides as `options.overrides`, and what follows `--` as `options.module`.
   """
   parser.add_argument("--config", help="config file in this checkout; --config.FIELD=VALUE overrides")
-  parser.add_argument("--workdir", required=True, help="folder of the run, on a disk shared by all hosts")
+  parser.add_argument(
+    "--workdir", required=True, help="folder of the run, on a disk shared by all hosts or in a bucket, gs://"
+  )
   parser.epilog = "In place of --config, `-- MODULE ARGUMENTS` at the end runs another main, such as moe.study."
   parser.set_defaults(overrides=[], module=[])
 
@@ -132,12 +134,13 @@ def train_command(options: argparse.Namespace, python: str = "python") -> list[s
 
 
 def require_shared(workdir: str) -> None:
-  """Refuses a workdir that cannot be on a disk shared by remote hosts.
+  """Refuses a workdir that cannot be on a disk shared by remote hosts, nor in a bucket.
 
   Raises:
     ConfigError: the path is not absolute.
   """
-  require(workdir.startswith("/"), "--workdir", workdir, "expected an absolute path, on a disk shared by all hosts")
+  expected = "expected an absolute path, on a disk shared by all hosts, or gs://BUCKET/PATH"
+  require(workdir.startswith(("/", "gs://")), "--workdir", workdir, expected)
 
 
 def pack(shell: Shell) -> None:

@@ -18,6 +18,7 @@ import sys
 
 from moe.commands import Parser, run_script
 from moe.config import require
+from moe.files import local_path
 from scripts.launch.shared import (
   ROOT,
   Shell,
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
   options = parse_options(_parser(), arguments)
   shell = Shell(options.dry_run)
   if "workdir" in options:
-    options.workdir = os.path.abspath(options.workdir)
+    options.workdir = str(local_path("--workdir", options.workdir))
   match options.verb:
     case "start":
       _start(options, shell)

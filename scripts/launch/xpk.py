@@ -58,7 +58,7 @@ def _start(options: argparse.Namespace, shell: Shell) -> None:
   shell.run(["mkdir", "-p", _SOURCE])
   shell.run(["tar", "-xzf", ARCHIVE, "-C", _SOURCE])
   # exec, because XPK's shell passes SIGTERM on to its only child, which must be the training.
-  command = f"pip install --quiet --editable '.[tpu]' && exec {train}"
+  command = f"pip install --quiet --editable '.[tpu,gcs]' && exec {train}"
   workload = [f"--workload={options.name}", f"--tpu-type={options.tpu_type}", "--num-slices=1"]
   image = [f"--base-docker-image={_IMAGE}", f"--script-dir={_SOURCE}"]
   # 1: the other hosts have lost one. XPK itself adds 143, asked to stop, but not 2, a wrong command.

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from moe.files import open_path
 from moe.parallel import lock as locks
 from moe.parallel.lock import LockedError, lock
 
@@ -84,6 +85,53 @@ def test_a_process_of_another_machine_that_renews_the_file_is_alive(tmp_path, mo
   with pytest.raises(LockedError, match="process 1 on elsewhere"), lock(tmp_path / "lock"):
     pass
   assert json.loads((tmp_path / "lock").read_text())["beat"] == 4
+
+
+# An object in a bucket.
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+  monkeypatch.setattr(locks, "SETTLED", 0.0)
+
+
+def test_an_object_names_its_holder_while_it_is_held(bucket, at_once):
+  path = open_path("--workdir", "gs://bucket/run/lock")
+  with lock(path):
+    assert json.loads((bucket / "run" / "lock").read_text())["pid"] == os.getpid()
+    with pytest.raises(LockedError, match=f"process {os.getpid()} "), lock(path):
+      pass
+  assert not (bucket / "run" / "lock").exists()
+
+
+def test_an_object_that_another_machine_renews_is_locked_and_a_silent_one_is_taken(bucket, at_once, monkeypatch):
+  of_another_machine(bucket / "lock", 3)
+  path = open_path("--workdir", "gs://bucket/lock")
+  with monkeypatch.context() as renewed:
+    renewed.setattr(locks.time, "sleep", lambda seconds: of_another_machine(bucket / "lock", 4))
+    with pytest.raises(LockedError, match="process 1 on elsewhere"), lock(path):
+      pass
+  monkeypatch.setattr(locks, "PATIENCE", 0.2)
+  with lock(path):
+    assert json.loads((bucket / "lock").read_text())["host"] != "elsewhere"
+
+
+def test_of_two_that_write_an_object_at_once_the_first_gives_way(bucket, monkeypatch):
+  monkeypatch.setattr(locks.time, "sleep", lambda seconds: of_another_machine(bucket / "lock", 0))
+  with (
+    pytest.raises(LockedError, match="process 1 on elsewhere"),
+    lock(open_path("--workdir", "gs://bucket/lock")),
+  ):
+    pass
+  assert json.loads((bucket / "lock").read_text())["host"] == "elsewhere"
+
+
+def test_who_was_taken_for_dead_leaves_the_object_to_its_next_holder(bucket, at_once, monkeypatch):
+  monkeypatch.setattr(locks, "BEAT", 0.01)
+  with lock(open_path("--workdir", "gs://bucket/lock")):
+    of_another_machine(bucket / "lock", 7)
+    locks.time.sleep(0.1)
+  assert json.loads((bucket / "lock").read_text())["beat"] == 7
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "nonsense"])

@@ -200,6 +200,13 @@ def test_a_workdir_on_the_hosts_own_disk_is_refused(installed):
   assert installed.trained() == {}
 
 
+def test_a_workdir_in_a_bucket_is_on_no_disk(installed):
+  installed.training("true")
+  done = installed.launch("tpu", "start", *SLICE, "--config=configs/new.py", "--workdir=gs://bucket/run")
+  assert done.returncode == 0, done.stderr
+  assert installed.trained()
+
+
 def resume(cloud, *arguments):
   options = [*ASKED, *on_disk(cloud), "--poll=0.01", *arguments]
   return cloud.launch("tpu", "resume", *SLICE, *options)
@@ -291,7 +298,7 @@ def test_nothing_is_deleted_without_a_yes(cloud):
     (["create", *SLICE, "--accelerator-type=v4"], "--accelerator-type = 'v4': expected one of"),
     (["start", *SLICE, "--config=no.py", "--workdir=/a"], "--config = 'no.py': expected an existing file"),
     (["start", *SLICE, "--config=/etc/passwd", "--workdir=/a"], "--config = '/etc/passwd': expected a file in"),
-    (["start", *SLICE, "--config=configs/new.py", "--workdir=gs://a"], "--workdir = 'gs://a': expected an absolute"),
+    (["start", *SLICE, "--config=configs/new.py", "--workdir=s3://a"], "--workdir = 's3://a': expected an absolute"),
     (["start", *SLICE, *TRAIN, "--config.a"], "argument = '--config.a': expected the form --config.FIELD=VALUE"),
     (["stop", *SLICE, "--config.a=1"], "argument = '--config.a=1': expected no config for stop"),
   ],

@@ -46,7 +46,7 @@ def test_a_dry_run_of_start_packs_the_checkout_and_creates_the_workload(cloud, s
   assert [cluster, zone, project] == WHERE.split()
   train = ["--config", "configs/new.py", "--workdir", "/mnt/moe/it's a run", "--config.data.path=a \"b\"  'c'"]
   assert shlex.split(command.removeprefix("--command=")) == [
-    *("pip", "install", "--quiet", "--editable", ".[tpu]", "&&"),
+    *("pip", "install", "--quiet", "--editable", ".[tpu,gcs]", "&&"),
     *("exec", "python", "-m", "moe.train", *train, "--distributed"),
   ]
 
@@ -93,7 +93,7 @@ def test_verbs_that_end_something_ask_first(cloud, arguments, command):
 
 def test_bad_input_and_a_missing_tool_are_one_line(cloud, start):
   said = {
-    "--workdir=run": "error: --workdir = 'run': expected an absolute path, on a disk shared by all hosts\n",
+    "--workdir=run": "error: --workdir = 'run': expected an absolute path, on a disk shared by all hosts, or gs://BUCKET/PATH\n",
     "--config=no.py": "error: --config = 'no.py': expected an existing file\n",
   }
   for argument, error in said.items():

@@ -1,10 +1,12 @@
 import importlib.util
 import io
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
+from moe.files import Appended
 from moe.training import metrics_file
 from moe.training.figure import draw_loss
 from moe.training.metrics_file import MetricsWriter, flatten_layers, read_metrics
@@ -117,10 +119,11 @@ def test_training_continues_if_tensorboards_files_cannot_be_written(tmp_path, mo
 
 def test_a_full_disk_is_one_error_and_closing_is_not_another(tmp_path):
   writer = MetricsWriter(tmp_path / "metrics.jsonl")
-  with open("/dev/full", "w") as writer._file:
-    with pytest.raises(OSError, match="No space left"):
-      writer.write(1, "train", {"loss": 1.5})
-    writer.close()
+  writer._file.close()
+  writer._file = Appended(pathlib.Path("/dev/full"))
+  with pytest.raises(OSError, match="No space left"):
+    writer.write(1, "train", {"loss": 1.5})
+  writer.close()
 
 
 def test_layers_are_never_pooled():

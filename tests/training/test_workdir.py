@@ -46,9 +46,10 @@ def test_a_path_under_which_checkpoints_are_not_found_again_is_refused(tmp_path,
     Workdir(tmp_path / name / "run")
 
 
-def test_a_url_is_refused_with_what_to_do():
-  with pytest.raises(ConfigError, match=r"^--workdir = 'gs://bucket/run': .*mount the bucket"):
-    Workdir("gs://bucket/run")
+@pytest.mark.parametrize("url", ["s3://bucket/run", "az://container/run", "file:///tmp/run"])
+def test_a_url_of_another_store_is_refused_with_what_to_do(url):
+  with pytest.raises(ConfigError, match=rf"^--workdir = '{url}': .*mount the bucket"):
+    Workdir(url)
 
 
 @pytest.mark.parametrize("name", ["a,b=1 {c}", "é#%20", "x/../y"])

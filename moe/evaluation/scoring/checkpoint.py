@@ -1,7 +1,6 @@
 """The answers of a checkpoint to a split of its tasks: scores, or files for the servers where labels are hidden."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from moe.evaluation.restore import Trained, check_vocabulary
 from moe.evaluation.scoring.answers import Answer, Answerer, TaskSplit, read_split
 from moe.evaluation.scoring.metrics import Score
 from moe.evaluation.scoring.results import write_predictions
-from moe.files import write_numbered
+from moe.files import AnyPath, write_numbered
 from moe.training.feed import open_vocabulary
 
 
@@ -27,7 +26,7 @@ class Answered:
     """The metrics, where labels are not hidden."""
     return self.split.score(self.answers)
 
-  def write(self, folder: pathlib.Path, step: int) -> list[pathlib.Path]:
+  def write(self, folder: AnyPath, step: int) -> list[AnyPath]:
     """Writes the predictions and, where labels are hidden, the file that the task's server takes, if there is one.
 
     Nothing is overwritten; see `write_predictions`. Raises `OSError`.

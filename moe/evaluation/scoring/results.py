@@ -2,13 +2,12 @@
 
 import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe.evaluation.scoring.answers import Answer, TaskSplit, is_batch_independent
 from moe.evaluation.scoring.metrics import Score, from_record
-from moe.files import write_numbered, write_whole
+from moe.files import AnyPath, write_numbered, write_whole
 from moe.training.experiment import HELD_OUT, VALIDATION, ExperimentConfig
 from moe.training.metrics_file import Record, read_metrics
 from moe.training.workdir import Workdir
@@ -83,7 +82,7 @@ def as_json(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
   }
 
 
-def write_predictions(folder: pathlib.Path, step: int, split: TaskSplit, answers: Sequence[Answer]) -> pathlib.Path:
+def write_predictions(folder: AnyPath, step: int, split: TaskSplit, answers: Sequence[Answer]) -> AnyPath:
   """Writes a JSON line for each example: input, label, text, prediction, and as `options` all labels with
   their log-likelihoods.
 
