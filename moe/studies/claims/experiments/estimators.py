@@ -20,7 +20,7 @@ from moe.studies.study import Headline, Inputs, Job, Result
 _HELD_OUT = 5000  # pictures of the training split, which choose learning rates
 _WORTH_A_WORD = 0.001  # of the test pictures
 _OURS, _SLOW, _MOMENTS = "straight_through", "reinforce, slow gates", "gradients"
-_GRID = (0.001, 0.002, 0.004)
+_GRID = (0.004, 0.008, 0.016)
 _PLANS = {
   "smoke": Plan((0.01,), 1, 2, {"units": 8, "hidden": 4, "pictures": 64, "epochs": 1}),
   "cpu": Plan(_GRID, 1, 5, {"units": 400, "hidden": 100, "pictures": 20_000, "epochs": 2}),
