@@ -86,7 +86,7 @@ class Budget:
 
 
 BUDGETS = {
-  "smoke": Budget(settings.DECODER.budgets["smoke"].config, _OWN, seeds=2, experts=4, more=2, blocks=2),
+  "smoke": Budget(settings.DECODER.budgets["smoke"].config, _OWN, seeds=1, experts=4, more=2, blocks=2),
   "cpu": Budget(
     {"train.steps": 200, "optimizer.schedule.warmup_steps": 20}, tuple(_ARMS), seeds=3, experts=8, more=4, blocks=32
   ),
