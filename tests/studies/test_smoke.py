@@ -92,8 +92,8 @@ def test_a_growing_model_has_verdicts_and_grows_between_its_stages(inputs, here,
       np.testing.assert_array_equal(before[path], after[path][:, :4] if "/experts/" in path else after[path][..., :4])
     else:
       assert not np.array_equal(before[path], after[path]), path
-  joint, *alone = (documents_of(tmp_path / "texts" / name) for name in ("joint", "0-text", "1-again"))
-  assert sorted(joint) == sorted(sum(alone, [])) and joint != sum(alone, [])
+  joint, one, two = (documents_of(tmp_path / "texts" / name) for name in ("joint", "0-text", "1-again"))
+  assert sorted(joint) == sorted(one + two) and joint != one + two
   first = analysis["contrasts"][0]
   assert first["claim"].startswith("grown forgets less than continued")
   assert first["value"] == pytest.approx(
