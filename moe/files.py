@@ -125,7 +125,7 @@ def write_whole(path: AnyPath, content: str | bytes) -> None:
     return
   part = path.with_name(f"{path.name}.{os.getpid()}.part")
   try:
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
+    part.write_bytes(data)
     part.replace(path)
   except BaseException:
     part.unlink(missing_ok=True)

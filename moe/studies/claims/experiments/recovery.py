@@ -69,7 +69,7 @@ class Recovery(TunedExperiments, name="recovery"):
   of the last step on 1024 fresh inputs. The primary contrast is the F1 of the support after the last step, DSelect-k
   against top-k with the gate alone, which holds if the interval of the difference is above 0 and its mean above 0.05;
   the second, the share of steps on which the support changes. DSelect-k's gamma is 1, and the weight of its entropy
-  1e-6, as the authors' code has them by default; on tuning seeds, 1e-3 and 0.01 did worse, a look that no other arm had.
+  1e-6, as the authors' code has them by default; 1e-3 and 0.01 did worse on tuning seeds, a look that no other arm had.
   """
 
   claim = "DSelect-k recovers the experts that made the data, and top-k's choice oscillates."
