@@ -69,8 +69,9 @@ class Causal(LanguageModels, name="causal"):
   def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
     plan, arms = self.setting.budgets[budget], self.all_arms(budget, inputs, results)
     jobs = super().jobs(budget, inputs, results)
-    searched = [job for job in jobs if job.tags["seed"] == TUNING or job.tags["seed"] < _EXPLORED]
-    chosen = self.chosen(results, arms)
+    explored = min(_EXPLORED, plan.seeds)
+    searched = [job for job in jobs if job.tags["seed"] == TUNING or job.tags["seed"] < explored]
+    chosen = self._chosen(results, arms, explored)
     if len(searched) < len(jobs) and not chosen:
       return searched
     rates = self.rates(budget, results) or dict.fromkeys(arms, plan.rates[0])
@@ -80,10 +81,10 @@ class Causal(LanguageModels, name="causal"):
       for name in chosen
     ]
 
-  def chosen(self, results: Sequence[Result], arms: Mapping[str, Arm]) -> list[str]:
+  def _chosen(self, results: Sequence[Result], arms: Mapping[str, Arm], explored: int) -> list[str]:
     """The best candidate and the best baseline of the search, and the hash layer; none before it is finished."""
-    losses = {name: _losses(results, name) for name in arms}
-    if any(len(found) < _EXPLORED for found in losses.values()):
+    losses = {name: _losses(results, name, explored) for name in arms}
+    if any(len(found) < explored for found in losses.values()):
       return []
     means = {name: np.nan_to_num(np.mean(found), nan=np.inf) for name, found in losses.items()}
     given = [name for name in arms if name not in self.arms]
@@ -91,7 +92,7 @@ class Causal(LanguageModels, name="causal"):
     return [*(min(side, key=means.__getitem__) for side in sides), *(name for name in arms if name == _HASH)]
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
-    searched = [one for one in results if one.tags["seed"] == TUNING or one.tags["seed"] < _EXPLORED]
+    searched = [one for one in results if one.tags["seed"] == TUNING or one.tags["seed"] < _FRESH]
     fresh = [one for one in results if one not in searched]
     candidate, *others = dict.fromkeys(one.tags["arm"] for one in fresh) or [""]
     runs = {name: by_seed(fresh, name) for name in (candidate, *others)}
@@ -99,7 +100,7 @@ class Causal(LanguageModels, name="causal"):
     return super().analyse(budget, searched) | {"contrasts": corrected([one for one in answers if one])}
 
 
-def _losses(results: Sequence[Result], arm: str) -> list[float]:
-  """Of the search."""
-  found = [one for one in results if one.tags["arm"] == arm and one.tags["seed"] in range(_EXPLORED)]
+def _losses(results: Sequence[Result], arm: str, seeds: int) -> list[float]:
+  """Of the search's seeds."""
+  found = [one for one in results if one.tags["arm"] == arm and one.tags["seed"] in range(seeds)]
   return [float(np.mean(block_losses(one, "causal"))) for one in found]
