@@ -50,12 +50,12 @@ def test_a_router_without_some_experts_has_the_shapes_of_one_made_for_fewer_or_i
     moe = MoEConfig(num_experts=experts, router=RouterConfig.choices[name](), placement=EveryNth(1))
     return config("decoder", StackConfig(layers=1, moe=moe), allow_future_leakage=True)
 
-  many, few = model(6), model(3)
+  many, few = model(8), model(4)
   if name in WITHOUT_COLUMNS:
     with pytest.raises(ConfigError, match=f"name = '{name}': expected a router that scores experts by the columns"):
       router_axes(many.decoder.router, many.site(many.decoder.moe))
     return
-  chosen = {"decoder": np.array([[0, 2, 5]])}
+  chosen = {"decoder": np.array([[0, 2, 5, 7]])}
   before, expected = (split(nnx.eval_shape(lambda m=m: m.make(nnx.Rngs(0))))[1:] for m in (many, few))
   pruned = [jax.eval_shape(lambda tree: prune_experts(tree, many, chosen), tree) for tree in before]
   shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (pruned, list(expected))]
