@@ -29,7 +29,7 @@ DECODERS = {
 INPUTS = RunInputs(np.asarray(jax.random.key_data(keys(0)[1])), np.float32(0.1))
 # Sizes of data, expert and model, and FSDP: 2, 4 and 8 devices; and the decoders that are tried there without `--slow`.
 MESHES = {
-  (1, 2, 1, False): ("slots", "ragged"),
+  (1, 2, 1, False): (),
   (1, 4, 1, True): ("slots of a batch", "soft"),
   (2, 2, 2, True): tuple(DECODERS),
 }
@@ -86,8 +86,8 @@ def test_a_decoder_trains_the_same_on_every_mesh(kind, shape):
   assert_same(two_steps(shape, **DECODERS[kind]), alone(kind))
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2, True), (1, 8, 1, False)], ids=str)
-def test_an_encoder_decoder_trains_the_same_with_accumulation_and_adafactor(shape):
+@functools.cache
+def encoder_decoder(shape):
   settings = {
     "encoder": tiny.router("expert_choice"),
     "decoder": tiny.router("glam"),
@@ -95,7 +95,12 @@ def test_an_encoder_decoder_trains_the_same_with_accumulation_and_adafactor(shap
     "optimizer": Adafactor(schedule=Constant()),
     "moe": {"shared_experts": 1},
   }
-  assert_same(two_steps(shape, **settings), two_steps((1, 1, 1, False), **settings))
+  return two_steps(shape, **settings)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2, True), (1, 8, 1, False)], ids=str)
+def test_an_encoder_decoder_trains_the_same_with_accumulation_and_adafactor(shape):
+  assert_same(encoder_decoder(shape), encoder_decoder((1, 1, 1, False)))
 
 
 def test_fsdp_gathers_a_devices_experts_and_never_all_of_them():
