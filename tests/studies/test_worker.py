@@ -164,11 +164,12 @@ def test_a_run_in_one_of_several_processes_is_refused(name, value, tmp_path, att
 
 
 def test_an_experiment_is_given_its_config_which_its_result_keeps(tmp_path, monkeypatch):
+  monkeypatch.setattr(Study, "choices", dict(Study.choices))  # other tests go through all studies
+
   class Doubling(Study, name="doubling"):
     def experiment(self, config):
       return {"twice": 2 * config["number"]}
 
-  monkeypatch.setattr(Study, "choices", {"doubling": Doubling})
   jobs = [Job("three", {"number": 3}, tags={"seed": 0}, measure="doubling")]
   worker.work(str(tmp_path), jobs, "0123", None)
   (found,) = Folder(tmp_path).results(jobs)
