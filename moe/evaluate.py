@@ -27,6 +27,7 @@ from absl import flags
 
 from moe import commands
 from moe.config import ConfigError, as_mapping, build, override, parse_field, require
+from moe.files import AnyPath
 from moe.markdown import markdown_table
 
 commands.define_config()
@@ -138,7 +139,7 @@ def _config_of_data() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _writing(path: Any) -> Iterator[None]:
+def _writing(path: AnyPath) -> Iterator[None]:
   """Raises `WorkdirError` if what is written inside cannot be."""
   from moe.training.workdir import WorkdirError
 

@@ -60,3 +60,8 @@ def matmul(x: jax.Array, weight: nnx.Param, dtype: jnp.dtype, bias: nnx.Param | 
   kernel = whole(weight, dtype)
   product = (x.astype(dtype).reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
   return product if bias is None else product + whole(bias, dtype)
+
+
+def affine(x: jax.Array, weights: jax.Array) -> jax.Array:
+  """`x [..., d]` times all rows but the last of `weights [d + 1, f]`, plus that one, the bias."""
+  return x @ weights[:-1] + weights[-1]

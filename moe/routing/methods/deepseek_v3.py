@@ -13,7 +13,7 @@ from flax import nnx
 from moe.config import require
 from moe.routing.methods.loss_free import LossFree, LossFreeConfig
 from moe.routing.router import Site
-from moe.routing.solvers.highest import highest
+from moe.routing.solvers.highest import are_highest, highest
 from moe.routing.top_k import Logits
 
 _BEST = 2  # experts of a group whose scores it is judged by
@@ -29,8 +29,7 @@ def within_best_groups(ranking: jax.Array, groups: int, chosen: int) -> jax.Arra
   """
   grouped = ranking.reshape(*ranking.shape[:-1], groups, -1)  # [..., N, E / N]
   score = highest(grouped, min(_BEST, grouped.shape[-1]))[0].sum(-1)  # [..., N]
-  best = jax.nn.one_hot(highest(score, chosen)[1], groups, dtype=bool).any(-2)  # [..., N]
-  return jnp.where(best[..., None], grouped, -jnp.inf).reshape(ranking.shape)
+  return jnp.where(are_highest(score, chosen)[..., None], grouped, -jnp.inf).reshape(ranking.shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from moe.config import Choice, require
 from moe.routing.methods.dselect_k import MIXTURE_INIT, auxiliary_loss, check_options, gate, initial_parameters
-from moe.routing.solvers.highest import highest
+from moe.routing.solvers.highest import are_highest
 
 
 class StaticGate(nnx.Module):
@@ -97,8 +97,7 @@ class LogitGate(StaticGate):
 
   def __call__(self) -> tuple[jax.Array, jax.Array]:
     logits = self.logits[...]
-    chosen = highest(jax.lax.stop_gradient(logits), self.k)[1]
-    kept = jax.nn.one_hot(chosen, len(logits), dtype=bool).any(0)
+    kept = are_highest(jax.lax.stop_gradient(logits), self.k)
     return jax.nn.softmax(logits, where=kept), jnp.zeros(())
 
 

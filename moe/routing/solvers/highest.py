@@ -16,6 +16,11 @@ def highest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   return _chosen(x, k) if mesh.empty or _platform(mesh) == "tpu" else _sorted(x, k)
 
 
+def are_highest(x: jax.Array, k: int) -> jax.Array:
+  """Bool `[..., n]`: which of `x [..., n]` are the k highest, ties to the lower index."""
+  return jax.nn.one_hot(highest(x, k)[1], x.shape[-1], dtype=bool).any(-2)
+
+
 def _platform(mesh: jax.sharding.AbstractMesh) -> str | None:
   return None if mesh.abstract_device is None else mesh.abstract_device.platform
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from moe.nn.linear import affine
 from moe.routing.methods.stochastic_units import sparsity_loss
 from moe.routing.solvers.estimators import (
   firing_probability,
@@ -68,11 +69,6 @@ FROZEN = "frozen"  # binary gates whose path is not trained
 _ALL = {**GATES, FROZEN: _BINARY}
 
 
-def _affine(x: jax.Array, weights: jax.Array) -> jax.Array:
-  """`x [..., k]` times all rows but the last of `weights [k + 1, m]`, plus that one."""
-  return x @ weights[:-1] + weights[-1]
-
-
 def init(arm: str, units: int, hidden: int, pixels: int, key: jax.Array) -> Weights:
   """Weights of the gates' path and of the main one; biases are 0, but for those that open a tenth of the gates."""
   shapes = {"gate": ((pixels, hidden), (hidden, units)), "main": ((pixels, units), (units, 10))}
@@ -90,10 +86,10 @@ def init(arm: str, units: int, hidden: int, pixels: int, key: jax.Array) -> Weig
 
 def _gated(weights: Weights, x: jax.Array, gate: Gate, key: jax.Array, *, frozen: bool) -> tuple[jax.Array, ...]:
   """Activations and outputs of the gates `[n, units]`, and the logits `[n, 10]`."""
-  activation = _affine(jnp.tanh(_affine(x, weights["gate"]["in"])), weights["gate"]["out"])
+  activation = affine(jnp.tanh(affine(x, weights["gate"]["in"])), weights["gate"]["out"])
   activation = jax.lax.stop_gradient(activation) if frozen else activation
   h = gate.unit(activation, gate.draw(key, activation.shape))
-  return activation, h, _affine(h * jax.nn.relu(_affine(x, weights["main"]["in"])), weights["main"]["out"])
+  return activation, h, affine(h * jax.nn.relu(affine(x, weights["main"]["in"])), weights["main"]["out"])
 
 
 def loss(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe.nn.linear import affine
 from moe.routing.methods.adaptive_mixture import competitive_loss, cooperative_loss, mixture_loss
 from moe.studies.claims.experiments.formants import Cases, segments, vowels
 from moe.studies.claims.experiments.tuned import Plan, TunedExperiments
@@ -175,14 +176,10 @@ class System:
 
   def __call__(self, weights: Weights, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gate's probabilities `[n, E]` and all experts' outputs `[n, E, d]`, of inputs `[n, k]`."""
-    hidden = jax.nn.sigmoid(_affine(x, weights["hidden"])) if self.hidden else x
-    outputs = jax.vmap(_affine, (None, 0), 1)(hidden, weights["out"])
-    logits = _affine(x, weights["gate"]) if self.experts > 1 else jnp.zeros((len(x), 1))
+    hidden = jax.nn.sigmoid(affine(x, weights["hidden"])) if self.hidden else x
+    outputs = jax.vmap(affine, (None, 0), 1)(hidden, weights["out"])
+    logits = affine(x, weights["gate"]) if self.experts > 1 else jnp.zeros((len(x), 1))
     return jax.nn.softmax(logits), jax.nn.sigmoid(outputs) if self.logistic else outputs
-
-
-def _affine(x: jax.Array, weights: jax.Array) -> jax.Array:
-  return x @ weights[:-1] + weights[-1]
 
 
 @functools.partial(jax.jit, static_argnames=("system", "criterion", "limit"))

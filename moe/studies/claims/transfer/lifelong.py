@@ -18,16 +18,14 @@ from moe.data import DataConfig
 from moe.data.documents import Ragged
 from moe.data.formats.token_directory import META, feature_path, open_feature, read_meta
 from moe.data.formats.tokenizing import tokenize
-from moe.evaluation.restore import restore, vocabulary_of
+from moe.evaluation.perplexity import evaluate
+from moe.evaluation.restore import restore
 from moe.markdown import markdown_table
 from moe.studies import settings
 from moe.studies.arms import Arm
 from moe.studies.contrasts import corrected, finding, headline, sentence
 from moe.studies.repository import repository_config
 from moe.studies.study import Conversion, Headline, Inputs, Job, Result, Study
-from moe.training.feed import byte_lengths, open_pipeline
-from moe.training.step import make_eval_step
-from moe.training.validation import evaluate_batches
 
 # Two experts per token, each half as wide as the dense network: the dense model's FLOPs, however many experts there
 # are. The biases are to let new experts in within a stage.
@@ -150,17 +148,12 @@ class Lifelong(Study, name="lifelong"):
 
   def measure(self, workdir: pathlib.Path, tags: Mapping[str, Any]) -> dict[str, Any]:
     trained, losses = restore(workdir, "latest"), {}
-    config, mesh = trained.config, trained.mesh
-    lengths = byte_lengths(vocabulary_of(trained), config.model.vocab_size)
-    step = make_eval_step(trained.graph, lengths, accumulation=config.train.accumulation, mesh=mesh)
+    data = trained.config.data
+    source: Any = data.source
     for name in tags["texts"]:
-      source: Any = config.data.source
       path = str(pathlib.Path(source.path).parent / name)
-      data = dataclasses.replace(config.data, source=dataclasses.replace(source, path=path))
-      with open_pipeline(dataclasses.replace(config, data=data), "validation", mesh, training=False) as batches:
-        empty = batches.padding()
-        found = evaluate_batches(step, trained.params, trained.router_state, batches, empty, mesh, tags["blocks"])
-      losses[name] = found["loss"]
+      of_text = dataclasses.replace(data, source=dataclasses.replace(source, path=path))
+      losses[name] = evaluate(trained, of_text, "validation", tags["blocks"])["loss"]
     return {"losses": losses}
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
