@@ -24,6 +24,7 @@ from moe.markdown import markdown_table
 from moe.studies import settings
 from moe.studies.arms import Arm
 from moe.studies.contrasts import corrected, finding, headline, sentence
+from moe.studies.reporting import figure
 from moe.studies.repository import repository_config
 from moe.studies.study import Conversion, Headline, Inputs, Job, Result, Study
 
@@ -186,8 +187,7 @@ class Lifelong(Study, name="lifelong"):
     return headline(analysis["contrasts"], None)
 
   def lines(self, analysis: Mapping[str, Any]) -> list[str]:
-    texts = [name.split("-", 1)[1] for name in analysis["texts"]]
-    rows = []
+    texts, rows = _names(analysis), []
     for arm, of in analysis["losses"].items():
       stages = np.array(list(of.values()), float).mean(0) if of else np.zeros((0, len(texts)))  # [stages, texts]
       for stage, losses in enumerate(stages):
@@ -197,6 +197,15 @@ class Lifelong(Study, name="lifelong"):
         rows.append([arm, after, *(f"{math.exp(loss):.1f}" for loss in losses), said])
     table = markdown_table(["", "perplexity after", *texts, "forgotten, nats"], rows) if rows else []
     return [*table, "", *map(sentence, analysis["contrasts"])]
+
+  def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
+    losses = {arm: [np.array(rows) for rows in of.values()] for arm, of in analysis["losses"].items() if of}
+    return figure.draw_stages(losses, _names(analysis), figure.title_of(analysis), path)
+
+
+def _names(analysis: Mapping[str, Any]) -> list[str]:
+  """The texts without the numbers of their folders."""
+  return [name.split("-", 1)[1] for name in analysis["texts"]]
 
 
 def _runs(plan: Budget, arm: str, seed: int, texts: Sequence[str], folder: pathlib.Path) -> list[Job]:
