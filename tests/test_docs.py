@@ -135,3 +135,9 @@ def test_other_commands_are_of_programs_extras_and_files_that_exist():
 def test_blocks_of_commands_are_bash(path):
   blocks = "\n".join(shell_blocks(PAGES[path]))
   assert subprocess.run(["bash", "-n"], input=blocks, capture_output=True, text=True).stderr == ""
+
+
+def test_the_reference_has_every_method_of_routing():
+  modules = {f"moe.routing.methods.{file.stem}" for file in (ROOT / "moe/routing/methods").glob("[!_]*.py")}
+  pages = (ROOT / "docs" / "api" / "methods.md").read_text()
+  assert set(re.findall(r"automodule:: (\S+)", pages)) == modules

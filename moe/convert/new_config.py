@@ -136,6 +136,7 @@ def check_model(model: ModelConfig, expected: ModelConfig) -> None:
     site, router = expected.site(moe), experts_of(model)[name].router
     wanted = f"expected a router with the parameters and the state of {moe.router.name}"
     alike = router_shapes(router, site) == router_shapes(moe.router, site)
+    alike = alike and router.free_experts == moe.router.free_experts
     require(alike, f"config.model.{name}.moe.router.name", router.name, wanted)
 
 
@@ -171,7 +172,7 @@ def _without_experts(model: ModelConfig) -> ModelConfig:
 
 
 def _check_networks(model: ModelConfig) -> None:
-  """Raises `ConfigError` unless each expert is like a dense feed-forward network, and there are no shared ones."""
+  """Raises `ConfigError` unless each expert is like a dense feed-forward network, and there are no others beside."""
   for name, moe in experts_of(model).items():
     with in_section(f"config.model.{name}.moe"):
       require(moe.d_ff in (0, model.d_ff), "d_ff", moe.d_ff, f"expected {model.d_ff}, as of the dense network, or 0")
@@ -179,6 +180,8 @@ def _check_networks(model: ModelConfig) -> None:
       require(form == model.feed_forward, "feed_forward", form, f"expected {model.feed_forward!r}, as of the dense one")
       shared = moe.shared_experts
       require(shared == 0, "shared_experts", shared, "expected 0: a layer's one dense network goes with routed experts")
+      wanted = "expected a router without zero, copy and constant experts, which are like no dense network"
+      require(moe.router.free_experts is None, "router.name", moe.router.name, wanted)
 
 
 def _shapes(tree: Any) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from flax import nnx
 from moe.config import build, require
 from moe.experts.dispatch import one_device
 from moe.experts.exchange.over_mesh import over_mesh
+from moe.experts.free import FreeExperts
 from moe.experts.kernels.dropout import for_batch, key_of
 from moe.experts.network import Experts
 from moe.experts.report import LayerReport, report_of
@@ -19,7 +20,7 @@ from moe.nn.feed_forward import FeedForward
 from moe.nn.linear import T5_INIT, KernelInit
 from moe.nn.streams import named_streams
 from moe.parallel.mesh import current_mesh
-from moe.routing import Groups, RouterConfig, RouterInput, Routing, Site
+from moe.routing import Groups, RouterConfig, RouterInput, RouterOutput, Routing, Site
 from moe.routing.files import load_state
 from moe.routing.scores import scale_matrices
 
@@ -39,7 +40,7 @@ class MoE(nnx.Module):
     dropout: probability that a hidden unit of an expert, shared or not, is dropped; in training, given a key.
     bias: whether the experts have biases (the shared ones have none).
     router_init_scale: factor of the router's initial matrices, whatever the method draws.
-    gate_scale: factor of the routed experts' sum, as if every gate were multiplied by it; expert choice's start at 1/E.
+    gate_scale: factor of the chosen experts' sum, as if every gate were multiplied by it; expert choice's start at 1/E.
     vocab_size: number of token ids, for routers that read them.
     init: initialiser of the experts' matrices.
     read_files: whether to read the files that initialise router state (hash tables, centroids) now; otherwise the
@@ -84,6 +85,8 @@ class MoE(nnx.Module):
     self.experts = Experts(num_experts, d_model, d_ff, form, dtype, init, bias=bias, rngs=of("experts"))
     width = shared_experts * d_ff
     self.shared = FeedForward(d_model, width, form, dtype, init=init, rngs=of("shared")) if width else None
+    free = self.config.free_experts
+    self.free = FreeExperts(free, d_model, dtype, init, rngs=of("free")) if free else None
     if read_files:
       load_state(self.router, self.config.stored(self.site, None))
 
@@ -119,18 +122,16 @@ class MoE(nnx.Module):
         raise ValueError(f"{name} = {list(array.shape)}: expected {list(x.shape[:2])}")
     if ids is None and self.config.reads_ids:
       raise ValueError(f"ids = None: expected int32 [B, T], which the router {self.config.name} reads")
-    batch, length, _ = x.shape
-    segments = jnp.ones((batch, length), jnp.int32) if segments is None else segments
+    segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
     positions = segment_positions(segments) if positions is None else positions
     if training:
-      self.config.check(self.site, batch, length)
-    groups = self.config.groups(batch, length, training=training)
+      self.config.check(self.site, *x.shape[:2])
+    groups = self.config.groups(*x.shape[:2], training=training)
     tokens, mask, ids, positions = (None if a is None else groups.cut(a) for a in (x, segments > 0, ids, positions))
     with jax.named_scope("router"):
-      output = self.router(RouterInput(tokens, mask, ids, positions, key, length), training=training)
+      output = self.router(RouterInput(tokens, mask, ids, positions, key, x.shape[1]), training=training)
     drops = key if training and self.dropout else None
-    y = self._through_experts(x, groups, output.routing, drops)
-    return self._with_shared(y, x, drops), report_of(output, groups, segments > 0)
+    return self._through_all(x, groups, output, drops), report_of(output, groups, segments > 0)
 
   def learn(self, *reports: LayerReport) -> None:
     """Moves the router's state once, after a training step on one batch, or on several micro-batches."""
@@ -148,7 +149,14 @@ class MoE(nnx.Module):
     tokens, ids, positions = (None if a is None else groups.cut(a) for a in (x, ids, positions))  # [1, B, ...]
     with jax.named_scope("router"):
       output, state = self.router.decode(RouterInput(tokens, jnp.ones((1, len(x)), bool), ids, positions), state)
-    return self._with_shared(self._through_experts(x, groups, output.routing), x), state
+    return self._through_all(x, groups, output), state
+
+  def _through_all(self, x: jax.Array, groups: Groups, output: RouterOutput, key: jax.Array | None = None) -> jax.Array:
+    y = self._through_experts(x, groups, output.routing, key)
+    if self.free is not None and output.free is not None:
+      y += self.free(x, groups.join(output.free, *x.shape[:2]))
+    y = y if self.gate_scale == 1 else y * self.gate_scale
+    return y if self.shared is None else y + self.shared(x, rate=self.dropout, key=key_of("shared", key))
 
   @jax.named_scope("dispatch")
   def _through_experts(self, x: jax.Array, groups: Groups, routing: Routing, key: jax.Array | None = None) -> jax.Array:
@@ -159,9 +167,4 @@ class MoE(nnx.Module):
       y = over_mesh(mesh, x, groups, routing, self.experts, dropout)
     else:
       y = groups.join(one_device(groups.cut(x), routing, self.experts, self.experts.weights(), dropout), *x.shape[:2])
-    if biases is not None:
-      y = groups.join(biases.added(groups.cut(y), routing), *x.shape[:2])
-    return y if self.gate_scale == 1 else y * self.gate_scale
-
-  def _with_shared(self, y: jax.Array, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    return y if self.shared is None else y + self.shared(x, rate=self.dropout, key=key_of("shared", key))
+    return y if biases is None else groups.join(biases.added(groups.cut(y), routing), *x.shape[:2])

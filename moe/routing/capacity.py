@@ -113,7 +113,7 @@ def expert_budget(
 
 
 def token_choice_capacity(
-  group: int, num_experts: int, capacity_factor: float, *, least: int = 1, multiple: int = 1
+  group: int, num_experts: int | Fraction, capacity_factor: float, *, least: int = 1, multiple: int = 1
 ) -> int:
   """Slots per expert: C = n * c / E rounded half up, at least 1 and at most n (an expert sees a token once).
 
@@ -131,7 +131,7 @@ def token_choice_capacity(
   return min(max(slots, least), group)
 
 
-def round_half_up(group: int, num_experts: int, capacity_factor: float) -> int:
+def round_half_up(group: int, num_experts: int | Fraction, capacity_factor: float) -> int:
   """The number of slots, n * c / E; halves go up, as Python's round(), to even, would grow unevenly with the factor."""
   # The decimal as written, not its nearest float: 10 * 1.15 is meant as 11.5 but is 11.499... in binary.
   return math.floor(Fraction(str(capacity_factor)) * group / num_experts + Fraction(1, 2))

@@ -9,7 +9,12 @@ MOST_EXPERTS_COUNTED = 5
 
 
 def routing_metrics(
-  routing: Routing, mask: jax.Array, probs: jax.Array | None = None, *, asked: jax.Array | None = None
+  routing: Routing,
+  mask: jax.Array,
+  probs: jax.Array | None = None,
+  *,
+  asked: jax.Array | None = None,
+  free: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   """Float32 metrics of one layer, over all its groups; no gradient.
 
@@ -19,6 +24,7 @@ def routing_metrics(
     probs: float32 `[G, n, E]`, the router's probabilities, or None for a router that has none.
     asked: scalar, how many assignments the real tokens asked for before capacity dropped any; None if tokens do not ask
       (expert choice, soft).
+    free: float32 `[G, n, Z]`, gates of the experts that cost nothing, or None; no other metric counts these.
 
   Returns:
     load: `[E]`, share of the assignments that each expert received, summing to 1.
@@ -32,8 +38,9 @@ def routing_metrics(
       config's, rounded to whole slots.
     assignments: the work that is of use: experts per real token on average (soft: slots per real token).
     gate_entropy: mean over real tokens of the entropy of `probs`, in nats; left out without `probs`.
+    free_share: share of all assignments that went to the experts that cost nothing; left out without `free`.
   """
-  routing, probs = jax.lax.stop_gradient((routing, probs))
+  routing, probs, free = jax.lax.stop_gradient((routing, probs, free))
   real = jnp.maximum(mask.sum(), 1).astype(jnp.float32)
   n = mask.shape[1]
   per_expert, per_token = _expert_loads(routing, n), _experts_of_tokens(routing, n)
@@ -43,7 +50,7 @@ def routing_metrics(
   if asked is None:
     dropped = experts_per_token[0]
   else:
-    dropped = 1.0 - per_expert.sum() / jnp.maximum(asked, 1)
+    dropped = (asked - per_expert.sum()) / jnp.maximum(asked, 1)
   metrics = {
     "load": load,
     "load_max": load.max() * load.size,
@@ -55,6 +62,9 @@ def routing_metrics(
   }
   if probs is not None:
     metrics["gate_entropy"] = (jax.scipy.special.entr(probs).sum(-1) * mask).sum() / real
+  if free is not None:
+    taken = (free > 0).sum()
+    metrics["free_share"] = taken / jnp.maximum(taken + per_expert.sum(), 1)
   return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
 

@@ -1,7 +1,7 @@
 """The interface of every router: its config section, which declares its properties, and the module that routes."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,14 @@ class Site:
   vocab_size: int | None = None
 
 
+class FreeCounts(NamedTuple):
+  """How many experts a layer has that cost nothing, by kind, in the order of their gates (`moe.experts.free`)."""
+
+  zero: int
+  copy: int
+  constant: int
+
+
 class RouterConfig(Choice):
   """A router's config section: its options, its declared properties, and how to make it.
 
@@ -65,6 +73,11 @@ class RouterConfig(Choice):
 
     None if the parameters have no meaning under a causal rule.
     """
+    return None
+
+  @property
+  def free_experts(self) -> FreeCounts | None:
+    """The layer's experts that cost nothing, which the router chooses from beside the E others; None for none."""
     return None
 
   def groups(self, batch: int, length: int, *, training: bool = True) -> Groups:

@@ -8,6 +8,7 @@ first choices to earlier tokens' second ones. `order` chooses.
 """
 
 import dataclasses
+from fractions import Fraction
 from typing import Literal
 
 import jax
@@ -158,7 +159,7 @@ class TopKConfig(CapacityConfig):
       Groups(length) if self.queues_by_sequence else checked_groups(self.group_size, batch, length, training=training)
     )
 
-  def slots_per_expert(self, group: int, num_experts: int, *, training: bool) -> int:
+  def slots_per_expert(self, group: int, num_experts: int | Fraction, *, training: bool) -> int:
     """C, for a group of `group` tokens; not for a dropless router."""
     if self.slots is not None:
       return min(self.slots, group)
@@ -227,13 +228,18 @@ class Decision:
 class TopKRouter(Router):
   """Base class; a method overrides `logits`, `ranking`, `wanted`, `losses` or `seen` where it differs.
 
-  The config field `NAME_loss` is the weight of the loss `NAME`.
+  The config field `NAME_loss` is the weight of the loss `NAME`. A method with Z experts that cost nothing scores them
+  after the E that are routed to: where it has some, read E + Z for E in the shapes of logits, scores and ranking.
+
+  Attributes:
+    num_free: Z.
   """
 
   config: TopKConfig
 
   def __init__(self, config: TopKConfig, site: Site, *, rngs: nnx.Rngs):
     self.config, self.num_experts = config, site.num_experts
+    self.num_free = sum(config.free_experts or ())
     self.kernel = router_kernel(site, rngs)
     self.kernel_bias = router_bias(site, rngs) if config.router_bias else None
 
@@ -251,6 +257,18 @@ class TopKRouter(Router):
     """Bool `[G, n, k]`, the choices that queue for a slot."""
     return jnp.broadcast_to(mask[..., None], gates.shape)
 
+  def room(self, experts: jax.Array, group: int, *, training: bool) -> jax.Array | int:
+    """Slots of each of these experts in a group of `group` tokens; one number where all have as many."""
+    return self.config.slots_per_expert(group, self.num_experts, training=training)
+
+  def free_gates(self, choices: jax.Array, gates: jax.Array, kept: jax.Array) -> jax.Array | None:
+    """`[..., n, Z]`, the gates of kept choices of experts that cost nothing; all arguments are `[..., n, k]`."""
+    return None
+
+  def balanced(self, scores: jax.Array) -> jax.Array:
+    """`[G, n, E]`, the p of the balance loss."""
+    return normalized(scores)
+
   def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
     """The losses by name, unweighted."""
     config, mask = self.config, decision.mask
@@ -259,7 +277,7 @@ class TopKRouter(Router):
       raise ValueError("RouterInput.length = None: expected the tokens of a row, since balance_scope = 'sequence'")
     together = {"group": None, "batch": mask.size, "sequence": decision.length}[config.balance_scope]
     return {
-      "balance": balance_loss(normalized(decision.scores), counted, mask, together=together),
+      "balance": balance_loss(self.balanced(decision.scores), counted, mask, together=together),
       "z": router_z_loss(decision.logits.clean, mask),
     }
 
@@ -279,24 +297,29 @@ class TopKRouter(Router):
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     key = training_key(self, inputs) if training and self.config.draws else None
     decision = self.decide(inputs, key, training=training)
-    routing = self._routing(decision, key, training=training)
+    routing, free = self._routing(decision, key, training=training)
     losses = self.losses(decision, training=training)
     weights = {name: getattr(self.config, f"{name}_loss") for name in losses}
     # A loss of weight 0 is for the metrics alone: its gradient, if it overflows, must not make the total NaN.
     total = sum((weight * losses[name] for name, weight in weights.items() if weight), start=jnp.zeros(()))
-    metrics = routing_metrics(routing, inputs.mask, normalized(decision.scores), asked=decision.wanted.sum())
-    return RouterOutput(routing, losses, total, metrics, seen=self.seen(decision) if training else {})
+    asked = (decision.wanted & (decision.choices < self.num_experts)).sum()
+    metrics = routing_metrics(routing, inputs.mask, normalized(decision.scores), asked=asked, free=free)
+    seen = self.seen(decision) if training else {}
+    return RouterOutput(routing, losses, total, metrics, seen=seen, free=free)
 
-  def _routing(self, decision: Decision, key: jax.Array | None, *, training: bool) -> Routing:
-    choices, wanted, experts = decision.choices, decision.wanted, self.num_experts
-    if self.config.dropless:
-      gates = self._gates_of_kept(decision.gates, wanted)
-      return jax.vmap(lambda c, g, w: queues.ragged_routing(c, g, w, experts))(choices, gates, wanted)
-    capacity = self.config.slots_per_expert(decision.mask.shape[1], experts, training=training)
-    ahead = self._ahead(decision, key, training=training)
-    kept = wanted & (ahead < capacity)
+  def _routing(self, decision: Decision, key: jax.Array | None, *, training: bool) -> tuple[Routing, jax.Array | None]:
+    """The routing, and the `free_gates`."""
+    choices, kept, experts, group = decision.choices, decision.wanted, self.num_experts, decision.mask.shape[1]
+    ahead = None if self.config.dropless else self._ahead(decision, key, training=training)
+    if ahead is not None:
+      kept = kept & (ahead < self.room(choices, group, training=training))
     gates = self._gates_of_kept(decision.gates, kept)
-    return jax.vmap(lambda c, g, k, a: queues.slot_routing(c, g, k, a, experts, capacity))(choices, gates, kept, ahead)
+    routed, free = kept & (choices < experts), self.free_gates(choices, gates, kept)
+    if ahead is None:
+      return jax.vmap(lambda c, g, r: queues.ragged_routing(c, g, r, experts))(choices, gates, routed), free
+    capacity = self.config.slots_per_expert(group, experts, training=training)
+    slots = jax.vmap(lambda c, g, r, a: queues.slot_routing(c, g, r, a, experts, capacity))
+    return slots(choices, gates, routed, ahead), free
 
   def _gates_of_kept(self, gates: jax.Array, kept: jax.Array) -> jax.Array:
     """The gates `[..., k]`; if asked, divided by the sum of those that are `kept`."""
@@ -309,30 +332,30 @@ class TopKRouter(Router):
       priority = jax.random.uniform(jax.random.fold_in(key, 2), choices.shape)
     else:
       priority = jax.lax.stop_gradient(jnp.take_along_axis(decision.scores, choices, axis=-1))
-    by_choice = order == "choice" or (order == "random" and not training)
+    by_choice, experts = order == "choice" or (order == "random" and not training), self.num_experts + self.num_free
 
     def one_group(choices: jax.Array, wanted: jax.Array, priority: jax.Array) -> jax.Array:
       if order == "token":
-        return queues.queue_by_position(choices, wanted, self.num_experts)
+        return queues.queue_by_position(choices, wanted, experts)
       if by_choice:
-        return queues.queue_by_choice(choices, wanted, self.num_experts)
+        return queues.queue_by_choice(choices, wanted, experts)
       if order == "batch_priority":
-        return queues.queue_by_priority(choices, wanted, priority[:, 0], self.num_experts)
-      return queues.queue_each_by_priority(choices, wanted, priority, self.num_experts)
+        return queues.queue_by_priority(choices, wanted, priority[:, 0], experts)
+      return queues.queue_each_by_priority(choices, wanted, priority, experts)
 
     return jax.vmap(one_group)(choices, wanted, priority)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
-    """`free`: int32 `[batch, E]`, slots left; empty for a dropless router.
+    """`free`: int32 `[batch, E + Z]`, slots left; empty for a dropless router.
 
-    If a row is longer than a group, also the `slots` of a group, int32 `[batch, E]`, and int32 `[batch]`: tokens of a
-    `group`, and tokens `seen` of the row.
+    If a row is longer than a group, also the `slots` of a group, int32 `[batch, E + Z]`, and int32 `[batch]`: tokens of
+    a `group`, and tokens `seen` of the row.
     """
     if self.config.dropless:
       return {}
     group = self.config.groups(1, length, training=False).size
-    capacity = self.config.slots_per_expert(group, self.num_experts, training=False)
-    slots = jnp.full((batch, self.num_experts), capacity, jnp.int32)
+    experts = jnp.arange(self.num_experts + self.num_free)
+    slots = jnp.full((batch, len(experts)), self.room(experts, group, training=False), jnp.int32)
     if group == length:
       return {"free": slots}
     return {"free": slots, "slots": slots, "group": jnp.full(batch, group), "seen": jnp.zeros(batch, jnp.int32)}
@@ -349,9 +372,8 @@ class TopKRouter(Router):
         begins = state["seen"] % state["group"] == 0
         free, state = jnp.where(begins[:, None], state["slots"], free), state | {"seen": state["seen"] + 1}
       kept = kept & (jnp.take_along_axis(free, choices, axis=1) > 0)
-      state = state | {"free": free - queues.wanted_experts(choices, kept, self.num_experts)}
-    routing: RaggedRouting = queues.ragged_routing(
-      choices, self._gates_of_kept(decision.gates[0], kept), kept, self.num_experts
-    )
-    routing = jax.tree.map(lambda leaf: leaf[None], routing)
-    return RouterOutput(routing, {}, jnp.zeros(()), {}), state
+      state = state | {"free": free - queues.wanted_experts(choices, kept, free.shape[1])}
+    gates, routed = self._gates_of_kept(decision.gates[0], kept), kept & (choices < self.num_experts)
+    routing: RaggedRouting = queues.ragged_routing(choices, gates, routed, self.num_experts)
+    routing, beside = jax.tree.map(lambda leaf: leaf[None], (routing, self.free_gates(choices, gates, kept)))
+    return RouterOutput(routing, {}, jnp.zeros(()), {}, free=beside), state

@@ -99,6 +99,7 @@ class RouterOutput:
     metrics: float32 arrays by name (`moe.routing.metrics`).
     policy: in training, from a router that learns from the loss its choices lead to; else None.
     seen: in training, what `Router.learn` moves the state by; {} if there is nothing to move.
+    free: float32 `[G, n, Z]`, the gates of experts that cost nothing (`RouterConfig.free_experts`); None without any.
   """
 
   routing: Routing
@@ -107,3 +108,4 @@ class RouterOutput:
   metrics: dict[str, jax.Array]
   policy: Policy | None = None
   seen: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  free: jax.Array | None = None

@@ -25,8 +25,8 @@ class Arm:
     experts: number of the routed ones, relative to that of the other arms.
     gate_scale: as in `moe.models.MoEConfig`.
     match: what is the same as for the dense arm: the measured FLOPs of a "step" (of its forward pass), to 2%, and so
-      the steps; only the "total", and a method whose steps cost more trains fewer; or the "steps" alone, as in papers
-      that say so.
+      the steps; only the "total", and a method whose steps cost more trains fewer, one whose steps cost less more; or
+      the "steps" alone, as in papers that say so.
     model: other changes of the config.
   """
 

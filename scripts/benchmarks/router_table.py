@@ -13,7 +13,7 @@ from moe.markdown import markdown_table
 from moe.routing import Router, RouterConfig, RouterInput, RouterState, Site
 
 # All different, so that shapes can be written with letters.
-SITE = Site(d_model=24, num_experts=4, vocab_size=1009)
+SITE = Site(d_model=24, num_experts=8, vocab_size=1009)
 BATCH, LENGTH = 8, 112
 LETTERS = {SITE.d_model: "d", SITE.num_experts: "E", SITE.vocab_size: "V"}
 COSTS = ("time, x dense (budget)", "time, x dense (work)")

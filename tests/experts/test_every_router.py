@@ -27,8 +27,9 @@ GROUPED = [
 def layer(name: str):
   """Structure, parameters and state of a layer whose router makes unequal choices."""
   moe = MoE(WIDTH, EXPERTS, 8, name, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
-  if hasattr(moe.router, "kernel"):
-    moe.router.kernel[...] = jax.random.normal(jax.random.key(9), moe.router.kernel.shape)
+  for kernel in ("kernel", "free_kernel"):
+    if (matrix := getattr(moe.router, kernel, None)) is not None:
+      matrix[...] = jax.random.normal(jax.random.key(9), matrix.shape)
   return nnx.split(moe, nnx.Param, ...)
 
 

@@ -54,8 +54,9 @@ def run(name: str, options: dict, shape: tuple[int, int, int], dropout: float = 
   """
   config = RouterConfig.choices[name](**options)
   layer = MoE(WIDTH, EXPERTS, HIDDEN, config, dropout=dropout, bias=bias, vocab_size=VOCABULARY, rngs=nnx.Rngs(0))
-  if hasattr(layer.router, "kernel"):
-    layer.router.kernel[...] = jax.random.normal(jax.random.key(9), layer.router.kernel.shape) / WIDTH**0.5
+  for kernel in ("kernel", "free_kernel"):
+    if (matrix := getattr(layer.router, kernel, None)) is not None:
+      matrix[...] = jax.random.normal(jax.random.key(9), matrix.shape) / WIDTH**0.5
   graph, params, state = nnx.split(layer, nnx.Param, ...)
   mesh = make_mesh(MeshConfig(*shape), jax.devices()[: np.prod(shape)])
 

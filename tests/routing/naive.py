@@ -54,12 +54,13 @@ def serve(choices, gates, wanted, queue, num_experts: int, capacity: int) -> np.
 
 
 def make(name: str, num_experts: int = NUM_EXPERTS, d_model: int = D_MODEL, seed: int = 0, **options):
-  """A router by name whose kernel, where it has one, is large enough to make unequal choices."""
+  """A router by name whose kernels, where it has some, are large enough to make unequal choices."""
   config = build(RouterConfig, {"name": name, **options})
   router = config.make(Site(d_model, num_experts, VOCABULARY), nnx.Rngs(seed))
-  if getattr(router, "kernel", None) is not None:
-    drawn = 0.02 * jax.random.normal(jax.random.key(seed), router.kernel.shape)
-    router.kernel[...] = 50 * jnp.where(router.kernel[...] == 0, drawn, router.kernel[...])
+  for name in ("kernel", "free_kernel"):
+    if (kernel := getattr(router, name, None)) is not None:
+      drawn = 0.02 * jax.random.normal(jax.random.key(seed), kernel.shape)
+      kernel[...] = 50 * jnp.where(kernel[...] == 0, drawn, kernel[...])
   return router
 
 

@@ -49,6 +49,7 @@ VARIANTS = [
   ("threshold", {"gate": "sigmoid", "slack": None}),
   ("straight_through", {"dense_backward": True}),
   ("stochastic_times_smooth", {"evaluation": "threshold"}),
+  ("moe_plus_plus", {"capacity_factor": 0.75}),
 ]
 
 

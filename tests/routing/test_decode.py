@@ -26,6 +26,8 @@ DROPPING = [
   ("hash", {"function": "bigram", "hashes": 2, "capacity_factor": 1.5}),
   ("k_means", {"capacity_factor": 1.0}),
   ("prefix_rank", {"cap": 2}),
+  ("moe_plus_plus", {"capacity_factor": 1.0}),
+  ("moe_plus_plus", {"capacity_factor": 1.0, "group_size": 5}),
 ]
 CAUSAL = DROPPING + [
   (name, {}) for name, choice in sorted(RouterConfig.choices.items()) if choice().is_causal(training=False)

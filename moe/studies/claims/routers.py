@@ -39,6 +39,8 @@ _ARMS = {
   "noisy_top_k": Arm(router=top2("noisy_top_k"), match="total"),
   "straight_through": _one("straight_through"),
   "deepseek_v3": Arm(router={"name": "deepseek_v3"}),
+  # Some of its choices compute nothing, so its steps are cheaper, and there are more of them.
+  "moe_plus_plus": Arm(router=top2("moe_plus_plus"), match="total"),
   "reinforce": _one("reinforce"),
   "rl_r": _one("rl_r"),
   "k_means": Arm(router={"name": "k_means"}, parts=1, match="total"),
