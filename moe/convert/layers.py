@@ -1,6 +1,6 @@
 """A stack's variables layer by layer, whatever the units that it is scanned in (`moe.models.stack`)."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -13,15 +13,15 @@ from moe.models.stack import units_of
 Tree = dict[Any, Any]
 
 
-def split_layers(stack: Tree, has_experts: Sequence[bool]) -> list[Tree]:
+def split_layers(stack: Tree, kinds: Sequence[Hashable]) -> list[Tree]:
   """The variables of every block, first layer first, without the axis of repeats; {} for a block that has none.
 
   Args:
     stack: the variables of one stack.
-    has_experts: for each layer whether it is a MoE layer.
+    kinds: for each layer what it is (`StackConfig.kinds`).
   """
   layers = []
-  for number, (unit, repeats) in enumerate(units_of(has_experts)):
+  for number, (unit, repeats) in enumerate(units_of(kinds)):
     blocks = stack.get("units", {}).get(number, {}).get("blocks", {})
     for repeat in range(repeats):
       for place in range(len(unit)):
@@ -29,10 +29,10 @@ def split_layers(stack: Tree, has_experts: Sequence[bool]) -> list[Tree]:
   return layers
 
 
-def join_layers(layers: Sequence[Tree], has_experts: Sequence[bool]) -> Tree:
+def join_layers(layers: Sequence[Tree], kinds: Sequence[Hashable]) -> Tree:
   """The inverse of `split_layers`: the part `units` of a stack's variables."""
   units, first = {}, 0
-  for number, (unit, repeats) in enumerate(units_of(has_experts)):
+  for number, (unit, repeats) in enumerate(units_of(kinds)):
     blocks = {}
     for place in range(len(unit)):
       alike = layers[first + place : first + repeats * len(unit) : len(unit)]

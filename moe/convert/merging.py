@@ -1,5 +1,6 @@
 """Means: of the experts of a layer, which make a dense feed-forward network, and of several checkpoints."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -32,8 +33,8 @@ def merge_experts(params: Tree, model: ModelConfig, chosen: Chosen | None = None
       continue
     every = np.tile(np.arange(stack.moe.num_experts), (sum(stack.has_experts), 1))
     experts = iter(every if chosen is None else chosen[name])
-    layers = [_dense(layer, experts) for layer in split_layers(params[name], stack.has_experts)]
-    result[name] = params[name] | join_layers(layers, (False,) * stack.layers)
+    layers = [_dense(layer, experts) for layer in split_layers(params[name], stack.kinds)]
+    result[name] = params[name] | join_layers(layers, dataclasses.replace(stack, moe=None).kinds)
   return result
 
 

@@ -34,11 +34,11 @@ def prune_experts(variables: Tree, model: ModelConfig, chosen: Chosen) -> Tree:
   for name in chosen.keys() & variables.keys():
     stack = model.stacks[name]
     axes, experts = router_axes(stack.router, model.site(stack.moe)), iter(chosen[name])
-    layers = split_layers(variables[name], stack.has_experts)
+    layers = split_layers(variables[name], stack.kinds)
     layers = [
       layer | {"moe": _pruned(layer["moe"], next(experts), axes)} if "moe" in layer else layer for layer in layers
     ]
-    result[name] = variables[name] | join_layers(layers, stack.has_experts)
+    result[name] = variables[name] | join_layers(layers, stack.kinds)
   return result
 
 

@@ -5,6 +5,7 @@ Every expert begins as a copy of its layer's dense feed-forward network; the rou
 drops nothing. With other gates a MoE layer gives the dense output times their sum.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -29,10 +30,10 @@ def upcycle_params(dense: Tree, fresh: Tree, model: ModelConfig) -> Tree:
   for name, stack in model.stacks.items():
     if stack.moe is None:
       continue
-    olds = split_layers(dense[name], (False,) * stack.layers)
-    news = split_layers(fresh[name], stack.has_experts)
+    olds = split_layers(dense[name], dataclasses.replace(stack, moe=None).kinds)
+    news = split_layers(fresh[name], stack.kinds)
     layers = [_with_experts(old, new, stack.moe.num_experts) if "moe" in new else old for old, new in zip(olds, news)]
-    result[name] = dense[name] | join_layers(layers, stack.has_experts)
+    result[name] = dense[name] | join_layers(layers, stack.kinds)
   return result
 
 
@@ -74,13 +75,13 @@ def add_noise(params: Tree, model: ModelConfig, scale: float, seed: int) -> Tree
     return matrix + scale * size * jax.random.normal(of(f"noise/{name}").params(), matrix.shape)
 
   for name, stack in model.stacks.items():
-    layers = split_layers(params[name], stack.has_experts)
+    layers = split_layers(params[name], stack.kinds)
     for number, layer in enumerate(layers):
       if "moe" in layer:
         experts = layer["moe"]["experts"]
         matrices = {each: noisy(experts[each], f"{name}/{number}/{each}") for each in experts if each != "biases"}
         layers[number] = layer | {"moe": layer["moe"] | {"experts": experts | matrices}}
-    result[name] = params[name] | join_layers(layers, stack.has_experts)
+    result[name] = params[name] | join_layers(layers, stack.kinds)
   return result
 
 

@@ -21,7 +21,7 @@ def describe_rule(config: ModelConfig) -> dict[str, str | bool]:
   return {
     "router": "dense" if router is None else router.name,
     "causal": not config.evaluates_on_future,
-    "trained_causally": router is None or router.is_causal(training=True),
+    "trained_causally": not config.trains_on_future,
   }
 
 

@@ -142,13 +142,13 @@ class MoE(nnx.Module):
     return self.router.init_decode_state(batch, length)
 
   def decode(
-    self, x: jax.Array, state: dict[str, jax.Array], ids: jax.Array | None = None, positions: jax.Array | None = None
+    self, x: jax.Array, state: dict[str, jax.Array], *, segments: Any = None, ids: Any = None, positions: Any = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The next token of each sequence, `[B, 1, d]`, routed as evaluation would route the full sequence."""
-    groups = Groups(x.shape[0])
-    tokens, ids, positions = (None if a is None else groups.cut(a) for a in (x, ids, positions))  # [1, B, ...]
+    """The next token of each sequence, `[B, 1, d]`, routed as `__call__` in evaluation routes the full sequence."""
+    groups, mask = Groups(x.shape[0]), jnp.ones(x.shape[:2], bool) if segments is None else segments > 0
+    tokens, mask, ids, positions = (None if a is None else groups.cut(a) for a in (x, mask, ids, positions))
     with jax.named_scope("router"):
-      output, state = self.router.decode(RouterInput(tokens, jnp.ones((1, len(x)), bool), ids, positions), state)
+      output, state = self.router.decode(RouterInput(tokens, mask, ids, positions), state)
     return self._through_all(x, groups, output), state
 
   def _through_all(self, x: jax.Array, groups: Groups, output: RouterOutput, key: jax.Array | None = None) -> jax.Array:

@@ -4,13 +4,14 @@ Each is a pre-norm residual branch: `x + f(norm(x))`.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moe.experts import LayerReport, MoE
+from moe.experts import MoE
 from moe.models.model_config import ModelConfig, MoEConfig
 from moe.nn.attention import Attention
 from moe.nn.dropout import dropout, split_key
@@ -19,7 +20,10 @@ from moe.nn.norm import LayerNorm, RMSNorm, make_norm
 from moe.nn.relative_position import RelativeBias
 from moe.nn.streams import named_streams
 
-Cache = dict[str, dict[str, jax.Array]]
+# Of attention, of the encoder's output, of the router; and whatever else a kind of block remembers.
+Cache = dict[str, Any]
+# What a block reports: `moe`, the `LayerReport` of its MoE layer; `depth`, metrics of a block that tokens may pass by.
+Reports = dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -31,9 +35,9 @@ class Context:
     mask: bool, broadcastable to `[B, h, Q, T]`, for self-attention.
     ids: int32 `[B, Q]`, the tokens the stack reads; None for patches of pictures, which have none.
     positions: int32 `[B, Q]` within each segment, or within the routers' row when decoding.
-    segments: int32 `[B, Q]`, 0 for padding; None when decoding.
+    segments: int32 `[B, Q]`, 0 for padding; None when decoding, unless some tokens pass the block by: 0 for these.
     position: int32 scalar, the row index of the one query; None unless decoding.
-    bias: float32 `[S, h, Q, T]` as in `Attention`, if the stack's blocks share it.
+    bias: float32 `[S, h, Q, T]` as in `Attention`, if the stack's blocks share it; in place of a block's own.
     memory: `[R, M, d]`, the encoder's output; None without one, and when decoding. Each of its rows is read by B / R
       consecutive rows, whose answers it serves; R is B but where several answers are compared.
     memory_mask: bool `[R, 1, 1, M]`, or `[B, 1, Q, M]` if R is B.
@@ -101,28 +105,29 @@ class Block(nnx.Module):
 
   def __call__(
     self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None
-  ) -> tuple[jax.Array, LayerReport | None]:
+  ) -> tuple[jax.Array, Reports]:
     """Applies the block to whole sequences `x [B, T, d]`; `key` feeds dropout and random routers.
 
     Returns:
-      `[B, T, d]`, and the report of the MoE layer, if any.
+      `[B, T, d]`, and the reports of its parts.
     """
-    keys, rate = split_key(key, 7), self.dropout
-    bias = context.bias if self.bias is None else self.bias(x.shape[1], context.places)
+    keys, rate, bias = split_key(key, 7), self.dropout, context.bias
+    if bias is None and self.bias is not None:
+      bias = self.bias(x.shape[1], context.places)
     y = self.attention_norm(x)
     x += dropout(self.attention(y, y, context.mask, bias, rate=rate, key=keys[0]), rate, keys[1])
     if self.cross_attention is not None:
       y = self.cross_norm(x).reshape(len(context.memory), -1, x.shape[-1])  # [R, (B / R) Q, d]
       y = self.cross_attention(y, context.memory, context.memory_mask, rate=rate, key=keys[2])
       x += dropout(y.reshape(x.shape), rate, keys[3])
-    y, report = self.feed_forward_norm(x), None
+    y, reports = self.feed_forward_norm(x), {}
     if self.moe is None:
       y = self.feed_forward(y, rate=rate, key=keys[4])
     else:
-      about = {"segments": context.segments, "ids": context.ids, "positions": context.positions}
-      y, report = self.moe(y, **about, training=training, key=keys[5])
+      y, report = self.moe(y, **_about_tokens(context), training=training, key=keys[5])
       report.metrics["branch_norm_ratio"] = _norm_ratio(y, x, context.segments > 0)
-    return x + dropout(y, rate, keys[6]), report
+      reports = {"moe": report}
+    return x + dropout(y, rate, keys[6]), reports
 
   def init_cache(self, batch: int, length: int, row_length: int, memory: jax.Array | None) -> Cache:
     """The cache for decoding `batch` sequences of at most `length` tokens; `memory [B, M, d]` as in `Context`."""
@@ -147,7 +152,8 @@ class Block(nnx.Module):
     y = self.feed_forward_norm(x)
     if self.moe is None:
       return x + self.feed_forward(y), new
-    y, new["router"] = self.moe.decode(y, self._router_state(cache["router"], context), context.ids, context.positions)
+    state = self._router_state(cache["router"], context)
+    y, new["router"] = self.moe.decode(y, state, **_about_tokens(context))
     return x + y, new
 
   def _router_state(self, state: dict[str, jax.Array], context: Context) -> dict[str, jax.Array]:
@@ -155,6 +161,11 @@ class Block(nnx.Module):
     begins = context.position % context.row_length == 0
     new = self.moe.init_decode_state(context.ids.shape[0], context.row_length)
     return jax.tree.map(lambda fresh, old: jnp.where(begins, fresh, old), new, state)
+
+
+def _about_tokens(context: Context) -> dict[str, jax.Array | None]:
+  """What a MoE layer reads besides the tokens."""
+  return {"segments": context.segments, "ids": context.ids, "positions": context.positions}
 
 
 def _norm_ratio(branch: jax.Array, stream: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,7 +1,9 @@
 """The model section of a config: sizes that all architectures share, their stacks, and checks across fields."""
 
 import dataclasses
-from typing import Any, Literal
+import math
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,6 +15,7 @@ from moe.nn.activations import Form
 from moe.nn.linear import T5_INIT, KernelInit
 from moe.nn.norm import Norm
 from moe.routing import RouterConfig, Site
+from moe.routing.methods.reinforce import ReinforceConfig
 from moe.row_format import RowFormat
 
 
@@ -51,27 +54,90 @@ class MoEConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DepthConfig:
+  """The blocks of a decoder that tokens may pass by: Mixture-of-Depths (`moe.models.depth`).
+
+  Attributes:
+    capacity: share of a row's tokens that such a block takes in training, rounded up. The paper's best is 1/8.
+    every: the last of every so many blocks is one. The paper's best is 2; 1 makes all of them such blocks.
+    predictor_width: hidden units of the network that predicts in evaluation whether a token is taken.
+  """
+
+  capacity: float = 0.125
+  every: int = 2
+  predictor_width: int = 64
+
+  def __post_init__(self):
+    require(0 < self.capacity < 1, "capacity", self.capacity, "expected more than 0 and less than 1")
+    for name in ("every", "predictor_width"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
+
+  def tokens(self, length: int) -> int:
+    """k, how many tokens of a row of this length a block takes in training."""
+    return math.ceil(Fraction(str(self.capacity)) * length)
+
+
+class LayerKind(NamedTuple):
+  """What a layer is.
+
+  Attributes:
+    experts: whether it is a MoE layer.
+    passable: whether tokens may pass it by.
+  """
+
+  experts: bool
+  passable: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StackConfig:
   """An encoder or a decoder.
 
   Attributes:
     layers: blocks, at most 1,000.
     moe: its MoE layers; None for a dense stack.
+    depth: its blocks that tokens may pass by; None for a stack in which every token goes through all blocks.
   """
 
   layers: int
   moe: MoEConfig | None = None
+  depth: DepthConfig | None = None
 
   def __post_init__(self):
     require(1 <= self.layers <= 1000, "layers", self.layers, "expected from 1 to 1000")
     if self.moe is not None:
       with in_section("moe.placement"):
         self.moe.placement.has_experts(self.layers)
+    if self.depth is not None:
+      every = self.depth.every
+      require(self.layers % every == 0, "depth.every", every, f"expected a divisor of the {self.layers} layers")
+      self._check_router()
+
+  def _check_router(self) -> None:
+    """Raises `ConfigError` if experts in a block that tokens may pass by have a router that does not work there."""
+    if LayerKind(experts=True, passable=True) not in self.kinds:
+      return
+    name, where = self.router.name, "in a block that tokens may pass by"
+    reads = f"expected a router that reads no token ids {where}: the token before may not be there"
+    require(not self.router.reads_ids, "moe.router.name", name, reads)
+    learns = f"expected a router that does not learn by REINFORCE {where}: the costs are those of all tokens"
+    require(not isinstance(self.router, ReinforceConfig), "moe.router.name", name, learns)
 
   @property
   def has_experts(self) -> tuple[bool, ...]:
     """For each layer whether it is a MoE layer."""
     return (False,) * self.layers if self.moe is None else self.moe.placement.has_experts(self.layers)
+
+  @property
+  def kinds(self) -> tuple[LayerKind, ...]:
+    """What each layer is."""
+    every = self.depth.every if self.depth else self.layers + 1
+    return tuple(LayerKind(has, number % every == 0) for number, has in enumerate(self.has_experts, start=1))
+
+  def routed_lengths(self, length: int) -> set[int]:
+    """How many tokens of a row of this length its routers are called with in training: fewer in a passable block."""
+    passable = {kind.passable for kind in self.kinds if kind.experts}
+    return {self.depth.tokens(length) if each and self.depth else length for each in passable}
 
   @property
   def router(self) -> RouterConfig | None:
@@ -107,7 +173,8 @@ class ModelConfig(Choice):
     auxiliary_losses: whether the routers' weighted losses are the "sum" over all MoE layers of the model, so that each
       layer's pressure stays as the model grows deeper, or their "mean" (`docs/losses.md`). REINFORCE's policy loss is
       not among them.
-    allow_future_leakage: accept a decoder's router that is not causal; the loss is then not a language model's.
+    allow_future_leakage: accept a decoder whose router is not causal, or whose blocks tokens may pass by; the loss is
+      then not a language model's: with the latter, that of training.
   """
 
   vocab_size: int
@@ -142,6 +209,9 @@ class ModelConfig(Choice):
     others = set(self.stacks) - {"encoder", "decoder"}
     if others:
       raise TypeError(f"{type(self).__name__}.{min(others)}: expected stacks named encoder or decoder")
+    for name, stack in self.stacks.items():
+      wanted = "expected None: only a decoder has blocks that tokens may pass by"
+      require(stack.depth is None or name == "decoder", f"{name}.depth", stack.depth, wanted)
     self._check_relative_positions()
     self._check_causality()
 
@@ -187,18 +257,24 @@ class ModelConfig(Choice):
   @property
   def trains_on_future(self) -> bool:
     """Whether they do so in training."""
-    return self.decoder_router is not None and not self.decoder_router.is_causal(training=True)
+    router = self.decoder_router
+    return self._has_depth or (router is not None and not router.is_causal(training=True))
 
   @property
   def evaluates_on_future(self) -> bool:
     """Whether they do so in evaluation, so that the model cannot decode."""
     return self.decoder_router is not None and not self.decoder_router.is_causal(training=False)
 
+  @property
+  def _has_depth(self) -> bool:
+    """Whether tokens may pass by blocks of the decoder. The choice looks at later tokens in training only."""
+    return any(stack.depth is not None for stack in self.stacks.values())
+
   def with_decoder_router(self, router: RouterConfig) -> "ModelConfig":
     """The same model with another router in its decoder, which no longer accepts one that is not causal."""
     decoder = self.stacks["decoder"]
     changes: Any = {"decoder": dataclasses.replace(decoder, moe=dataclasses.replace(decoder.moe, router=router))}
-    return dataclasses.replace(self, allow_future_leakage=False, **changes)
+    return dataclasses.replace(self, allow_future_leakage=self._has_depth, **changes)
 
   def check_batches(self, rows: int, inputs_length: int, targets_length: int) -> None:
     """Raises `ConfigError` if a router cannot divide training (micro-)batches of this shape into its groups."""
@@ -207,7 +283,8 @@ class ModelConfig(Choice):
       if stack.moe is None:
         continue
       with in_section(f"{name}.moe.router"):
-        stack.moe.router.check(self.site(stack.moe), rows, lengths[name])
+        for length in stack.routed_lengths(lengths[name]):
+          stack.moe.router.check(self.site(stack.moe), rows, length)
 
   def check_mesh(self, mesh: Mesh) -> None:
     """Raises `ConfigError` unless what the mesh divides can be divided evenly."""
@@ -240,6 +317,13 @@ class ModelConfig(Choice):
       "expected a causal router: with one that is not causal, a token's output depends on later tokens;"
       " set allow_future_leakage=True to train anyway with a loss that is not a language model's"
     )
-    accepted = not self.leaks_future or self.allow_future_leakage
-    name = self.decoder_router.name if self.decoder_router else None
-    require(accepted, "decoder.moe.router.name", name, advice)
+    if self.allow_future_leakage:
+      return
+    router = self.decoder_router
+    causal = router is None or (router.is_causal(training=True) and router.is_causal(training=False))
+    require(causal, "decoder.moe.router.name", router and router.name, advice)
+    wanted = (
+      "expected True with decoder.depth: which tokens a block takes in training depends on later ones, so that the loss"
+      " of training is not a language model's; that of evaluation is"
+    )
+    require(not self._has_depth, "allow_future_leakage", False, wanted)

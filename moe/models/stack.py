@@ -6,23 +6,25 @@ compiling 4. Any placement of experts is split into runs of such units with as f
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moe.experts import LayerReport
-from moe.models.block import Block, Cache, Context, relative_bias
-from moe.models.model_config import ModelConfig, MoEConfig, StackConfig
+from moe.models.block import Block, Cache, Context, Reports, relative_bias
+from moe.models.depth import DepthBlock
+from moe.models.model_config import LayerKind, ModelConfig, StackConfig
 from moe.nn.dropout import dropout, split_key
 from moe.nn.norm import make_norm
 from moe.nn.streams import named_streams
 from moe.parallel.mesh import keep_rows
 from moe.parallel.sharding import name_axes
 from moe.routing import Policy, Router, RouterState, Routing
+
+Kind = TypeVar("Kind", bound=Hashable)
 
 _REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -34,9 +36,11 @@ class StackOutput:
 
   Attributes:
     x: `[B, T, d]`.
-    auxiliary_loss: float32 scalar, weighted; the stack's part of the model's sum or mean over MoE layers.
+    auxiliary_loss: float32 scalar, weighted; the stack's part of the model's sum or mean over MoE layers, and the
+      loss of what predicts where tokens pass blocks by.
     metrics, routing, policy, seen: of the MoE layers, stacked along a leading axis, first layer first; {}, None, None
-      and {} for a dense stack.
+      and {} for a dense stack. Metrics `depth/...` are of the blocks that tokens may pass by. Where there are such, no
+      routing is reported in training: MoE layers then differ in the number of their tokens.
   """
 
   x: jax.Array
@@ -47,15 +51,15 @@ class StackOutput:
   seen: dict[str, jax.Array]
 
 
-def units_of(has_experts: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
+def units_of(kinds: Sequence[Kind]) -> list[tuple[tuple[Kind, ...], int]]:
   """Layers as repeated units: each unit's layers and repeats, with the fewest layers in all units together.
 
   Args:
-    has_experts: for each layer whether it is a MoE layer.
+    kinds: for each layer what it is, such as `StackConfig.kinds`; equal ones are compiled once.
   """
-  layers = tuple(has_experts)
+  layers = tuple(kinds)
   # For each layer, the layers to compile from there to the end, and the units.
-  best: list[tuple[int, tuple[tuple[tuple[bool, ...], int], ...]]] = [(0, ())] * (len(layers) + 1)
+  best: list[tuple[int, tuple[tuple[tuple[Kind, ...], int], ...]]] = [(0, ())] * (len(layers) + 1)
   for start in reversed(range(len(layers))):
     found = []
     for size in range(1, len(layers) - start + 1):
@@ -71,31 +75,34 @@ def units_of(has_experts: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
 
 
 class Unit(nnx.Module):
-  """Consecutive blocks; `has_experts` says which of them are MoE blocks, `keys` seed their parameters."""
+  """Consecutive blocks of a stack; `kinds` says what each of them is, `keys` seed their parameters."""
 
   def __init__(
     self,
     config: ModelConfig,
-    moe: MoEConfig | None,
-    has_experts: Sequence[bool],
+    stack: StackConfig,
+    kinds: Sequence[LayerKind],
     *,
     causal: bool,
     cross: bool,
     keys: jax.Array,
   ):
-    def block(experts: bool, key: jax.Array) -> Block:
-      return Block(config, moe if experts else None, causal=causal, cross=cross, rngs=nnx.Rngs(key))
+    def block(kind: LayerKind, key: jax.Array) -> Block:
+      moe, rngs = stack.moe if kind.experts else None, nnx.Rngs(key)
+      if kind.passable:
+        return DepthBlock(config, moe, stack.depth, causal=causal, cross=cross, rngs=rngs)
+      return Block(config, moe, causal=causal, cross=cross, rngs=rngs)
 
-    self.blocks = nnx.List([block(*each) for each in zip(has_experts, keys, strict=True)])
+    self.blocks = nnx.List([block(*each) for each in zip(kinds, keys, strict=True)])
 
   def __call__(
     self, x: jax.Array, context: Context, *, training: bool, key: jax.Array | None
-  ) -> tuple[jax.Array, list[LayerReport]]:
-    """`[B, T, d]`, and the reports of the MoE blocks."""
+  ) -> tuple[jax.Array, list[Reports]]:
+    """`[B, T, d]`, and the reports of every block."""
     reports = []
     for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
-      x, report = block(x, context, training=training, key=block_key)
-      reports += [] if report is None else [report]
+      x, of_block = block(x, context, training=training, key=block_key)
+      reports.append(of_block)
     return x, reports
 
   def init_cache(self, batch: int, length: int, row_length: int, memory: jax.Array | None) -> list[Cache]:
@@ -119,17 +126,18 @@ class Stack(nnx.Module):
 
   def __init__(self, config: ModelConfig, stack: StackConfig, *, causal: bool, cross: bool = False, rngs: nnx.Rngs):
     self.dropout, self.remat, self.auxiliary_scale = config.dropout, config.remat, config.auxiliary_scale
-    plan = units_of(stack.has_experts)
+    self.has_depth = stack.depth is not None
+    plan = units_of(stack.kinds)
     self.repeats = tuple(repeats for _, repeats in plan)
 
     of, numbers = named_streams(rngs), itertools.count()
 
-    def repeated(has_experts: tuple[bool, ...], repeats: int) -> Unit:
+    def repeated(kinds: tuple[LayerKind, ...], repeats: int) -> Unit:
       def make(keys):
-        return Unit(config, stack.moe, has_experts, causal=causal, cross=cross, keys=keys)
+        return Unit(config, stack, kinds, causal=causal, cross=cross, keys=keys)
 
       # By the layer's number: where the experts are changes nothing else in any layer.
-      keys = [[of(f"layer_{next(numbers)}").params() for _ in has_experts] for _ in range(repeats)]
+      keys = [[of(f"layer_{next(numbers)}").params() for _ in kinds] for _ in range(repeats)]
       unit = nnx.vmap(make)(jnp.stack([jnp.stack(each) for each in keys]))
       name_axes(unit, "layer")
       return unit
@@ -145,30 +153,34 @@ class Stack(nnx.Module):
     first_key, last_key, units_key = split_key(key, 3)
     unit_keys = None if units_key is None else jax.random.split(units_key, sum(self.repeats))
     x = dropout(x, self.dropout, first_key)
-    reports, done = [], 0
+    reports: list[Reports] = []
+    done = 0
     for unit, repeats in zip(self.units, self.repeats, strict=True):
       keys = None if unit_keys is None else unit_keys[done : done + repeats]
       x, found = self._scan(unit, x, context, training, keys)
-      reports += found
+      reports.append(found)
       done += repeats
     return _output(dropout(self.norm(x), self.dropout, last_key), reports, self.auxiliary_scale)
 
   def _scan(
     self, unit: Unit, x: jax.Array, context: Context, training: bool, keys: jax.Array | None
-  ) -> tuple[jax.Array, list[LayerReport]]:
-    """Applies one unit with all its repeats; the reports have a leading axis of its MoE layers."""
+  ) -> tuple[jax.Array, Reports]:
+    """Applies one unit with all its repeats; each report has a leading axis of the layers that have one."""
     graph, variables = nnx.split(unit)
 
-    def body(x: jax.Array, of_unit: Any) -> tuple[jax.Array, list[LayerReport]]:
+    def body(x: jax.Array, of_unit: Any) -> tuple[jax.Array, list[Reports]]:
       variables, key = of_unit
       return nnx.merge(graph, variables)(keep_rows(x), context, training=training, key=key)
 
     if self.remat != "none":
       body = jax.checkpoint(body, policy=_REMAT[self.remat], prevent_cse=False)
-    x, reports = jax.lax.scan(body, x, (variables, keys))
-    if len(reports) > 1:  # interleaves the unit's layers: [repeats, layers of a unit, ...] to [layers, ...]
-      reports = [jax.tree.map(lambda *leaves: jnp.stack(leaves, 1).reshape(-1, *leaves[0].shape[1:]), *reports)]
-    return x, reports
+    x, found = jax.lax.scan(body, x, (variables, keys))
+    reports = _by_name(found)
+    if self.has_depth and training:  # layers route unequal numbers of tokens, which cannot be stacked
+      reports["moe"] = [dataclasses.replace(each, routing=None) for each in reports.get("moe", [])]
+    # Interleaves the unit's layers: [repeats, layers of a unit, ...] to [layers, ...].
+    interleaved = lambda *leaves: jnp.stack(leaves, 1).reshape(-1, *leaves[0].shape[1:])  # noqa: E731
+    return x, {name: jax.tree.map(interleaved, *each) for name, each in reports.items() if each}
 
   def load_router_state(self, arrays: Mapping[str, np.ndarray]) -> None:
     """Sets states of the routers.
@@ -232,10 +244,20 @@ class Stack(nnx.Module):
     return context if self.bias is None else dataclasses.replace(context, bias=evaluate(self.bias).astype(jnp.float32))
 
 
-def _output(x: jax.Array, reports: list[LayerReport], auxiliary_scale: float) -> StackOutput:
+def _by_name(reports: Sequence[Reports]) -> dict[str, list[Any]]:
+  """The reports of each name, in order."""
+  names = dict.fromkeys(name for each in reports for name in each)
+  return {name: [each[name] for each in reports if name in each] for name in names}
+
+
+def _output(x: jax.Array, reports: Sequence[Reports], auxiliary_scale: float) -> StackOutput:
   """Joins the reports of runs of layers, each with a leading axis of layers."""
-  if not reports:
-    return StackOutput(x, jnp.float32(0), {}, None, None, {})
-  every = reports[0] if len(reports) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *reports)
-  auxiliary_loss = auxiliary_scale * every.auxiliary_loss.sum()
-  return StackOutput(x, auxiliary_loss, every.metrics, every.routing, every.policy, every.seen)
+  every = {
+    name: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each) for name, each in _by_name(reports).items()
+  }
+  depth, moe = every.get("depth", {}), every.get("moe")
+  loss = depth["depth/loss"].sum() if depth else jnp.float32(0)
+  if moe is None:
+    return StackOutput(x, loss, depth, None, None, {})
+  loss += auxiliary_scale * moe.auxiliary_loss.sum()
+  return StackOutput(x, loss, moe.metrics | depth, moe.routing, moe.policy, moe.seen)

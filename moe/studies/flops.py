@@ -139,6 +139,9 @@ def _dropless(found: TracedFlops, stack: str, config: ExperimentConfig) -> Stack
       per_row[place.mark] += Fraction(flops, place.mark.rows)
   if not per_row:
     return None
+  depth = config.model.stacks[stack].depth
+  wanted = "expected None with dropless experts, whose assignments are counted per token that their block takes"
+  require(depth is None, f"config.model.{stack}.depth", depth, wanted)
   (of_all,) = set(per_row.values())  # blocks of several widths are alternatives for the same rows
   layers = sum(config.model.stacks[stack].has_experts)
   padding = max(mark.padding for mark in per_row)

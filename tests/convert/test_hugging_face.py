@@ -204,6 +204,7 @@ REFUSED = [
   ({"encoder": {"layers": 2, "moe": MOE | {"bias": True}}}, "encoder.moe.bias = True: expected False"),
   ({"encoder": {"layers": 2, "moe": MOE | {"feed_forward": "gelu"}}}, "encoder.moe.feed_forward = 'gelu'"),
   ({"encoder": {"layers": 2, "moe": MOE | {"d_ff": 6}}}, "encoder.moe.d_ff = 6: expected the model's, 12"),
+  ({"decoder": {"layers": 2, "depth": {}}, "allow_future_leakage": True}, "decoder.depth = DepthConfig("),
   ({"encoder": {"layers": 2, "moe": MOE | {"num_experts": 4}}}, "decoder.moe.num_experts = 2: expected 4"),
   (
     {"encoder": {"layers": 4, "moe": MOE | {"placement": {"name": "last", "n": 2}}}},

@@ -1,5 +1,6 @@
 """A dense model with its feed-forward networks copied to experts: the same function, and the same statistics."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from moe.convert.layers import join_layers, split_layers
 from moe.convert.upcycling import add_noise, transposed, upcycle_statistics
 from moe.experts import MoE
 from moe.models import StackConfig
+from moe.models.model_config import DepthConfig
 from moe.models.placement import EveryNth, Last, Listed
 from moe.nn.feed_forward import FeedForward
 from moe.parallel.mesh import make_mesh
@@ -71,6 +73,19 @@ def test_layers_are_numbered_whatever_the_placement():
     assert_equal(join_layers(layers, settings.has_experts)["units"], params["units"])
     found.append([layer["attention"] for layer in layers])
   assert_equal(*found)
+
+
+def test_blocks_that_tokens_may_pass_by_keep_what_they_have_beside_their_network():
+  """All layers have experts, and every second one a choice of depth: units of two layers, where the dense ones are."""
+  depth, every = DepthConfig(capacity=0.25), EveryNth(1)
+  old, new = (dataclasses.replace(each, depth=depth) for each in (DENSE, sparse(placement=every)))
+  before, fresh = (parameters(config("decoder", each, allow_future_leakage=True))[1] for each in (old, new))
+  after = upcycle(before, fresh, config("decoder", new, allow_future_leakage=True))
+  assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, fresh)
+  layers = [split_layers(each["decoder"], of.kinds) for each, of in ((before, old), (after, new))]
+  assert ["router" in layer for layer in layers[1]] == [False, True] * 2 and all("moe" in layer for layer in layers[1])
+  for part in ("router", "attention"):
+    assert_equal(*([layer.get(part) for layer in each] for each in layers))
 
 
 def upcycled_layer(gates, **moe):

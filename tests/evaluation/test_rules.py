@@ -11,6 +11,7 @@ from moe.data import make_vocabulary
 from moe.evaluation import rules
 from moe.evaluation.leak_meters import future_leak
 from moe.evaluation.restore import Trained
+from moe.models.model_config import DepthConfig
 from moe.parallel.mesh import make_mesh
 from moe.training.feed import describe
 from moe.training.state import split
@@ -62,6 +63,11 @@ def test_the_twin_has_the_same_parameters_and_sees_no_later_token(corpus, name):
 
     leaks.append(future_leak(logits, targets, 7, jax.random.key(1)))
   assert leaks[0] > 0 and leaks[1] == 0
+
+
+def test_a_decoder_whose_blocks_tokens_may_pass_by_has_one_rule_which_is_causal(corpus):
+  model = dataclasses.replace(trained(corpus, None).config.model, decoder=stack(depth=DepthConfig()))
+  assert rules.describe_rule(model) == {"router": "dense", "causal": True, "trained_causally": False}
 
 
 def test_a_causal_or_dense_decoder_has_one_rule(corpus):

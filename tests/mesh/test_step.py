@@ -8,6 +8,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from moe.models.model_config import DepthConfig
 from moe.parallel.mesh import MeshConfig, make_mesh, put_batch
 from moe.training.optimization.optimizer import Adafactor, AdamW
 from moe.training.optimization.schedule import Constant
@@ -25,6 +26,7 @@ DECODERS = {
   "slots of a batch": {"decoder": tiny.router("expert_choice"), "allow_future_leakage": True},
   "ragged": {"decoder": tiny.router("dropless", top_k=2)},
   "soft": {"decoder": tiny.router("soft_moe"), "allow_future_leakage": True},
+  "depth": {"decoder": tiny.router("glam"), "depth": DepthConfig(capacity=0.25), "allow_future_leakage": True},
 }
 INPUTS = RunInputs(np.asarray(jax.random.key_data(keys(0)[1])), np.float32(0.1))
 # Sizes of data, expert and model, and FSDP: 2, 4 and 8 devices; and the decoders that are tried there without `--slow`.
@@ -35,13 +37,13 @@ MESHES = {
 }
 
 
-def start(mesh, *, decoder, encoder=None, moe=(), fsdp=False, accumulation=1, optimizer=None, **model):
+def start(mesh, *, decoder, encoder=None, depth=None, moe=(), fsdp=False, accumulation=1, optimizer=None, **model):
   """The compiled step of a model, and its first state; `moe` are fields of both stacks' MoE layers.
 
   SGD unless an `OptimizerConfig` is given.
   """
   moe = {"num_experts": EXPERTS, "d_ff": HIDDEN, **dict(moe)}
-  stacks = tiny.stack(decoder, **moe), tiny.stack(encoder, **moe)
+  stacks = tiny.stack(decoder, depth=depth, **moe), tiny.stack(encoder, **moe)
   architecture = "encoder_decoder" if encoder else "decoder"
   config = tiny.config(architecture, *stacks, **{"num_heads": 4, "d_model": WIDTH} | model)
   abstract = abstract_model(config.make, mesh, fsdp=fsdp)
@@ -114,11 +116,13 @@ def test_fsdp_gathers_a_devices_experts_and_never_all_of_them():
   assert not any(shape[:1] == (rows,) and WIDTH in shape for shape in gathered), "tokens are gathered"
 
 
-def test_without_fsdp_no_parameter_is_gathered():
+@pytest.mark.parametrize("kind", ["slots", "depth"])
+def test_without_fsdp_no_parameter_is_gathered_and_no_token(kind):
   mesh = make_mesh(MeshConfig(data=2, expert=4))
-  step, state = start(mesh, **DECODERS["slots"])
+  step, state = start(mesh, **DECODERS[kind])
   gathered = shapes(step.lower(state, put_batch(mesh, batch(0)), INPUTS).compile(), "all-gather")
   assert not any(WIDTH in shape or HIDDEN in shape for shape in gathered)
+  assert not any(shape[:1] == (len(LENGTHS[0]),) for shape in gathered), "something of all rows is gathered"
 
 
 @pytest.mark.parametrize("fsdp", [False, True])

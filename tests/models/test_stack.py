@@ -57,8 +57,8 @@ def looped(stack, x):
   """Output and reports of the MoE layers of a stack without dropout, by a loop over its blocks."""
   given, reports = context(stack), []
   for block in blocks_of(stack):
-    x, report = block(x, given, training=True, key=None)
-    reports += [] if report is None else [report]
+    x, of_parts = block(x, given, training=True, key=None)
+    reports += of_parts.values()
   return stack.norm(x), reports
 
 

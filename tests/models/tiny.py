@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from moe.models import Batch, ModelConfig, MoEConfig, StackConfig
+from moe.models.model_config import DepthConfig
 from moe.routing import RouterConfig
 
 ARCHITECTURES = ("encoder_decoder", "decoder")
@@ -19,9 +20,10 @@ def router(name: str, **options) -> RouterConfig:
   return RouterConfig.choices[name](**options)
 
 
-def stack(router: RouterConfig | None = None, layers: int = 2, **moe) -> StackConfig:
+def stack(router: RouterConfig | None = None, layers: int = 2, depth: DepthConfig | None = None, **moe) -> StackConfig:
   """Every second layer is a MoE layer of four experts where there is a router; dense without one."""
-  return StackConfig(layers=layers, moe=MoEConfig(router=router, **({"num_experts": 4} | moe)) if router else None)
+  experts = MoEConfig(router=router, **({"num_experts": 4} | moe)) if router else None
+  return StackConfig(layers=layers, moe=experts, depth=depth)
 
 
 # Of one slot an expert, so that many choices find none.

@@ -26,14 +26,14 @@ ONE_DENSE_LAYER_OF_TWO = 2 * ATTENTION + BIAS + LOGITS + DENSE_LAYER
 BALANCE = 2 * (2 * N * E)  # the loads and the mean probabilities of the balance loss; its gradient needs no product
 
 
-def decoder(moe, **train):
+def decoder(moe, depth=None, **train):
   return load_config(
     {
       "seed": 0,
       "model": {
         **{"name": "decoder", "vocab_size": V, "d_model": D, "d_ff": F, "num_heads": H, "d_head": W},
         **{"feed_forward": "gelu", "allow_future_leakage": True, "remat": train.pop("remat", "none")},
-        "decoder": {"layers": 2} | ({"moe": {"num_experts": E} | moe} if moe else {}),
+        "decoder": {"layers": 2, "depth": depth} | ({"moe": {"num_experts": E} | moe} if moe else {}),
       },
       "data": {
         **{"source": "standard_library", "vocabulary": "bytes", "objective": "causal_lm", "inputs_length": 0},
@@ -59,6 +59,27 @@ def test_a_dense_decoder_in_closed_form():
   forward = 2 * ATTENTION // 3 + 2 * DENSE_LAYER // 3 + LOGITS // 3 + 2 * 32 * H * T * T
   assert step_flops(config) == StepFlops(ONE_DENSE_LAYER_OF_TWO + DENSE_LAYER, {})
   assert step_flops(config, forward=True) == StepFlops(forward, {})
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_a_block_that_tokens_may_pass_by_computes_those_that_it_takes(k):
+  """Each row has position biases of its own pairs, whose gradients are summed over that one row."""
+  predictor, taken = 10, k / T
+  attention = 3 * (2 * B * k * 4 * D * H * W + 2 * 2 * B * H * k * k * W)
+  bias = 2 * (2 * 32 * H * T * T) + 2 * B * H * T * T + 2 * B * H * k * k
+  scores = 3 * 2 * N * D
+  # No gradient flows to what the predictor reads.
+  predicted = 2 * (2 * N * D * predictor) + 3 * (2 * N * predictor)
+  expected = ATTENTION + attention + bias + LOGITS + DENSE_LAYER + taken * DENSE_LAYER + scores + predicted
+  found = step_flops(decoder(None, {"capacity": taken, "predictor_width": predictor}))
+  assert found == StepFlops(expected, {})
+
+
+def test_dropless_experts_in_such_blocks_are_refused():
+  with pytest.raises(
+    ConfigError, match=r"config\.model\.decoder\.depth = DepthConfig\(.*: expected None with dropless"
+  ):
+    step_flops(decoder(router("dropless"), {"capacity": 0.5}))
 
 
 @pytest.mark.parametrize(

@@ -290,10 +290,15 @@ def test_a_leaking_run_says_so_everywhere(corpus, tmp_path, capsys):
   assert shown.count("loss") == shown.count("loss (future leakage)") > 0
 
 
-def test_a_run_that_sees_the_future_in_training_alone_says_so_of_training_alone(corpus, tmp_path, capsys):
+@pytest.mark.parametrize(
+  "decoder",
+  [tiny_stack({"name": "base"}), tiny_stack() | {"depth": {"capacity": 0.25}}],
+  ids=["router", "depth"],
+)
+def test_a_run_that_sees_the_future_in_training_alone_says_so_of_training_alone(corpus, tmp_path, capsys, decoder):
   mapping = tiny_mapping(corpus, steps=2, eval_every=2)
   mapping["model"]["allow_future_leakage"] = True
-  mapping["model"]["decoder"] = tiny_stack({"name": "base"})
+  mapping["model"]["decoder"] = decoder
   config = load_config(mapping)
   summary = train(config, tmp_path)
   assert not summary.future_leakage
@@ -303,6 +308,10 @@ def test_a_run_that_sees_the_future_in_training_alone_says_so_of_training_alone(
   assert [line for line in shown if "validation" in line and "leakage" in line] == []
   assert [line for line in shown if "tokens/s" in line and "loss (future leakage)" not in line] == []
   assert sample_lines(config, summary)[0].startswith("sample at temperature")
+  for record in (summary.train, summary.validation) if "depth" in decoder else ():
+    of_block = {name.removeprefix("decoder/layer_0/") for name in record if name.startswith("decoder/")}
+    assert {"depth/taken", "depth/accuracy", "depth/loss"} <= of_block
+    assert 0 <= record["decoder/layer_0/depth/taken"] <= 1 and record["decoder/layer_0/depth/loss"] > 0
 
 
 def test_the_positions_of_several_hosts_are_joined_into_one():

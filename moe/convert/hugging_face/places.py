@@ -69,7 +69,7 @@ def places_of(model: ModelConfig) -> dict[str, Place]:
 
 def _blocks(side: str, stack: StackConfig) -> Iterator[tuple[Path, int]]:
   """For each layer of a stack, the path of its block and the block's index among its unit's repeats."""
-  for unit, (layers, repeats) in enumerate(units_of(stack.has_experts)):
+  for unit, (layers, repeats) in enumerate(units_of(stack.kinds)):
     for repeat in range(repeats):
       for block in range(len(layers)):
         yield (side, "units", unit, "blocks", block), repeat

@@ -139,6 +139,8 @@ def to_settings(model: ModelConfig, lengths: Mapping[str, int]) -> dict[str, Any
   require(model.name == "encoder_decoder", "name", model.name, "expected encoder_decoder, which T5 is")
   bias = model.relative_bias
   require(bias == "shared", "relative_bias", bias, "expected 'shared': T5 has one table of position biases per stack")
+  for side, stack in model.stacks.items():
+    require(stack.depth is None, f"{side}.depth", stack.depth, "expected None: T5's tokens go through all blocks")
   layers = {side: stack.layers for side, stack in model.stacks.items()}
   settings = {theirs: getattr(model, ours) for theirs, ours in _SIZES.items()}
   settings |= {"num_layers": layers["encoder"], "num_decoder_layers": layers["decoder"]}
