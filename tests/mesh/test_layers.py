@@ -47,7 +47,9 @@ def kinds_and_shapes() -> list:
   return pairs
 
 
-def run(name: str, options: dict, shape: tuple[int, int, int], dropout: float = 0.0, bias: bool = False):
+def run(
+  name: str, options: dict, shape: tuple[int, int, int], dropout: float = 0.0, bias: bool = False, fsdp: bool = False
+):
   """What a training step takes from a layer, on a mesh of this shape, and the compiled program.
 
   The numbers: a scalar of output, auxiliary loss and policy; output, router's state afterwards, metrics; gradients.
@@ -71,7 +73,7 @@ def run(name: str, options: dict, shape: tuple[int, int, int], dropout: float = 
       value += (report.policy.log_prob * cotangent[..., 0] + report.policy.baseline).sum()
     return value, (y, nnx.to_pure_dict(nnx.state(layer, nnx.Not(nnx.Param))), report.metrics)
 
-  params = jax.device_put(nnx.to_pure_dict(params), shard_parameters(params, mesh, fsdp=False))
+  params = jax.device_put(nnx.to_pure_dict(params), shard_parameters(params, mesh, fsdp=fsdp))
   state = jax.device_put(nnx.to_pure_dict(state), replicated(mesh))
   x, *others = jax.device_put((X, COTANGENT, SEGMENTS, POSITIONS, IDS), rows(mesh))
   arguments = (params, x, state, *others)
@@ -114,6 +116,12 @@ def test_every_router_is_the_same_on_a_mesh_and_gathers_neither_tokens_nor_weigh
   found, compiled = run(name, {}, (2, 4, 1))
   assert_same(found, alone(name, ()))
   assert_only_what_must_travels(compiled, experts=EXPERTS // 4)
+
+
+def test_experts_that_cost_nothing_are_the_same_where_fsdp_divides_their_parameters():
+  found, _ = run("moe_plus_plus", {}, (2, 2, 2), fsdp=True)
+  assert_same(found, alone("moe_plus_plus", ()))
+  assert found[0][1][2]["free_share"] > 0.1
 
 
 def test_a_choice_among_tokens_of_several_devices_leaves_no_conditional():

@@ -91,6 +91,18 @@ def test_every_router_reports_the_same_metrics_in_float32(name):
   assert {value.dtype for value in metrics.values()} == {jnp.dtype("float32")}
 
 
+def test_where_real_tokens_ask_for_nothing_nothing_is_dropped():
+  empty = SlotRouting(jnp.full((1, 2, 2), 4), jnp.zeros((1, 2, 2)))
+  assert float(routing_metrics(empty, jnp.ones((1, 4), bool), asked=jnp.array(0))["dropped"]) == 0
+
+
+def test_the_share_of_free_experts_is_of_all_assignments():
+  """Six at the others, and two gates above 0."""
+  taken = RaggedRouting(jnp.arange(8)[None] // 2, jnp.ones((1, 8)).at[0, 6:].set(0), jnp.array([[2, 4]]))
+  free = jnp.zeros((1, 4, 3)).at[0, 3, 1].set(0.2).at[0, 1, 2].set(0.1)
+  assert float(routing_metrics(taken, jnp.ones((1, 4), bool), free=free)["free_share"]) == pytest.approx(0.25)
+
+
 def test_dropped_choices_of_a_token_choice_router_are_counted():
   router = make("token_choice", top_k=1, capacity_factor=1.0)
   router.kernel[...] = jnp.zeros_like(router.kernel[...])  # every token wants expert 0, which has 4 of 16 slots
