@@ -179,6 +179,14 @@ def test_an_arm_of_other_flops_is_refused_unless_it_trains_fewer_steps():
   assert matched_steps(DECODER, plan, "wide", dataclasses.replace(wide, match="steps")) == dense
 
 
+def test_a_model_whose_blocks_tokens_pass_by_has_more_steps_of_fewer_flops_and_is_judged_by_a_causal_rule():
+  plan, arm = DECODER.budgets["cpu"], Study.choices["routers"].arms["mixture_of_depths"]
+  model = load_config(arm.tree(DECODER, plan)).model
+  assert model.trains_on_future and not model.evaluates_on_future
+  dense = matched_steps(DECODER, plan, "dense", ARMS["dense"])
+  assert 1.2 < matched_steps(DECODER, plan, "mixture_of_depths", arm) / dense < 1.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_every_arm_can_be_trained_at_the_dense_ones_flops(study):
