@@ -168,12 +168,12 @@ def test_every_moe_layer_reports_the_size_of_its_branch_against_the_stream():
   stream = jax.random.normal(jax.random.key(0), (2, 5, 16)).at[1, 3:].set(100.0)
   segments = jnp.ones((2, 5), jnp.int32).at[1, 3:].set(0)
   given = dataclasses.replace(context(network.decoder), segments=segments)
-  out, report = block(stream, given, training=False, key=None)
+  out, reports = block(stream, given, training=False, key=None)
   attended = stream + block.attention(*[block.attention_norm(stream)] * 2, given.mask, block.bias(5))
   real = np.asarray(segments > 0)
   branch, before = np.asarray(out - attended)[real], np.asarray(attended)[real]
   expected = np.sqrt(np.square(branch).sum() / np.square(before).sum())
-  np.testing.assert_allclose(report.metrics["branch_norm_ratio"], expected, rtol=1e-4)
+  np.testing.assert_allclose(reports["moe"].metrics["branch_norm_ratio"], expected, rtol=1e-4)
   assert output(network, batch()).metrics["decoder"]["branch_norm_ratio"].shape == (1,)
 
 
