@@ -168,6 +168,8 @@ def _sizes(config: ExperimentConfig) -> dict[str, int]:
     if stack.moe is not None:
       for field in ("num_experts", "d_ff", "shared_experts"):
         sizes[f"{name}.moe.{field}"] = getattr(stack.moe, field)
+    if stack.depth is not None:
+      sizes[f"{name}.depth.predictor_width"] = stack.depth.predictor_width
   return sizes
 
 
@@ -180,7 +182,9 @@ def _parameters(config: ExperimentConfig, sizes: dict[str, int]) -> int:
     experts = sizes.get(f"{name}.moe.num_experts", 0) + sizes.get(f"{name}.moe.shared_experts", 0)
     sparse = -(-layers * sum(stack.has_experts) // stack.layers)  # rounded up
     hidden = sizes.get(f"{name}.moe.d_ff") or sizes["d_ff"]
+    passable = layers * sum(kind.passable for kind in stack.kinds) // stack.layers
     total += 4 * layers * width * sizes["num_heads"] * sizes["d_head"]
+    total += passable * width * sizes.get(f"{name}.depth.predictor_width", 0)
     total += 2 * width * ((layers - sparse) * sizes["d_ff"] + sparse * experts * hidden)
   return total
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from moe.config import ConfigError
+from moe.config import ConfigError, override
 from moe.parallel import memory
 from moe.parallel.mesh import make_mesh
 from moe.training import setup
 from moe.training.experiment import load_config
 from moe.training.setup import Setup, check_memory
 from moe.training.trainer import train
-from tests.training.tiny import changed
+from tests.training.tiny import changed, tiny_mapping
 
 
 @pytest.mark.parametrize(
@@ -23,12 +23,16 @@ from tests.training.tiny import changed
     ("data.batch_size", 2**31 - 4),
     ("data.inputs_length", 10**8),
     ("data.targets_length", 10**8),
+    ("model.decoder.depth.predictor_width", 2**31 - 1),
   ],
 )
 def test_absurd_sizes_are_refused_by_name_before_anything_is_allocated(corpus, tmp_path, monkeypatch, path, value):
   monkeypatch.setattr(setup, "device_memory", lambda mesh: 16 * memory.GIB)
+  mapping = tiny_mapping(corpus)
+  if "depth" in path:
+    mapping = override(mapping, [("model.decoder.depth", {}), ("model.allow_future_leakage", True)])
   with pytest.raises(ConfigError) as error:
-    train(load_config(changed(corpus, path, value)), tmp_path / "run")
+    train(load_config(override(mapping, [(path, value)])), tmp_path / "run")
   assert str(error.value).startswith(f"config.{path} = {value}: expected at most about ")
   assert "GiB" in str(error.value) and "\n" not in str(error.value)
   assert not (tmp_path / "run").exists()
