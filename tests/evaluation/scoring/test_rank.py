@@ -12,6 +12,7 @@ from moe.data.batch import RowShape
 from moe.data.objective import ended
 from moe.evaluation.scoring.answers import Answerer, read_split
 from moe.evaluation.scoring.rank import label_tokens, make_ranker
+from moe.models.model_config import DepthConfig
 from moe.parallel.mesh import make_mesh
 from moe.planning import hlo
 from moe.planning.costs import program_costs
@@ -82,6 +83,14 @@ IN_ENCODERS = cases(
 def test_ranking_equals_a_forward_pass_for_each_label(decoder_only, router):
   """Inputs of 1 to 14 letters, with padding in every batch, the last ones longer than a row of training is."""
   settings = config(decoder_only=decoder_only, decoder=router, score={"batch_size": 5})
+  np.testing.assert_allclose(ranked(settings), naive(settings), rtol=1e-5)
+
+
+def test_ranking_passes_the_same_tokens_by_as_a_forward_pass_for_each_label():
+  """Although all labels share a row, in which a token is taken or not by what it is alone."""
+  settings = config(decoder_only=True, score={"batch_size": 5})
+  decoder = dataclasses.replace(settings.model.decoder, depth=DepthConfig())
+  settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, decoder=decoder))
   np.testing.assert_allclose(ranked(settings), naive(settings), rtol=1e-5)
 
 
