@@ -1,4 +1,4 @@
-"""The kernels of dropless experts, each one on its own: the loop over blocks, and the platform's custom kernels."""
+"""Each kernel on its own: those of dropless experts, in loops over blocks or custom ones, and those of attention."""
 
 import functools
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import numpy as np
 from moe.checks.agreement import Case
 from moe.experts.kernels import blocks, pallas_gpu, pallas_hopper, pallas_tpu, tiles
 from moe.experts.kernels.rows import fetch
+from moe.nn import attention, attention_kernels
 from moe.nn.activations import ACTIVATIONS
 
 # Assignments of each expert: none, and one more and less than blocks and tiles have; and so many that tiles are wide.
@@ -51,7 +52,38 @@ def kernel_cases(platform: str, *, quick: bool) -> dict[str, Case]:
             operands=functools.partial(_as_dtype, dtype),
             precision="highest",
           )
-  return cases
+  return cases | _attention(platform)
+
+
+def _attention(platform: str) -> dict[str, Case]:
+  """Attention, by the platform's kernels if it has some, against its logits written out."""
+  own = attention_kernels if platform == "tpu" else attention
+  forward = getattr(own, "forward", attention.weighted_values)
+
+  def draw(seed: int) -> tuple:
+    random = np.random.default_rng(seed)
+    q, k, v, d_out = (_rounded(random.normal(size=(2, 3, n, 64)) / 4) for n in (256, 512, 512, 256))
+    bias = random.normal(size=(1, 3, 256, 512)).astype(np.float32)
+    return q, k, bias, v, (random.uniform(size=(2, 1, 256, 512)) < 0.5).astype(np.int8), d_out
+
+  def run(function: Callable, *, backward: bool) -> Callable:
+    return lambda q, k, bias, v, mask, d_out: function(q, k, v, bias, mask, *([d_out] if backward else []))
+
+  return {
+    f"attention of 256 queries and 512 keys, {dtype}, {way}": Case(
+      run(function, backward=way == "backward"),
+      run(reference, backward=way == "backward"),
+      draw,
+      _TOLERANCE[dtype],
+      operands=functools.partial(_as_dtype, dtype),
+      precision="highest",
+    )
+    for dtype in ("float32", "bfloat16")
+    for way, function, reference in (
+      ("forward", forward, attention.weighted_values),
+      ("backward", own.gradients, attention.gradients),
+    )
+  }
 
 
 def _kernels(platform: str, dtype: jnp.dtype, matrices: tuple[int, int, int]) -> dict[str, tiles.Kernels]:
@@ -136,7 +168,7 @@ def _rounded(array: np.ndarray) -> np.ndarray:
 
 
 def _as_dtype(dtype: str, arguments: tuple) -> tuple:
-  """Tokens and matrices in the dtype; the third argument of a network, its weights, stays float32."""
+  """All in the dtype but the third argument, the weights of a network and the bias of attention, which stay float32."""
 
   def cast(index, tree):
     return tree if index == 2 else jax.tree.map(lambda a: a.astype(dtype) if a.dtype == np.float32 else a, tree)

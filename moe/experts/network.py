@@ -11,6 +11,7 @@ from moe.experts.kernels.dropout import HiddenDropout
 from moe.experts.kernels.ragged import ragged_feed_forward
 from moe.experts.kernels.recompute import activate_and_project
 from moe.nn.activations import ACTIVATIONS, GATED, Form
+from moe.nn.kept import kept
 from moe.nn.linear import KernelInit
 
 
@@ -62,8 +63,8 @@ class Experts(nnx.Module):
   @jax.named_scope("experts")
   def slots(self, weights: Weights, inputs: jax.Array, dropout: HiddenDropout | None = None) -> jax.Array:
     """Each expert on its own rows, `[E, R, d]` to `[E, R, d]`, for all experts or the shard that `weights` holds."""
-    before = [jnp.einsum("erd,edf->erf", inputs, up) for up in weights.ups]
-    return activate_and_project(self.activation, before, weights.down, dropout)
+    before = [kept(jnp.einsum("erd,edf->erf", inputs, up)) for up in weights.ups]
+    return kept(activate_and_project(self.activation, before, weights.down, dropout))
 
   @jax.named_scope("experts")
   def ragged(

@@ -18,6 +18,7 @@ from moe.models.block import Block, Cache, Context, Reports, relative_bias
 from moe.models.depth import DepthBlock
 from moe.models.model_config import LayerKind, ModelConfig, StackConfig
 from moe.nn.dropout import dropout, split_key
+from moe.nn.kept import KEEP
 from moe.nn.norm import make_norm
 from moe.nn.streams import named_streams
 from moe.parallel.mesh import keep_rows
@@ -26,7 +27,7 @@ from moe.routing import Policy, Router, RouterState, Routing
 
 Kind = TypeVar("Kind", bound=Hashable)
 
-_REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+_REMAT = {"dots": KEEP, "full": None}
 
 
 @jax.tree_util.register_dataclass

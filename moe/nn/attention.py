@@ -8,12 +8,13 @@ Axis names beyond `moe.routing.types`: Q query positions, K key positions, h hea
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
+from moe.nn import attention_kernels
 from moe.nn.dropout import dropout
+from moe.nn.kept import kept
 from moe.nn.linear import T5_INIT, KernelInit, matmul, zeros
-
-# So low that exp() of it is exactly 0 next to any real logit: masked entries change no bit of the result.
-_MASKED = -1e30
+from moe.parallel.mesh import ROW_AXES, current_mesh, row_shards
 
 
 def segment_mask(query: jax.Array, key: jax.Array, *, causal: bool = False) -> jax.Array:
@@ -110,12 +111,11 @@ class Attention(nnx.Module):
   ) -> jax.Array:
     """`__call__` with keys and values from `project`."""
     queries = self._heads(self._product(x, "query"))
-    logits = jnp.einsum("bhqw,bhkw->bhqk", queries, keys, preferred_element_type=jnp.float32)  # [B, h, Q, K]
-    logits = logits if bias is None else logits + _for_each(bias, x.shape[0])
-    weights = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
-    weights = dropout(weights, rate, key).astype(self.dtype)
-    mixed = jnp.einsum("bhqk,bhkw->bhqw", weights, values)  # [B, h, Q, w]
-    return self._product(mixed.swapaxes(1, 2).reshape(*x.shape[:-1], -1), "out")
+    if key is not None and rate > 0:
+      mixed = weighted_values(queries, keys, values, bias, mask, rate, key)
+    else:
+      mixed = _attend(queries, keys, values, bias, mask)
+    return self._product(kept(mixed).swapaxes(1, 2).reshape(*x.shape[:-1], -1), "out")
 
   def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
     """An empty cache for the keys and values of `length` positions."""
@@ -138,6 +138,61 @@ class Attention(nnx.Module):
   def _heads(self, x: jax.Array) -> jax.Array:
     """`[B, T, h * w]` to `[B, h, T, w]`: with the batch axes first, CPUs need not transpose the products."""
     return x.reshape(*x.shape[:-1], self.num_heads, self.d_head).swapaxes(1, 2)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mask: jax.Array) -> jax.Array:
+  """`weighted_values`, without the logits in memory where the platform has kernels for it."""
+  (batch, heads, queries, _), keys, mesh = q.shape, k.shape[2], current_mesh()
+  shards, columns = (1, 1) if mesh is None else (row_shards(mesh), mesh.shape["model"])
+  divides = batch % shards == 0 and heads % columns == 0 and (bias is None or len(bias) == shards)
+  if not divides or not attention_kernels.takes(queries, keys):
+    return weighted_values(q, k, v, bias, mask)
+  mask = jnp.broadcast_to(mask, (batch, 1, queries, keys)).astype(jnp.int8)
+  if mesh is None:
+    return _fused(q, k, v, bias, mask)
+  by_head, by_row = PartitionSpec(ROW_AXES, "model"), PartitionSpec(ROW_AXES)
+  specs = by_head, by_head, by_head, by_head, by_row  # compilers do not shard kernels
+  return jax.shard_map(_fused, mesh=mesh, in_specs=specs, out_specs=by_head)(q, k, v, bias, mask)
+
+
+@jax.custom_vjp
+def _fused(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mask: jax.Array) -> jax.Array:
+  """`weighted_values` on one device, whose backward pass makes the logits again: none are kept, on any platform."""
+  forward = {"tpu": attention_kernels.forward}
+  return jax.lax.platform_dependent(q, k, v, bias, mask, **forward, default=weighted_values)
+
+
+def _fused_forward(*arrays):
+  return _fused(*arrays), arrays
+
+
+def _fused_backward(arrays, gradient):
+  backward = {"tpu": attention_kernels.gradients}
+  return *jax.lax.platform_dependent(*arrays, gradient, **backward, default=gradients), None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def gradients(q, k, v, bias, mask, gradient):
+  """Of `weighted_values`, with respect to q, k, v and bias, from that of the result."""
+  return jax.vjp(lambda *arrays: weighted_values(*arrays, mask), q, k, v, bias)[1](gradient)
+
+
+def weighted_values(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  bias: jax.Array | None,
+  mask: jax.Array,
+  rate: float = 0.0,
+  key: jax.Array | None = None,
+) -> jax.Array:
+  """`[B, h, Q, w]`: values weighted by the softmax of the logits; arguments as those of `Attention.attend`."""
+  logits = jnp.einsum("bhqw,bhkw->bhqk", q, k, preferred_element_type=jnp.float32)  # [B, h, Q, K]
+  logits = logits if bias is None else logits + _for_each(bias, len(q))
+  weights = jax.nn.softmax(jnp.where(mask.astype(bool), logits, attention_kernels.MASKED), axis=-1)
+  return jnp.einsum("bhqk,bhkw->bhqw", dropout(weights, rate, key).astype(v.dtype), v)
 
 
 def _for_each(bias: jax.Array, batch: int) -> jax.Array:

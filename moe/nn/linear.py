@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.config import require
+from moe.nn.kept import kept
 from moe.parallel.sharding import Axes, whole
 
 # The standard deviation of a standard normal that is cut off at -2 and 2.
@@ -58,7 +59,7 @@ def matmul(x: jax.Array, weight: nnx.Param, dtype: jnp.dtype, bias: nnx.Param | 
   Flattened, as XLA's CPU backend takes 1.7x as long for a 3-D left side.
   """
   kernel = whole(weight, dtype)
-  product = (x.astype(dtype).reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+  product = kept(x.astype(dtype).reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
   return product if bias is None else product + whole(bias, dtype)
 
 

@@ -1,8 +1,9 @@
 """The plan of one config on one slice: what its compiled step needs, where its time goes, what that buys.
 
 Time is the compiler's own estimate for every instruction, in cycles at the chip's clock. Where there is no estimate, an
-instruction counts as the bytes it touches at the memory's bandwidth, and a collective as the model of
-`moe.planning.collectives`; both are reported separately. Times are added up as if nothing overlapped. Copies between
+instruction counts as the bytes it touches at the memory's bandwidth and, after these, its products at the peak (a
+custom kernel's as it states them), and a collective as the model of `moe.planning.collectives`; both are reported
+separately. Times are added up as if nothing overlapped. Copies between
 memories, which do overlap, are left out of the sum.
 """
 
@@ -139,7 +140,7 @@ def _seconds(cost: Cost, mesh: Mesh, where: Slice) -> float:
     return cost.runs * seconds(cost.collective, mesh, where)
   if cost.cycles is not None:
     return cost.runs * cost.cycles / where.chip.clock
-  return cost.runs * cost.touched / where.chip.bandwidth
+  return cost.runs * (cost.touched / where.chip.bandwidth + cost.flops / where.chip.flops)
 
 
 def _sums(entries: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from moe.nn import attention_kernels
 from moe.nn.attention import Attention, segment_mask
 
 D, HEADS, WIDTH = 12, 3, 5
@@ -103,3 +106,18 @@ def test_dropout_acts_on_attention_weights_only_with_a_key():
   plain = attention(x, x, mask)
   np.testing.assert_array_equal(attention(x, x, mask, rate=0.5), plain)
   assert (attention(x, x, mask, rate=0.5, key=jax.random.key(0)) != plain).any()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_where_kernels_may_run_values_and_gradients_are_those_of_the_logits_written_out(monkeypatch, rate):
+  attention, x = make(), tokens(2, 128)
+  mask = segment_mask(jnp.ones((2, 128)), jnp.ones((2, 128)), causal=True)
+  bias = jax.random.normal(jax.random.key(4), (1, HEADS, 128, 128))
+
+  def loss(x, bias):
+    return jnp.sum(jnp.sin(attention(x, x, mask, bias, rate=rate, key=jax.random.key(5))))
+
+  found = jax.value_and_grad(loss, (0, 1))(x, bias)
+  monkeypatch.setattr(attention_kernels, "takes", lambda *_: False)
+  expected = jax.value_and_grad(loss, (0, 1))(x, bias)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)

@@ -23,6 +23,7 @@ from moe.experts.exchange.rounds import in_rounds
 from moe.experts.exchange.soft import soft_over_devices
 from moe.experts.kernels.dropout import HiddenDropout, named
 from moe.experts.network import Experts, Weights
+from moe.nn.kept import kept
 from moe.parallel.mesh import ROW_AXES, row_shards
 from moe.routing.groups import Groups
 from moe.routing.types import RaggedRouting, Routing, SoftRouting
@@ -100,17 +101,20 @@ def _local_groups(groups: Groups, experts: Experts) -> Callable:
   def on_device(x, routing, weights, dropout):
     tokens = groups.cut(x)
     dropout = dropout and named(dropout, dropout.names.reshape(tokens.shape[:2]))
-    if jax.lax.axis_size("expert") == 1:
+    devices = jax.lax.axis_size("expert")  # P
+    if devices == 1:
       return one_device(tokens, routing, experts, weights, dropout).reshape(x.shape)
 
     def slots(inputs: jax.Array, names: jax.Array | None) -> jax.Array:
       """Sends `[E, R, d]` to the devices that hold the experts, through the experts, and back."""
 
       def send(slots: jax.Array) -> jax.Array:
-        return jax.lax.all_to_all(slots, "expert", split_axis=0, concat_axis=1, tiled=True)  # [E / P, P * R, ...]
+        sent = _exchange(slots.reshape(devices, -1, *slots.shape[1:]))  # [P, E / P, R, ...], by the rows' device
+        return sent.swapaxes(0, 1).reshape(len(sent[0]), -1, *slots.shape[2:])  # [E / P, P * R, ...]
 
       outputs = experts.slots(weights, send(inputs), None if names is None else named(dropout, send(names)))
-      return jax.lax.all_to_all(outputs, "expert", split_axis=1, concat_axis=0, tiled=True)
+      outputs = outputs.reshape(len(outputs), devices, *inputs.shape[1:]).swapaxes(0, 1)  # [P, E / P, R, d]
+      return _exchange(outputs).reshape(inputs.shape)
 
     def ragged(tokens: jax.Array, routing: RaggedRouting) -> jax.Array:
       flat = tokens.reshape(-1, tokens.shape[-1])
@@ -121,6 +125,14 @@ def _local_groups(groups: Groups, experts: Experts) -> Callable:
     return dispatch_and_combine(tokens, routing, slots, ragged, names).reshape(x.shape)
 
   return on_device
+
+
+def _exchange(parts: jax.Array) -> jax.Array:
+  """Part i of `[P, ...]` for device i of the axis `expert`, in return for its part for this one.
+
+  Parts lie along the first axis on both sides: for any other, TPUs copy both into another layout and back.
+  """
+  return kept(jax.lax.all_to_all(parts, "expert", split_axis=0, concat_axis=0, tiled=True))
 
 
 def _wide_groups(groups: Groups, shape: tuple[int, ...], experts: Experts) -> Callable:
