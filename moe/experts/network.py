@@ -11,8 +11,8 @@ from moe.experts.kernels.dropout import HiddenDropout
 from moe.experts.kernels.ragged import ragged_feed_forward
 from moe.experts.kernels.recompute import activate_and_project
 from moe.nn.activations import ACTIVATIONS, GATED, Form
-from moe.nn.kept import kept
 from moe.nn.linear import KernelInit
+from moe.parallel.kept import kept
 
 
 class Weights(NamedTuple):
@@ -59,6 +59,11 @@ class Experts(nnx.Module):
     ups = [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]
     weights = Weights(ups, self.down[...].astype(self.dtype))
     return weights if self.biases is None else Weights(*self.biases.widened_weights(*weights))
+
+  @property
+  def shards(self) -> tuple[str, ...]:
+    """The axes of the mesh over which FSDP divides the rows of the matrices that `weights` returns."""
+    return () if self.biases is not None else self.up.get_metadata().get("shards", ())
 
   @jax.named_scope("experts")
   def slots(self, weights: Weights, inputs: jax.Array, dropout: HiddenDropout | None = None) -> jax.Array:

@@ -18,16 +18,14 @@ from moe.models.block import Block, Cache, Context, Reports, relative_bias
 from moe.models.depth import DepthBlock
 from moe.models.model_config import LayerKind, ModelConfig, StackConfig
 from moe.nn.dropout import dropout, split_key
-from moe.nn.kept import KEEP
 from moe.nn.norm import make_norm
 from moe.nn.streams import named_streams
+from moe.parallel.kept import POLICIES
 from moe.parallel.mesh import keep_rows
 from moe.parallel.sharding import name_axes
 from moe.routing import Policy, Router, RouterState, Routing
 
 Kind = TypeVar("Kind", bound=Hashable)
-
-_REMAT = {"dots": KEEP, "full": None}
 
 
 @jax.tree_util.register_dataclass
@@ -174,7 +172,7 @@ class Stack(nnx.Module):
       return nnx.merge(graph, variables)(keep_rows(x), context, training=training, key=key)
 
     if self.remat != "none":
-      body = jax.checkpoint(body, policy=_REMAT[self.remat], prevent_cse=False)
+      body = jax.checkpoint(body, policy=POLICIES[self.remat], prevent_cse=False)
     x, found = jax.lax.scan(body, x, (variables, keys))
     reports = _by_name(found)
     if self.has_depth and training:  # layers route unequal numbers of tokens, which cannot be stacked

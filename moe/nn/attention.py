@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec
 
 from moe.nn import attention_kernels
 from moe.nn.dropout import dropout
-from moe.nn.kept import kept
 from moe.nn.linear import T5_INIT, KernelInit, matmul, zeros
+from moe.parallel.kept import kept
 from moe.parallel.mesh import ROW_AXES, current_mesh, row_shards
 
 
@@ -115,7 +115,7 @@ class Attention(nnx.Module):
       mixed = weighted_values(queries, keys, values, bias, mask, rate, key)
     else:
       mixed = _attend(queries, keys, values, bias, mask)
-    return self._product(kept(mixed).swapaxes(1, 2).reshape(*x.shape[:-1], -1), "out")
+    return self._product(kept(mixed.swapaxes(1, 2).reshape(*x.shape[:-1], -1)), "out")
 
   def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
     """An empty cache for the keys and values of `length` positions."""

@@ -102,8 +102,11 @@ def _key_gradients(q, k, v, bias, mask, gradient):
 class _Grid:
   """The grid of a kernel, whose axes are the heads, the rows, and the parts of a row's queries.
 
+  Heads whose width is a multiple of 128 lanes are read and written where products with weights leave them, side by
+  side in `[B, T, h * w]`; then `[B, h, T, w]` exists on paper alone, since compilers cancel the transposes.
+
   Attributes:
-    queries, keys, bias, mask: shape of the whole array, and its blocks.
+    queries, keys, bias, mask: shape of the whole array as the kernel has it, and its blocks.
   """
 
   def __init__(self, q: jax.Array, k: jax.Array, order: Sequence[str]):
@@ -112,8 +115,13 @@ class _Grid:
     size = max(n for n in range(_LANES, length + 1, _LANES) if length % n == 0 and n * keys <= _LOGITS)
     self._order, self._sizes = order, {"head": heads, "row": batch, "part": length // size}
     self._flops = 2 * batch * heads * length * keys * width
-    self.queries = q.shape, self._blocks((None, None, size, width), ("row", "head", "part", ""))
-    self.keys = k.shape, self._blocks((None, None, keys, width), ("row", "head", "", ""))
+    self._heads = heads, width
+    if width % _LANES == 0:
+      self.queries = (batch, length, heads * width), self._blocks((None, size, width), ("row", "part", "head"))
+      self.keys = (batch, keys, heads * width), self._blocks((None, keys, width), ("row", "", "head"))
+    else:
+      self.queries = q.shape, self._blocks((None, None, size, width), ("row", "head", "part", ""))
+      self.keys = k.shape, self._blocks((None, None, keys, width), ("row", "head", "", ""))
     self.bias = (1, heads, length, keys), self._blocks((None, None, size, keys), ("", "head", "part", ""))
     self.mask = (batch, 1, length, keys), self._blocks((None, None, size, keys), ("row", "", "part", ""))
 
@@ -142,7 +150,7 @@ class _Grid:
       scratch: on the chip.
     """
     kinds = (self.queries, self.keys, self.keys, self.bias, self.mask, self.queries)
-    given = [(array, blocks) for array, (_, blocks) in zip(arrays, kinds) if array is not None]
+    given = [(_laid_out(array, shape), blocks) for array, (shape, blocks) in zip(arrays, kinds) if array is not None]
     has_bias = arrays[3] is not None
 
     def run(*blocks):
@@ -151,7 +159,7 @@ class _Grid:
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for dtype, (shape, _) in results]
     moved = sum(one.size * one.dtype.itemsize for one in [array for array, _ in given] + shapes)
     logits = self._sizes["row"] * arrays[0].shape[1] * arrays[0].shape[2] * arrays[1].shape[2]
-    return pl.pallas_call(
+    found = pl.pallas_call(
       run,
       out_shape=[_varying_like(arrays[0], shape) for shape in shapes],
       grid=tuple(self._sizes[axis] for axis in self._order),
@@ -162,6 +170,16 @@ class _Grid:
       cost_estimate=pl.CostEstimate(flops=products * self._flops, bytes_accessed=moved, transcendentals=logits),
       name=name,
     )(*(array for array, _ in given))
+    return [self._by_head(one) if one.ndim == 3 else one for one in found]
+
+  def _by_head(self, x: jax.Array) -> jax.Array:
+    """`[B, T, h * w]` to `[B, h, T, w]`."""
+    return x.reshape(*x.shape[:2], *self._heads).swapaxes(1, 2)
+
+
+def _laid_out(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """The array as the kernel has it: from `[B, h, T, w]` to `[B, T, h * w]`, if that is its shape."""
+  return x if x.shape == shape else x.swapaxes(1, 2).reshape(shape)
 
 
 def _softmax(q, k, bias, mask) -> jax.Array:

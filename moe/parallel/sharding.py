@@ -14,12 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from moe.parallel.mesh import ROW_AXES, current_mesh
+from moe.parallel.kept import gathered
+from moe.parallel.mesh import ROW_AXES, current_mesh, row_shards
 
 Axes = tuple[str | None, ...]
 
 # "embed", the model's width, is sharded by FSDP only.
 _MESH_AXIS = {"expert": "expert", "heads": "model", "ff": "model", "vocab": "model", "embed": None}
+
+# The axes that FSDP divides rows over, in this order: gradients are summed over the first one, then shards over the
+# other, and TPUs have no sum into shards over `data`, whose devices are far apart, for large matrices.
+_SHARDS = ("expert", "data")
 
 # Axes that enumerate matrices instead of belonging to one.
 _STACKED = ("layer", "expert")
@@ -89,6 +94,50 @@ def shard_statistics(statistics: Any, params: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(sharding, statistics)
 
 
+def name_shards(model: nnx.Module, mesh: Mesh, fsdp: bool) -> None:
+  """Says of every parameter over which axes of the mesh FSDP divides its rows: as `shards`, which `product` reads."""
+  for _, variable in nnx.iter_graph(model):
+    if isinstance(variable, nnx.Param):
+      axes = variable.get_metadata().get("axes", ())
+      variable.set_metadata(shards=_shards(axes, variable.shape, mesh) if fsdp else ())
+
+
+def product(x: jax.Array, param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
+  """`x [N, d] @ param [d, f]` in `dtype`, the rows of `x` divided over the mesh's row axes, if there is one.
+
+  Of a matrix that FSDP divides, each device gathers the shards to multiply its rows, and its part of the gradient is
+  summed into shards again: left to the compiler, sums of whole matrices would travel.
+  """
+  mesh, about = current_mesh(), param.get_metadata()
+  shards = about.get("shards", ())
+  if mesh is None or not shards or len(x) % row_shards(mesh):
+    return x.astype(dtype) @ whole(param, dtype)
+  rows, columns = (_MESH_AXIS.get(name) for name in about["axes"][-2:])
+
+  def on_device(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    y = x @ gather_shards(matrix, shards, 0)
+    return y if rows is None else jax.lax.psum(y, rows)
+
+  divided = ((rows,) if rows else ()) + shards
+  return jax.shard_map(
+    on_device,
+    mesh=mesh,
+    in_specs=(PartitionSpec(ROW_AXES, rows), PartitionSpec(divided, columns)),
+    out_specs=PartitionSpec(ROW_AXES, columns),
+  )(x.astype(dtype), param[...].astype(dtype))
+
+
+def gather_shards(matrix: jax.Array, shards: tuple[str, ...], axis: int) -> jax.Array:
+  """Inside `jax.shard_map`, the matrix whose `axis` is divided over the mesh axes `shards`.
+
+  One mesh axis after the other: over several at once, the TPU compiler sums matrices of full size that are zero outside
+  each device's shard.
+  """
+  for name in reversed(shards):
+    matrix = jax.lax.all_gather(matrix, name, axis=axis, tiled=True)
+  return gathered(matrix)
+
+
 def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
   """A dense parameter as computation uses it: in `dtype`, and on a mesh with its FSDP shards gathered.
 
@@ -104,13 +153,24 @@ def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
 def _spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
   """FSDP shards the rows of a matrix: shards of few columns would not fill a tile either."""
   entries: list[Any] = [_MESH_AXIS.get(name) for name in axes]
-  matrix = [index for index, name in enumerate(axes) if name is not None and name not in _STACKED]
-  if fsdp and matrix:
-    rows = matrix[0]
-    divided = () if entries[rows] is None else (entries[rows],)
-    among = ("data",) if "expert" in axes else ROW_AXES
-    entries[rows] = divided + _dividing(shape[rows] // math.prod(mesh.shape[axis] for axis in divided), among, mesh)
+  if fsdp and (shards := _shards(axes, shape, mesh)):
+    rows = _rows(axes)
+    entries[rows] = (() if entries[rows] is None else (entries[rows],)) + shards
   return PartitionSpec(*(entry or None for entry in entries))
+
+
+def _rows(axes: Axes) -> int | None:
+  """Which axis of a parameter has the rows of its matrices; None if it has none."""
+  return next((index for index, name in enumerate(axes) if name is not None and name not in _STACKED), None)
+
+
+def _shards(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> tuple[str, ...]:
+  """The axes of the mesh over which FSDP divides the rows of a parameter, beside the one they have anyway."""
+  if (rows := _rows(axes)) is None:
+    return ()
+  own = _MESH_AXIS.get(axes[rows])
+  size = shape[rows] // (1 if own is None else mesh.shape[own])
+  return _dividing(size, ("data",) if "expert" in axes else _SHARDS, mesh)
 
 
 def _dividing(size: int, axes: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:

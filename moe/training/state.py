@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from moe.config import in_section, require
 from moe.models import ModelConfig
 from moe.parallel.mesh import replicated
-from moe.parallel.sharding import shard_parameters, shard_statistics, stacked_axes
+from moe.parallel.sharding import name_shards, shard_parameters, shard_statistics, stacked_axes
 from moe.routing import RouterConfig, Site
 from moe.training.optimization.optimizer import StackedAxes
 
@@ -129,7 +129,9 @@ class AbstractModel:
 
 def abstract_model(make_model: Callable[[nnx.Rngs], nnx.Module], mesh: Mesh, *, fsdp: bool = False) -> AbstractModel:
   """The model that `make_model` makes from its random streams, divided over a mesh; `fsdp` as in `MeshConfig`."""
-  graph, *states = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))), nnx.Param, ...)
+  model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+  name_shards(model, mesh, fsdp)
+  graph, *states = nnx.split(model, nnx.Param, ...)
   params, others = states
   router_state = nnx.to_pure_dict(others)
   return AbstractModel(

@@ -128,7 +128,7 @@ def test_without_fsdp_no_parameter_is_gathered_and_no_token(kind):
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_parameters_and_statistics_are_divided_by_the_names_of_their_axes(fsdp):
   mesh = make_mesh(MeshConfig(data=2, expert=2, model=2))
-  rows, data = (("data", "expert"), "data") if fsdp else (None, None)
+  rows, data = (("expert", "data"), "data") if fsdp else (None, None)
   parameters = {
     "attention.query": (None, rows, "model"),
     "attention.out": (None, ("model", *rows), None) if fsdp else (None, "model", None),

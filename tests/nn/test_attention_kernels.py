@@ -19,23 +19,25 @@ def interpreted(monkeypatch):
   monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
 
 
-def problem(queries, keys, dtype, *, bias):
+def problem(queries, keys, dtype, *, bias, width=16):
   """q, k, v, bias and mask of two rows with two heads, of which one query sees nothing; and a gradient."""
 
   def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jax.random.normal(jax.random.key(seed), shape) / width**0.25
 
-  q, k, v = (normal(seed, 2, 2, length, 16).astype(dtype) for seed, length in enumerate((queries, keys, keys)))
+  q, k, v = (normal(seed, 2, 2, length, width).astype(dtype) for seed, length in enumerate((queries, keys, keys)))
   mask = jax.random.bernoulli(jax.random.key(3), 0.5, (2, 1, queries, keys)).at[1, 0, 7].set(False)
-  d_out = normal(4, 2, 2, queries, 16).astype(dtype)
+  d_out = normal(4, 2, 2, queries, width).astype(dtype)
   return (q, k, v, normal(5, 1, 2, queries, keys) if bias else None, mask.astype(jnp.int8)), d_out
 
 
 # Where keys are many, the queries of a row are cut into parts, whose gradients of keys and values are summed.
-@pytest.mark.parametrize(("queries", "keys"), [(128, 256), (256, 2048)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_kernels_equal_the_logits_written_out(interpreted, queries, keys, bias):
-  arrays, d_out = problem(queries, keys, jnp.float32, bias=bias)
+# Heads of 128 lie side by side in memory, narrower ones do not.
+@pytest.mark.parametrize(
+  ("queries", "keys", "width", "bias"), [(128, 256, 16, True), (256, 2048, 16, False), (256, 1024, 128, True)]
+)
+def test_kernels_equal_the_logits_written_out(interpreted, queries, keys, width, bias):
+  arrays, d_out = problem(queries, keys, jnp.float32, bias=bias, width=width)
   expected, pull = jax.vjp(lambda *four: attention.weighted_values(*four, arrays[4]), *arrays[:4])
   np.testing.assert_allclose(attention_kernels.forward(*arrays), expected, rtol=2e-5, atol=2e-5)
   for found, gradient in zip(attention_kernels.gradients(*arrays, d_out), pull(d_out), strict=True):

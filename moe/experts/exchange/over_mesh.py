@@ -11,6 +11,7 @@ one (`soft`). Tokens are never gathered.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -23,8 +24,9 @@ from moe.experts.exchange.rounds import in_rounds
 from moe.experts.exchange.soft import soft_over_devices
 from moe.experts.kernels.dropout import HiddenDropout, named
 from moe.experts.network import Experts, Weights
-from moe.nn.kept import kept
+from moe.parallel.kept import kept
 from moe.parallel.mesh import ROW_AXES, row_shards
+from moe.parallel.sharding import gather_shards
 from moe.routing.groups import Groups
 from moe.routing.types import RaggedRouting, Routing, SoftRouting
 
@@ -54,14 +56,15 @@ def over_mesh(
     ValueError: the rows of `x` cannot be divided over the mesh, or a soft routing's groups do not fit its shape.
   """
   shards, weights, dropout = row_shards(mesh), experts.weights(), named(dropout, None)
+  on_mesh = functools.partial(_sharded, mesh, experts.shards)
   if x.shape[0] % shards:
     raise ValueError(f"{x.shape[0]} rows: expected a multiple of data x expert = {shards} devices")
   if _is_local(groups, x.shape, shards):
-    return _sharded(mesh, _local_groups(groups, experts), PartitionSpec(ROW_AXES))(x, routing, weights, dropout)
+    return on_mesh(_local_groups(groups, experts), PartitionSpec(ROW_AXES))(x, routing, weights, dropout)
   if isinstance(routing, SoftRouting):
     by_token = jax.tree.map(lambda array: groups.join(array, *x.shape[:2]), routing)
-    return _sharded(mesh, soft_over_devices(groups, experts), PartitionSpec(ROW_AXES))(x, by_token, weights, dropout)
-  return _sharded(mesh, _wide_groups(groups, x.shape, experts), PartitionSpec())(x, routing, weights, dropout)
+    return on_mesh(soft_over_devices(groups, experts), PartitionSpec(ROW_AXES))(x, by_token, weights, dropout)
+  return on_mesh(_wide_groups(groups, x.shape, experts), PartitionSpec())(x, routing, weights, dropout)
 
 
 def _is_local(groups: Groups, shape: tuple[int, ...], shards: int) -> bool:
@@ -70,19 +73,22 @@ def _is_local(groups: Groups, shape: tuple[int, ...], shards: int) -> bool:
   return not groups.by_position and (batch // shards * length) % groups.size == 0
 
 
-def _sharded(mesh: AbstractMesh, on_device: Callable, routing: PartitionSpec) -> Callable:
+def _sharded(mesh: AbstractMesh, shards: tuple[str, ...], on_device: Callable, routing: PartitionSpec) -> Callable:
   """`on_device(x, routing, weights, dropout)` on every device's rows and experts, summed over shards of the width.
 
+  The rows of the experts' matrices are gathered over the mesh axes `shards`, and their gradients summed into shards.
   The dropout that it is given has the device's first hidden unit, and names the device's tokens `[N]`.
   """
 
   def run(x, routing, weights, dropout):
+    if shards:
+      weights = jax.tree.map(lambda w: gather_shards(w, shards, 1), weights)
     return on_device(x, routing, weights, dropout and _here(dropout, x.shape, weights))[None]
 
   mapped = jax.shard_map(
     run,
     mesh=mesh,
-    in_specs=(PartitionSpec(ROW_AXES), routing, PartitionSpec("expert", None, "model"), PartitionSpec()),
+    in_specs=(PartitionSpec(ROW_AXES), routing, PartitionSpec("expert", shards or None, "model"), PartitionSpec()),
     out_specs=PartitionSpec("model", ROW_AXES),
     check_vma=False,
   )
