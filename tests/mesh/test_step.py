@@ -161,3 +161,37 @@ def by_name(tree):
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     parts = (getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
     yield ".".join(part for part in parts if isinstance(part, str)), leaf
+
+
+# Of so many columns and rows that FSDP divides each matrix over all eight devices.
+LARGE = DECODERS["slots"] | {
+  "d_model": 128,
+  "d_head": 32,
+  "d_ff": 192,
+  "moe": {"d_ff": 192, "layers": 4},
+}  # so many that the scan over them is a loop
+
+
+def large_step(remat):
+  mesh = make_mesh(MeshConfig(data=2, expert=4))
+  step, state = start(mesh, fsdp=True, remat=remat, **LARGE)
+  return step.lower(state, put_batch(mesh, batch(0)), INPUTS).compile()
+
+
+def matrices(program, operation):
+  """Shapes of a collective's results of which the last two axes are those of a large matrix, or of its shards."""
+  return [shape for shape in shapes(program, operation) if len(shape) > 1 and shape[-1] in (128, 192)]
+
+
+def test_fsdp_sums_gradients_into_shards():
+  program = large_step("full")
+  scattered = {shape[-2] for shape in matrices(program, "reduce-scatter")}
+  # Over the four devices of `expert`, then over two of `data`; experts over these alone.
+  assert scattered == {128 // 4, 128 // 8, 192 // 4, 192 // 8, 128 // 2}
+  whole = [shape for shape in matrices(program, "all-reduce") if shape[-2] in (128, 192)]
+  assert not whole, "gradients of whole matrices travel"
+
+
+def test_weights_that_are_kept_are_gathered_once():
+  twice, once = (len(matrices(large_step(remat), "all-gather")) for remat in ("dots", "dots_and_weights"))
+  assert twice == 2 * once > 0

@@ -118,7 +118,7 @@ def gradients(remat: str):
   return jax.jit(jax.grad(loss))(params)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots_and_weights", "dots", "full"])
 def test_rematerialisation_keeps_gradients_with_randomness(remat):
   """Dropout and GShard's chance must fall alike when the backward pass recomputes a unit."""
   kept, again = gradients("none"), gradients(remat)
