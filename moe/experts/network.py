@@ -51,6 +51,7 @@ class Experts(nnx.Module):
 
     self.up, self.down = parameter(d_model), parameter(d_ff)
     self.gate = parameter(d_model) if form in GATED else None
+    self.down.set_metadata(rows=1)
     self.biases = Biases(num_experts, d_model, d_ff, form in GATED, rngs=rngs) if bias else None
 
   @jax.named_scope("experts")
@@ -59,11 +60,6 @@ class Experts(nnx.Module):
     ups = [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]
     weights = Weights(ups, self.down[...].astype(self.dtype))
     return weights if self.biases is None else Weights(*self.biases.widened_weights(*weights))
-
-  @property
-  def shards(self) -> tuple[str, ...]:
-    """The axes of the mesh over which FSDP divides the rows of the matrices that `weights` returns."""
-    return () if self.biases is not None else self.up.get_metadata().get("shards", ())
 
   @jax.named_scope("experts")
   def slots(self, weights: Weights, inputs: jax.Array, dropout: HiddenDropout | None = None) -> jax.Array:

@@ -116,6 +116,8 @@ class _Grid:
     self._order, self._sizes = order, {"head": heads, "row": batch, "part": length // size}
     self._flops = 2 * batch * heads * length * keys * width
     self._heads = heads, width
+    self.queries: tuple[tuple[int, ...], pl.BlockSpec]
+    self.keys: tuple[tuple[int, ...], pl.BlockSpec]
     if width % _LANES == 0:
       self.queries = (batch, length, heads * width), self._blocks((None, size, width), ("row", "part", "head"))
       self.keys = (batch, keys, heads * width), self._blocks((None, keys, width), ("row", "", "head"))

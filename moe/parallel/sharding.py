@@ -2,7 +2,8 @@
 
 A layer names the axes of a parameter when it creates it: `nnx.Param(value, axes=("embed", "heads"))`. The table below
 maps these names to axes of the mesh. Stacking layers puts the axis "layer" in front. Axes without a name are not
-sharded, and neither is a parameter without names.
+sharded, and neither is a parameter without names. FSDP divides the rows of a matrix, which products sum over: its first
+axis, or where metadata says `rows=1`, of a matrix that is used transposed, its second.
 """
 
 import math
@@ -61,8 +62,7 @@ def shard_parameters(params: nnx.State, mesh: Mesh, fsdp: bool) -> dict[str, Any
   """
 
   def sharding(variable: nnx.Variable) -> NamedSharding:
-    axes = variable.get_metadata().get("axes", ())
-    return NamedSharding(mesh, _spec(axes, variable.shape, mesh, fsdp))
+    return NamedSharding(mesh, _spec(variable, mesh, fsdp))
 
   return nnx.to_pure_dict(nnx.map_state(lambda _, variable: sharding(variable), params))
 
@@ -98,8 +98,7 @@ def name_shards(model: nnx.Module, mesh: Mesh, fsdp: bool) -> None:
   """Says of every parameter over which axes of the mesh FSDP divides its rows: as `shards`, which `product` reads."""
   for _, variable in nnx.iter_graph(model):
     if isinstance(variable, nnx.Param):
-      axes = variable.get_metadata().get("axes", ())
-      variable.set_metadata(shards=_shards(axes, variable.shape, mesh) if fsdp else ())
+      variable.set_metadata(shards=_shards(variable, mesh) if fsdp else ())
 
 
 def product(x: jax.Array, param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
@@ -150,26 +149,28 @@ def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:
   return jax.lax.with_sharding_constraint(value, PartitionSpec(*map(_MESH_AXIS.get, axes)))
 
 
-def _spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
-  """FSDP shards the rows of a matrix: shards of few columns would not fill a tile either."""
-  entries: list[Any] = [_MESH_AXIS.get(name) for name in axes]
-  if fsdp and (shards := _shards(axes, shape, mesh)):
-    rows = _rows(axes)
+def _spec(variable: nnx.Variable, mesh: Mesh, fsdp: bool) -> PartitionSpec:
+  entries: list[Any] = [_MESH_AXIS.get(name) for name in variable.get_metadata().get("axes", ())]
+  if fsdp and (shards := _shards(variable, mesh)):
+    rows = _rows(variable)
     entries[rows] = (() if entries[rows] is None else (entries[rows],)) + shards
   return PartitionSpec(*(entry or None for entry in entries))
 
 
-def _rows(axes: Axes) -> int | None:
+def _rows(variable: nnx.Variable) -> int | None:
   """Which axis of a parameter has the rows of its matrices; None if it has none."""
-  return next((index for index, name in enumerate(axes) if name is not None and name not in _STACKED), None)
+  about = variable.get_metadata()
+  named = [index for index, name in enumerate(about.get("axes", ())) if name is not None and name not in _STACKED]
+  return named[about.get("rows", 0)] if named else None
 
 
-def _shards(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> tuple[str, ...]:
+def _shards(variable: nnx.Variable, mesh: Mesh) -> tuple[str, ...]:
   """The axes of the mesh over which FSDP divides the rows of a parameter, beside the one they have anyway."""
-  if (rows := _rows(axes)) is None:
+  if (rows := _rows(variable)) is None:
     return ()
+  axes = variable.get_metadata()["axes"]
   own = _MESH_AXIS.get(axes[rows])
-  size = shape[rows] // (1 if own is None else mesh.shape[own])
+  size = variable.shape[rows] // (1 if own is None else mesh.shape[own])
   return _dividing(size, ("data",) if "expert" in axes else _SHARDS, mesh)
 
 

@@ -10,7 +10,7 @@ from moe.planning.parts import MOE_PARTS
 
 _HEAD = (
   *("", "ms per step", "x the first", "MoE layers, ms", *(f"{part}, ms" for part in MOE_PARTS)),
-  *("collectives, ms", "GiB per chip", "GFLOP per token"),
+  *("collectives, ms", "of the peak", "GiB per chip", "GFLOP per token"),
 )
 
 
@@ -30,6 +30,7 @@ def _cells(plan: Plan, first: Plan) -> list[str]:
     f"{1e3 * plan.moe_share * plan.seconds:.0f}",
     *(f"{1e3 * plan.parts.get(part, 0.0):.0f}" for part in MOE_PARTS),
     f"{1e3 * plan.kinds['collective']:.0f}",
+    f"{plan.utilization:.1%}",
     memory_of(plan),
     f"{plan.forward_flops_per_token / 1e9:.2f}",
   ]

@@ -13,6 +13,7 @@ one (`soft`). Tokens are never gathered.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def over_mesh(
     ValueError: the rows of `x` cannot be divided over the mesh, or a soft routing's groups do not fit its shape.
   """
   shards, weights, dropout = row_shards(mesh), experts.weights(), named(dropout, None)
-  on_mesh = functools.partial(_sharded, mesh, experts.shards)
+  on_mesh = functools.partial(_sharded, mesh, () if experts.biases else experts.up.get_metadata().get("shards", ()))
   if x.shape[0] % shards:
     raise ValueError(f"{x.shape[0]} rows: expected a multiple of data x expert = {shards} devices")
   if _is_local(groups, x.shape, shards):
@@ -76,19 +77,23 @@ def _is_local(groups: Groups, shape: tuple[int, ...], shards: int) -> bool:
 def _sharded(mesh: AbstractMesh, shards: tuple[str, ...], on_device: Callable, routing: PartitionSpec) -> Callable:
   """`on_device(x, routing, weights, dropout)` on every device's rows and experts, summed over shards of the width.
 
-  The rows of the experts' matrices are gathered over the mesh axes `shards`, and their gradients summed into shards.
+  The rows of the experts' matrices are gathered over the mesh axes `shards`, and their gradients summed into shards:
+  each on the axis that is the last one in memory as TPUs compute its gradient, which is when they can.
   The dropout that it is given has the device's first hidden unit, and names the device's tokens `[N]`.
   """
 
   def run(x, routing, weights, dropout):
     if shards:
-      weights = jax.tree.map(lambda w: gather_shards(w, shards, 1), weights)
+      ups = [gather_shards(up, shards, 1) for up in weights.ups]
+      weights = Weights(ups, gather_shards(weights.down, shards, 2))
     return on_device(x, routing, weights, dropout and _here(dropout, x.shape, weights))[None]
 
+  up, down = PartitionSpec("expert", shards or None, "model"), PartitionSpec("expert", None, ("model", *shards))
+  divided: Any = Weights(up, down)  # type: ignore[arg-type]  # all ups alike
   mapped = jax.shard_map(
     run,
     mesh=mesh,
-    in_specs=(PartitionSpec(ROW_AXES), routing, PartitionSpec("expert", shards or None, "model"), PartitionSpec()),
+    in_specs=(PartitionSpec(ROW_AXES), routing, divided, PartitionSpec()),
     out_specs=PartitionSpec("model", ROW_AXES),
     check_vma=False,
   )
