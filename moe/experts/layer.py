@@ -85,8 +85,7 @@ class MoE(nnx.Module):
     self.experts = Experts(num_experts, d_model, d_ff, form, dtype, init, bias=bias, rngs=of("experts"))
     width = shared_experts * d_ff
     self.shared = FeedForward(d_model, width, form, dtype, init=init, rngs=of("shared")) if width else None
-    free = self.config.free_experts
-    self.free = FreeExperts(free, d_model, dtype, init, rngs=of("free")) if free else None
+    self.free = FreeExperts(free, d_model, dtype, init, rngs=of("free")) if (free := self.config.free_experts) else None
     if read_files:
       load_state(self.router, self.config.stored(self.site, None))
 

@@ -134,7 +134,7 @@ def gather_shards(matrix: jax.Array, shards: tuple[str, ...], axis: int) -> jax.
   """
   for name in reversed(shards):
     matrix = jax.lax.all_gather(matrix, name, axis=axis, tiled=True)
-  return gathered(matrix)
+  return gathered(matrix) if shards else matrix
 
 
 def whole(param: nnx.Param, dtype: jnp.dtype) -> jax.Array:

@@ -57,7 +57,7 @@ def over_mesh(
     ValueError: the rows of `x` cannot be divided over the mesh, or a soft routing's groups do not fit its shape.
   """
   shards, weights, dropout = row_shards(mesh), experts.weights(), named(dropout, None)
-  on_mesh = functools.partial(_sharded, mesh, () if experts.biases else experts.up.get_metadata().get("shards", ()))
+  on_mesh = functools.partial(_sharded, mesh, experts)
   if x.shape[0] % shards:
     raise ValueError(f"{x.shape[0]} rows: expected a multiple of data x expert = {shards} devices")
   if _is_local(groups, x.shape, shards):
@@ -74,22 +74,23 @@ def _is_local(groups: Groups, shape: tuple[int, ...], shards: int) -> bool:
   return not groups.by_position and (batch // shards * length) % groups.size == 0
 
 
-def _sharded(mesh: AbstractMesh, shards: tuple[str, ...], on_device: Callable, routing: PartitionSpec) -> Callable:
+def _sharded(mesh: AbstractMesh, experts: Experts, on_device: Callable, routing: PartitionSpec) -> Callable:
   """`on_device(x, routing, weights, dropout)` on every device's rows and experts, summed over shards of the width.
 
-  The rows of the experts' matrices are gathered over the mesh axes `shards`, and their gradients summed into shards:
-  each on the axis that is the last one in memory as TPUs compute its gradient, which is when they can.
-  The dropout that it is given has the device's first hidden unit, and names the device's tokens `[N]`.
+  Rows of matrices that FSDP divides are gathered, and their gradients summed into shards: along the axis that comes
+  last in memory as TPUs compute the gradient, which is when they can. The dropout that it is given has the device's
+  first hidden unit, and names the device's tokens `[N]`.
   """
+  # With biases, rows of these are among the weights, whose shards the compiler gathers.
+  shards = [one.get_metadata().get("shards", ()) for one in (experts.up, experts.down)]
+  up, down = shards if experts.biases is None else ((), ())
 
   def run(x, routing, weights, dropout):
-    if shards:
-      ups = [gather_shards(up, shards, 1) for up in weights.ups]
-      weights = Weights(ups, gather_shards(weights.down, shards, 2))
+    weights = Weights([gather_shards(one, up, 1) for one in weights.ups], gather_shards(weights.down, down, 2))
     return on_device(x, routing, weights, dropout and _here(dropout, x.shape, weights))[None]
 
-  up, down = PartitionSpec("expert", shards or None, "model"), PartitionSpec("expert", None, ("model", *shards))
-  divided: Any = Weights(up, down)  # type: ignore[arg-type]  # all ups alike
+  ups: Any = PartitionSpec("expert", up or None, "model")  # of all of them
+  divided = Weights(ups, PartitionSpec("expert", None, ("model", *down)))  # type: ignore[arg-type]
   mapped = jax.shard_map(
     run,
     mesh=mesh,
