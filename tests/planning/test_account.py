@@ -94,6 +94,17 @@ def test_what_is_not_estimated_counts_at_the_memorys_bandwidth_and_is_reported_a
   assert plan.not_estimated == {"sort": {"instructions": 1, "bytes": 20 * SIZE, "seconds": pytest.approx(expected)}}
 
 
+def test_a_custom_kernel_counts_its_bytes_and_then_its_products(config):
+  said = 'backend_config={"custom_call_config":{"cost_estimate":{"flops":"4000000000"}}}'
+  kernel = f'%sorted = bf16[512,512]{{1,0}} custom-call(%summed), custom_call_target="tpu_custom_call", {said},'
+  text = TEXT.replace("%sorted = bf16[512,512]{1,0} sort(%summed), dimensions={0}, to_apply=%add,", kernel)
+  assert kernel in text
+  memory = Memory(arguments=GIB, outputs=GIB, aliased=GIB, temporaries=GIB, peak=GIB)
+  plan = make_plan(config, WHERE, four_chips(), Program(text, memory, 12.0), forward=(10**9, True))
+  expected = 10 * (2 * SIZE / CHIP.bandwidth + 4e9 / CHIP.flops)
+  assert plan.not_estimated["matmul"]["seconds"] == pytest.approx(expected)
+
+
 def test_collectives_by_kind_and_axes(plan):
   (entry,) = plan.collectives
   assert (entry["kind"], entry["axes"], entry["runs"], entry["bytes"]) == ("all-reduce", "expert", 10, 10 * SIZE)
