@@ -98,7 +98,8 @@ def plan_8b(results: dict) -> str:
 def plan_sizes(results: dict) -> str:
   """The study `sizes` of `scripts.benchmarks.plans`."""
   text = """Expert choice at 0.1B on 64 chips of TPU v5e, 1M tokens per step; each row changes the first one in what it
-    names. Experts are sharded over 16 chips, and a chip has 16,384 tokens."""
+    names. Experts are sharded over 16 chips, and a chip has 16,384 tokens. These plans are older than attention's
+    kernels and all-to-alls along the first axis: steps are longer here than they are now."""
   return _plan("sizes", results, text)
 
 
