@@ -142,10 +142,10 @@ class Attention(nnx.Module):
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mask: jax.Array) -> jax.Array:
   """`weighted_values`, without the logits in memory where the platform has kernels for it."""
-  (batch, heads, queries, _), keys, mesh = q.shape, k.shape[2], current_mesh()
+  (batch, heads, queries, width), keys, mesh = q.shape, k.shape[2], current_mesh()
   shards, columns = (1, 1) if mesh is None else (row_shards(mesh), mesh.shape["model"])
   divides = batch % shards == 0 and heads % columns == 0 and (bias is None or len(bias) == shards)
-  if not divides or not attention_kernels.takes(queries, keys):
+  if not divides or not attention_kernels.takes(queries, keys, width):
     return weighted_values(q, k, v, bias, mask)
   mask = jnp.broadcast_to(mask, (batch, 1, queries, keys)).astype(jnp.int8)
   if mesh is None:

@@ -18,12 +18,14 @@ from jax.experimental.pallas import tpu as pltpu
 MASKED = -1e30  # so low that exp() of it is exactly 0 next to any real logit
 # Logits of one step: 1 MiB in float32, of which a step holds up to five arrays, beside two blocks of bias and gradient.
 _LOGITS = 2**18
+_KEYS = 2**18  # numbers in the keys of one head, as many as in its values and in the sums of their gradients
 _LANES = 128
 
 
-def takes(queries: int, keys: int) -> bool:
-  """Whether there are kernels for so many queries and keys."""
-  return queries % _LANES == 0 and keys % _LANES == 0 and keys * _LANES <= _LOGITS
+def takes(queries: int, keys: int, width: int) -> bool:
+  """Whether there are kernels for so many queries and keys of this width: whether what a step holds fits the chip."""
+  fits = keys * _LANES <= _LOGITS and keys * width <= _KEYS
+  return fits and queries % _LANES == 0 and keys % _LANES == 0
 
 
 def forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mask: jax.Array) -> jax.Array:

@@ -75,8 +75,11 @@ def test_the_tpus_compiler_takes_them(chip):
 
 
 @pytest.mark.parametrize(
-  ("queries", "keys", "taken"),
-  [(128, 128, True), (1024, 1024, True), (128, 2048, True), (128, 2176, False), (64, 128, False), (128, 100, False)],
+  ("queries", "keys", "width", "taken"),
+  [
+    *((128, 128, 64, True), (1024, 1024, 256, True), (128, 2048, 128, True)),
+    *((128, 2176, 64, False), (128, 2048, 192, False), (64, 128, 64, False), (128, 100, 64, False)),
+  ],
 )
-def test_which_shapes_have_kernels(queries, keys, taken):
-  assert attention_kernels.takes(queries, keys) == taken
+def test_which_shapes_have_kernels(queries, keys, width, taken):
+  assert attention_kernels.takes(queries, keys, width) == taken
