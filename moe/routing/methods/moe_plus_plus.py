@@ -46,7 +46,7 @@ class MoEPlusPlusConfig(TopKConfig, name="moe_plus_plus"):
     top_k: experts per token, ordinary and free.
     zero: experts that give 0.
     copy: experts that give their input.
-    constant: experts that give a1 x + a2 v; as many of each kind as here has the public model.
+    constant: experts that give a1 x + a2 v. The public model has 1, 1 and 2 of the three kinds.
     tau: how much free experts count in the balance loss; the less, the more tokens go to them.
     balance_loss: weight of the heterogeneous balance loss, 1 when balanced (`docs/losses.md`).
   """
