@@ -38,8 +38,8 @@ def test_it_needs_few_packages(tmp_path):
   assert done.returncode == 0, done.stdout + done.stderr
   found = json.loads(path.read_text())
   assert found["complete"] and found["settings"]["quick"] and found["settings"]["platform"] == "cpu"
-  assert len(found["rows"]) == 4 and all(row["ok"] for row in found["rows"])
-  assert "4 rows in" in done.stdout and "all ok" in done.stdout
+  assert len(found["rows"]) == 8 and all(row["ok"] for row in found["rows"])
+  assert "8 rows in" in done.stdout and "all ok" in done.stdout
 
 
 def test_wrong_arguments_are_one_line(tmp_path):
