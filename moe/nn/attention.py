@@ -158,8 +158,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, ma
 @jax.custom_vjp
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mask: jax.Array) -> jax.Array:
   """`weighted_values` on one device, whose backward pass makes the logits again: none are kept, on any platform."""
-  forward = {"tpu": attention_kernels.forward}
-  return jax.lax.platform_dependent(q, k, v, bias, mask, **forward, default=weighted_values)
+  return jax.lax.platform_dependent(q, k, v, bias, mask, tpu=attention_kernels.forward, default=weighted_values)
 
 
 def _fused_forward(*arrays):
@@ -167,8 +166,8 @@ def _fused_forward(*arrays):
 
 
 def _fused_backward(arrays, gradient):
-  backward = {"tpu": attention_kernels.gradients}
-  return *jax.lax.platform_dependent(*arrays, gradient, **backward, default=gradients), None
+  backward = jax.lax.platform_dependent(*arrays, gradient, tpu=attention_kernels.gradients, default=gradients)
+  return *backward, None
 
 
 _fused.defvjp(_fused_forward, _fused_backward)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from moe.parallel.mesh import like
+
 MASKED = -1e30  # so low that exp() of it is exactly 0 next to any real logit
 # Logits of one step: 1 MiB in float32, of which a step holds up to five arrays, beside two blocks of bias and gradient.
 _LOGITS = 2**18
@@ -158,14 +160,14 @@ class _Grid:
     has_bias = arrays[3] is not None
 
     def run(*blocks):
-      kernel(*blocks[:3], *((blocks[3],) if has_bias else (None,)), *blocks[3 + has_bias :])
+      kernel(*blocks[:3], blocks[3] if has_bias else None, *blocks[3 + has_bias :])
 
-    shapes = [jax.ShapeDtypeStruct(shape, dtype) for dtype, (shape, _) in results]
+    shapes = [like(arrays[0], shape, dtype) for dtype, (shape, _) in results]
     moved = sum(one.size * one.dtype.itemsize for one in [array for array, _ in given] + shapes)
     logits = self._sizes["row"] * arrays[0].shape[1] * arrays[0].shape[2] * arrays[1].shape[2]
     found = pl.pallas_call(
       run,
-      out_shape=[_varying_like(arrays[0], shape) for shape in shapes],
+      out_shape=shapes,
       grid=tuple(self._sizes[axis] for axis in self._order),
       in_specs=[blocks for _, blocks in given],
       out_specs=[blocks for _, (_, blocks) in results],
@@ -190,7 +192,7 @@ def _softmax(q, k, bias, mask) -> jax.Array:
   """Weights, float32 `[queries of the part, K]`."""
   logits = _product(q[...], k[...], transposed=True)
   logits = logits if bias is None else logits + bias[...]
-  logits = jnp.where(mask[...].astype(jnp.int32) != 0, logits, MASKED)
+  logits = jnp.where(_seen(mask), logits, MASKED)
   powers = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
   return powers / jnp.sum(powers, axis=-1, keepdims=True)
 
@@ -199,15 +201,15 @@ def _logit_gradients(weights, v, mask, gradient) -> jax.Array:
   """Float32, of the shape of the weights."""
   d_weights = _product(gradient[...], v[...], transposed=True)
   found = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
-  return jnp.where(mask[...].astype(jnp.int32) != 0, found, 0)  # of a query with everything masked, too
+  return jnp.where(_seen(mask), found, 0)  # of a query with everything masked, too
+
+
+def _seen(mask) -> jax.Array:
+  """Bool, from whole numbers of 32 bits: TPU v4 does not compare those of 8."""
+  return mask[...].astype(jnp.int32) != 0
 
 
 def _product(a: jax.Array, b: jax.Array, *, transposed: bool = False, over_rows: bool = False) -> jax.Array:
   """Float32 `a b`, or `a b^T` if transposed, or `a^T b` if over rows."""
   axes = ((0 if over_rows else 1,), (1 if transposed else 0,))
   return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
-
-
-def _varying_like(x: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  """The shape, which varies over the mesh axes of `jax.shard_map` as `x` does."""
-  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

@@ -162,3 +162,8 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return jax.make_array_from_callback((size, *value.shape[1:]), sharding, shard)
 
   return {name: put(value) for name, value in batch.items()}
+
+
+def like(x: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
+  """The shape of a kernel's result, which varies over the mesh axes of `jax.shard_map` as `x` does."""
+  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from moe.experts.dispatch import dispatch_and_combine, one_device
 from moe.experts.exchange.assignments import of_groups, of_rows
-from moe.experts.exchange.rounds import in_rounds
+from moe.experts.exchange.rounds import in_rounds, swap
 from moe.experts.exchange.soft import soft_over_devices
 from moe.experts.kernels.dropout import HiddenDropout, named
 from moe.experts.network import Experts, Weights
@@ -121,12 +121,12 @@ def _local_groups(groups: Groups, experts: Experts) -> Callable:
       """Sends `[E, R, d]` to the devices that hold the experts, through the experts, and back."""
 
       def send(slots: jax.Array) -> jax.Array:
-        sent = _exchange(slots.reshape(devices, -1, *slots.shape[1:]))  # [P, E / P, R, ...], by the rows' device
+        sent = kept(swap(slots.reshape(devices, -1, *slots.shape[1:])))  # [P, E / P, R, ...], by the rows' device
         return sent.swapaxes(0, 1).reshape(len(sent[0]), -1, *slots.shape[2:])  # [E / P, P * R, ...]
 
       outputs = experts.slots(weights, send(inputs), None if names is None else named(dropout, send(names)))
       outputs = outputs.reshape(len(outputs), devices, *inputs.shape[1:]).swapaxes(0, 1)  # [P, E / P, R, d]
-      return _exchange(outputs).reshape(inputs.shape)
+      return kept(swap(outputs)).reshape(inputs.shape)
 
     def ragged(tokens: jax.Array, routing: RaggedRouting) -> jax.Array:
       flat = tokens.reshape(-1, tokens.shape[-1])
@@ -137,14 +137,6 @@ def _local_groups(groups: Groups, experts: Experts) -> Callable:
     return dispatch_and_combine(tokens, routing, slots, ragged, names).reshape(x.shape)
 
   return on_device
-
-
-def _exchange(parts: jax.Array) -> jax.Array:
-  """Part i of `[P, ...]` for device i of the axis `expert`, in return for its part for this one.
-
-  Parts lie along the first axis on both sides: for any other, TPUs copy both into another layout and back.
-  """
-  return kept(jax.lax.all_to_all(parts, "expert", split_axis=0, concat_axis=0, tiled=True))
 
 
 def _wide_groups(groups: Groups, shape: tuple[int, ...], experts: Experts) -> Callable:

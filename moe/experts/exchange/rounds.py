@@ -45,7 +45,7 @@ def in_rounds(
   quota = min(len(assigned.row), -(-int(SLACK * assigned.expected) // devices))
   sent = assigned.sizes.reshape(devices, -1)
   rounds = jax.lax.pmax(-(-sent.sum(axis=1).max() // quota), ROW_AXES)
-  exchange = _Exchange(sent, _swap(sent), rounds, quota)
+  exchange = _Exchange(sent, swap(sent), rounds, quota)
   # The first and usually only round is differentiated directly; further ones are recomputed in the backward pass.
   row, weight = assigned.row, assigned.weight
   dropout = dropout and named(dropout, ragged_names(dropout.names, row, assigned.sizes))
@@ -76,9 +76,9 @@ class _Exchange:
     number = index * self.quota + jnp.arange(self.quota)  # [quota]
     assignment = jnp.where(number < totals[:, None], before + number, len(row))  # [P, quota]
     rows = row.at[assignment].get(mode="fill", fill_value=len(tokens))
-    arrived = _swap(tokens.at[rows].get(mode="fill", fill_value=0))
+    arrived = swap(tokens.at[rows].get(mode="fill", fill_value=0))
     drops = picked(dropout, assignment)
-    y = _swap(self._compute(index, ragged, arrived, weights, drops and named(drops, _swap(drops.names))))
+    y = swap(self._compute(index, ragged, arrived, weights, drops and named(drops, swap(drops.names))))
     weighted = y * weight.at[assignment].get(mode="fill", fill_value=0)[..., None]
     return jnp.zeros(tokens.shape, jnp.float32).at[rows].add(weighted, mode="drop")
 
@@ -94,8 +94,11 @@ class _Exchange:
     return ragged(weights, arrived.reshape(-1, arrived.shape[-1]), order, weight, sizes).reshape(arrived.shape)
 
 
-def _swap(x: jax.Array) -> jax.Array:
-  """All-to-all of `[P, ...]`: entry p goes to device p, and becomes the one from device p."""
+def swap(x: jax.Array) -> jax.Array:
+  """All-to-all of `[P, ...]`: entry p goes to device p, and becomes the one from device p.
+
+  Entries lie along the first axis on both sides: for any other, TPUs copy both into another layout and back.
+  """
   return jax.lax.all_to_all(x, "expert", 0, 0, tiled=True)
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from moe.experts.kernels.tiles import Kernels, Tiles, cost, like
+from moe.experts.kernels.tiles import Kernels, Tiles, cost
+from moe.parallel.mesh import like
 
 _ROWS = 128
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from moe.experts.kernels.tiles import Kernels, Tiles, cost, like
+from moe.experts.kernels.tiles import Kernels, Tiles, cost
+from moe.parallel.mesh import like
 
 _ROWS = 128
 _STEP = 64  # of the contracted axis, in shared memory at once

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from moe.experts.kernels.tiles import Kernels, Tiles, cost, like
+from moe.experts.kernels.tiles import Kernels, Tiles, cost
+from moe.parallel.mesh import like
 
 # Bytes of a tile of rows and of a tile of a matrix: two of each, a result and its float32 sum fit into 16 MiB.
 _ROWS, _MATRIX = 2**21, 2**22

@@ -93,11 +93,6 @@ def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, dow
   return d_tokens, jnp.zeros_like(weight).at[tiles.assignment].set(d_weight, mode="drop"), d_ups, d_down
 
 
-def like(x: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-  """The shape of a kernel's result, which varies over the mesh axes of `jax.shard_map` as `x` does."""
-  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
-
-
 def cost(rows: int, matrices: jax.Array | jax.ShapeDtypeStruct) -> pl.CostEstimate:
   """The compiler's cost estimate for multiplying each of `rows` rows by one of the matrices `[E, d, f]`."""
   _, d, f = matrices.shape

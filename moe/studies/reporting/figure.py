@@ -77,7 +77,7 @@ def draw_arms(analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
   colors[reference] = "black"
   with png_figure(path, 10, 2.1 + 0.24 * max(len(rows), 8), dpi=100) as figure:
     curves, names, forest = figure.subplots(1, 3, width_ratios=(4.4, 2.3, 4))
-    figure.suptitle(title_of(analysis), fontsize=10)
+    figure.suptitle(_title(analysis), fontsize=10)
     names.axis("off")
     names.set(xlim=(0, 1), ylim=(last + 0.6, -0.6))
     for place, one in enumerate(rows):
@@ -114,7 +114,7 @@ def draw_tasks(analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
   rows.append(Difference("mean, 95% interval", 100 * first["mean"], *(100 * bound for bound in first["interval"])))
   with png_figure(path, 7, 1.6 + 0.26 * len(rows), dpi=120) as figure:
     axes = figure.subplots()
-    figure.suptitle(title_of(analysis, 80), fontsize=10)
+    figure.suptitle(_title(analysis, 80), fontsize=10)
     for place, one in enumerate(rows):
       _draw_row(axes, place, one, "black" if place == len(tasks) else "tab:blue")
     axes.axvline(0, color="black", linewidth=1, linestyle="--")
@@ -137,7 +137,7 @@ def draw_measures(analysis: Mapping[str, Any], measures: Mapping[str, str], path
     return False
   with png_figure(path, 10, 1.7 + 0.26 * len(arms), dpi=100) as figure:
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    figure.suptitle(title_of(analysis), fontsize=10)
+    figure.suptitle(_title(analysis), fontsize=10)
     for axes, (name, label) in zip(panels, measures.items()):
       for place, found in enumerate(arms.values()):
         values = np.array(found[name], float)
@@ -151,21 +151,21 @@ def draw_measures(analysis: Mapping[str, Any], measures: Mapping[str, str], path
 
 
 def draw_stages(
-  losses: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], title: str, path: pathlib.Path
+  analysis: Mapping[str, Any], losses: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], path: pathlib.Path
 ) -> bool:
   """A panel for each of N texts: the loss on it after each stage; False if there are no arms.
 
   Args:
+    analysis: of the study.
     losses: by arm, for each seed `[stages, N]`, in nats per token; a single stage is drawn as a line across.
     names: of the N texts, which are also those of the stages.
-    title: of the figure.
     path: the PNG file to write.
   """
   if not losses:
     return False
   with png_figure(path, 10, 3.6, dpi=100) as figure:
     panels = figure.subplots(1, len(names), sharex=True, squeeze=False)[0]
-    figure.suptitle("\n".join(textwrap.wrap(title, 110)), fontsize=10)
+    figure.suptitle(_title(analysis), fontsize=10)
     for text, axes in enumerate(panels):
       for number, (arm, seeds) in enumerate(losses.items()):
         curves = np.array(seeds, float)[:, :, text]  # [seeds, stages]
@@ -219,7 +219,7 @@ def _show_late(axes: "Axes", analysis: Mapping[str, Any], reference: str) -> Non
   axes.set_xlim(left=0.95 * steps[late][0])
 
 
-def title_of(analysis: Mapping[str, Any], width: int = 110) -> str:
+def _title(analysis: Mapping[str, Any], width: int = 110) -> str:
   return "\n".join(textwrap.wrap(f"{analysis['study']} ({analysis['budget']}): {analysis['claim']}", width))
 
 

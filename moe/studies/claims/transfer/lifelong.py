@@ -200,7 +200,7 @@ class Lifelong(Study, name="lifelong"):
 
   def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
     losses = {arm: [np.array(rows) for rows in of.values()] for arm, of in analysis["losses"].items() if of}
-    return figure.draw_stages(losses, _names(analysis), figure.title_of(analysis), path)
+    return figure.draw_stages(analysis, losses, _names(analysis), path)
 
 
 def _names(analysis: Mapping[str, Any]) -> list[str]:
