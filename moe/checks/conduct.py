@@ -15,8 +15,7 @@ from moe.checks.routers import router_case, router_names
 from moe.checks.speed import measure_speed, sizes_for
 from moe.checks.training import run_and_resume, step_checks
 from moe.checks.travel import direction_cases, layer_cases, mesh_cases
-from moe.parallel.host_memory import keep_freed_memory
-from moe.parallel.platform import default_platform
+from moe.parallel.platform import start_platform
 from moe.training.trainer import use_compilation_cache
 
 
@@ -32,8 +31,7 @@ def check_machine(parts: Collection[str], results: pathlib.Path | None, *, quick
     ConfigError: JAX finds no device.
   """
   began = time.monotonic()
-  if default_platform() == "cpu":
-    keep_freed_memory()
+  start_platform()
   use_compilation_cache("")
   if quick:
     jax.config.update("jax_disable_most_optimizations", True)

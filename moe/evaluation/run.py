@@ -7,8 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moe.evaluation.scoring.hook import make_score_hook
-from moe.parallel.host_memory import keep_freed_memory
-from moe.parallel.platform import default_platform
+from moe.parallel.platform import start_platform
 from moe.training.experiment import ExperimentConfig, load_config
 from moe.training.init import inherit
 from moe.training.trainer import Summary, train
@@ -20,7 +19,6 @@ def run_config(tree: ConfigDict | Mapping[str, Any], folder: str | pathlib.Path)
   Raises:
     UserError: as `inherit`, `make_score_hook` and `train`.
   """
-  if default_platform() == "cpu":
-    keep_freed_memory()
+  start_platform()
   config = load_config(inherit(tree, folder))
   return config, train(config, folder, score=make_score_hook(config, folder))

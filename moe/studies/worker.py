@@ -41,6 +41,9 @@ def work(root: str, jobs: Sequence[Job], commit: str, core: int | None) -> None:
   if core is not None:
     os.sched_setaffinity(0, {core})
   absl_logging.set_verbosity(absl_logging.FATAL)  # as in every main: libraries log what nobody can act on
+  from moe.parallel.platform import start_platform  # here, after the process has been bound to its core
+
+  start_platform()
   folder, parent = Folder(root), multiprocessing.parent_process()
   with contextlib.suppress(Stopped):
     while (ready := folder.ready(jobs)) and (parent is None or parent.is_alive()):
@@ -99,7 +102,7 @@ def _run(folder: Folder, job: Job) -> dict[str, Any]:
   Raises:
     Stopped: by a signal.
   """
-  from moe.evaluation.run import run_config  # here, after the process has been bound to its core
+  from moe.evaluation.run import run_config
   from moe.studies.outcome import outcome
   from moe.training.hooks import DivergedError
 

@@ -34,8 +34,7 @@ from moe.checks.timing import dense_program, measure_in_turns
 from moe.commands import Parser, run_script
 from moe.config import build
 from moe.markdown import markdown_table
-from moe.parallel.host_memory import keep_freed_memory
-from moe.parallel.platform import default_platform
+from moe.parallel.platform import start_platform
 from moe.routing import RaggedRouting, RouterConfig
 from scripts.benchmarks.arguments import absent_path, positive_int, run_settings, write_results
 from scripts.benchmarks.cost_curves import PANELS, draw_cost_curves
@@ -186,8 +185,7 @@ def main() -> None:
   for _, _, cases in points:
     for case in cases.values():
       case.check()
-  if default_platform() == "cpu":
-    keep_freed_memory()
+  start_platform()
 
   rows = []
   print("\n".join(markdown_table(HEADER, [])))

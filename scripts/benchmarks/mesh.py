@@ -30,8 +30,7 @@ from moe.checks.step_programs import RunningStep, small_config
 from moe.checks.timing import Times, measure_in_turns
 from moe.commands import Parser, run_script
 from moe.models.count import count_parameters
-from moe.parallel.host_memory import keep_freed_memory
-from moe.parallel.platform import default_platform
+from moe.parallel.platform import start_platform
 from moe.planning import hlo
 from moe.planning.costs import program_costs
 from moe.training.experiment import ExperimentConfig
@@ -118,8 +117,7 @@ def main() -> None:
   arguments = parser.parse_args()
   devices = arguments.meshes[0][0] * arguments.meshes[0][1]
   jax.config.update("jax_num_cpu_devices", devices)
-  if default_platform() == "cpu":
-    keep_freed_memory()
+  start_platform()
   if len(jax.devices()) < devices:
     parser.error(f"--meshes: expected meshes of at most {len(jax.devices())} devices, not {devices}")
 

@@ -24,9 +24,8 @@ from moe.data.tasks import TaskExample
 from moe.data.tasks.glue import TASKS
 from moe.evaluation.scoring.answers import Answerer, TaskSplit, read_split
 from moe.evaluation.scoring.rank import make_ranker
-from moe.parallel.host_memory import keep_freed_memory
 from moe.parallel.mesh import make_mesh, put_batch
-from moe.parallel.platform import default_platform
+from moe.parallel.platform import start_platform
 from moe.studies.repository import REPOSITORY
 from moe.training.experiment import ExperimentConfig, load_config
 from moe.training.setup import Setup
@@ -142,8 +141,7 @@ def main() -> None:
   parser.add_argument("--repeats", type=positive_int, default=7)
   parser.add_argument("--results", type=absent_path, help="new JSON file for all measured times")
   arguments = parser.parse_args()
-  if default_platform() == "cpu":
-    keep_freed_memory()
+  start_platform()
   found = {name: measure(config_of(arguments, moe), arguments) for name, moe in ENCODERS.items()}
   for name, one in found.items():
     print(f"{name:14} ranking {one['ratio']:.3f} x one forward pass; the device waits {one['waiting']:.1%} of the time")

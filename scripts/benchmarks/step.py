@@ -25,8 +25,7 @@ from moe.checks.step_programs import RunningStep, small_config
 from moe.checks.timing import dense_program, measure_in_turns
 from moe.commands import Parser, run_script
 from moe.models import MoEConfig
-from moe.parallel.host_memory import keep_freed_memory
-from moe.parallel.platform import default_platform
+from moe.parallel.platform import start_platform
 from moe.routing import RaggedRouting
 from moe.training.experiment import ExperimentConfig
 from scripts.benchmarks.arguments import absent_path, add_small_model, positive_int, run_settings, write_results
@@ -96,8 +95,7 @@ def main() -> None:
   parser.add_argument("--repeats", type=positive_int, default=15)
   parser.add_argument("--results", type=absent_path, help="new JSON file for all measured times")
   arguments = parser.parse_args()
-  if default_platform() == "cpu":
-    keep_freed_memory()
+  start_platform()
   found = measure_models(step_configs(arguments), arguments.repeats)
   print("\n".join(step_table(found)))
   if arguments.results:
