@@ -12,11 +12,12 @@ ZONE --tpu-type v5litepod-8"` to a slice of one host; what follows the first wor
 what has become ready or has failed. What was sent before is not sent again; if it was cancelled, or the engine has lost
 it, delete its file in the workdir's folder `sent`. Each job is this command with `--only NAME`, which makes one run.
 
-Pretraining text, tasks and pictures are the reader's own: `--text` is a glob of text files, or a token directory;
-`--data_dir` is a TFDS directory, or for `movielens` the folder of MovieLens-100k. The study `lifelong` reads the files
-one after the other; commas may separate globs. With `--pretrained WORKDIR` nothing is pretrained, and the study says
-how that one model does on its tasks. `--arm mine='{"name": "my_router"}'` adds a method to a study of language models,
-or of pictures: a router's config section, or the fields of `moe.studies.arms.Arm`.
+Pretraining text, tasks and pictures are the reader's own: `--text` is a glob of text files, or a token directory, and
+the same for all runs that share a folder; `--data_dir` is a TFDS directory, or for `movielens` the folder of
+MovieLens-100k. The study `lifelong` reads the files one after the other; commas may separate globs. With `--pretrained
+WORKDIR` nothing is pretrained, and the study says how that one model does on its tasks. `--arm mine='{"name":
+"my_router"}'` adds a method to a study of language models, or of pictures: a router's config section, or the fields of
+`moe.studies.arms.Arm`.
 """
 
 import os
@@ -50,7 +51,7 @@ def main() -> None:
   from moe.studies.arms import parse_arm
   from moe.studies.conduct import known_jobs, progress_of, run_study
   from moe.studies.engine import LOCAL, parse_runner, send
-  from moe.studies.folder import Folder, studies_folder
+  from moe.studies.folder import Folder, studies_folder, text_files
   from moe.studies.reporting.results_file import analysis_of, file_text, lines_of
   from moe.studies.repository import repository_commit
   from moe.studies.study import Inputs
@@ -70,12 +71,12 @@ def main() -> None:
     str(local_path(f"--{flag.name}", flag.value)) if flag.value else "" for flag in (_DATA_DIR, _PRETRAINED)
   )
   text = ",".join(str(local_path("--text", part)) for part in _TEXT.value.split(",")) if _TEXT.value else ""
-  tokens = text if os.path.isdir(text) else str(root / "tokens")
-  inputs = Inputs(text, data_dir, pretrained, tokens, dict(map(parse_arm, _ARM.value)))
   runner, arguments = parse_runner(_RUNNER.value)
   require(runner == LOCAL or _JOBS.value == 1, "--jobs", _JOBS.value, f"expected 1 with --runner={runner}")
-  folder = Folder(root / f"{study.runs}-{budget}")
-  folder.check(study.runs, budget, may_be_new=not _REPORT.value)
+  folder, files = Folder(root / f"{study.runs}-{budget}"), text_files(text)
+  tokens = text if os.path.isdir(text) else str(folder.root / "tokens")
+  inputs = Inputs(text, data_dir, pretrained, tokens, dict(map(parse_arm, _ARM.value)))
+  folder.check(study.runs, budget, files, may_be_new=not _REPORT.value)
   jobs = known_jobs(study, budget, inputs, folder)
   chosen = [job for job in jobs if _ONLY.value in ("", job.name)]
   require(bool(chosen), "--only", _ONLY.value, "expected one of the study's runs, which --dry_run lists")
@@ -90,7 +91,7 @@ def main() -> None:
   if not _REPORT.value:
     study.check_inputs(inputs, jobs)
     if not dry:
-      folder.claim(study.runs, budget)
+      folder.claim(study.runs, budget, files)
       study.prepare(inputs)
     if runner != LOCAL:
       which = {"study": name, "budget": budget, "workdir": str(root), "text": text, "data_dir": data_dir}

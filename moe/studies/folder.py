@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,13 @@ def studies_folder(path: str | pathlib.Path) -> pathlib.Path:
   return root
 
 
+def text_files(text: str) -> dict[str, int]:
+  """The bytes of each file of a text, by its name: of globs with commas between them, or of a token directory."""
+  found = [path for part in text.split(",") for path in glob.glob(part, recursive=True)] if text else []
+  files = [file for path in map(pathlib.Path, found) for file in (path.iterdir() if path.is_dir() else [path])]
+  return {file.name: file.stat().st_size for file in sorted(files) if file.is_file()}
+
+
 def _content(folder: pathlib.Path) -> list[str]:
   """The names of what is in a folder; none if it is new."""
   return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -46,8 +54,8 @@ def _holding(content: Sequence[str]) -> str:
 class Folder:
   """`runs/NAME` is the workdir of a job, `results/NAME.json` its result, `failed/NAME.txt` why its last attempt failed.
 
-  `study.json` says which study it is, and `sent/NAME.json` where a job was sent that is neither finished nor failed. A
-  result never changes, so its file is read once.
+  `study.json` says which study it is and what text its runs read, and `sent/NAME.json` where a job was sent that is
+  neither finished nor failed. A result never changes, so its file is read once.
 
   Attributes:
     root: of the study.
@@ -58,8 +66,14 @@ class Folder:
     self._about = self.root / _ABOUT
     self._read: dict[str, Result] = {}
 
-  def check(self, study: str, budget: str, *, may_be_new: bool = True) -> None:
-    """Checks that the folder is that of a study with a budget; writes nothing.
+  def check(self, study: str, budget: str, text: Mapping[str, int] | None = None, *, may_be_new: bool = True) -> None:
+    """Checks that the folder is that of a study with a budget, and of runs that read this text; writes nothing.
+
+    Args:
+      study: its name.
+      budget: its name.
+      text: as `text_files`; None if it is not known.
+      may_be_new: whether the folder may be empty, or absent.
 
     Raises:
       ConfigError: it is something else; or new, which must be allowed.
@@ -77,9 +91,13 @@ class Folder:
       raise StudyError(f"{self._about} cannot be read: expected the names of a study and its budget") from None
     holds = f"it holds {found[0]} with --budget={found[1]}"
     require(found == (study, budget), "--workdir", str(self.root), f"{wanted}; {holds}")
+    read = about.get("text")
+    if text and read and text != read:
+      of = ", ".join(f"{name} with {size:,} bytes" for name, size in read.items())
+      require(False, "--text", ", ".join(text), f"expected {of}: the runs in {self.root} have read that")
 
-  def claim(self, study: str, budget: str) -> None:
-    """Makes the folder that of a study with a budget.
+  def claim(self, study: str, budget: str, text: Mapping[str, int] | None = None) -> None:
+    """Makes the folder that of a study with a budget, and of runs that read this text, as in `check`.
 
     Raises:
       StudyError: it cannot be written to.
@@ -87,7 +105,8 @@ class Folder:
     try:
       self.root.mkdir(parents=True, exist_ok=True)
       if not self._about.exists():
-        write_whole(self._about, json.dumps({"study": study, "budget": budget}) + "\n")
+        about = {"study": study, "budget": budget} | ({"text": text} if text else {})
+        write_whole(self._about, json.dumps(about) + "\n")
     except OSError as error:
       raise StudyError(f"cannot write to --workdir {self.root}: {error.strerror}") from None
 

@@ -4,7 +4,7 @@ import pytest
 
 from moe.config import ConfigError
 from moe.studies import folder as module
-from moe.studies.folder import Folder, StudyError
+from moe.studies.folder import Folder, StudyError, text_files
 from moe.studies.study import Job, Result
 
 
@@ -84,6 +84,21 @@ def test_a_new_folder_becomes_that_of_a_study_and_budget_and_stays_so(tmp_path):
     folder.check("finetune", "cpu")
   with pytest.raises(ConfigError, match=r"expected the folder of leak with .*; it holds finetune"):
     folder.check("leak", "smoke")
+
+
+def test_runs_that_have_read_another_text_are_not_mixed(tmp_path):
+  for name, content in {"a/wiki.txt": "one", "a/novels.txt": "three", "b/wiki.txt": "two"}.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+  folder, first = Folder(tmp_path / "new"), text_files(f"{tmp_path}/a/*.txt")
+  assert first == {"novels.txt": 5, "wiki.txt": 3} == text_files(str(tmp_path / "a"))
+  folder.claim("decoder", "cpu", first)
+  folder.check("decoder", "cpu", text_files(f"{tmp_path}/a/w*,{tmp_path}/a/n*"))
+  folder.check("decoder", "cpu")  # as a report, which reads none
+  with pytest.raises(ConfigError) as error:
+    folder.check("decoder", "cpu", text_files(f"{tmp_path}/b/*.txt"))
+  wanted = f"expected novels.txt with 5 bytes, wiki.txt with 3 bytes: the runs in {folder.root} have read that"
+  assert str(error.value) == f"--text = 'wiki.txt': {wanted}"
 
 
 @pytest.mark.parametrize("names", [["notes.txt"], ["config.json", "checkpoints"], ["results", "runs"]])
