@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -98,25 +98,37 @@ def open_checkpoints(workdir: Workdir) -> Iterator[Checkpoints]:
 
 
 def vocabulary_of(trained: Trained) -> Vocabulary:
-  """The vocabulary that the checkpoint was trained with: the workdir's own copy, which needs no data.
+  """The vocabulary that the checkpoint was trained with; raises as `stored_vocabulary`."""
+  return stored_vocabulary(trained.config, trained.vocabulary)
+
+
+def stored_vocabulary(config: ExperimentConfig, about: Mapping[str, Any]) -> Vocabulary:
+  """The vocabulary that a run was trained with: the workdir's own copy, which needs no data.
+
+  Args:
+    config: of the run.
+    about: what its checkpoint says of the vocabulary.
 
   Raises:
     ConfigError: there is no copy, and the file of the config is missing or has changed.
   """
-  about, data = trained.vocabulary, trained.config.data
+  data = config.data
   name = "bytes" if about["name"] == "bytes" else data.vocabulary
   if name:
     with in_section("config.data"):
       vocabulary = load_vocabulary(name, about.get("extra_ids", data.extra_ids))
   else:
     vocabulary = make_vocabulary(data)
-  check_vocabulary(trained, vocabulary)
+  _check(about, vocabulary)
   return vocabulary
 
 
 def check_vocabulary(trained: Trained, vocabulary: Vocabulary) -> None:
   """Raises `ConfigError` unless `vocabulary` is the one that the checkpoint was trained with."""
-  old = trained.vocabulary
+  _check(trained.vocabulary, vocabulary)
+
+
+def _check(old: Mapping[str, Any], vocabulary: Vocabulary) -> None:
   wanted = f"expected the checkpoint's vocabulary, {old['name']}"
   sizes = f"{wanted}: it has {old['size']} tokens, this one {vocabulary.size}"
   require(vocabulary.size >= old["size"], "config.data.vocabulary", vocabulary.name, sizes)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
+from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
@@ -280,6 +281,29 @@ class Checkpoints:
     with self._reading(step):
       items, run = self._items(step, {"model": {"params": params, "router_state": router_state}})
     return items["model"]["params"], items["model"]["router_state"], run["about"]
+
+  def parameters(self, step: int, params: Any) -> Iterator[tuple[tuple[str | int, ...], np.ndarray]]:
+    """The path and the numbers of each parameter of one step, read one after the other.
+
+    Args:
+      step: of the checkpoint.
+      params: the shapes, dtypes and shardings of all, in nested dicts.
+
+    Raises:
+      CheckpointError: as `restore_model`.
+    """
+    folder = self.folder / str(step)
+    for number, (keys, leaf) in enumerate(jax.tree.leaves_with_path(params)):
+      path = tuple(key.key for key in keys)
+      tree = nnx.traversals.unflatten_mapping({("params", *path): leaf})
+      arguments = ocp.checkpoint_utils.construct_restore_args(tree)
+      with self._reading(step):
+        args = ocp.args.PyTreeRestore(tree, restore_args=arguments, partial_restore=True)
+        found = jax.tree.leaves(ocp.PyTreeCheckpointHandler().restore(folder / "model", args=args))
+        # Parameters come first in a model's checksums.
+        if checksums(found)[0] != _read_run(folder)["checksums"]["model"][number]:
+          raise CheckpointError("the checksums of its model differ")
+      yield path, np.asarray(found[0])
 
   @contextlib.contextmanager
   def _reading(self, step: int) -> Iterator[None]:

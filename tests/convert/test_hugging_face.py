@@ -14,7 +14,7 @@ from moe.config import ConfigError, build
 from moe.convert.hugging_face.folders import from_folder, to_folder
 from moe.convert.hugging_face.places import places_of
 from moe.convert.hugging_face.settings import from_settings, to_settings
-from moe.convert.hugging_face.tensor_files import TensorFiles, write_tensors
+from moe.convert.hugging_face.tensor_files import NewTensorFiles, TensorFiles
 from moe.convert.new_run import new_workdir, write_run
 from moe.data import load_vocabulary
 from moe.evaluation.continuation import continue_texts
@@ -22,6 +22,7 @@ from moe.evaluation.restore import restore, vocabulary_of
 from moe.experts import MoE
 from moe.models import ModelConfig
 from moe.parallel.mesh import make_mesh
+from moe.training.checkpoint import CheckpointError
 from moe.training.experiment import load_config
 from moe.training.init import InitSource, inherit
 from moe.training.setup import Setup
@@ -245,7 +246,9 @@ def test_a_stack_without_experts_beside_one_with_some():
 
 def test_files_are_split_with_an_index(tmp_path):
   tensors = {name: np.full((4,), i, np.float32) for i, name in enumerate("abc")}
-  write_tensors(tmp_path, {name: (4,) for name in tensors}, tensors.__getitem__, shard_bytes=32)
+  files = NewTensorFiles(tmp_path, {name: (4,) for name in tensors}, shard_bytes=32)
+  for name in "bca":
+    files.put(name, tensors[name])
   index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
   first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
   assert index == {"metadata": {"total_size": 48}, "weight_map": {"a": first, "b": first, "c": second}}
@@ -340,3 +343,15 @@ def test_nothing_is_overwritten(tmp_path):
     from_folder(folder, tmp_path / "run")
   with pytest.raises(ConfigError, match=r"--folder = .*: expected a folder that does not exist"):
     to_folder(tmp_path / "run", "best", folder)
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_of_a_damaged_checkpoint_no_folder_is_made(number, tmp_path):
+  from_folder(write_folder(tmp_path / "source", T5), tmp_path / "run")
+  path = tmp_path / "run" / "checkpoints" / "0" / "run" / "metadata"
+  about = json.loads(path.read_text())
+  about["checksums"]["model"][number] ^= 1
+  path.write_text(json.dumps(about))
+  with pytest.raises(CheckpointError, match="checkpoint 0 cannot be read: the checksums of its model differ"):
+    to_folder(tmp_path / "run", "best", tmp_path / "out")
+  assert not (tmp_path / "out").exists()

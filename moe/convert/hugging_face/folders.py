@@ -6,19 +6,22 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 from moe.config import ConfigError, build, in_section, require
-from moe.convert.hugging_face.places import EMBEDDING, EMBEDDINGS, HEAD, UNUSED, Arrays, Place, places_of
+from moe.convert.hugging_face.places import EMBEDDING, EMBEDDINGS, HEAD, UNUSED, Arrays, places_of
 from moe.convert.hugging_face.settings import from_settings, to_settings
-from moe.convert.hugging_face.tensor_files import TensorFiles, write_tensors
+from moe.convert.hugging_face.tensor_files import NewTensorFiles, TensorFiles
 from moe.convert.new_run import new_array, new_workdir, write_run
 from moe.data import Vocabulary, load_vocabulary
-from moe.evaluation.restore import restore, vocabulary_of
+from moe.evaluation.restore import open_checkpoints, stored_vocabulary
 from moe.files import local_path
 from moe.models import ModelConfig
+from moe.parallel.mesh import make_mesh
 from moe.training.experiment import load_config
+from moe.training.state import abstract_model
 from moe.training.workdir import Workdir
 
 _CONFIG, _VOCABULARY, _TOKENIZER = "config.json", "spiece.model", "tokenizer_config.json"
@@ -90,48 +93,47 @@ def _check_tensors(files: TensorFiles, expected: Mapping[str, tuple[int, ...]]) 
 
 
 def to_folder(workdir: str, step: str, folder: str) -> None:
-  """Makes a Hugging Face folder of a run's checkpoint, and prints what it is.
+  """Makes a Hugging Face folder of a run's checkpoint, a parameter at a time, and prints what it is.
 
   Raises:
     ConfigError: the model is neither a T5 nor a Switch Transformer, or the folder exists.
-    WorkdirError, CheckpointError: as `restore`.
+    WorkdirError, CheckpointError: as `moe.evaluation.restore.restore`.
   """
   target = local_path("--folder", folder)
   require(not target.exists(), "--folder", str(target), "expected a folder that does not exist")
-  config = Workdir(workdir).load_config()
+  run = Workdir(workdir)
+  config = run.load_config()
   with in_section("config.model"):
     lengths = config.model.stack_lengths(config.data.inputs_length, config.data.targets_length)
     settings = to_settings(config.model, lengths)
-  trained = restore(workdir, step)
-  words = vocabulary_of(trained)
-  params = {path: np.asarray(leaf) for path, leaf in nnx.traversals.flatten_mapping(trained.params).items()}
-  places = places_of(config.model)
-  try:
-    target.mkdir(parents=True)
-  except OSError as error:
-    raise ConfigError("--folder", str(target), f"expected a path that can be written ({error.strerror})") from None
-  try:
-    _write_folder(target, settings, words, places, params)
-  except BaseException:
-    shutil.rmtree(target)
-    raise
+  with open_checkpoints(run) as checkpoints:
+    number = checkpoints.find(step, "--step")
+    words = stored_vocabulary(config, checkpoints.describe(number)[1]["vocabulary"])
+    model = abstract_model(config.model.make, make_mesh(devices=jax.local_devices()[:1]))
+    leaves = nnx.traversals.flatten_mapping(model.params)
+    places = places_of(config.model)
+    try:
+      target.mkdir(parents=True)
+    except OSError as error:
+      raise ConfigError("--folder", str(target), f"expected a path that can be written ({error.strerror})") from None
+    try:
+      files = NewTensorFiles(target, {name: place.shape(leaves[place.path].shape) for name, place in places.items()})
+      for path, array in checkpoints.parameters(number, model.params):
+        for name in (name for name, place in places.items() if place.path == path):
+          files.put(name, places[name].get(array))
+      _write_settings(target, settings, words)
+    except BaseException:
+      shutil.rmtree(target)
+      raise
   note = ""
   if "expert_capacity" in settings:
     note = f"; experts have {settings['expert_capacity']:,} slots per sequence there, whatever its length"
-  size = sum(array.size for array in params.values())
-  print(f"{size:,} parameters of step {trained.step} as {settings['model_type']}; written to {target}{note}")
+  size = sum(leaf.size for leaf in leaves.values())
+  print(f"{size:,} parameters of step {number} as {settings['model_type']}; written to {target}{note}")
 
 
-def _write_folder(
-  folder: pathlib.Path,
-  settings: Mapping[str, Any],
-  words: Vocabulary,
-  places: Mapping[str, Place],
-  params: Arrays,
-) -> None:
-  """Writes the files; config.json last, without which nothing reads the others."""
-  shapes = {name: place.shape(params[place.path].shape) for name, place in places.items()}
-  write_tensors(folder, shapes, lambda name: places[name].get(params[places[name].path]))
+def _write_settings(folder: pathlib.Path, settings: Mapping[str, Any], words: Vocabulary) -> None:
+  """Writes all files but the tensors'; config.json last, without which nothing reads the others."""
   if words.model is not None:
     (folder / _VOCABULARY).write_bytes(words.model)
   tokenizer = "T5Tokenizer" if words.model is not None else "ByT5Tokenizer"

@@ -6,7 +6,7 @@ which is gone when it is copied.
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes  # noqa: F401, gives NumPy bfloat16
@@ -64,37 +64,45 @@ class TensorFiles:
     return tensor
 
 
-def write_tensors(
-  folder: pathlib.Path,
-  shapes: Mapping[str, tuple[int, ...]],
-  tensor: Callable[[str], np.ndarray],
-  shard_bytes: int = SHARD_BYTES,
-) -> None:
-  """Writes float32 tensors into files that are as Hugging Face writes them.
+class NewTensorFiles:
+  """Files of float32 tensors as Hugging Face writes them; the tensors are put into them in any order.
 
   Args:
     folder: which has no such files yet.
     shapes: by name.
-    tensor: called with each name once, in order.
     shard_bytes: of tensors in a file, at most, unless one alone has more; with several files there is an index.
   """
-  shards: list[dict[str, tuple[int, ...]]] = [{}]
-  room = shard_bytes
-  for name, shape in shapes.items():
-    if _size(shape) > room and shards[-1]:
-      shards.append({})
-      room = shard_bytes
-    shards[-1][name] = shape
-    room -= _size(shape)
-  files = [WHOLE] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in _numbers(shards)]
-  for file, shard in zip(files, shards, strict=True):
-    _write_file(folder / file, shard, tensor)
-  if len(shards) > 1:
-    index = {
-      "metadata": {"total_size": sum(map(_size, shapes.values()))},
-      "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+  def __init__(self, folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], shard_bytes: int = SHARD_BYTES):
+    self._places: dict[str, tuple[pathlib.Path, int, tuple[int, ...]]] = {}
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    room = shard_bytes
+    for name, shape in shapes.items():
+      if _size(shape) > room and shards[-1]:
+        shards.append({})
+        room = shard_bytes
+      shards[-1][name] = shape
+      room -= _size(shape)
+    files = [WHOLE] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in _numbers(shards)]
+    for file, shard in zip(files, shards, strict=True):
+      begin = _write_header(folder / file, shard)
+      for name, shape in shard.items():
+        self._places[name] = folder / file, begin, shape
+        begin += _size(shape)
+    if len(shards) > 1:
+      index = {
+        "metadata": {"total_size": sum(map(_size, shapes.values()))},
+        "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
+      }
+      (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+  def put(self, name: str, tensor: np.ndarray) -> None:
+    """Writes one tensor."""
+    path, begin, shape = self._places[name]
+    assert tensor.shape == shape, (name, tensor.shape, shape)
+    with path.open("r+b") as file:
+      file.seek(begin)
+      file.write(np.ascontiguousarray(tensor, "<f4").data)
 
 
 def _numbers(shards: list[Any]) -> range:
@@ -105,8 +113,12 @@ def _size(shape: tuple[int, ...]) -> int:
   return 4 * int(np.prod(shape, dtype=np.int64))
 
 
-def _write_file(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], tensor: Callable[[str], np.ndarray]) -> None:
-  """A file of the format: the length of its header, the header in JSON, the numbers in little-endian order."""
+def _write_header(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
+  """Begins a file of the format, of its final size: the length of the header, and the header in JSON.
+
+  Returns:
+    Where the numbers begin, which are in little-endian order.
+  """
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   end = 0
   for name, shape in shapes.items():
@@ -116,10 +128,8 @@ def _write_file(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], tenso
   text += b" " * (-len(text) % 8)
   with path.open("xb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
-    for name, shape in shapes.items():
-      array = np.ascontiguousarray(tensor(name), "<f4")
-      assert array.shape == shape, (name, array.shape, shape)
-      file.write(array.data)
+    file.truncate(8 + len(text) + end)
+  return 8 + len(text)
 
 
 def _files_of(folder: pathlib.Path) -> list[pathlib.Path]:
