@@ -2,7 +2,7 @@
 
 import pathlib
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moe.markdown import markdown_table
@@ -53,10 +53,11 @@ def draw(results: Mapping[str, Mapping[str, Any]], root: pathlib.Path) -> None:
     Study.choices[one["study"]]().draw(one, root / FIGURES / f"{stem}.png")
 
 
-def command(name: str, budget: str = "cpu") -> str:
-  """The command that makes a study's results."""
+def command(name: str, budget: str = "cpu", files: Iterable[str] = ()) -> str:
+  """The command that makes a study's results, of these files of text or of the study's example."""
   study = Study.choices.get(name, Study)
-  given = {"text": f' --text "{study.example}"', "data_dir": " --data_dir TFDS", "ratings": " --data_dir ml-100k"}
+  text = ",".join(f"text/{file}" for file in files) or study.example
+  given = {"text": f' --text "{text}"', "data_dir": " --data_dir TFDS", "ratings": " --data_dir ml-100k"}
   data = "".join(given[one] for one in study.reads)
   return f"python -m moe.study --study {name} --budget {budget} --workdir runs/studies{data}"
 
@@ -89,7 +90,7 @@ def _result(stem: str, analysis: Mapping[str, Any]) -> list[str]:
   lines = [line if line.startswith("|") or not line else f"- {line}" for line in lines_of(study, analysis)]
   return [
     made,
-    f"`{command(study.name, analysis['budget'])}`",
+    f"`{command(study.name, analysis['budget'], analysis.get('text', ()))}`",
     "",
     *(figure if study.headline(analysis) else []),
     *lines,

@@ -35,10 +35,10 @@ def studies_folder(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def text_files(text: str) -> dict[str, int]:
-  """The bytes of each file of a text, by its name: of globs with commas between them, or of a token directory."""
-  found = [path for part in text.split(",") for path in glob.glob(part, recursive=True)] if text else []
-  files = [file for path in map(pathlib.Path, found) for file in (path.iterdir() if path.is_dir() else [path])]
-  return {file.name: file.stat().st_size for file in sorted(files) if file.is_file()}
+  """The bytes of each file of a text, by name and in order: of globs with commas between them, or a token directory."""
+  found = [path for part in text.split(",") for path in sorted(glob.glob(part, recursive=True))] if text else []
+  files = [file for path in map(pathlib.Path, found) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+  return {file.name: file.stat().st_size for file in files if file.is_file()}
 
 
 def _content(folder: pathlib.Path) -> list[str]:
@@ -109,6 +109,11 @@ class Folder:
         write_whole(self._about, json.dumps(about) + "\n")
     except OSError as error:
       raise StudyError(f"cannot write to --workdir {self.root}: {error.strerror}") from None
+
+  @property
+  def text(self) -> dict[str, int]:
+    """The text that its runs read, as `text_files`; {} if it is not known."""
+    return json.loads(self._about.read_text()).get("text", {}) if self._about.exists() else {}
 
   def workdir(self, name: str) -> pathlib.Path:
     """The workdir of a job."""

@@ -61,6 +61,11 @@ def test_a_chapter_has_the_figure_the_table_and_every_sentence(results, tmp_path
   assert (tmp_path / "docs" / "studies" / "base-cpu.png").exists()
 
 
+def test_the_command_of_a_result_names_the_text_that_its_runs_have_read(results):
+  read = {"base-cpu": results["base-cpu"] | {"text": {"wiki.jsonl.xz": 31, "novels.txt": 20}}}
+  assert '--text "text/wiki.jsonl.xz,text/novels.txt"`' in chapters(read).partition("### `base`")[2].partition("###")[0]
+
+
 def test_documents_with_results_are_updated_once_and_stay(results):
   marked = "<!-- studies -->\n<!-- /studies -->\n<!-- study_results -->\n<!-- /study_results -->\n"
   blocks = {"studies": overview(results), "study_results": chapters(results)}

@@ -93,8 +93,10 @@ def test_runs_that_have_read_another_text_are_not_mixed(tmp_path):
   folder, first = Folder(tmp_path / "new"), text_files(f"{tmp_path}/a/*.txt")
   assert first == {"novels.txt": 5, "wiki.txt": 3} == text_files(str(tmp_path / "a"))
   folder.claim("decoder", "cpu", first)
-  folder.check("decoder", "cpu", text_files(f"{tmp_path}/a/w*,{tmp_path}/a/n*"))
+  assert list(text_files(f"{tmp_path}/a/w*,{tmp_path}/a/n*")) == ["wiki.txt", "novels.txt"]
+  folder.check("decoder", "cpu", first)
   folder.check("decoder", "cpu")  # as a report, which reads none
+  assert folder.text == first
   with pytest.raises(ConfigError) as error:
     folder.check("decoder", "cpu", text_files(f"{tmp_path}/b/*.txt"))
   wanted = f"expected novels.txt with 5 bytes, wiki.txt with 3 bytes: the runs in {folder.root} have read that"

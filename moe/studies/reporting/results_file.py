@@ -29,6 +29,7 @@ def analysis_of(study: Study, budget: str, jobs: Sequence[Job], folder: Folder) 
     "budget": budget,
     "claim": study.claim,
     "source": study.source,
+    "text": folder.text,
     "finished": len(results),
     "runs": len(jobs),
     "failed": failed,

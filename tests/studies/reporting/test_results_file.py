@@ -81,8 +81,8 @@ def test_a_measurement_has_no_part_in_what_configs_have_in_common(tmp_path):
   assert [config_of(analysis, one) for one in analysis["results"]] == [run.compared, {"measure": "leak"}]
 
 
-def test_the_main_analyses_a_folder_without_the_text(tmp_path):
-  Folder(tmp_path / "finetune-smoke").claim("finetune", "smoke")
+def test_the_main_analyses_a_folder_without_the_text_and_says_what_it_was(tmp_path):
+  Folder(tmp_path / "finetune-smoke").claim("finetune", "smoke", {"wiki.jsonl.xz": 31})
   command = [
     sys.executable,
     "-m",
@@ -98,6 +98,7 @@ def test_the_main_analyses_a_folder_without_the_text(tmp_path):
   assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"written to {path}"), done.stderr
   study, analysis = read_analysis(path)
   assert (study.name, analysis["finished"], analysis["results"]) == ("finetune", 0, [])
+  assert analysis["text"] == {"wiki.jsonl.xz": 31}
 
 
 def test_paths_below_the_folder_are_relative_so_that_the_file_names_no_place_of_a_machine(tmp_path):
