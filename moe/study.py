@@ -17,7 +17,8 @@ the same for all runs that share a folder; `--data_dir` is a TFDS directory, or 
 MovieLens-100k. The study `lifelong` reads the files one after the other; commas may separate globs. With `--pretrained
 WORKDIR` nothing is pretrained, and the study says how that one model does on its tasks. `--arm mine='{"name":
 "my_router"}'` adds a method to a study of language models, or of pictures: a router's config section, or the fields of
-`moe.studies.arms.Arm`.
+`moe.studies.arms.Arm`. `--known results/studies` takes the runs of published results, where text and configs are the
+same, and makes only the others.
 """
 
 import os
@@ -38,6 +39,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Workdir of a run to take instead of pretraining.")
 _ARM = flags.DEFINE_multi_string("arm", [], "NAME=VALUES, a method beside the study's own; may be repeated.")
+_KNOWN = flags.DEFINE_string("known", "", "Folder of results files, whose runs of this study are not made again.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core; they share a GPU.", lower_bound=1)
 _RUNNER = flags.DEFINE_string("runner", "local", "local; or slurm or xpk, and arguments of its launch script.")
 _ONLY = flags.DEFINE_string("only", "", "Name of the one run to make, in place of all that are missing.")
@@ -49,7 +51,7 @@ def main() -> None:
   from moe.files import local_path, write_whole
   from moe.studies import Study
   from moe.studies.arms import parse_arm
-  from moe.studies.conduct import known_jobs, progress_of, run_study
+  from moe.studies.conduct import add_known, known_jobs, progress_of, run_study
   from moe.studies.engine import LOCAL, parse_runner, send
   from moe.studies.folder import Folder, studies_folder, text_files
   from moe.studies.reporting.results_file import analysis_of, file_text, lines_of
@@ -78,6 +80,9 @@ def main() -> None:
   inputs = Inputs(text, data_dir, pretrained, tokens, dict(map(parse_arm, _ARM.value)))
   folder.check(study.runs, budget, files, may_be_new=not _REPORT.value)
   jobs = known_jobs(study, budget, inputs, folder)
+  if _KNOWN.value:
+    known = local_path("--known", _KNOWN.value)
+    jobs = add_known(study, budget, inputs, folder, known, files or folder.text)
   chosen = [job for job in jobs if _ONLY.value in ("", job.name)]
   require(bool(chosen), "--only", _ONLY.value, "expected one of the study's runs, which --dry_run lists")
   print(f"{study.name}: {study.claim} ({study.source})")

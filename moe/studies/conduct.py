@@ -1,8 +1,11 @@
 """Conducts a study: which of its runs are known, and what is missing of them."""
 
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 
+from moe.config import differences, require
 from moe.studies.folder import Folder
+from moe.studies.reporting.results_file import read_analysis, results_of
 from moe.studies.runner import hours_left, run_missing
 from moe.studies.study import Inputs, Job, Result, Study
 
@@ -13,6 +16,53 @@ def known_jobs(study: Study, budget: str, inputs: Inputs, folder: Folder) -> lis
   while len(more := study.jobs(budget, inputs, folder.results(jobs))) > len(jobs):
     jobs = more
   return jobs
+
+
+def add_known(
+  study: Study, budget: str, inputs: Inputs, folder: Folder, source: pathlib.Path, text: Mapping[str, int]
+) -> list[Job]:
+  """Counts as finished what results files say of the study's jobs: runs of the same configs and the same text.
+
+  The result of a run that others start from, or that is measured, is no use to those of them that are missing: that run
+  is made again.
+
+  Args:
+    study: the study.
+    budget: its budget.
+    inputs: what its runs read.
+    folder: of its runs.
+    source: a folder of results files, of any studies and budgets.
+    text: that the study reads, as `moe.studies.folder.text_files`.
+
+  Returns:
+    The known jobs.
+
+  Raises:
+    ConfigError: there is no such run.
+  """
+  known: dict[str, Result] = {}
+  for path in sorted(source.glob("*.json")):
+    other, analysis = read_analysis(path)
+    if (other.runs, analysis["budget"], analysis.get("text", {})) == (study.runs, budget, text):
+      known |= {result.name: result for result in results_of(analysis)}
+  jobs, taken = known_jobs(study, budget, inputs, folder), 0
+  while new := [job for job in jobs if _is_missing(job, known, folder)]:
+    for job in new:
+      folder.add(known[job.name])
+    jobs, taken = known_jobs(study, budget, inputs, folder), taken + len(new)
+  wanted = f"expected a folder with results of {study.runs} with --budget={budget}, of these configs and this text"
+  require(taken > 0 or bool(folder.results(jobs)), "--known", str(source), wanted)
+  for job in jobs:
+    if job.source and not folder.is_finished(job.name):
+      folder.drop(job.source)
+  return known_jobs(study, budget, inputs, folder)
+
+
+def _is_missing(job: Job, known: Mapping[str, Result], folder: Folder) -> bool:
+  """Whether a job has no result, and one of the same config is known."""
+  return (
+    job.name in known and not folder.is_finished(job.name) and not differences(known[job.name].config, job.compared)
+  )
 
 
 def run_study(

@@ -65,6 +65,7 @@ class Folder:
     self.root = local_path("--workdir", path)
     self._about = self.root / _ABOUT
     self._read: dict[str, Result] = {}
+    self._known: set[str] = set()  # names of results from elsewhere that are not written yet
 
   def check(self, study: str, budget: str, text: Mapping[str, int] | None = None, *, may_be_new: bool = True) -> None:
     """Checks that the folder is that of a study with a budget, and of runs that read this text; writes nothing.
@@ -99,6 +100,8 @@ class Folder:
   def claim(self, study: str, budget: str, text: Mapping[str, int] | None = None) -> None:
     """Makes the folder that of a study with a budget, and of runs that read this text, as in `check`.
 
+    Results that were added are written now.
+
     Raises:
       StudyError: it cannot be written to.
     """
@@ -107,6 +110,9 @@ class Folder:
       if not self._about.exists():
         about = {"study": study, "budget": budget} | ({"text": text} if text else {})
         write_whole(self._about, json.dumps(about) + "\n")
+      for name in sorted(self._known):
+        self.write_result(self._read[name])
+      self._known.clear()
     except OSError as error:
       raise StudyError(f"cannot write to --workdir {self.root}: {error.strerror}") from None
 
@@ -132,7 +138,7 @@ class Folder:
 
   def is_finished(self, name: str) -> bool:
     """Whether the job of this name has a result; cheap enough to ask every second."""
-    return self._result(name).exists()
+    return name in self._known or self._result(name).exists()
 
   def result(self, job: Job) -> Result | None:
     """The result of a job; None if it has not finished.
@@ -159,6 +165,17 @@ class Folder:
   def results(self, jobs: Sequence[Job]) -> list[Result]:
     """Those of the finished jobs."""
     return [result for job in jobs if (result := self.result(job)) is not None]
+
+  def add(self, result: Result) -> None:
+    """Counts a job without a result as finished, with one from elsewhere; `claim` writes it."""
+    self._read[result.name] = result
+    self._known.add(result.name)
+
+  def drop(self, name: str) -> None:
+    """Takes back what was added, if anything was."""
+    if name in self._known:
+      self._known.remove(name)
+      del self._read[name]
 
   def failed(self, job: Job) -> str:
     """Why the last attempt failed; empty if it has not, or is finished."""

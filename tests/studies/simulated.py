@@ -26,12 +26,16 @@ def simulated_analysis(tmp_path, name, losses, *, seeds=3, twins=(), budget="cpu
   jobs = []
   for place, (arm, loss) in enumerate(losses.items()):
     for seed in range(seeds):
-      job = Job(f"{arm}/seed-{seed}", _config(arm, seed), tags={"arm": arm, "seed": seed, "rate": 0.01})
+      job = simulated_job(arm, seed)
       final = loss + 0.1 * seed + 0.001 * seed * place
       folder.write_result(_result(job, final, arm in twins))
       jobs.append(job)
   analysis = json.loads(file_text(analysis_of(study, budget, jobs, folder)))
   return study, analysis
+
+
+def simulated_job(arm, seed):
+  return Job(f"{arm}/seed-{seed}", _config(arm, seed), tags={"arm": arm, "seed": seed, "rate": 0.01})
 
 
 def _config(arm, seed):

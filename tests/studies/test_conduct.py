@@ -1,11 +1,16 @@
+import json
+import math
+
 import pytest
 
+from moe.config import ConfigError
 from moe.studies import worker
-from moe.studies.conduct import known_jobs, progress_of, run_study
+from moe.studies.conduct import add_known, known_jobs, progress_of, run_study
 from moe.studies.folder import Folder
-from moe.studies.reporting.results_file import analysis_of, lines_of
+from moe.studies.reporting.results_file import analysis_of, file_text, lines_of, results_of
 from moe.studies.runner import hours_left
 from moe.studies.study import Inputs, Job, Study
+from tests.studies.simulated import simulated_analysis, simulated_job
 
 INPUTS = Inputs("*.txt", "")
 
@@ -76,3 +81,67 @@ def test_the_time_left_is_that_of_the_finished_runs_by_weight(tmp_path, here, mo
   said = "1 of 2 runs are finished; the others take about 1.0 hours one after the other"
   assert progress_of(jobs, folder.results(jobs), 1) == said
   assert progress_of(jobs, folder.results(jobs), 2) == f"{said}, 0.5 with --jobs=2"
+
+
+TEXT = {"wiki.jsonl.xz": 31}
+
+
+class Again(Study):
+  """The first seed of two simulated arms, a third arm, and what is given."""
+
+  name, runs = "again", "decoder"
+
+  def __init__(self, *more):
+    self.more = more
+
+  def jobs(self, budget, inputs, results):
+    return [simulated_job(arm, 0) for arm in ("dense", "hash", "mine")] + list(self.more)
+
+
+@pytest.fixture
+def published(tmp_path):
+  """A folder with a results file of the runs that `Again` has."""
+  folder = tmp_path / "published"
+  folder.mkdir()
+  for budget, losses in (("cpu", {"dense": 3.5, "hash": 3.4}), ("gpu", {"dense": 2.5, "mine": 2.4})):
+    study, analysis = simulated_analysis(tmp_path / "runs", "base", losses, budget=budget)
+    (folder / f"base-{budget}.json").write_text(file_text(analysis | {"text": TEXT}))
+  assert study.runs == Again.runs
+  return folder
+
+
+def test_runs_of_a_results_file_are_not_made_again(published, tmp_path):
+  folder = Folder(tmp_path / "new")
+  jobs = add_known(Again(), "cpu", INPUTS, folder, published, TEXT)
+  assert [folder.is_finished(job.name) for job in jobs] == [True, True, False]
+  assert not folder.root.exists()
+  folder.claim("decoder", "cpu", TEXT)
+  found = Folder(tmp_path / "new").results(jobs)
+  original = Folder(tmp_path / "runs" / "base-cpu").results(jobs)
+  assert [result.name for result in found] == ["dense/seed-0", "hash/seed-0"]
+  for one, other in zip(found, original, strict=True):
+    assert (one.config, one.tags, one.commit, one.step) == (other.config, other.tags, other.commit, other.step)
+    assert one.blocks["own"] == pytest.approx(other.blocks["own"], rel=1e-5)
+  assert len(Folder(tmp_path / "new").ready(jobs)) == 1
+
+
+def test_a_known_run_that_a_missing_one_starts_from_is_made_again(published, tmp_path):
+  study, folder = Again(Job("measured", {}, source="hash/seed-0", measure="leak")), Folder(tmp_path / "new")
+  jobs = add_known(study, "cpu", INPUTS, folder, published, TEXT)
+  assert [job.name for job in jobs if folder.is_finished(job.name)] == ["dense/seed-0"]
+
+
+def test_of_another_text_or_config_no_run_is_taken(published, tmp_path):
+  folder = Folder(tmp_path / "new")
+  with pytest.raises(ConfigError, match=r"--known = .*: expected a folder with results of decoder with --budget=cpu"):
+    add_known(Again(), "cpu", INPUTS, folder, published, {"wiki.jsonl.xz": 32})
+  path = published / "base-cpu.json"
+  path.write_text(path.read_text().replace('"d_model": 8', '"d_model": 16'))
+  with pytest.raises(ConfigError, match="of these configs and this text"):
+    add_known(Again(), "cpu", INPUTS, folder, published, TEXT)
+
+
+def test_a_run_that_has_diverged_elsewhere_has_an_infinite_loss(published):
+  analysis = json.loads((published / "base-cpu.json").read_text())
+  analysis["results"][1]["validation"]["loss"] = None
+  assert [result.validation["loss"] for result in results_of(analysis)][1] == math.inf

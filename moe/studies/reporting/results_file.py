@@ -9,7 +9,7 @@ from typing import Any
 
 from moe.config import require
 from moe.studies.folder import Folder, StudyError
-from moe.studies.study import Job, Study
+from moe.studies.study import Job, Result, Study
 
 
 def analysis_of(study: Study, budget: str, jobs: Sequence[Job], folder: Folder) -> dict[str, Any]:
@@ -46,6 +46,17 @@ def config_of(analysis: Mapping[str, Any], result: Mapping[str, Any]) -> dict[st
   if "measure" in result["config"]:
     return dict(result["config"])
   return _merged(analysis["config"], result["config"])
+
+
+def results_of(analysis: Mapping[str, Any]) -> list[Result]:
+  """The results of the runs in an analysis, in six digits."""
+  found = []
+  for one in analysis["results"]:
+    validation = dict(one["validation"])
+    if "loss" in validation and validation["loss"] is None:
+      validation["loss"] = math.inf  # it has diverged
+    found.append(Result(**one | {"config": config_of(analysis, one), "validation": validation}))
+  return found
 
 
 def file_text(analysis: Mapping[str, Any]) -> str:
