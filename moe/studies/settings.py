@@ -132,8 +132,7 @@ VISION = Setting(
   stack="encoder",
   budgets={
     "smoke": dataclasses.replace(_smoke({"model.encoder.layers": 2}), num_experts=16),
-    # One rate for all: for a grid, half of the time would go into tuning.
-    "cpu": Budget({}, num_experts=16, seeds=3, rates=(0.006,), blocks=32),
+    "cpu": Budget({}, num_experts=16, seeds=3, rates=(0.003, 0.006, 0.012), blocks=32),
     # CIFAR-10 in 64 patches.
     "gpu": Budget(
       {
