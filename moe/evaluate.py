@@ -51,11 +51,13 @@ def main() -> None:
   from moe.evaluation.scoring.results import as_json, table
   from moe.files import write_numbered
   from moe.parallel.mesh import MeshConfig
+  from moe.parallel.platform import start_platform
   from moe.training.experiment import load_config
   from moe.training.workdir import Workdir
 
   mesh = build(MeshConfig, override({}, map(parse_field, _MESH.value)), "config.mesh")
   given = load_config(_config_of_data()).data if commands.given_configs() else None
+  start_platform()
   trained = restore(_WORKDIR.value, _STEP.value, mesh)
   data = given or trained.config.data
   data = build(DataConfig, override(as_mapping(data), map(parse_field, _DATA.value)), "config.data")
