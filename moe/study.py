@@ -79,10 +79,11 @@ def main() -> None:
   tokens = text if os.path.isdir(text) else str(folder.root / "tokens")
   inputs = Inputs(text, data_dir, pretrained, tokens, dict(map(parse_arm, _ARM.value)))
   folder.check(study.runs, budget, files, may_be_new=not _REPORT.value)
-  jobs = known_jobs(study, budget, inputs, folder)
   if _KNOWN.value:
     known = local_path("--known", _KNOWN.value)
     jobs = add_known(study, budget, inputs, folder, known, files or folder.text)
+  else:
+    jobs = known_jobs(study, budget, inputs, folder)
   chosen = [job for job in jobs if _ONLY.value in ("", job.name)]
   require(bool(chosen), "--only", _ONLY.value, "expected one of the study's runs, which --dry_run lists")
   print(f"{study.name}: {study.claim} ({study.source})")

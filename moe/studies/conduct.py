@@ -45,20 +45,20 @@ def add_known(
     other, analysis = read_analysis(path)
     if (other.runs, analysis["budget"], analysis.get("text", {})) == (study.runs, budget, text):
       known |= {result.name: result for result in results_of(analysis)}
-  jobs, taken = known_jobs(study, budget, inputs, folder), 0
-  while new := [job for job in jobs if _is_missing(job, known, folder)]:
+  jobs = known_jobs(study, budget, inputs, folder)
+  while new := [job for job in jobs if _is_elsewhere(job, known, folder)]:
     for job in new:
       folder.add(known[job.name])
-    jobs, taken = known_jobs(study, budget, inputs, folder), taken + len(new)
+    jobs = known_jobs(study, budget, inputs, folder)
   wanted = f"expected a folder with results of {study.runs} with --budget={budget}, of these configs and this text"
-  require(taken > 0 or bool(folder.results(jobs)), "--known", str(source), wanted)
+  require(bool(folder.results(jobs)), "--known", str(source), wanted)
   for job in jobs:
     if job.source and not folder.is_finished(job.name):
       folder.drop(job.source)
   return known_jobs(study, budget, inputs, folder)
 
 
-def _is_missing(job: Job, known: Mapping[str, Result], folder: Folder) -> bool:
+def _is_elsewhere(job: Job, known: Mapping[str, Result], folder: Folder) -> bool:
   """Whether a job has no result, and one of the same config is known."""
   return (
     job.name in known and not folder.is_finished(job.name) and not differences(known[job.name].config, job.compared)

@@ -92,10 +92,10 @@ class Folder:
       raise StudyError(f"{self._about} cannot be read: expected the names of a study and its budget") from None
     holds = f"it holds {found[0]} with --budget={found[1]}"
     require(found == (study, budget), "--workdir", str(self.root), f"{wanted}; {holds}")
-    read = about.get("text")
-    if text and read and text != read:
-      of = ", ".join(f"{name} with {size:,} bytes" for name, size in read.items())
-      require(False, "--text", ", ".join(text), f"expected {of}: the runs in {self.root} have read that")
+    read = about.get("text") or {}
+    of = ", ".join(f"{name} with {size:,} bytes" for name, size in read.items())
+    same = not text or not read or text == read
+    require(same, "--text", ", ".join(text or ()), f"expected {of}: the runs in {self.root} have read that")
 
   def claim(self, study: str, budget: str, text: Mapping[str, int] | None = None) -> None:
     """Makes the folder that of a study with a budget, and of runs that read this text, as in `check`.

@@ -119,8 +119,9 @@ def to_folder(workdir: str, step: str, folder: str) -> None:
     try:
       files = NewTensorFiles(target, {name: place.shape(leaves[place.path].shape) for name, place in places.items()})
       for path, array in checkpoints.parameters(number, model.params):
-        for name in (name for name, place in places.items() if place.path == path):
-          files.put(name, places[name].get(array))
+        for name, place in places.items():
+          if place.path == path:
+            files.put(name, place.get(array))
       _write_settings(target, settings, words)
     except BaseException:
       shutil.rmtree(target)
