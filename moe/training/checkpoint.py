@@ -293,6 +293,8 @@ class Checkpoints:
       CheckpointError: as `restore_model`.
     """
     folder = self.folder / str(step)
+    with self._reading(step):
+      sums = _read_run(folder)["checksums"]["model"]  # those of parameters come first
     for number, (keys, leaf) in enumerate(jax.tree.leaves_with_path(params)):
       path = tuple(key.key for key in keys)
       tree = nnx.traversals.unflatten_mapping({("params", *path): leaf})
@@ -300,8 +302,7 @@ class Checkpoints:
       with self._reading(step):
         args = ocp.args.PyTreeRestore(tree, restore_args=arguments, partial_restore=True)
         found = jax.tree.leaves(ocp.PyTreeCheckpointHandler().restore(folder / "model", args=args))
-        # Parameters come first in a model's checksums.
-        if checksums(found)[0] != _read_run(folder)["checksums"]["model"][number]:
+        if checksums(found)[0] != sums[number]:
           raise CheckpointError("the checksums of its model differ")
       yield path, np.asarray(found[0])
 
