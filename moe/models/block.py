@@ -37,7 +37,7 @@ class Context:
     positions: int32 `[B, Q]` within each segment, or within the routers' row when decoding.
     segments: int32 `[B, Q]`, 0 for padding; None when decoding, unless some tokens pass the block by: 0 for these.
     position: int32 scalar, the row index of the one query; None unless decoding.
-    bias: float32 `[S, h, Q, T]` as in `Attention`, if the stack's blocks share it; in place of a block's own.
+    bias: as in `Attention`, for the T keys of a row, if the stack's blocks share it; in place of a block's own.
     memory: `[R, M, d]`, the encoder's output; None without one, and when decoding. Each of its rows is read by B / R
       consecutive rows, whose answers it serves; R is B but where several answers are compared.
     memory_mask: bool `[R, 1, 1, M]`, or `[B, 1, Q, M]` if R is B.

@@ -19,6 +19,7 @@ from moe.models.block import Block, Cache, Context, Reports
 from moe.models.model_config import DepthConfig, ModelConfig, MoEConfig
 from moe.nn.attention import segment_positions
 from moe.nn.linear import affine, normal
+from moe.nn.relative_position import expanded
 from moe.nn.streams import named_streams
 from moe.routing.scores import router_logits
 from moe.routing.solvers.highest import highest
@@ -117,7 +118,7 @@ class DepthBlock(Block):
       ids=_at(context.ids, index),
       positions=segment_positions(segments),  # routers count the tokens that they see
       segments=segments,
-      bias=None if bias is None else _pairs_at(bias, index),
+      bias=None if bias is None else _pairs_at(expanded(bias, length), index),
       memory_mask=None if context.memory_mask is None else _queries_at(context.memory_mask, index),
     )
 

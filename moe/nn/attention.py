@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from moe.nn import attention_kernels
 from moe.nn.dropout import dropout
 from moe.nn.linear import T5_INIT, KernelInit, matmul, zeros
+from moe.nn.relative_position import expanded
 from moe.parallel.kept import kept
 from moe.parallel.mesh import ROW_AXES, current_mesh, row_shards
 
@@ -85,7 +86,8 @@ class Attention(nnx.Module):
       x: `[B, Q, d]`.
       memory: `[B, K, d]`; `x` itself for self-attention.
       mask: bool, broadcastable to `[B, h, Q, K]`; a query with everything masked attends to everything.
-      bias: float32 `[S, h, Q, K]`, added to the logits; S is 1, or on a mesh the number of row shards, in order.
+      bias: float32 `[S, h, Q, K]`, added to the logits, or what `expanded` makes it of; S is 1, or on a mesh the number
+        of row shards, in order.
       rate: probability of dropping an attention weight.
       key: PRNG key for dropout; None drops nothing.
     """
@@ -144,8 +146,9 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, ma
   """`weighted_values`, without the logits in memory where the platform has kernels for it."""
   (batch, heads, queries, width), keys, mesh = q.shape, k.shape[2], current_mesh()
   shards, columns = (1, 1) if mesh is None else (row_shards(mesh), mesh.shape["model"])
-  divides = batch % shards == 0 and heads % columns == 0 and (bias is None or len(bias) == shards)
-  if not divides or not attention_kernels.takes(queries, keys, width):
+  divides = batch % shards == 0 and heads % columns == 0
+  in_tiles = bias is None or (bias.ndim == 5 and len(bias) == shards)
+  if not divides or not in_tiles or not attention_kernels.takes(queries, keys, width):
     return weighted_values(q, k, v, bias, mask)
   mask = jnp.broadcast_to(mask, (batch, 1, queries, keys)).astype(jnp.int8)
   if mesh is None:
@@ -189,7 +192,7 @@ def weighted_values(
 ) -> jax.Array:
   """`[B, h, Q, w]`: values weighted by the softmax of the logits; arguments as those of `Attention.attend`."""
   logits = jnp.einsum("bhqw,bhkw->bhqk", q, k, preferred_element_type=jnp.float32)  # [B, h, Q, K]
-  logits = logits if bias is None else logits + _for_each(bias, len(q))
+  logits = logits if bias is None else logits + _for_each(expanded(bias, q.shape[2]), len(q))
   weights = jax.nn.softmax(jnp.where(mask.astype(bool), logits, attention_kernels.MASKED), axis=-1)
   return jnp.einsum("bhqk,bhkw->bhqw", dropout(weights, rate, key).astype(v.dtype), v)
 

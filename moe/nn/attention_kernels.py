@@ -2,12 +2,13 @@
 
 Each step of a kernel's grid holds some queries of one head and all of its keys, so a softmax is made at once, as it is
 written, and the backward pass makes it again from the same operands: nothing is kept but queries, keys and values. Of
-`[Q, K]` arrays, memory sees the mask and the bias alone.
+`[Q, K]` arrays, memory sees the mask alone: of a bias by distance, one tile of each diagonal stays on the chip.
 
 Axis names are those of `moe.nn.attention`.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,19 +16,19 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from moe.nn.relative_position import TILE, diagonal_of
 from moe.parallel.mesh import like
 
 MASKED = -1e30  # so low that exp() of it is exactly 0 next to any real logit
-# Logits of one step: 1 MiB in float32, of which a step holds up to five arrays, beside two blocks of bias and gradient.
+# Logits of one step: 1 MiB in float32, of which a step holds up to five arrays, beside the tiles of bias and gradient.
 _LOGITS = 2**18
 _KEYS = 2**18  # numbers in the keys of one head, as many as in its values and in the sums of their gradients
-_LANES = 128
 
 
 def takes(queries: int, keys: int, width: int) -> bool:
   """Whether there are kernels for so many queries and keys of this width: whether what a step holds fits the chip."""
-  fits = keys * _LANES <= _LOGITS and keys * width <= _KEYS
-  return fits and queries % _LANES == 0 and keys % _LANES == 0
+  fits = keys * TILE <= _LOGITS and keys * width <= _KEYS
+  return fits and queries % TILE == 0 and keys % TILE == 0
 
 
 def forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mask: jax.Array) -> jax.Array:
@@ -37,17 +38,16 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, ma
     q: `[B, h, Q, w]`.
     k: `[B, h, K, w]`.
     v: `[B, h, K, w]`.
-    bias: float32 `[1, h, Q, K]`, the same for all rows.
+    bias: float32 `[1, h, n, TILE, TILE]`, a tile of each diagonal of `[Q, K]`, the same for all rows; or None.
     mask: int8 `[B, 1, Q, K]`; a query with everything masked attends to everything.
 
   Returns:
     `[B, h, Q, w]` in the dtype of `v`; logits, softmax and sums are float32.
   """
-  # Rows innermost, so that a block of the bias is read once for all of them.
   on = _Grid(q, k, ("head", "part", "row"))
 
   def kernel(q, k, v, bias, mask, out):
-    out[...] = _product(_softmax(q, k, bias, mask).astype(v.dtype), v[...]).astype(out.dtype)
+    out[...] = _product(on.softmax(q, k, bias, mask).astype(v.dtype), v[...]).astype(out.dtype)
 
   (out,) = on.call(kernel, "attention", (q, k, v, bias, mask), [(v.dtype, on.queries)], products=2)
   return out
@@ -65,11 +65,16 @@ def _query_gradients(q, k, v, bias, mask, gradient):
   on = _Grid(q, k, ("head", "part", "row"))
 
   def kernel(q, k, v, bias, mask, gradient, d_q, d_bias=None):
-    d_logits = _logit_gradients(_softmax(q, k, bias, mask), v, mask, gradient)
+    d_logits = _logit_gradients(on.softmax(q, k, bias, mask), v, mask, gradient)
     d_q[...] = _product(d_logits.astype(k.dtype), k[...]).astype(d_q.dtype)
     if d_bias is not None:
-      first = pl.program_id(2) == 0
-      d_bias[...] = jnp.where(first, d_logits, d_bias[...] + d_logits)
+
+      @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+      def _():
+        d_bias[...] = jnp.zeros_like(d_bias)
+
+      for diagonal, rows, columns in on.tiles():
+        d_bias[diagonal] += d_logits[rows, columns]
 
   results = [(q.dtype, on.queries)] + ([] if bias is None else [(bias.dtype, on.bias)])
   found = on.call(kernel, "attention_query_gradients", (q, k, v, bias, mask, gradient), results, products=3)
@@ -88,7 +93,7 @@ def _key_gradients(q, k, v, bias, mask, gradient):
       sum_k[...] = jnp.zeros_like(sum_k)
       sum_v[...] = jnp.zeros_like(sum_v)
 
-    weights = _softmax(q, k, bias, mask)
+    weights = on.softmax(q, k, bias, mask)
     sum_v[...] += _product(weights.astype(v.dtype), gradient[...], over_rows=True)
     sum_k[...] += _product(_logit_gradients(weights, v, mask, gradient).astype(q.dtype), q[...], over_rows=True)
 
@@ -116,24 +121,50 @@ class _Grid:
   def __init__(self, q: jax.Array, k: jax.Array, order: Sequence[str]):
     batch, heads, length, width = q.shape
     keys = k.shape[2]
-    size = max(n for n in range(_LANES, length + 1, _LANES) if length % n == 0 and n * keys <= _LOGITS)
+    size = max(n for n in range(TILE, length + 1, TILE) if length % n == 0 and n * keys <= _LOGITS)
     self._order, self._sizes = order, {"head": heads, "row": batch, "part": length // size}
+    self._tiles = length // TILE, size // TILE, keys // TILE
     self._flops = 2 * batch * heads * length * keys * width
     self._heads = heads, width
     self.queries: tuple[tuple[int, ...], pl.BlockSpec]
     self.keys: tuple[tuple[int, ...], pl.BlockSpec]
-    if width % _LANES == 0:
+    if width % TILE == 0:
       self.queries = (batch, length, heads * width), self._blocks((None, size, width), ("row", "part", "head"))
       self.keys = (batch, keys, heads * width), self._blocks((None, keys, width), ("row", "", "head"))
     else:
       self.queries = q.shape, self._blocks((None, None, size, width), ("row", "head", "part", ""))
       self.keys = k.shape, self._blocks((None, None, keys, width), ("row", "head", "", ""))
-    self.bias = (1, heads, length, keys), self._blocks((None, None, size, keys), ("", "head", "part", ""))
+    tiles = (length // TILE + keys // TILE - 1, TILE, TILE)
+    # Read once for each head: a second buffer would fetch the next head's early, for room that long rows do not have.
+    of_bias = self._blocks((None, None, *tiles), ("", "head", "", "", ""), buffers=1)
+    self.bias = (1, heads, *tiles), of_bias
     self.mask = (batch, 1, length, keys), self._blocks((None, None, size, keys), ("row", "", "part", ""))
 
-  def _blocks(self, shape: tuple[int | None, ...], axes: Sequence[str]) -> pl.BlockSpec:
+  def _blocks(self, shape: tuple[int | None, ...], axes: Sequence[str], buffers: int = 2) -> pl.BlockSpec:
     """Blocks of which each axis is indexed by an axis of the grid, or by none."""
-    return pl.BlockSpec(shape, lambda *at: tuple(at[self._order.index(axis)] if axis else 0 for axis in axes))
+
+    def index(*at):
+      return tuple(at[self._order.index(axis)] if axis else 0 for axis in axes)
+
+    return pl.BlockSpec(shape, index, pipeline_mode=pl.Buffered(buffers))
+
+  def tiles(self) -> Iterator[tuple[Any, slice, slice]]:
+    """Inside a kernel, of each tile of its logits: the diagonal that it is on, and its rows and columns."""
+    all_rows, rows, columns = self._tiles
+    first = pl.program_id(self._order.index("part")) * rows
+    for row, column in itertools.product(range(rows), range(columns)):
+      yield diagonal_of(first + row, column, all_rows), _nth(row), _nth(column)
+
+  def softmax(self, q: Any, k: Any, bias: Any, mask: Any) -> jax.Array:
+    """Inside a kernel, the weights, float32 `[queries of the part, K]`."""
+    logits = _product(q[...], k[...], transposed=True)
+    if bias is not None:
+      _, rows, columns = self._tiles
+      tiles = (bias[diagonal] for diagonal, _, _ in self.tiles())
+      logits += jnp.block([list(itertools.islice(tiles, columns)) for _ in range(rows)])
+    logits = jnp.where(_seen(mask), logits, MASKED)
+    powers = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    return powers / jnp.sum(powers, axis=-1, keepdims=True)
 
   def call(
     self,
@@ -188,20 +219,16 @@ def _laid_out(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return x if x.shape == shape else x.swapaxes(1, 2).reshape(shape)
 
 
-def _softmax(q, k, bias, mask) -> jax.Array:
-  """Weights, float32 `[queries of the part, K]`."""
-  logits = _product(q[...], k[...], transposed=True)
-  logits = logits if bias is None else logits + bias[...]
-  logits = jnp.where(_seen(mask), logits, MASKED)
-  powers = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-  return powers / jnp.sum(powers, axis=-1, keepdims=True)
-
-
 def _logit_gradients(weights, v, mask, gradient) -> jax.Array:
   """Float32, of the shape of the weights."""
   d_weights = _product(gradient[...], v[...], transposed=True)
   found = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
   return jnp.where(_seen(mask), found, 0)  # of a query with everything masked, too
+
+
+def _nth(tile: int) -> slice:
+  """The rows or columns of a tile."""
+  return slice(tile * TILE, (tile + 1) * TILE)
 
 
 def _seen(mask) -> jax.Array:

@@ -10,6 +10,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from moe.nn import attention, attention_kernels
+from moe.nn.relative_position import TILE
 from moe.planning.topology import devices, parse_slice
 
 
@@ -28,7 +29,8 @@ def problem(queries, keys, dtype, *, bias, width=16):
   q, k, v = (normal(seed, 2, 2, length, width).astype(dtype) for seed, length in enumerate((queries, keys, keys)))
   mask = jax.random.bernoulli(jax.random.key(3), 0.5, (2, 1, queries, keys)).at[1, 0, 7].set(False)
   d_out = normal(4, 2, 2, queries, width).astype(dtype)
-  return (q, k, v, normal(5, 1, 2, queries, keys) if bias else None, mask.astype(jnp.int8)), d_out
+  tiles = (queries + keys) // TILE - 1, TILE, TILE
+  return (q, k, v, normal(5, 1, 2, *tiles) if bias else None, mask.astype(jnp.int8)), d_out
 
 
 # Where keys are many, the queries of a row are cut into parts, whose gradients of keys and values are summed.
@@ -64,9 +66,10 @@ def test_bfloat16_keeps_its_dtype_and_float32_sums(interpreted):
 @pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2", "v6e:2x2"])
 def test_the_tpus_compiler_takes_them(chip):
   device = jax.sharding.SingleDeviceSharding(devices(parse_slice(chip))[0])
-  for queries, keys, dtype, bias in ((1024, 1024, "bfloat16", True), (128, 2048, "float32", False)):
+  for queries, keys, dtype, bias in ((1024, 1024, "bfloat16", True), (2048, 2048, "float32", True)):
     q, k, gradient = (jax.ShapeDtypeStruct((2, 2, n, 64), dtype, sharding=device) for n in (queries, keys, queries))
-    added = jax.ShapeDtypeStruct((1, 2, queries, keys), jnp.float32, sharding=device) if bias else None
+    tiles = (queries + keys) // TILE - 1, TILE, TILE
+    added = jax.ShapeDtypeStruct((1, 2, *tiles), jnp.float32, sharding=device) if bias else None
     mask = jax.ShapeDtypeStruct((2, 1, queries, keys), jnp.int8, sharding=device)
     forward = jax.jit(attention_kernels.forward).lower(q, k, k, added, mask).compile()
     backward = jax.jit(attention_kernels.gradients).lower(q, k, k, added, mask, gradient).compile()
