@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from moe.planning.collectives import KINDS as COLLECTIVES
 from moe.planning.collectives import Collective, read_collective
 from moe.planning.hlo import Computation, Instruction, Module
 from moe.planning.loops import Scope, trip_count
@@ -20,7 +21,7 @@ KINDS = ("matmul", "collective", "gather/scatter", "sort", "other")
 _FREE = (
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
   *("copy-done", "slice-done", "async-done", "async-update", "opt-barrier", "domain"),
-  *("all-gather-done", "all-reduce-done", "collective-permute-done", "send-done", "recv-done"),
+  *("send-done", "recv-done", *(f"{kind}-done" for kind in COLLECTIVES)),
 )
 _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
 # How many instructions away a reader may be that gives its name to an instruction without one.

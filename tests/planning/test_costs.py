@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from moe.planning import hlo
+from moe.planning.collectives import KINDS
 from moe.planning.costs import program_costs
 
 N = 16
@@ -224,3 +225,17 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 )
 def test_a_name_is_the_instructions_own_or_its_nearest_readers_or_its_loops(instruction, op_name):
   assert named(program_costs(hlo.parse(NAMES), 1), instruction).op_name == op_name
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "collective-permute"])
+def test_the_end_of_an_asynchronous_collective_costs_nothing_more(kind):
+  program = f"""HloModule asynchronous
+
+ENTRY %main (x: f32[64]) -> f32[64] {{
+  %x = f32[64]{{0}} parameter(0)
+  %started = (f32[64]{{0}}, f32[64]{{0}}) {kind}-start(%x), replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %ended = f32[64]{{0}} {kind}-done(%started)
+}}
+"""
+  (only,) = program_costs(hlo.parse(program), 8).costs
+  assert only.kind == "collective" and only.collective.kind == kind and only.collective.hidden
