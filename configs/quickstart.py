@@ -1,5 +1,9 @@
 """Trains T5 with expert choice on the Python standard library: minutes on two CPU cores, nothing to download.
 
+    python -m moe.train --config configs/quickstart.py --workdir runs/quickstart
+
+ends at 1.8 bits per byte, where `gzip -9` needs 2.0.
+
 The encoder reads a piece of source code with expert choice; the decoder continues it with causal top-2 routing.
 """
 

@@ -39,7 +39,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Workdir of a run to take instead of pretraining.")
 _ARM = flags.DEFINE_multi_string("arm", [], "NAME=VALUES, a method beside the study's own; may be repeated.")
-_KNOWN = flags.DEFINE_string("known", "", "Folder of results files, whose runs of this study are not made again.")
+_KNOWN = flags.DEFINE_string("known", "", "Folder of results files, whose runs of this study are not run again.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, each on a core; they share a GPU.", lower_bound=1)
 _RUNNER = flags.DEFINE_string("runner", "local", "local; or slurm or xpk, and arguments of its launch script.")
 _ONLY = flags.DEFINE_string("only", "", "Name of the one run to make, in place of all that are missing.")

@@ -45,10 +45,11 @@ def findings(layer: Mapping[str, Any], leaks: Mapping[str, Any], plans: Mapping[
       that of GLaM's top-2 at equal capacity, {taken["2.5"]:.2f} times at GLaM's own capacity factor and
       {taken["4"]:.2f} times at capacity 4, by the TPU compiler's own estimates for the paper's models of 8B and 64
       experts ([table](docs/benchmarks.md#the-papers-8b-models)).""",
-    f"""**Expert choice leaks the future into a decoder.** What the experts of a token tell about the next token is
-      {nats["expert_choice, pool of 4"]:.2f} nats for a pool of 4 tokens and {nats["expert_choice, pool of 64"]:.3f} for
-      64; the causal forms read at most {causal:.5f}. A decoder refuses it unless you insist, and then every metric says
-      so ([causality](docs/causality.md)).""",
+    f"""**Expert choice leaks the future into a decoder.** In untrained routers on random tokens
+      (`python -m scripts.benchmarks.leaks`), a token's experts tell {nats["expert_choice, pool of 4"]:.2f} nats about
+      the next token for a pool of 4 tokens and {nats["expert_choice, pool of 64"]:.3f} for 64; the causal forms read at
+      most {causal:.5f}. A decoder refuses it unless you insist, and then every metric says so
+      ([causality](docs/causality.md)).""",
     f"""**A layer costs about what its matrix products cost.** Expert choice and top-2 take {min(ratios):.2f} to
       {max(ratios):.2f} times a dense layer of equal activated FLOPs on a CPU, at any group size
       ([tables](docs/benchmarks.md)).""",

@@ -9,7 +9,7 @@ from moe.markdown import markdown_table
 from moe.studies import Study
 from moe.studies.reporting.results_file import lines_of, read_analysis
 
-_HEAD = ("study", "claim", "verdict", "primary contrast", "seeds", "budget", "regime counts")
+_HEAD = ("study", "claim", "verdict on the primary contrast", "primary contrast", "seeds", "budget", "regime counts")
 FIGURES = "docs/studies"  # from the repository's root
 
 
@@ -22,10 +22,12 @@ def overview(results: Mapping[str, Mapping[str, Any]]) -> str:
   """One row for each study and budget that was run, and the names of the studies that were not."""
   rows = [_row(Study.choices[name], one) for name in Study.choices for one in _found(results, name)]
   missing = ", ".join(f"`{name}`" for name in Study.choices if not _found(results, name))
-  text = "Intervals are of 95%. `docs/studies.md` has the figures, all contrasts, and how to read them."
+  text = """Intervals are of 95%. The verdict is that of the primary contrast, which may be narrower than the claim. A
+    regime counts if a published sparse model beats the dense one in it; where none does, the verdict says little.
+    `docs/studies.md` has the figures, all contrasts, and the command of each study."""
   text += f" Not run yet: {missing}." if missing else ""
   table = [*markdown_table(_HEAD, rows), ""] if rows else []
-  return "\n".join([*table, *textwrap.wrap(f"{text} Each is made by", 120), f"`{command('NAME')}`"])
+  return "\n".join([*table, *textwrap.wrap(" ".join(text.split()), 120)])
 
 
 def chapters(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -90,8 +90,8 @@ def plan_8b(results: dict) -> str:
   """The study `8b` of `scripts.benchmarks.plans`."""
   text = """The paper's 8B models on 512 chips of TPU v4 (FSDP, products with weights and gathered weights kept for the
     backward pass, 1M tokens per step), each as in `configs/pretrain` except for the capacity. Capacity c is c * n / E
-    slots for n tokens in both families; GLaM's own factor of 1.25 per choice is 2.5 here. The share of the peak is that
-    of three forward passes."""
+    slots for n tokens in both families; GLaM's own factor of 1.25 per choice is 2.5 here. MFU counts three forward
+    passes per step."""
   return _plan("8b", results, text)
 
 

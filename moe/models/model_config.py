@@ -169,7 +169,7 @@ class ModelConfig(Choice):
     expert_dropout: probability that a hidden unit of an expert, routed or shared, is dropped; None for `dropout`.
       Switch Transformers are fine-tuned with 0.4, beside a dropout of 0.1 (Fedus et al. 2022).
     dtype: compute dtype; parameters and logits are always float32.
-    remat: what the backward pass makes again in each scanned unit of blocks: nothing, all but products with weights and
+    remat: what the backward pass recomputes in each scanned unit of blocks: nothing, all but products with weights and
       weights that FSDP has gathered, all but products with weights, all.
     auxiliary_losses: whether the routers' weighted losses are the "sum" over all MoE layers of the model, so that each
       layer's pressure stays as the model grows deeper, or their "mean" (`docs/losses.md`). REINFORCE's policy loss is

@@ -160,7 +160,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, ma
 
 @jax.custom_vjp
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mask: jax.Array) -> jax.Array:
-  """`weighted_values` on one device, whose backward pass makes the logits again: none are kept, on any platform."""
+  """`weighted_values` on one device, whose backward pass recomputes the logits: none are kept, on any platform."""
   return jax.lax.platform_dependent(q, k, v, bias, mask, tpu=attention_kernels.forward, default=weighted_values)
 
 

@@ -1,7 +1,7 @@
 """Attention by kernels on TPUs, in Pallas: the logits stay on the chip, forward and backward.
 
 Each step of a kernel's grid holds some queries of one head and all of its keys, so a softmax is made at once, as it is
-written, and the backward pass makes it again from the same operands: nothing is kept but queries, keys and values. Of
+written, and the backward pass recomputes it from the same operands: nothing is kept but queries, keys and values. Of
 `[Q, K]` arrays, memory sees the mask alone: of a bias by distance, one tile of each diagonal stays on the chip.
 
 Axis names are those of `moe.nn.attention`.

@@ -1,7 +1,7 @@
-"""What the backward pass finds instead of making it again, by `model.remat`.
+"""What the backward pass finds instead of recomputing it, by `model.remat`.
 
 Arrays are marked where they are made, by functions that change no value. Products with weights are cheap to keep and
-expensive to make again, and so is what came from other devices. Attention's logits are products too, but larger than
+expensive to recompute, and so is what came from other devices. Attention's logits are products too, but larger than
 what they are made of, and so is a table of position biases.
 """
 

@@ -24,9 +24,9 @@ class Arm:
     shared: experts of this width that every token has, beside the routed ones.
     experts: number of the routed ones, relative to that of the other arms.
     gate_scale: as in `moe.models.MoEConfig`.
-    match: what is the same as for the dense arm: the measured FLOPs of a "step" (of its forward pass), to 2%, and so
-      the steps; only the "total", and a method whose steps cost more trains fewer, one whose steps cost less more; or
-      the "steps" alone, as in papers that say so.
+    match: what equals the dense arm's: the measured FLOPs of a "step" (of its forward pass), to 2%, and so the number
+      of steps; the "total", with fewer steps if they cost more; or the number of "steps" alone, as in papers that
+      compare so.
     model: other changes of the config.
   """
 

@@ -24,7 +24,7 @@ def add_known(
   """Counts as finished what results files say of the study's jobs: runs of the same configs and the same text.
 
   The result of a run that others start from, or that is measured, is no use to those of them that are missing: that run
-  is made again.
+  is run again.
 
   Args:
     study: the study.

@@ -62,7 +62,7 @@ _CPU = Budget({}, num_experts=16, seeds=4, rates=(0.01, 0.02, 0.04), blocks=64)
 
 
 def _gpu(sizes: Mapping[str, Any], blocks: int) -> Budget:
-  """One accelerator: 0.7M parameters in the dense blocks, 20M tokens a run, of which an H100 takes 1.4M a second."""
+  """One accelerator: 0.7M parameters in the dense blocks, 20M tokens per run; an H100 takes 1.4M per second."""
   config = {
     "model.d_model": 128,
     "model.d_ff": 256,
@@ -76,7 +76,7 @@ def _gpu(sizes: Mapping[str, Any], blocks: int) -> Budget:
 
 
 def _paper(sizes: Mapping[str, Any]) -> Budget:
-  """Zhou et al. 2022, table 1: 0.1B activated parameters, 64 experts, 256 batches of a million tokens."""
+  """Zhou et al. 2022, table 1: 0.1B activated parameters, 64 experts, 250,000 batches of a million tokens."""
   config = {
     "model.vocab_size": 32_000,
     "model.d_model": 768,

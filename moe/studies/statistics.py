@@ -1,6 +1,6 @@
 """The statistics of studies, on SciPy: paired differences, speed-ups, and the verdict on an interval.
 
-One sign everywhere, that of an improvement: a difference of losses is the baseline's minus ours, in nats a token; a
+One sign everywhere, that of an improvement: a difference of losses is the baseline's minus ours, in nats per token; a
 speed-up is the baseline's steps (or FLOPs) over ours. All intervals are of 95% and two-sided. A run that diverged is
 never left out, since those that are left would be the lucky ones.
 """
@@ -95,7 +95,7 @@ def hierarchical_interval(
   most, B - 1 where blocks do. With 4 to 8 seeds, 94-97% of intervals hold the truth; 98% if there is only the noise.
 
   Args:
-    differences: the baseline's mean loss minus ours `[S, B]` in nats a token: S seeds, B blocks, at least 2 of each
+    differences: the baseline's mean loss minus ours `[S, B]` in nats per token: S seeds, B blocks, at least 2 of each
       for an interval.
     weights: tokens per block `[B]`; equal if not given.
     resamples: number of bootstrap samples. Takes memory for this many times B numbers.

@@ -199,7 +199,7 @@ class Study(Choice):
   def experiment(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a small experiment without the trainer finds, as JSON: for claims about gradients, gates and single layers.
 
-    It is made again from its start after a crash, so it takes a minute or two.
+    After a crash it starts over, so it should take a minute or two.
     """
     raise NotImplementedError
 

@@ -10,7 +10,7 @@ from moe.planning.parts import MOE_PARTS
 
 _HEAD = (
   *("", "ms per step", "x the first", "MoE layers, ms", *(f"{part}, ms" for part in MOE_PARTS)),
-  *("collectives, ms", "of the peak", "GiB per chip", "GFLOP per token"),
+  *("collectives, ms", "MFU", "GiB per chip", "GFLOP per token"),
 )
 
 

@@ -30,7 +30,10 @@ LEAKS = {
 def test_findings_are_ratios_of_the_results():
   steps, leaks, layer = " ".join(findings(LAYER, LEAKS, PLANS).split()).split("- **")[1:]
   assert "1.00 times as long" in steps and "0.94 times at GLaM's own" in steps and "0.75 times at capacity 4" in steps
-  assert "0.29 nats for a pool of 4 tokens and 0.003 for 64; the causal forms read at most 0.00002" in leaks
+  assert (
+    "tell 0.29 nats about the next token for a pool of 4 tokens and 0.003 for 64; the causal forms read at most 0.00002"
+    in leaks
+  )
   assert "take 0.92 to 1.09 times a dense layer" in layer
 
 

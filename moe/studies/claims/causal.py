@@ -59,7 +59,7 @@ class Causal(LanguageModels, name="causal"):
   learning rates are those of the search.
   """
 
-  claim = "A causal form of expert choice gives a lower loss than every token choice at equal FLOPs."
+  claim = "A causal form of expert choice gives a lower loss than the best learned token choice at equal FLOPs."
   source = "this project's; Expert Threshold 2026, arXiv 2603.11535, has 0.067 nats at 2.4B parameters"
   setting = DECODER
   arms = _ARMS

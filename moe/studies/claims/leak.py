@@ -45,7 +45,7 @@ class Leak(LanguageModels, name="leak"):
   token of a random text. Causal top-2 shows what they read without a leak.
   """
 
-  claim = "In a decoder, expert choice learns to use later tokens, the more so the fewer tokens an expert chooses from."
+  claim = "In a decoder, expert choice learns to use later tokens."
   source = "Wang et al. 2024, arXiv 2408.15664, section 5.2: the loss falls by about a tenth with small pools"
   setting = DECODER
   arms = _ARMS
