@@ -151,7 +151,7 @@ class Workdir:
     print(f"nothing was saved by an earlier try; its records are now in {target}", flush=True)
 
   def note_data_error(self, step: int, error: str) -> None:
-    """Remembers that the data could not be read after a step: `step_of_data_error` finds it once they may be repaired."""
+    """Remembers after which step the data could not be read: they may be repaired before the run resumes."""
     with contextlib.suppress(OSError):
       write_whole(self._data_error, json.dumps({"step": step, "error": error}) + "\n")
 
