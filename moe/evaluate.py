@@ -66,6 +66,11 @@ def main() -> None:
   capacities = [_number(text) for text in _CAPACITIES.value]
   for flag, value in (("--shots", _SHOTS.value), ("--capacities", _CAPACITIES.value)):
     require(pictures or not value, flag, value, "expected none, since the run is not on pictures")
+  if capacities:
+    from moe.planning.capacities import with_capacity
+
+    for factor in capacities:
+      with_capacity(trained, factor)  # refuses a wrong one before anything is evaluated
   workdir, about = Workdir(_WORKDIR.value), {"step": trained.step, "split": split, "batches": _BATCHES.value}
   answered = answer_split(trained, data, split)
   scores = [each.score() for each in answered if each.split.metric]

@@ -51,7 +51,7 @@ def main() -> None:
   from moe.files import local_path, write_whole
   from moe.studies import Study
   from moe.studies.arms import parse_arm
-  from moe.studies.conduct import add_known, known_jobs, progress_of, run_study
+  from moe.studies.conduct import add_known, known_jobs, progress_of, run_study, with_sources
   from moe.studies.engine import LOCAL, parse_runner, send
   from moe.studies.folder import Folder, studies_folder, text_files
   from moe.studies.reporting.results_file import analysis_of, file_text, lines_of
@@ -75,15 +75,18 @@ def main() -> None:
   text = ",".join(str(local_path("--text", part)) for part in _TEXT.value.split(",")) if _TEXT.value else ""
   runner, arguments = parse_runner(_RUNNER.value)
   require(runner == LOCAL or _JOBS.value == 1, "--jobs", _JOBS.value, f"expected 1 with --runner={runner}")
-  folder, files = Folder(root / f"{study.runs}-{budget}"), text_files(text)
+  folder = Folder(root / f"{study.runs}-{budget}")
   tokens = text if os.path.isdir(text) else str(folder.root / "tokens")
   inputs = Inputs(text, data_dir, pretrained, tokens, dict(map(parse_arm, _ARM.value)))
-  folder.check(study.runs, budget, files, may_be_new=not _REPORT.value)
+  read = {"text": text_files(text)} | ({} if _REPORT.value else {"data_dir": study.data_read(budget, inputs)})
+  folder.check(study.runs, budget, read, may_be_new=not _REPORT.value)
   if _KNOWN.value:
     known = local_path("--known", _KNOWN.value)
-    jobs = add_known(study, budget, inputs, folder, known, files or folder.text)
+    jobs = add_known(study, budget, inputs, folder, known, read | folder.read)
   else:
     jobs = known_jobs(study, budget, inputs, folder)
+  if not _REPORT.value:
+    jobs = with_sources(study, budget, inputs, folder, jobs)
   chosen = [job for job in jobs if _ONLY.value in ("", job.name)]
   require(bool(chosen), "--only", _ONLY.value, "expected one of the study's runs, which --dry_run lists")
   print(f"{study.name}: {study.claim} ({study.source})")
@@ -95,10 +98,12 @@ def main() -> None:
     return
   print(progress_of(jobs, folder.results(jobs), _JOBS.value), flush=True)
   if not _REPORT.value:
-    study.check_inputs(inputs, jobs)
+    study.check_inputs(budget, inputs)
     if not dry:
-      folder.claim(study.runs, budget, files)
-      study.prepare(inputs)
+      folder.claim(study.runs, budget)
+      with folder.alone():
+        study.prepare(inputs)
+      folder.claim(study.runs, budget, read)  # now that it could be read
     if runner != LOCAL:
       which = {"study": name, "budget": budget, "workdir": str(root), "text": text, "data_dir": data_dir}
       which |= {"pretrained": pretrained}

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from moe.config import first_line
 from moe.files import write_whole
 from moe.markdown import markdown_table
+from moe.parallel.processors import processors
 
 _HEADER = ("part", "check", "result", "error", "tolerance", "seconds", "about")
 _MOST_WORKERS = 16
@@ -111,7 +111,7 @@ def _timed(body: Callable[[], Finding]) -> tuple[Finding | Exception, float]:
 @contextlib.contextmanager
 def _pool() -> Iterator[ThreadPoolExecutor]:
   """Threads, which forget what they have not begun if the block is left by an error or Ctrl-C."""
-  pool = ThreadPoolExecutor(min(_MOST_WORKERS, len(os.sched_getaffinity(0))))
+  pool = ThreadPoolExecutor(min(_MOST_WORKERS, len(processors())))
   try:
     yield pool
   finally:

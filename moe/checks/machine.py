@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from moe.parallel.memory import GIB, host_memory
+from moe.parallel.processors import processors
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy", "scipy")
 _VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS", "XLA_PYTHON_CLIENT_MEM_FRACTION")
@@ -20,7 +21,7 @@ def machine() -> dict[str, Any]:
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     "system": platform.platform(),
-    "cores": len(os.sched_getaffinity(0)),
+    "cores": len(processors()),
     "host_gib": round(host_memory() / GIB, 1),
     "platform": platform_of(devices[0]),
     "device": devices[0].device_kind,

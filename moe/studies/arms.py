@@ -97,8 +97,13 @@ def given_arm(name: str, values: Mapping[str, Any]) -> Arm:
     for field in values:
       require(field in fields, field, values[field], f"expected a router's section, or one of {', '.join(fields)}")
     require("router" in values, "router", None, "expected the config section of a router")
-    build(RouterConfig, values["router"], "router")
-    return Arm(**values)
+    router = values["router"]
+    build(RouterConfig, router, "router")
+    for field, kind in (("parts", int), ("shared", int), ("experts", float), ("gate_scale", float), ("model", Mapping)):
+      value, wanted = values.get(field), {int: "a whole number", float: "a number"}.get(kind, "fields of the config")
+      fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+      require(field not in values or fits, field, value, f"expected {wanted}")
+    return Arm(**{**values, "router": {"name": router} if isinstance(router, str) else router})
 
 
 def expert_choice(**options: Any) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from scipy import stats
 
 from moe.studies.statistics import holm, mean_interval, verdict
 
-# By arm and task, one score per seed, in the order of seeds.
-Scores = Mapping[str, Mapping[str, Sequence[float]]]
+# By arm, task and seed.
+Scores = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 
 def compare_over_tasks(scores: Scores, arm: str, baselines: Sequence[str]) -> list[dict[str, Any]]:
-  """An arm against each baseline that has scores, on the tasks that both have.
+  """An arm against each baseline that has scores, on the tasks of which both have a seed.
 
   The difference on a task is the mean over the seeds that both have; tasks are what the bootstrap draws (10,000 times,
   percentiles), so that the interval speaks of other tasks like these.
@@ -38,9 +38,16 @@ def compare_over_tasks(scores: Scores, arm: str, baselines: Sequence[str]) -> li
   return found
 
 
-def _contrast(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]], arm: str, baseline: str):
-  tasks = [task for task in ours if task in theirs]
-  differences = np.array([np.mean([a - b for a, b in zip(ours[task], theirs[task])]) for task in tasks])
+def _contrast(
+  ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]], arm: str, baseline: str
+):
+  pairs = {
+    task: [score - theirs[task][seed] for seed, score in scores.items() if seed in theirs[task]]
+    for task, scores in ours.items()
+    if task in theirs
+  }
+  tasks = [task for task, found in pairs.items() if found]
+  differences = np.array([np.mean(pairs[task]) for task in tasks])
   low, high = mean_interval(differences) if len(tasks) > 1 else (np.nan, np.nan)
   wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
   return {

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from moe.config import differences, require
-from moe.studies.folder import Folder
+from moe.studies.folder import Folder, Read
 from moe.studies.reporting.results_file import read_analysis, results_of
 from moe.studies.runner import hours_left, run_missing
 from moe.studies.study import Inputs, Job, Result, Study
@@ -18,13 +18,20 @@ def known_jobs(study: Study, budget: str, inputs: Inputs, folder: Folder) -> lis
   return jobs
 
 
-def add_known(
-  study: Study, budget: str, inputs: Inputs, folder: Folder, source: pathlib.Path, text: Mapping[str, int]
-) -> list[Job]:
-  """Counts as finished what results files say of the study's jobs: runs of the same configs and the same text.
+def with_sources(study: Study, budget: str, inputs: Inputs, folder: Folder, jobs: Sequence[Job]) -> list[Job]:
+  """The known jobs when runs that missing ones start from, or measure, are to be there.
 
-  The result of a run that others start from, or that is measured, is no use to those of them that are missing: that run
-  is run again.
+  Of a run from elsewhere there is a result alone, which is no use to these: it is taken back, to be run here.
+  """
+  for job in reversed(jobs):  # a source stands before what starts from it
+    missing = job.source and not folder.is_finished(job.name)
+    if missing and folder.is_finished(job.source) and not folder.has_run(job.source):
+      folder.take_back(job.source)
+  return known_jobs(study, budget, inputs, folder)
+
+
+def add_known(study: Study, budget: str, inputs: Inputs, folder: Folder, source: pathlib.Path, read: Read) -> list[Job]:
+  """Counts as finished what results files say of the study's jobs: runs of the same configs that have read the same.
 
   Args:
     study: the study.
@@ -32,7 +39,7 @@ def add_known(
     inputs: what its runs read.
     folder: of its runs.
     source: a folder of results files, of any studies and budgets.
-    text: that the study reads, as `moe.studies.folder.text_files`.
+    read: what the study reads; older results files do not say what data sets, which then count as the same.
 
   Returns:
     The known jobs.
@@ -43,7 +50,9 @@ def add_known(
   known: dict[str, Result] = {}
   for path in sorted(source.glob("*.json")):
     other, analysis = read_analysis(path)
-    if (other.runs, analysis["budget"], analysis.get("text", {})) == (study.runs, budget, text):
+    theirs, ours = analysis.get("data_dir"), read.get("data_dir")
+    same = analysis.get("text", {}) == read.get("text", {}) and (not theirs or not ours or theirs == ours)
+    if same and (other.runs, analysis["budget"]) == (study.runs, budget):
       known |= {result.name: result for result in results_of(analysis)}
   jobs = known_jobs(study, budget, inputs, folder)
   while new := [job for job in jobs if _is_elsewhere(job, known, folder)]:
@@ -52,10 +61,7 @@ def add_known(
     jobs = known_jobs(study, budget, inputs, folder)
   wanted = f"expected a folder with results of {study.runs} with --budget={budget}, of these configs and this text"
   require(bool(folder.results(jobs)), "--known", str(source), wanted)
-  for job in jobs:
-    if job.source and not folder.is_finished(job.name):
-      folder.drop(job.source)
-  return known_jobs(study, budget, inputs, folder)
+  return jobs
 
 
 def _is_elsewhere(job: Job, known: Mapping[str, Result], folder: Folder) -> bool:

@@ -5,7 +5,8 @@ import dataclasses
 import glob
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from moe.config import UserError, differences, require
@@ -13,8 +14,12 @@ from moe.files import local_path, write_whole
 from moe.parallel.lock import LockedError, lock
 from moe.studies.study import Job, Result
 
+# What runs read, by the flag that names it, "text" or "data_dir": the names of its parts, and how large each is.
+Read = Mapping[str, Mapping[str, int]]
+
 _ABOUT = "study.json"
-_SHOWN = 5  # of the fields in which two versions of a study differ
+_SHOWN = 5  # of the fields in which two versions of a study differ, and of the parts of what runs read
+_PAUSE = 1.0  # seconds between attempts to be alone
 
 
 class StudyError(UserError):
@@ -51,11 +56,18 @@ def _holding(content: Sequence[str]) -> str:
   return f"; it holds {', '.join(content[:3])}{', ...' * (len(content) > 3)}" if content else ""
 
 
+def _listed(parts: Iterable[str]) -> str:
+  """The first few of them, and how many more there are."""
+  found = list(parts)
+  more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+  return f"{', '.join(found[:_SHOWN])}{more}"
+
+
 class Folder:
   """`runs/NAME` is the workdir of a job, `results/NAME.json` its result, `failed/NAME.txt` why its last attempt failed.
 
-  `study.json` says which study it is and what text its runs read, and `sent/NAME.json` where a job was sent that is
-  neither finished nor failed. A result never changes, so its file is read once.
+  `study.json` says which study it is and what its runs read, and `sent/NAME.json` where a job was sent that is neither
+  finished nor failed. A result never changes, so its file is read once; `aside/NAME.json` is one that was taken back.
 
   Attributes:
     root: of the study.
@@ -66,14 +78,15 @@ class Folder:
     self._about = self.root / _ABOUT
     self._read: dict[str, Result] = {}
     self._known: set[str] = set()  # names of results from elsewhere that are not written yet
+    self._aside: set[str] = set()  # and of results that were taken back, whose files are not moved yet
 
-  def check(self, study: str, budget: str, text: Mapping[str, int] | None = None, *, may_be_new: bool = True) -> None:
-    """Checks that the folder is that of a study with a budget, and of runs that read this text; writes nothing.
+  def check(self, study: str, budget: str, read: Read | None = None, *, may_be_new: bool = True) -> None:
+    """Checks that the folder is that of a study with a budget, and of runs that read this; writes nothing.
 
     Args:
       study: its name.
       budget: its name.
-      text: as `text_files`; None if it is not known.
+      read: what they read, as far as it is known.
       may_be_new: whether the folder may be empty, or absent.
 
     Raises:
@@ -92,34 +105,55 @@ class Folder:
       raise StudyError(f"{self._about} cannot be read: expected the names of a study and its budget") from None
     holds = f"it holds {found[0]} with --budget={found[1]}"
     require(found == (study, budget), "--workdir", str(self.root), f"{wanted}; {holds}")
-    read = about.get("text") or {}
-    of = ", ".join(f"{name} with {size:,} bytes" for name, size in read.items())
-    same = not text or not read or text == read
-    require(same, "--text", ", ".join(text or ()), f"expected {of}: the runs in {self.root} have read that")
+    for flag, sizes in (read or {}).items():
+      known = about.get(flag) or {}
+      of = _listed(f"{name} with {size:,}{' bytes' * (flag == 'text')}" for name, size in known.items())
+      same = not sizes or not known or dict(sizes) == known
+      require(same, f"--{flag}", _listed(sizes), f"expected {of}: the runs in {self.root} have read that")
 
-  def claim(self, study: str, budget: str, text: Mapping[str, int] | None = None) -> None:
-    """Makes the folder that of a study with a budget, and of runs that read this text, as in `check`.
+  def claim(self, study: str, budget: str, read: Read | None = None) -> None:
+    """Makes the folder that of a study with a budget, and of runs that read this, as in `check`.
 
-    Results that were added are written now.
+    Results that were added are written now, and those that were taken back are moved.
 
     Raises:
       StudyError: it cannot be written to.
     """
     try:
       self.root.mkdir(parents=True, exist_ok=True)
-      if not self._about.exists():
-        about = {"study": study, "budget": budget} | ({"text": text} if text else {})
+      known = json.loads(self._about.read_text()) if self._about.exists() else {}
+      new = {flag: sizes for flag, sizes in (read or {}).items() if sizes}
+      if (about := {"study": study, "budget": budget} | new | known) != known:
         write_whole(self._about, json.dumps(about) + "\n")
       for name in sorted(self._known):
         self.write_result(self._read[name])
       self._known.clear()
+      for name in sorted(self._aside):
+        self._old(name).parent.mkdir(parents=True, exist_ok=True)
+        self._result(name).replace(self._old(name))
+      self._aside.clear()
     except OSError as error:
       raise StudyError(f"cannot write to --workdir {self.root}: {error.strerror}") from None
 
   @property
-  def text(self) -> dict[str, int]:
-    """The text that its runs read, as `text_files`; {} if it is not known."""
-    return json.loads(self._about.read_text()).get("text", {}) if self._about.exists() else {}
+  def read(self) -> dict[str, dict[str, int]]:
+    """What its runs have read, as far as it is known."""
+    about = json.loads(self._about.read_text()) if self._about.exists() else {}
+    return {flag: about[flag] for flag in ("text", "data_dir") if flag in about}
+
+  @contextlib.contextmanager
+  def alone(self) -> Iterator[None]:
+    """Waits until no other process is within such a block."""
+    path = self.root / "locks" / "prepare.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+      while True:
+        try:
+          stack.enter_context(lock(path))
+          break
+        except LockedError:
+          time.sleep(_PAUSE)
+      yield
 
   def workdir(self, name: str) -> pathlib.Path:
     """The workdir of a job."""
@@ -138,7 +172,7 @@ class Folder:
 
   def is_finished(self, name: str) -> bool:
     """Whether the job of this name has a result; cheap enough to ask every second."""
-    return name in self._known or self._result(name).exists()
+    return name in self._known or (name not in self._aside and self._result(name).exists())
 
   def result(self, job: Job) -> Result | None:
     """The result of a job; None if it has not finished.
@@ -148,7 +182,7 @@ class Folder:
     """
     path = self._result(job.name)
     if job.name not in self._read:
-      if not path.exists():
+      if not path.exists() or job.name in self._aside:
         return None
       try:
         self._read[job.name] = Result(**json.loads(path.read_text()))
@@ -171,11 +205,17 @@ class Folder:
     self._read[result.name] = result
     self._known.add(result.name)
 
-  def drop(self, name: str) -> None:
-    """Takes back what was added, if anything was."""
+  def take_back(self, name: str) -> None:
+    """Counts a finished job as one to run: `claim` moves its result aside."""
+    self._read.pop(name, None)
     if name in self._known:
       self._known.remove(name)
-      del self._read[name]
+    else:
+      self._aside.add(name)
+
+  def has_run(self, name: str) -> bool:
+    """Whether the workdir of a job holds its run, which a result from elsewhere does not."""
+    return (self.workdir(name) / "config.json").exists()
 
   def failed(self, job: Job) -> str:
     """Why the last attempt failed; empty if it has not, or is finished."""
@@ -228,6 +268,9 @@ class Folder:
 
   def _result(self, name: str) -> pathlib.Path:
     return self.root / "results" / f"{name}.json"
+
+  def _old(self, name: str) -> pathlib.Path:
+    return self.root / "aside" / f"{name}.json"
 
   def _sent(self, name: str) -> pathlib.Path:
     return self.root / "sent" / f"{name}.json"

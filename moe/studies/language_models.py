@@ -98,7 +98,7 @@ class LanguageModels(Study):
     grid, tried = self.setting.budgets[budget].rates, _tried(results)
     return {arm: min(grid, key=losses.__getitem__) for arm, losses in tried.items() if len(losses) == len(grid)}
 
-  def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
+  def check_inputs(self, budget: str, inputs: Inputs) -> None:
     found = os.path.isdir(inputs.text) or glob.glob(inputs.text, recursive=True)
     require(bool(inputs.text and found), "--text", inputs.text, "expected a glob of text files, or a token directory")
 

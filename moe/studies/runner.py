@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
+from moe.parallel.processors import processors
 from moe.studies.folder import Folder, StudyError
 from moe.studies.study import Job, Result
 from moe.studies.worker import work
@@ -34,7 +34,7 @@ def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str
   missing = [job for job in jobs if not folder.is_finished(job.name) and not folder.failed(job)]
   if not missing:
     return
-  cores = sorted(os.sched_getaffinity(0)) if processes > 1 else [None]
+  cores = processors() if processes > 1 else [None]
   context = multiprocessing.get_context("spawn")  # a fork of a process with JAX's threads may hang
   workers = [
     context.Process(target=work, args=(str(folder.root), jobs, commit, cores[i % len(cores)]), name=f"study-{i}")

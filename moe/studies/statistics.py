@@ -166,8 +166,9 @@ def speedup(
   The ratio of a seed is the baseline's last x over that at which our curve is down at the baseline's last loss. A run
   that never is (also one that diverged) is censored: its ratio is below `limit` and of unknown size. If none is, the
   interval is the t interval of the log ratios. Else it is that of the median by order statistics, which assumes nothing
-  about the ratios: five seeds or fewer leave both its ends open, whatever they say; from 6 to 8 seeds it reaches from
-  the least ratio to the greatest, so that one censored run opens the lower end; 9 seeds bear one, 12 two, 15 three.
+  about the ratios. From 6 to 8 seeds it reaches from the least ratio to the greatest, so that one censored run opens
+  the lower end; 9 seeds bear one, 12 two, 15 three. Of five seeds or fewer the lower end is open, and the upper one is
+  that of the t interval with censored ratios at their limits, if at least two are not censored.
 
   Args:
     ours: validation losses `[S, V]`.

@@ -185,9 +185,13 @@ class Study(Choice):
     """
     raise NotImplementedError
 
-  def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
-    """Raises `UserError` unless what these jobs read is there: the first that needs it may start hours later."""
+  def check_inputs(self, budget: str, inputs: Inputs) -> None:
+    """Raises `UserError` unless all that runs read is there: the first that needs it may start hours later."""
     raise NotImplementedError
+
+  def data_read(self, budget: str, inputs: Inputs) -> dict[str, int]:
+    """The parts of `data_dir` that runs read, and how large each is, so that runs of different data are not mixed."""
+    return {}
 
   def prepare(self, inputs: Inputs) -> None:
     """Makes once, before any job, what all of them read."""

@@ -156,7 +156,7 @@ def _seconds_before(workdir: pathlib.Path) -> float:
   from moe.training.metrics_file import read_metrics
 
   records = read_metrics(workdir / "metrics.jsonl")
-  seconds = [0.0, *(record["seconds"] for record in records if "seconds" in record)]
+  seconds = [0.0, *(record["seconds"] for record in records if record["kind"] == "train")]  # in the order of time
   return sum(after - before if after >= before else after for before, after in itertools.pairwise(seconds))
 
 

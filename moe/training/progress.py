@@ -59,7 +59,7 @@ class Progress:
 
   def left(self, step: int) -> str:
     """The remaining time after a step, as hours, minutes and seconds."""
-    if step == self._first:
+    if step <= self._first:  # a validation that an earlier attempt left out comes before the first step
       return "unknown time"
     seconds = (time.monotonic() - self._began) / (step - self._first) * (self._total - step)
     return str(datetime.timedelta(seconds=round(seconds)))

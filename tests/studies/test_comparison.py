@@ -8,8 +8,8 @@ TASKS = [f"task-{i}" for i in range(11)]
 
 def scores(differences, base=0.5):
   """Two arms, of which "new" is better than "old" by these differences, with one seed."""
-  old = {task: [base] for task in TASKS}
-  return {"old": old, "new": {task: [base + difference] for task, difference in zip(TASKS, differences)}}
+  old = {task: {0: base} for task in TASKS}
+  return {"old": old, "new": {task: {0: base + difference} for task, difference in zip(TASKS, differences)}}
 
 
 @pytest.mark.parametrize("wins, p", [(11, 2 / 2**11), (9, 0.06543), (7, 0.54883)])
@@ -38,8 +38,8 @@ def test_each_verdict_has_its_interval():
 
 def test_differences_are_paired_by_seed_and_only_common_tasks_count():
   both = {
-    "new": {"a": [0.5, 0.9], "b": [0.6], "c": [1.0]},
-    "old": {"a": [0.4, 0.6], "b": [0.5], "d": [0.0]},
+    "new": {"a": {0: 0.5, 1: 0.9}, "b": {0: 0.7, 1: 0.6}, "c": {0: 1.0}, "e": {0: 1.0}},
+    "old": {"a": {0: 0.4, 1: 0.6}, "b": {1: 0.5}, "d": {0: 0.0}, "e": {1: 0.0}},
   }
   (found,) = compare_over_tasks(both, "new", ("old",))
   assert found["differences"] == pytest.approx({"a": 0.2, "b": 0.1})
@@ -48,7 +48,7 @@ def test_differences_are_paired_by_seed_and_only_common_tasks_count():
 
 def test_secondary_contrasts_are_corrected_and_the_primary_one_is_not():
   arms = scores([0.01] * 11)
-  arms |= {"second": arms["old"], "third": {task: [0.5 + 0.02 * (i % 2)] for i, task in enumerate(TASKS)}}
+  arms |= {"second": arms["old"], "third": {task: {0: 0.5 + 0.02 * (i % 2)} for i, task in enumerate(TASKS)}}
   primary, second, third = compare_over_tasks(arms, "new", ("old", "second", "third"))
   assert "holm" not in primary
   assert second["holm"] == pytest.approx(2 * second["sign_test_p"])

@@ -5,11 +5,11 @@ import pytest
 
 from moe.config import ConfigError
 from moe.studies import worker
-from moe.studies.conduct import add_known, known_jobs, progress_of, run_study
+from moe.studies.conduct import add_known, known_jobs, progress_of, run_study, with_sources
 from moe.studies.folder import Folder
 from moe.studies.reporting.results_file import analysis_of, file_text, lines_of, results_of
 from moe.studies.runner import hours_left
-from moe.studies.study import Inputs, Job, Study
+from moe.studies.study import Inputs, Job, Result, Study
 from tests.studies.simulated import simulated_analysis, simulated_job
 
 INPUTS = Inputs("*.txt", "")
@@ -27,7 +27,7 @@ class Tiny(Study):
       *([tiny("bad", 1.0), tiny("after", 1.0, source="bad"), tiny("last", 2.0)] if results else []),
     ]
 
-  def check_inputs(self, inputs, jobs):
+  def check_inputs(self, budget, inputs):
     pass
 
   def analyse(self, budget, results):
@@ -84,6 +84,7 @@ def test_the_time_left_is_that_of_the_finished_runs_by_weight(tmp_path, here, mo
 
 
 TEXT = {"wiki.jsonl.xz": 31}
+READ = {"text": TEXT}
 
 
 class Again(Study):
@@ -112,10 +113,10 @@ def published(tmp_path):
 
 def test_runs_of_a_results_file_are_not_made_again(published, tmp_path):
   folder = Folder(tmp_path / "new")
-  jobs = add_known(Again(), "cpu", INPUTS, folder, published, TEXT)
+  jobs = add_known(Again(), "cpu", INPUTS, folder, published, READ)
   assert [folder.is_finished(job.name) for job in jobs] == [True, True, False]
   assert not folder.root.exists()
-  folder.claim("decoder", "cpu", TEXT)
+  folder.claim("decoder", "cpu", READ)
   found = Folder(tmp_path / "new").results(jobs)
   original = Folder(tmp_path / "runs" / "base-cpu").results(jobs)
   assert [result.name for result in found] == ["dense/seed-0", "hash/seed-0"]
@@ -125,20 +126,61 @@ def test_runs_of_a_results_file_are_not_made_again(published, tmp_path):
   assert len(Folder(tmp_path / "new").ready(jobs)) == 1
 
 
-def test_a_known_run_that_a_missing_one_starts_from_is_made_again(published, tmp_path):
+def test_a_known_run_that_a_missing_one_starts_from_is_run_again(published, tmp_path):
   study, folder = Again(Job("measured", {}, source="hash/seed-0", measure="leak")), Folder(tmp_path / "new")
-  jobs = add_known(study, "cpu", INPUTS, folder, published, TEXT)
+  jobs = with_sources(study, "cpu", INPUTS, folder, add_known(study, "cpu", INPUTS, folder, published, READ))
   assert [job.name for job in jobs if folder.is_finished(job.name)] == ["dense/seed-0"]
+
+
+def test_so_it_is_if_it_was_taken_before_by_another_study_and_its_result_is_kept_aside(published, tmp_path):
+  folder = Folder(tmp_path / "new")
+  add_known(Again(), "cpu", INPUTS, folder, published, READ)
+  folder.claim("decoder", "cpu", READ)
+  study, folder = Again(Job("measured", {}, source="hash/seed-0", measure="leak")), Folder(tmp_path / "new")
+  jobs = with_sources(study, "cpu", INPUTS, folder, known_jobs(study, "cpu", INPUTS, folder))
+  result = folder.root / "results" / "hash" / "seed-0.json"
+  before = result.read_text()  # still there: nothing has been claimed
+  assert [job.name for job in folder.ready(jobs)] == ["hash/seed-0", "mine/seed-0"]
+  assert [one.name for one in folder.results(jobs)] == ["dense/seed-0"]
+  folder.claim("decoder", "cpu", READ)
+  assert not result.exists() and (folder.root / "aside" / "hash" / "seed-0.json").read_text() == before
+
+
+def test_of_a_chain_all_runs_before_a_missing_one_are_run_again_and_those_that_are_there_are_not(tmp_path):
+  chain = [Job(str(i), {"train": {"steps": 1}}, source=str(i - 1) if i else "", measure="tiny") for i in range(4)]
+  folder = Folder(tmp_path)
+  for job in chain[:3]:
+    folder.add(Result(job.name, {}, job.compared, "abc", 1.0, 1, {}, {}))
+  folder.workdir("0").mkdir(parents=True)
+  (folder.workdir("0") / "config.json").write_text("{}")
+
+  class Chain(Tiny):
+    name = "chain"
+
+    def jobs(self, budget, inputs, results):
+      return chain
+
+  with_sources(Chain(), "smoke", INPUTS, folder, chain)
+  assert [job.name for job in chain if folder.is_finished(job.name)] == ["0"]
 
 
 def test_of_another_text_or_config_no_run_is_taken(published, tmp_path):
   folder = Folder(tmp_path / "new")
   with pytest.raises(ConfigError, match=r"--known = .*: expected a folder with results of decoder with --budget=cpu"):
-    add_known(Again(), "cpu", INPUTS, folder, published, {"wiki.jsonl.xz": 32})
+    add_known(Again(), "cpu", INPUTS, folder, published, {"text": {"wiki.jsonl.xz": 32}})
   path = published / "base-cpu.json"
   path.write_text(path.read_text().replace('"d_model": 8', '"d_model": 16'))
   with pytest.raises(ConfigError, match="of these configs and this text"):
-    add_known(Again(), "cpu", INPUTS, folder, published, TEXT)
+    add_known(Again(), "cpu", INPUTS, folder, published, READ)
+
+
+def test_of_other_data_no_run_is_taken(published, tmp_path):
+  path, folder = published / "base-cpu.json", Folder(tmp_path / "new")
+  path.write_text(file_text(json.loads(path.read_text()) | {"data_dir": {"mnist/3.0.1 train": 60_000}}))
+  with pytest.raises(ConfigError, match="expected a folder with results"):
+    add_known(Again(), "cpu", INPUTS, folder, published, READ | {"data_dir": {"mnist/3.0.1 train": 50_000}})
+  same = READ | {"data_dir": {"mnist/3.0.1 train": 60_000}}
+  assert folder.results(add_known(Again(), "cpu", INPUTS, folder, published, same))
 
 
 def test_a_run_that_has_diverged_elsewhere_has_an_infinite_loss(published):

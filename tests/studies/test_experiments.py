@@ -104,15 +104,15 @@ def test_films_that_were_not_watched_are_as_many_and_the_splits_are_disjoint():
 def test_ratings_that_cannot_be_used_are_one_line(text, message, tmp_path):
   (tmp_path / "u.data").write_text(text)
   with pytest.raises(DataError) as error:
-    movielens.MovieLens().check_inputs(Inputs("", str(tmp_path)), [])
+    movielens.MovieLens().check_inputs("cpu", Inputs("", str(tmp_path)))
   assert str(error.value) == f"{tmp_path}/{message}"
 
 
 def test_a_folder_without_ratings_and_none_are_refused(tmp_path):
   with pytest.raises(DataError, match=r"u\.data: expected the file of ratings of MovieLens-100k"):
-    movielens.MovieLens().check_inputs(Inputs("", str(tmp_path)), [])
+    movielens.MovieLens().check_inputs("cpu", Inputs("", str(tmp_path)))
   with pytest.raises(ConfigError, match="--data_dir = '': expected the folder of MovieLens-100k"):
-    movielens.MovieLens().check_inputs(Inputs("", ""), [])
+    movielens.MovieLens().check_inputs("cpu", Inputs("", ""))
 
 
 # --- both
@@ -159,7 +159,7 @@ def test_a_study_goes_from_its_first_experiment_to_its_verdicts(name, folder_of_
   monkeypatch.setattr(type(study), "arms", arms)
   inputs, folder = Inputs("", str(folder_of_ratings)), Folder(root)
   jobs = known_jobs(study, "smoke", inputs, folder)
-  study.check_inputs(inputs, jobs)
+  study.check_inputs("smoke", inputs)
   folder.claim(name, "smoke")
   jobs = run_study(study, "smoke", inputs, folder, jobs, 1, "abc")
   text = file_text(analysis_of(study, "smoke", jobs, folder))

@@ -1,7 +1,10 @@
 import dataclasses
+import json
 
 import pytest
 
+from moe.config import ConfigError
+from moe.data.tasks.glue import TASKS as GLUE
 from moe.studies.claims.transfer.finetune import BUDGETS, PUBLISHED, PUBLISHED_8B, TASKS, Finetune
 from moe.studies.study import Inputs, Result
 from moe.training.experiment import load_config
@@ -132,3 +135,28 @@ def test_the_report_has_every_task_the_means_and_a_sentence_for_each_contrast():
   )
   assert lines[-1].startswith("expert_choice against dense: did not hold. -1.0 points")
   assert "11 losses (sign test p = 0.00" in lines[-1]
+
+
+def prepare(root, dataset, **splits):
+  """Writes what TFDS says of a prepared data set."""
+  name, version = dataset.split(":")
+  path = root / name / version / "dataset_info.json"
+  path.parent.mkdir(parents=True)
+  path.write_text(json.dumps({"splits": [{"name": split, "shardLengths": sizes} for split, sizes in splits.items()]}))
+
+
+def test_all_tasks_must_be_prepared_before_anything_is_pretrained(tmp_path, monkeypatch):
+  text, tfds = tmp_path / "a.txt", tmp_path / "tfds"
+  text.write_text("text")
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tfds))
+  study = Finetune()
+  for task in sorted(TASKS):
+    for data_dir in ("", str(tfds)):
+      with pytest.raises(ConfigError, match=f"expected the TFDS data set {GLUE[task].dataset} in {tfds}/"):
+        study.check_inputs("cpu", Inputs(str(text), data_dir))
+    prepare(tfds, GLUE[task].dataset, train=["3", "4"], validation=["2"])
+  study.check_inputs("cpu", Inputs(str(text), ""))
+  found = study.data_read("cpu", Inputs(str(text), ""))
+  assert found["glue/cola/2.0.0 train"] == 7 and found["super_glue/cb/1.0.2 validation"] == 2 and len(found) == 22
+  with pytest.raises(ConfigError, match=r"--text = .*: expected a glob that matches at least one file of text"):
+    study.check_inputs("cpu", Inputs(str(tmp_path), ""))

@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 
 import pytest
 
@@ -92,15 +94,43 @@ def test_runs_that_have_read_another_text_are_not_mixed(tmp_path):
     (tmp_path / name).write_text(content)
   folder, first = Folder(tmp_path / "new"), text_files(f"{tmp_path}/a/*.txt")
   assert first == {"novels.txt": 5, "wiki.txt": 3} == text_files(str(tmp_path / "a"))
-  folder.claim("decoder", "cpu", first)
+  folder.claim("decoder", "cpu")  # before it could be read
+  folder.claim("decoder", "cpu", {"text": first})
   assert list(text_files(f"{tmp_path}/a/w*,{tmp_path}/a/n*")) == ["wiki.txt", "novels.txt"]
-  folder.check("decoder", "cpu", first)
+  folder.check("decoder", "cpu", {"text": first})
   folder.check("decoder", "cpu")  # as a report, which reads none
-  assert folder.text == first
+  assert folder.read == {"text": first}
   with pytest.raises(ConfigError) as error:
-    folder.check("decoder", "cpu", text_files(f"{tmp_path}/b/*.txt"))
+    folder.check("decoder", "cpu", {"text": text_files(f"{tmp_path}/b/*.txt")})
   wanted = f"expected novels.txt with 5 bytes, wiki.txt with 3 bytes: the runs in {folder.root} have read that"
   assert str(error.value) == f"--text = 'wiki.txt': {wanted}"
+
+
+def test_runs_that_have_read_other_data_are_not_mixed(tmp_path):
+  folder = Folder(tmp_path / "new")
+  folder.claim("images", "cpu", {"text": {}, "data_dir": {"mnist/3.0.1 train": 60_000}})
+  folder.check("images", "cpu", {"data_dir": {"mnist/3.0.1 train": 60_000}})
+  with pytest.raises(ConfigError) as error:
+    folder.check("images", "cpu", {"data_dir": {"mnist/3.0.1 train": 1_000}})
+  wanted = f"expected mnist/3.0.1 train with 60,000: the runs in {folder.root} have read that"
+  assert str(error.value) == f"--data_dir = 'mnist/3.0.1 train': {wanted}"
+
+
+def test_one_process_at_a_time_prepares_what_runs_read(tmp_path):
+  folder, order = Folder(tmp_path), []
+
+  def prepare():
+    with folder.alone():
+      order.append("begin")
+      time.sleep(0.2)
+      order.append("end")
+
+  threads = [threading.Thread(target=prepare) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert order == ["begin", "end"] * 2
 
 
 @pytest.mark.parametrize("names", [["notes.txt"], ["config.json", "checkpoints"], ["results", "runs"]])

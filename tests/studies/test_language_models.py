@@ -147,6 +147,10 @@ def test_an_arm_has_a_name_and_values(text, message):
     ({"routers": {}}, "--arm mine.routers = {}: expected a router's section, or one of router, parts,"),
     ({"router": {"name": "glam"}, "parts": 0}, "--arm mine.parts = 0: expected at least 1"),
     ({"router": {"name": "glam"}, "match": "none"}, "--arm mine.match = 'none': expected one of step, total, steps"),
+    ({"router": "glam", "parts": "2"}, "--arm mine.parts = '2': expected a whole number"),
+    ({"router": "glam", "shared": True}, "--arm mine.shared = True: expected a whole number"),
+    ({"router": "glam", "experts": None}, "--arm mine.experts = None: expected a number"),
+    ({"router": "glam", "model": "x"}, "--arm mine.model = 'x': expected fields of the config"),
   ],
 )
 def test_an_arm_that_is_none_is_refused(values, message):
@@ -159,6 +163,7 @@ def test_an_arm_is_a_routers_section_or_the_fields_of_one():
   router = {"name": "glam", "capacity_factor": 2.0}
   assert given_arm(*parse_arm(f"mine={json.dumps(router)}")) == Arm(router=router)
   assert given_arm("mine", {"router": router, "parts": 1}) == Arm(router=router, parts=1)
+  assert given_arm("mine", {"router": "glam", "experts": 2}) == Arm(router={"name": "glam"}, experts=2)
 
 
 def test_a_given_arm_is_tuned_and_compared_as_the_others_and_may_not_have_the_name_of_one(monkeypatch):

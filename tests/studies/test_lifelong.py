@@ -62,9 +62,11 @@ def test_one_text_is_refused_and_so_are_other_texts_than_the_first(inputs, tmp_p
   one = Inputs(inputs.text.split(",")[0], "", tokens=inputs.tokens)
   with pytest.raises(ConfigError, match=r"--text = .*: expected to match from two to ten files"):
     Lifelong().jobs("cpu", one, [])
-  (tmp_path / "texts" / "0-poems").mkdir(parents=True)
+  (tmp_path / "texts" / "0-a.partk3j2").mkdir(parents=True)  # of a tokenization that was killed
+  Lifelong().check_inputs("smoke", inputs)
+  (tmp_path / "texts" / "0-poems").mkdir()
   with pytest.raises(ConfigError, match=r"--text = .*: expected the texts that this --workdir has begun with: 0-poems"):
-    Lifelong().check_inputs(inputs, [])
+    Lifelong().check_inputs("smoke", inputs)
 
 
 def measured(arm, seed, stage, losses):

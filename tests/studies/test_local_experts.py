@@ -115,7 +115,7 @@ def test_the_study_goes_from_its_first_experiment_to_its_verdicts(tmp_path, monk
   arms = {arm: study.arms[arm] for arm in ("mixture of 4", "network of 8")}
   monkeypatch.setattr(local_experts.LocalExperts, "arms", arms)
   jobs = known_jobs(study, "smoke", Inputs("", ""), folder)
-  study.check_inputs(Inputs("", ""), jobs)
+  study.check_inputs("smoke", Inputs("", ""))
   jobs = run_study(study, "smoke", Inputs("", ""), folder, jobs, 1, "abc")
   analysis = json.loads(file_text(analysis_of(study, "smoke", jobs, folder)))
   assert (analysis["failed"], analysis["finished"], analysis["runs"]) == ({}, 4, 4)

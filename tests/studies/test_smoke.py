@@ -55,7 +55,7 @@ def analysed(study, inputs, root):
   folder = Folder(root / f"{study.runs}-smoke")
   folder.check(study.runs, "smoke")
   jobs = known_jobs(study, "smoke", inputs, folder)
-  study.check_inputs(inputs, jobs)
+  study.check_inputs("smoke", inputs)
   folder.claim(study.runs, "smoke")
   study.prepare(inputs)
   jobs = run_study(study, "smoke", inputs, folder, jobs, 1, "abc")

@@ -106,6 +106,7 @@ def test_seconds_are_those_of_all_attempts(tmp_path, attempts, monkeypatch):
   metrics = tmp_path / "runs" / "one" / "metrics.jsonl"
   metrics.parent.mkdir(parents=True)
   lines = [json.dumps({"step": step, "kind": "train", "seconds": seconds}) for step, seconds in records]
+  lines.append(json.dumps({"step": 20, "kind": "score/validation", "seconds": 6.5}))  # written after, sorted before
   metrics.write_text("\n".join(lines) + "\n")
   clock = iter([100.0, 105.0])
   monkeypatch.setattr(worker, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))

@@ -5,6 +5,7 @@ import difflib
 import functools
 import importlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -91,7 +92,7 @@ def _find(config: TaskConfig, vocabulary: Vocabulary) -> seqio.Task | seqio.Mixt
   """The registered task or mixture of that name, after importing `config.modules`; None if there is none."""
   # TensorFlow would otherwise reserve the accelerator's memory.
   tf.config.set_visible_devices([], "GPU")
-  register(vocabulary, config.data_dir)
+  register(vocabulary, os.path.expanduser(config.data_dir))
   for module in config.modules:
     try:
       importlib.import_module(module)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe.data.batch import Batch, RowShape
+from moe.parallel.processors import processors
 from moe.row_format import PictureFormat
 
 
@@ -68,5 +68,5 @@ class PictureShape(RowShape):
 @functools.cache
 def _pool() -> tuple[ThreadPoolExecutor, int]:
   """Threads that decode pictures, and how many."""
-  workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 32)
+  workers = min(len(processors()), 32)
   return ThreadPoolExecutor(workers, "moe-pictures"), workers

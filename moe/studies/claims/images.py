@@ -2,18 +2,21 @@
 
 import glob
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from moe.config import require
+from moe.data.formats.prepared import prepared_examples
 from moe.markdown import markdown_table
 from moe.studies.arms import Arm
 from moe.studies.contrasts import Contrast
 from moe.studies.language_models import TUNING, LanguageModels
+from moe.studies.repository import repository_config
 from moe.studies.settings import VISION
-from moe.studies.study import Headline, Inputs, Job, Result
+from moe.studies.study import Headline, Inputs, Result
 
 
 def _one(name: str, *, experts: float = 1.0, placement: Mapping[str, Any] | None = None, **options: Any) -> Arm:
@@ -77,19 +80,32 @@ class Images(LanguageModels, name="images"):
     Contrast("soft_moe_last", "soft_moe_first"),
   )
 
-  def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
-    found = not inputs.data_dir or os.path.isdir(inputs.data_dir)
-    wanted = "expected a TFDS directory, or a folder of class folders"
-    require(found, "--data_dir", inputs.data_dir, wanted)
+  def check_inputs(self, budget: str, inputs: Inputs) -> None:
+    wanted = f"expected a TFDS directory with {self._dataset}, or a folder of class folders"
+    require(bool(self.data_read(budget, inputs)), "--data_dir", inputs.data_dir, wanted)
+
+  def data_read(self, budget: str, inputs: Inputs) -> dict[str, int]:
+    if found := prepared_examples(inputs.data_dir, self._dataset):
+      return found
+    classes = sorted(path for path in pathlib.Path(inputs.data_dir or "-").glob("*") if path.is_dir())
+    return {path.name: sum(1 for _ in path.iterdir()) for path in classes} if not self._is_tfds(inputs) else {}
 
   def prepare(self, inputs: Inputs) -> None:
     """The data are read as they are."""
 
   def data_fields(self, inputs: Inputs) -> dict[str, Any]:
-    prepared = glob.glob(os.path.join(inputs.data_dir, "*", "**", "dataset_info.json"), recursive=True)
-    if prepared or not inputs.data_dir:
+    if self._is_tfds(inputs):
       return {"data.source.data_dir": inputs.data_dir}
     return {"data.source": {"name": "image_folder", "path": inputs.data_dir}}
+
+  @property
+  def _dataset(self) -> str:
+    return repository_config(self.setting.config)["data"]["source"]["dataset"]
+
+  @staticmethod
+  def _is_tfds(inputs: Inputs) -> bool:
+    prepared = glob.glob(os.path.join(inputs.data_dir, "*", "**", "dataset_info.json"), recursive=True)
+    return bool(prepared) or not inputs.data_dir
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
     found: dict[str, list[float]] = {}

@@ -315,3 +315,10 @@ def test_a_split_that_is_not_there_and_a_name_nearby_are_one_line(data_dir):
     next(task.examples("test"))
   with pytest.raises(ConfigError, match="similar ones are mnli"):
     open_scored_tasks(TaskConfig("mnnli", **where), vocabulary, LENGTHS)
+
+
+def test_a_home_directory_is_expanded(data_dir, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "tfds").symlink_to(data_dir / "tfds")
+  [task] = open_scored_tasks(TaskConfig("rte", data_dir="~/tfds"), load_vocabulary("bytes", 0), LENGTHS)
+  assert next(task.examples("validation")).target in (0, 1)

@@ -57,7 +57,7 @@ def test_nothing_is_drawn_of_nothing(tmp_path):
 
 
 def test_fine_tuning_has_a_row_per_task(tmp_path):
-  scores = {"a": {"rte": [0.6], "cb": [0.8]}, "b": {"rte": [0.5], "cb": [0.9]}}
+  scores = {"a": {"rte": {0: 0.6}, "cb": {0: 0.8}}, "b": {"rte": {0: 0.5}, "cb": {0: 0.9}}}
   study = Study.choices["finetune"]()
   analysis = {"study": "finetune", "budget": "cpu", "claim": study.claim, "results": []}
   analysis["contrasts"] = compare_over_tasks(scores, "a", ("b",))

@@ -82,7 +82,7 @@ def test_a_measurement_has_no_part_in_what_configs_have_in_common(tmp_path):
 
 
 def test_the_main_analyses_a_folder_without_the_text_and_says_what_it_was(tmp_path):
-  Folder(tmp_path / "finetune-smoke").claim("finetune", "smoke", {"wiki.jsonl.xz": 31})
+  Folder(tmp_path / "finetune-smoke").claim("finetune", "smoke", {"text": {"wiki.jsonl.xz": 31}})
   command = [
     sys.executable,
     "-m",

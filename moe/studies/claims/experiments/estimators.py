@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from moe.config import in_section, require
+from moe.config import require
+from moe.data.formats.prepared import prepared_examples
 from moe.data.sources.image_dataset import ImageDatasetConfig
 from moe.markdown import markdown_table
 from moe.row_format import PictureFormat
@@ -76,11 +76,12 @@ class Estimators(TunedExperiments, name="estimators"):
   def data_fields(self, inputs: Inputs) -> dict[str, Any]:
     return {"data_dir": inputs.data_dir}
 
-  def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
-    found = not inputs.data_dir or os.path.isdir(inputs.data_dir)
-    require(found, "--data_dir", inputs.data_dir, "expected a TFDS directory with mnist")
-    with in_section("--data_dir"):
-      ImageDatasetConfig("mnist", inputs.data_dir).stored_vocabulary()
+  def check_inputs(self, budget: str, inputs: Inputs) -> None:
+    found = self.data_read(budget, inputs)
+    require(bool(found), "--data_dir", inputs.data_dir, "expected a TFDS directory with mnist")
+
+  def data_read(self, budget: str, inputs: Inputs) -> dict[str, int]:
+    return prepared_examples(inputs.data_dir, "mnist")
 
   def experiment(self, config: Mapping[str, Any]) -> dict[str, Any]:
     if "problems" in config:

@@ -1,6 +1,7 @@
 """Do the weights of top-k gates jump, and those of DSelect-k not? Hazimeh et al. 2021, on MovieLens."""
 
 import functools
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from moe.nn.linear import T5_INIT, normal
 from moe.routing.methods.static_gates import StaticGateConfig
 from moe.studies.claims.experiments.ratings import FILMS, USERS, Rows, read_ratings, split, with_unwatched
 from moe.studies.claims.experiments.tuned import Asked, Plan, TunedExperiments, by_rate, runs_of
-from moe.studies.study import Inputs, Job
+from moe.studies.study import Inputs
 
 _EXPERTS = 16
 _TASKS = ("watch", "rating")
@@ -78,9 +79,13 @@ class MovieLens(TunedExperiments, name="movielens"):
   def data_fields(self, inputs: Inputs) -> dict[str, Any]:
     return {"data_dir": inputs.data_dir}
 
-  def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
+  def check_inputs(self, budget: str, inputs: Inputs) -> None:
     require(bool(inputs.data_dir), "--data_dir", inputs.data_dir, "expected the folder of MovieLens-100k, with u.data")
     read_ratings(inputs.data_dir)
+
+  def data_read(self, budget: str, inputs: Inputs) -> dict[str, int]:
+    path = pathlib.Path(inputs.data_dir or "-") / "u.data"
+    return {path.name: path.stat().st_size} if path.is_file() else {}
 
   def experiment(self, config: Mapping[str, Any]) -> dict[str, Any]:
     rows = with_unwatched(read_ratings(config["data_dir"]), _DATA_SEED)

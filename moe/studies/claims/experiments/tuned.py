@@ -105,7 +105,7 @@ class TunedExperiments(Study):
     """The fields that say where an experiment reads."""
     return {}
 
-  def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
+  def check_inputs(self, budget: str, inputs: Inputs) -> None:
     """An experiment reads nothing, unless the study says so."""
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from moe.config import override, require
+from moe.data.formats.prepared import prepared_examples, tfds_directory
 from moe.data.tasks.glue import ELEVEN as TASKS
 from moe.data.tasks.glue import TASKS as GLUE
 from moe.markdown import markdown_table
@@ -192,13 +193,17 @@ class Finetune(Study, name="finetune"):
       ]
     return jobs
 
-  def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
-    found = not inputs.text or glob.glob(inputs.text, recursive=True)
-    require(bool(found), "--text", inputs.text, "expected to match at least one file")
+  def check_inputs(self, budget: str, inputs: Inputs) -> None:
+    found = not inputs.text or (glob.glob(inputs.text, recursive=True) and not os.path.isdir(inputs.text))
+    require(bool(found), "--text", inputs.text, "expected a glob that matches at least one file of text")
     if inputs.pretrained:
       Workdir(inputs.pretrained, "--pretrained").load_config()
-    for task in sorted({job.tags["task"] for job in jobs if inputs.data_dir and "task" in job.tags}):
-      GLUE[task].require_prepared(inputs.data_dir, "--data_dir", inputs.data_dir, os.path.exists)
+    for task in _tasks(budget):
+      GLUE[task].require_prepared(str(tfds_directory(inputs.data_dir)), "--data_dir", inputs.data_dir, os.path.exists)
+
+  def data_read(self, budget: str, inputs: Inputs) -> dict[str, int]:
+    found = {task: prepared_examples(inputs.data_dir, GLUE[task].dataset) for task in _tasks(budget)}
+    return {split: examples for of_task in found.values() for split, examples in of_task.items()}
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
     rates = _rates(BUDGETS[budget], results)
@@ -208,7 +213,9 @@ class Finetune(Study, name="finetune"):
       "pretraining": _validation_losses([result for result in results if "task" not in result.tags]),
       "rates": rates,
       "scores": [_row(result) for result in tuned],
-      "accuracies": scores,
+      "accuracies": {
+        arm: {task: [*seeds.values()] for task, seeds in of_arm.items()} for arm, of_arm in scores.items()
+      },
       "majority": {result.tags["task"]: _task_score(result, "validation")["majority"] for result in tuned},
       "contrasts": compare_over_tasks(scores, "expert_choice", ("gshard", "switch", "dense")),
       "published": {"100M/64E": PUBLISHED, "8B/64E": PUBLISHED_8B},
@@ -261,6 +268,11 @@ def _finetuning(plan: Budget, inputs: Inputs, task: str, arm: str, rate: float, 
   )
 
 
+def _tasks(budget: str) -> list[str]:
+  """All that models are tuned or compared on."""
+  return sorted({*BUDGETS[budget].tasks, *BUDGETS[budget].tuning})
+
+
 def _source(arm: str, seed: int) -> str:
   return f"pretrained/{arm}/seed-{seed}"
 
@@ -277,11 +289,13 @@ def _rates(plan: Budget, results: Sequence[Result]) -> dict[str, float]:
   return {arm: max(sorted(plan.rates), key=lambda rate: means[arm, rate]) for arm in tuned}
 
 
-def _by_arm_and_task(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
-  """Accuracies on the validation split, a number per seed."""
-  found: dict[str, dict[str, list[float]]] = {}
+def _by_arm_and_task(results: Sequence[Result]) -> Scores:
+  """Accuracies on the validation split."""
+  found: dict[str, dict[str, dict[int, float]]] = {}
   for result in sorted(results, key=lambda result: result.tags["seed"]):
-    found.setdefault(result.tags["arm"], {}).setdefault(result.tags["task"], []).append(_accuracy(result))
+    found.setdefault(result.tags["arm"], {}).setdefault(result.tags["task"], {})[result.tags["seed"]] = _accuracy(
+      result
+    )
   return found
 
 
@@ -316,7 +330,7 @@ def _validation_losses(results: Sequence[Result]) -> dict[str, list[float]]:
   return losses
 
 
-def _lines_of_means(scores: Scores, majority: Mapping[str, float]) -> list[str]:
+def _lines_of_means(scores: Mapping[str, Mapping[str, Sequence[float]]], majority: Mapping[str, float]) -> list[str]:
   """A row per task: the majority class, our means over seeds, the published accuracies; and the means over tasks."""
   arms = [arm for arm in (*BUDGETS["cpu"].arms, PRETRAINED) if arm in scores]
   tasks = [task for task in TASKS if all(task in scores[arm] for arm in arms)]

@@ -132,7 +132,7 @@ class Lifelong(Study, name="lifelong"):
     ]
     return runs + measured
 
-  def check_inputs(self, inputs: Inputs, jobs: Sequence[Job]) -> None:
+  def check_inputs(self, budget: str, inputs: Inputs) -> None:
     made = [path.name for path in _made(inputs)]
     same = set(made) <= set(_texts(inputs))
     require(same, "--text", inputs.text, f"expected the texts that this --workdir has begun with: {', '.join(made)}")
@@ -276,7 +276,7 @@ def _write_together(parts: Sequence[pathlib.Path], out: pathlib.Path) -> None:
 
 def _made(inputs: Inputs) -> list[pathlib.Path]:
   """The token directories of single texts that are there, in the order of stages."""
-  return sorted(_folder(inputs).glob("[0-9]-*"))
+  return sorted(path for path in _folder(inputs).glob("[0-9]-*") if "." not in path.name)  # a kill may leave a .part
 
 
 def _files(text: str) -> list[str]:
