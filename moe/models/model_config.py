@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -10,10 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe.config import Choice, in_section, require
+from moe.experts.exchange.soft import check_soft_group
 from moe.models.placement import EveryNth, Placement
 from moe.nn.activations import Form
 from moe.nn.linear import T5_INIT, KernelInit
 from moe.nn.norm import Norm
+from moe.parallel.mesh import row_shards
 from moe.routing import RouterConfig, Site
 from moe.routing.methods.reinforce import ReinforceConfig
 from moe.row_format import RowFormat
@@ -279,13 +282,9 @@ class ModelConfig(Choice):
 
   def check_batches(self, rows: int, inputs_length: int, targets_length: int) -> None:
     """Raises `ConfigError` if a router cannot divide training (micro-)batches of this shape into its groups."""
-    lengths = self.stack_lengths(inputs_length, targets_length)
-    for name, stack in self.stacks.items():
-      if stack.moe is None:
-        continue
-      with in_section(f"{name}.moe.router"):
-        for length in stack.routed_lengths(lengths[name]):
-          stack.moe.router.check(self.site(stack.moe), rows, length)
+    for path, moe, length in self._routers(inputs_length, targets_length):
+      with in_section(path):
+        moe.router.check(self.site(moe), rows, length)
 
   def check_mesh(self, mesh: Mesh) -> None:
     """Raises `ConfigError` unless what the mesh divides can be divided evenly."""
@@ -300,6 +299,25 @@ class ModelConfig(Choice):
       if stack.moe is not None:
         divides("expert", f"{name}.moe.num_experts", stack.moe.num_experts)
         divides("model", f"{name}.moe.d_ff", stack.moe.d_ff)
+
+  def check_groups(self, mesh: Mesh, rows: int, inputs_length: int, targets_length: int) -> None:
+    """Raises `ConfigError` if soft groups of (micro-)batches of this shape do not fit the mesh (`check_soft_group`).
+
+    The batches may be of evaluation; their rows are a multiple of the mesh's.
+    """
+    for path, moe, length in self._routers(inputs_length, targets_length):
+      with in_section(f"config.model.{path}"):
+        if moe.router.is_soft:
+          group = moe.router.groups(rows, length, training=False)  # those of training, if that can divide the batch
+          check_soft_group(group.size, rows // row_shards(mesh) * length, mesh.shape["expert"])
+
+  def _routers(self, inputs_length: int, targets_length: int) -> Iterator[tuple[str, MoEConfig, int]]:
+    """The path of each stack's router, its layers' section, and how many tokens of a row they are given in training."""
+    lengths = self.stack_lengths(inputs_length, targets_length)
+    for name, stack in self.stacks.items():
+      if stack.moe is not None:
+        for length in stack.routed_lengths(lengths[name]):
+          yield f"{name}.moe.router", stack.moe, length
 
   @property
   def decoder_router(self) -> RouterConfig | None:

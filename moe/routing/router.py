@@ -51,10 +51,12 @@ class RouterConfig(Choice):
   Attributes:
     paper: the one it follows.
     reads_ids: whether it reads token ids.
+    is_soft: whether its slots are mixtures of the tokens of a group, a `SoftRouting`.
   """
 
   paper: ClassVar[str]
   reads_ids: ClassVar[bool] = False
+  is_soft: ClassVar[bool] = False
 
   def make(self, site: Site, rngs: nnx.Rngs) -> "Router":
     """The router's module, with newly initialised parameters and state."""

@@ -182,10 +182,10 @@ class ExperimentConfig:
 
   def check_mesh(self, mesh: Mesh) -> None:
     """Raises `ConfigError` unless the mesh divides the model and its batches."""
+    data, rows = self.data, self.data.batch_size // self.train.accumulation
     self.model.check_mesh(mesh)
-    check_rows(
-      mesh, self.data.batch_size // self.train.accumulation, "config.data.batch_size / config.train.accumulation"
-    )
+    check_rows(mesh, rows, "config.data.batch_size / config.train.accumulation")
+    self.model.check_groups(mesh, rows, data.inputs_length, data.targets_length)
     if self.score is not None:
       check_rows(
         mesh, self.score_rows, "config.score.batch_size" if self.score.batch_size else "config.data.batch_size"

@@ -1,5 +1,6 @@
 """A layer gives the same numbers on any mesh, with every router, and only what must travel does."""
 
+import contextlib
 import functools
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moe.config import ConfigError
+from moe.experts.exchange.soft import check_soft_group
 from moe.experts.layer import MoE
 from moe.parallel.mesh import MeshConfig, make_mesh, replicated, rows, tracing_for
 from moe.parallel.sharding import shard_parameters
@@ -128,6 +131,24 @@ def test_a_choice_among_tokens_of_several_devices_leaves_no_conditional():
   """XLA's CPU backend does not order collectives in a conditional with others: processes could wait forever."""
   _, compiled = run("expert_choice", {}, (2, 4, 1))
   assert shapes(compiled, "all-to-all") and " conditional(" not in compiled.as_text()
+
+
+@pytest.mark.parametrize("size", [48, 24], ids=["more than a device has", "fewer"])
+def test_soft_groups_across_the_shards_of_devices_are_refused(size):
+  """Each of 4 devices has 36 of the 144 tokens."""
+  wanted = "expected a divisor of the 36 tokens of a device, or these times a divisor or a multiple of mesh.expert = 4"
+  with pytest.raises(ConfigError) as caught:
+    run("soft_moe", {"group_size": size}, (1, 4, 1))
+  assert str(caught.value) == f"group_size = {size}: {wanted}"
+
+
+def test_soft_groups_lie_on_a_device_or_divide_or_fill_rows_of_the_mesh():
+  fitting = []
+  for size in range(1, 6 * 12 + 1):
+    with contextlib.suppress(ConfigError):
+      check_soft_group(size, shard=6, row=4)
+      fitting.append(size)
+  assert fitting == [1, 2, 3, 6, 12, 24, 48, 72]
 
 
 def assert_only_what_must_travels(compiled, experts: int):

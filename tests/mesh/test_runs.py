@@ -113,3 +113,21 @@ def test_experts_and_rows_must_be_multiples_of_their_axes(corpus, tmp_path):
   tree["mesh"] = {"expert": 4}
   with pytest.raises(ConfigError, match=r"expected rows per micro-batch to be a multiple of data x expert = 8"):
     train(load_config(tree), tmp_path / "run")
+
+
+def test_soft_groups_must_lie_on_whole_devices_of_a_micro_batch(corpus, tmp_path):
+  """Of 12 rows of 16 inputs each of 4 devices has 48 tokens: groups of 16 or 96 fit, of 64 or 32 do not."""
+  tree = tiny_mapping(corpus, steps=2)
+  tree["data"]["batch_size"], tree["mesh"] = 24, {"data": 2, "expert": 2, "model": 2}
+  tree["train"]["accumulation"], tree["model"]["vocab_size"] = 2, 260
+  router = tree["model"]["encoder"]["moe"]["router"] = {"name": "soft_moe"}
+  for size in (16, 96):
+    router["group_size"] = size
+    load_config(tree).check_mesh(make_mesh(MeshConfig(2, 2, 2)))
+  for size in (64, 32):
+    router["group_size"] = size
+    with pytest.raises(
+      ConfigError, match=rf"config.model.encoder.moe.router.group_size = {size}: .* the 48 tokens of a"
+    ):
+      train(load_config(tree), tmp_path / "run")
+  assert not (tmp_path / "run").exists()

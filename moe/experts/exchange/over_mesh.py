@@ -54,7 +54,8 @@ def over_mesh(
     `[B, T, d]`.
 
   Raises:
-    ValueError: the rows of `x` cannot be divided over the mesh, or a soft routing's groups do not fit its shape.
+    ValueError: the rows of `x` cannot be divided over the mesh.
+    ConfigError: the groups of a soft routing do not fit the mesh (`check_soft_group`).
   """
   shards, weights, dropout = row_shards(mesh), experts.weights(), named(dropout, None)
   on_mesh = functools.partial(_sharded, mesh, experts)

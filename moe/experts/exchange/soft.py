@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from moe.config import require
 from moe.experts.kernels.dropout import named
 from moe.experts.kernels.names import soft_names
 from moe.experts.network import Experts
@@ -23,14 +24,14 @@ def soft_over_devices(groups: Groups, experts: Experts) -> Callable:
   row computes its slots.
 
   Raises:
-    ValueError: when called, if a group neither fills whole rows of the mesh nor divides one.
+    ConfigError: when called, if the groups do not fit the mesh (`check_soft_group`).
   """
 
   def on_device(x, routing, weights, dropout):
     tokens = x.reshape(-1, x.shape[-1])
     dispatch, combine = (w.reshape(len(tokens), -1).astype(x.dtype) for w in (routing.dispatch, routing.combine))
     num_experts, slots = routing.dispatch.shape[2:]
-    in_row, rows_each = _layout(groups.size // len(tokens))
+    in_row, rows_each = _layout(groups.size, len(tokens))
     mine = jax.lax.axis_index("expert") * in_row // jax.lax.axis_size("expert")
     mixed = (dispatch.T @ tokens).reshape(num_experts, slots, -1)  # [E, P, d]
     # One entry for each group in this row of the mesh; this device fills its own.
@@ -51,9 +52,25 @@ def soft_over_devices(groups: Groups, experts: Experts) -> Callable:
   return on_device
 
 
-def _layout(devices: int) -> tuple[int, int]:
-  """Groups per row of the mesh (along `expert`) and rows per group, if a group spans that many devices."""
-  row = jax.lax.axis_size("expert")
-  if row % devices and devices % row:
-    raise ValueError(f"group_size: expected {devices} devices of a group to divide or fill rows of {row} (mesh.expert)")
+def check_soft_group(size: int, shard: int, row: int) -> None:
+  """Checks that a soft group lies on one device, or on whole devices that divide or fill rows of the mesh.
+
+  Args:
+    size: tokens of a group.
+    shard: tokens of a device; the devices follow each other along `expert`, then along `data`.
+    row: devices along the mesh axis `expert`.
+
+  Raises:
+    ConfigError: it does not; what a device adds to the slots could not be told apart by group.
+  """
+  devices = size // shard
+  fits = size % shard == 0 and (row % devices == 0 or devices % row == 0)
+  wanted = f"a divisor of the {shard} tokens of a device, or these times a divisor or a multiple of mesh.expert = {row}"
+  require(fits or shard % size == 0, "group_size", size, f"expected {wanted}")
+
+
+def _layout(size: int, shard: int) -> tuple[int, int]:
+  """Groups per row of the mesh (along `expert`) and rows per group, if groups span several devices."""
+  devices, row = size // shard, jax.lax.axis_size("expert")
+  check_soft_group(size, shard, row)
   return max(1, row // devices), max(1, devices // row)

@@ -118,6 +118,7 @@ class SoftMoEConfig(RouterConfig, name="soft_moe"):
   """
 
   paper = "Puigcerver et al. 2023, arXiv 2308.00951"
+  is_soft = True
 
   slots: int | None = None
   capacity_factor: float | None = None
