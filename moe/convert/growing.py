@@ -3,8 +3,8 @@
 New experts and their part of the router begin as copies of the old ones, in turn, so that they start where these are.
 So that no output changes, the copies have no say at first, by one of two ways (`RouterConfig.growth`):
 
-- "unchosen" (`loss_free`, `quantile_balanced` with sigmoid scores): their bias is so low that no token chooses them;
-  training balances the loads, and lets them in.
+- "unchosen" (`loss_free`, `quantile_balanced` with sigmoid scores, `deepseek_v3` too if all its groups are chosen):
+  their bias is so low that no token chooses them; training balances the loads, and lets them in.
 - "silent" (`relu`, `noisy_rectifier`, `stochastic_times_smooth`, `threshold` with sigmoid gates): the last matrix of a
   new expert is 0, and learns from the first step on.
 

@@ -117,9 +117,9 @@ def grown_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
   for name in grown:
     router = after[name].router
     wanted = (
-      "expected one that leaves old experts their tokens and weights when new ones come: loss_free or quantile_balanced"
-      " with scores = 'sigmoid', relu, noisy_rectifier, stochastic_times_smooth, or threshold with gate = 'sigmoid',"
-      " slack = None and renormalize = False; dropless"
+      "expected one that leaves old experts their tokens and weights when new ones come: with scores = 'sigmoid'"
+      " loss_free, quantile_balanced, or deepseek_v3 with chosen_groups = expert_groups; relu, noisy_rectifier,"
+      " stochastic_times_smooth, or threshold with gate = 'sigmoid', slack = None and renormalize = False; dropless"
     )
     require(router.growth is not None, f"config.model.{name}.moe.router.name", router.name, wanted)
   return new

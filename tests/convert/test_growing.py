@@ -27,6 +27,7 @@ ROUTERS = {
   "loss_free": router("loss_free"),
   "renormalized": router("loss_free", renormalize=True, router_bias=True),
   "quantile_balanced": router("quantile_balanced"),
+  "deepseek_v3": router("deepseek_v3", expert_groups=1, chosen_groups=1),
   "relu": router("relu"),
   "noisy_rectifier": router("noisy_rectifier"),
   "stochastic_times_smooth": router("stochastic_times_smooth"),
@@ -120,6 +121,7 @@ EIGHT = ("model.decoder.moe.num_experts", 8)
     ({"scores": "softmax"}, [EIGHT], r"router.name = 'loss_free': expected one that leaves old experts their tokens"),
     ({"capacity_factor": 2.0}, [EIGHT], r"router.name = 'loss_free': expected one .* dropless"),
     ({"name": "glam"}, [EIGHT], r"router.name = 'glam': expected one that leaves old experts"),
+    ({"name": "deepseek_v3"}, [EIGHT], r"router.name = 'deepseek_v3': expected one .* chosen_groups = expert_groups"),
   ],
 )
 def test_what_cannot_grow_is_refused_by_its_config_alone(options, fields, message, corpus):

@@ -59,6 +59,11 @@ class DeepSeekV3Config(LossFreeConfig, name="deepseek_v3"):
     wanted = f"expected at least 1 and at most expert_groups = {self.expert_groups}"
     require(1 <= self.chosen_groups <= self.expert_groups, "chosen_groups", self.chosen_groups, wanted)
 
+  @property
+  def growth(self) -> Literal["unchosen"] | None:
+    # More experts would divide into other groups, and old ones would compete with other experts than before.
+    return super().growth if self.chosen_groups == self.expert_groups else None
+
   def make(self, site: Site, rngs: nnx.Rngs) -> "DeepSeekV3":
     return DeepSeekV3(self, site, rngs=rngs)
 
