@@ -14,7 +14,7 @@ from moe.config import require
 from moe.routing.methods.loss_free import LossFree, LossFreeConfig
 from moe.routing.router import Site
 from moe.routing.solvers.highest import are_highest, highest
-from moe.routing.top_k import Logits
+from moe.routing.top_k import Decision, Logits
 
 _BEST = 2  # experts of a group whose scores it is judged by
 
@@ -38,7 +38,7 @@ class DeepSeekV3Config(LossFreeConfig, name="deepseek_v3"):
 
   V3 itself has 256 experts in 8 groups of which a token has 4, `top_k = 8`, a shared expert (`moe.shared_experts = 1`)
   and multiplies the gates by 2.5 (`moe.gate_scale = 2.5`). Its groups lie on nodes, so that a token is sent to at most
-  `chosen_groups` of them.
+  `chosen_groups` of them. The balance loss counts the highest scores, without the biases and the limit to groups.
 
   Attributes:
     expert_groups: N, which divides the number of experts.
@@ -84,3 +84,8 @@ class DeepSeekV3(LossFree):
   def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
     biased = super().ranking(logits, scores, mask, training=training)
     return within_best_groups(biased, self.config.expert_groups, self.config.chosen_groups)
+
+  def losses(self, decision: Decision, *, training: bool) -> dict[str, jax.Array]:
+    # Equation 18 counts a token's highest scores, whatever its groups and the biases leave of them for the choice.
+    counted = highest(jax.lax.stop_gradient(decision.scores), self.config.top_k)[1]
+    return super().losses(dataclasses.replace(decision, choices=counted), training=training)

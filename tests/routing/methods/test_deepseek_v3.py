@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from moe.config import ConfigError, build
-from moe.routing import RouterConfig, Site
+from moe.routing import RouterConfig, RouterInput, Site
 from moe.routing.methods.deepseek_v3 import within_best_groups
-from tests.routing.naive import make, random_tokens, route, token_weights
+from tests.routing.naive import learn, make, random_tokens, route, token_weights
 
 
 def test_a_group_is_judged_by_its_two_best_experts_and_others_than_the_best_groups_are_out():
@@ -41,6 +41,22 @@ def test_a_tokens_experts_are_the_best_of_its_groups_and_its_gates_their_share_o
   np.testing.assert_allclose(
     np.nan_to_num(token_weights(output.routing, 32, experts)), expected.reshape(1, 32, experts), atol=1e-6
   )
+
+
+def test_the_loss_counts_the_highest_scores_and_the_bias_moves_by_the_real_choices():
+  """Equations 17 to 20: every token scores experts 0 and 1 highest, 0.8 each of a sum of 0.8 * 2 + 0.4 * 6 = 4."""
+  router = make("deepseek_v3", num_experts=8, d_model=1, expert_groups=4, chosen_groups=1, bias_rate=0.1)
+  score = jnp.array([0.8, 0.8, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4])
+  router.kernel[...] = jnp.log(score / (1 - score))[None]
+  router.bias[...] = jnp.array([-0.5, -0.5, 0, 0, 0, 0, 0, 0])
+  inputs = RouterInput(jnp.ones((2, 3, 1)), jnp.ones((2, 3), bool), length=3)
+  (output,) = learn(router, inputs)
+  weights = token_weights(output.routing, 3, 8)
+  np.testing.assert_array_equal(np.isfinite(weights), np.broadcast_to([0, 0, 1, 1, 0, 0, 0, 0], weights.shape))
+  # f = 8 / 2 of the two and p = 0.8 / 4; the experts that were chosen would give 8 / 2 * (0.4 / 4 + 0.4 / 4) = 0.8.
+  assert float(output.losses["balance"]) == pytest.approx(8 / 2 * (0.8 / 4 + 0.8 / 4))
+  assert float(output.auxiliary_loss) == pytest.approx(1e-4 * 1.6)
+  np.testing.assert_allclose(router.bias[...], [-0.4, -0.4, -0.1, -0.1, 0.1, 0.1, 0.1, 0.1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
