@@ -30,7 +30,7 @@ def nucleus(probs: jax.Array, p: float) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class TopPConfig(TokenwiseConfig, CapacityConfig, name="top_p"):
-  """Options of top-p routing.
+  """Options of top-p routing. The paper's load balancing loss is left out: nothing keeps the experts' loads even.
 
   Attributes:
     p: probability that a token's experts reach together.
