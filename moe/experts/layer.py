@@ -119,8 +119,7 @@ class MoE(nnx.Module):
     for name, array in {"segments": segments, "ids": ids, "positions": positions}.items():
       if array is not None and array.shape != x.shape[:2]:
         raise ValueError(f"{name} = {list(array.shape)}: expected {list(x.shape[:2])}")
-    if ids is None and self.config.reads_ids:
-      raise ValueError(f"ids = None: expected int32 [B, T], which the router {self.config.name} reads")
+    self._check_ids(ids)
     segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
     positions = segment_positions(segments) if positions is None else positions
     if training:
@@ -143,12 +142,21 @@ class MoE(nnx.Module):
   def decode(
     self, x: jax.Array, state: dict[str, jax.Array], *, segments: Any = None, ids: Any = None, positions: Any = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The next token of each sequence, `[B, 1, d]`, routed as `__call__` in evaluation routes the full sequence."""
+    """The next token of each sequence, `[B, 1, d]`, routed as `__call__` in evaluation routes the full sequence.
+
+    Raises:
+      ValueError: an input that the router needs is missing.
+    """
+    self._check_ids(ids)
     groups, mask = Groups(x.shape[0]), jnp.ones(x.shape[:2], bool) if segments is None else segments > 0
     tokens, mask, ids, positions = (None if a is None else groups.cut(a) for a in (x, mask, ids, positions))
     with jax.named_scope("router"):
       output, state = self.router.decode(RouterInput(tokens, mask, ids, positions), state)
     return self._through_all(x, groups, output), state
+
+  def _check_ids(self, ids: jax.Array | None) -> None:
+    if ids is None and self.config.reads_ids:
+      raise ValueError(f"ids = None: expected int32 [B, T], which the router {self.config.name} reads")
 
   def _through_all(self, x: jax.Array, groups: Groups, output: RouterOutput, key: jax.Array | None = None) -> jax.Array:
     y = self._through_experts(x, groups, output.routing, key)

@@ -163,6 +163,37 @@ def test_a_wrong_call_is_one_line(router, x, inputs, message):
   assert "\n" not in str(caught.value)
 
 
+def decoded(moe, **given):
+  """Outputs of the rows' tokens one by one; those of `given` that are arrays `[B, T]` a column each."""
+  state, outputs = moe.init_decode_state(BATCH, LENGTH), []
+  step = jax.jit(lambda x, state, given: moe.decode(x, state, **given))
+  for t in range(LENGTH):
+    y, state = step(X[:, t : t + 1], state, {name: array[:, t : t + 1] for name, array in given.items()})
+    outputs.append(y)
+  return jnp.concatenate(outputs, 1)
+
+
+@pytest.mark.parametrize("function", ["random", "modulo", "bigram", "previous"])
+def test_a_hash_decodes_without_positions_as_a_row_of_one_sequence(function):
+  moe = layer({"name": "hash", "function": function}, vocab_size=VOCABULARY)
+  np.testing.assert_allclose(decoded(moe, ids=IDS), call(moe, ids=IDS)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("function", "given", "message"),
+  [
+    ("random", {"positions": POSITIONS}, "ids = None: expected int32 [B, T], which the router hash reads"),
+    ("bigram", {"positions": POSITIONS}, "ids = None: expected int32 [B, T], which the router hash reads"),
+    ("position", {"ids": IDS}, "positions = None: expected int32 [B, T], which function = 'position' reads"),
+  ],
+)
+def test_decoding_without_what_a_hash_reads_is_one_line(function, given, message):
+  moe = layer({"name": "hash", "function": function}, vocab_size=VOCABULARY)
+  with pytest.raises(ValueError) as caught:
+    decoded(moe, **given)
+  assert str(caught.value) == message
+
+
 def test_a_call_with_a_batch_that_the_router_cannot_divide_is_refused():
   moe = layer({"name": "expert_choice", "group_size": 5})
   with pytest.raises(ConfigError, match=r"group_size = 5: expected a divisor of 2 x 12 = 24 tokens, such as 4"):

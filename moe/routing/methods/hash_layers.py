@@ -157,19 +157,27 @@ class HashLayers(TokenwiseRouter):
       self.table = RouterState(jnp.full((config.hashes, site.vocab_size), -1, jnp.int32))
 
   def select(self, inputs: RouterInput, *, training: bool) -> Selection:
-    return self._select(inputs, previous_ids(inputs.ids, inputs.positions))
+    return self._select(inputs, previous_ids(inputs.ids, inputs.positions) if self.config.remembers else None)
 
   def init_memory(self, batch: int, length: int) -> dict[str, jax.Array]:
     """`previous`: int32 `[batch]`, the last decoded id, for functions that hash it."""
     return {"previous": jnp.zeros(batch, jnp.int32)} if self.config.remembers else {}
 
   def select_next(self, inputs: RouterInput, state: dict[str, jax.Array]) -> tuple[Selection, dict[str, jax.Array]]:
+    """See the base class. Without positions a row is one sequence; only "position" needs them.
+
+    Raises:
+      ValueError: it does, and there are none.
+    """
+    if inputs.positions is None and self.config.function == "position":
+      raise ValueError("positions = None: expected int32 [B, T], which function = 'position' reads")
     if not self.config.remembers:
       return super().select_next(inputs, state)
-    previous = jnp.where(inputs.positions == 0, 0, state["previous"])
+    previous = state["previous"]
+    previous = previous if inputs.positions is None else jnp.where(inputs.positions == 0, 0, previous)
     return self._select(inputs, previous), state | {"previous": inputs.ids[0]}
 
-  def _select(self, inputs: RouterInput, previous: jax.Array) -> Selection:
+  def _select(self, inputs: RouterInput, previous: jax.Array | None) -> Selection:
     known = (inputs.ids >= 0) & (inputs.ids < self.vocab_size)
     if not isinstance(known, jax.core.Tracer):
       unknown = inputs.ids[~known & inputs.mask]
@@ -178,8 +186,8 @@ class HashLayers(TokenwiseRouter):
     chosen = sections_chosen(self._buckets(inputs, previous), self.num_buckets) & known[..., None]
     return Selection(chosen, jnp.ones(chosen.shape, jnp.float32))
 
-  def _buckets(self, inputs: RouterInput, previous: jax.Array) -> jax.Array:
-    """int32 `[N, G, n]`, from 0 to E / N - 1."""
+  def _buckets(self, inputs: RouterInput, previous: jax.Array | None) -> jax.Array:
+    """int32 `[N, G, n]`, from 0 to E / N - 1; `previous` for functions that hash it."""
     config, ids = self.config, inputs.ids
     keys: tuple[jax.Array, ...]
     match config.function:
