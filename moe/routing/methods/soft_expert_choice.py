@@ -134,7 +134,7 @@ class SoftExpertChoiceConfig(CapacityConfig, name="soft_expert_choice"):
     super().check(site, batch, length)
     group = self.groups(batch, length).size
     for training in (True, False):
-      expert_choice_capacity(group, site.num_experts, self.factor(training))
+      expert_choice_capacity(group, site.num_experts, self.factor(training), field=self.factor_field(training))
 
 
 class SoftExpertChoice(Router):

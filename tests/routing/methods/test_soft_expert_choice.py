@@ -184,8 +184,10 @@ def test_wrong_options_are_refused(options, message):
 
 
 def test_a_budget_that_does_not_fit_is_refused():
-  with pytest.raises(ConfigError, match=r"capacity_factor = 9\.0: .* from 0\.5 to 8"):
+  with pytest.raises(ConfigError, match=r"^capacity_factor = 9\.0: .* from 0\.5 to 8"):
     SOFT(capacity_factor=9.0).check(Site(8, 8), batch=2, length=8)
+  with pytest.raises(ConfigError, match=r"^eval_capacity_factor = 9\.0: .* from 0\.5 to 8"):
+    SOFT(eval_capacity_factor=9.0).check(Site(8, 8), batch=2, length=8)
 
 
 # --- the causal form
