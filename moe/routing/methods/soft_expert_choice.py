@@ -233,7 +233,8 @@ def _weight(share: jax.Array, log_probs: jax.Array, gate: Gate) -> jax.Array:
 
 
 def _overflow(share: jax.Array, token: jax.Array) -> jax.Array:
-  """Float32 scalar, fraction of the shares `[G, n, E]` that found none of the slots `[G, E, C]`."""
+  """Float32 scalar, fraction of the shares `[G, n, E]` that found none of the slots `[G, E, C]`; 0 without any."""
   share = jax.lax.stop_gradient(share).swapaxes(1, 2)  # [G, E, n]
   kept = jnp.take_along_axis(share, token, axis=2, mode="fill", fill_value=0.0).sum()
-  return 1.0 - kept / jnp.maximum(share.sum(), 1.0)
+  total = share.sum()  # of whole budgets: 0, or at least 1
+  return (total - kept) / jnp.maximum(total, 1.0)

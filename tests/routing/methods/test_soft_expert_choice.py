@@ -141,6 +141,14 @@ def test_a_buffer_for_all_loses_nothing_and_empty_slots_stay_empty():
   np.testing.assert_array_equal(np.asarray(output.routing.weight)[np.asarray(output.routing.token) == 32], 0)
 
 
+def test_a_budget_of_nothing_loses_nothing():
+  """One real token of 16 gives each of 4 experts a budget of 1 / 4, rounded to 0."""
+  mask = jnp.arange(16)[None] < 1
+  output = route(make("soft_expert_choice", capacity_factor=1.0), random_tokens(1, 16), training=True, mask=mask)
+  assert (np.asarray(output.routing.token) == 16).all()
+  assert float(output.metrics["overflow"]) == 0
+
+
 def test_without_the_gate_the_weights_of_an_expert_are_its_budget():
   routing = routing_of(make("soft_expert_choice", gate="one", buffer=4.0, capacity_factor=1.0), random_tokens(2, 16))
   np.testing.assert_allclose(routing.weight.sum(-1), 8, rtol=1e-5)
