@@ -113,8 +113,7 @@ class ExpertChoice(Router):
     """float32 `[G, n, E]` from logits `[G, n, E]` and mask `[G, n]`."""
     if self.config.softmax == "experts":
       return jax.nn.softmax(logits)
-    # The softmax over a group of only padding is NaN, and no token is taken there.
-    return jnp.nan_to_num(jax.nn.softmax(logits, axis=1, where=mask[..., None]))
+    return jax.nn.softmax(logits, axis=1, where=mask[..., None])
 
   def choose(self, scores: jax.Array, mask: jax.Array, *, training: bool) -> SlotRouting:
     """The choice in one group with scores `[n, E]` and mask `[n]`."""

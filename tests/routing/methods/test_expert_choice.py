@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from moe.config import ConfigError
 from moe.routing import RouterConfig, Site, SlotRouting
@@ -170,6 +171,20 @@ def test_scores_may_sum_to_one_over_the_real_tokens_of_an_expert_instead():
   np.testing.assert_allclose(weights.sum(0), 1, rtol=1e-5)  # every expert takes every real token
   np.testing.assert_array_equal(weights[11:], 0)
   assert router.config.causal_twin() is None
+
+
+def test_over_tokens_only_padding_has_weights_and_slopes_of_zero_and_a_nan_shows():
+  router, tokens = make("expert_choice", softmax="tokens", group_size=8), random_tokens(3, 8)
+  mask = jnp.ones((3, 8), bool).at[1].set(False)
+  graph, params = nnx.split(router)
+  total = lambda params, tokens: route(nnx.merge(graph, params), tokens, mask=mask).routing.weight.sum()  # noqa: E731
+  weight = routing_of(router, tokens, mask=mask).weight
+  slopes = jax.grad(total, argnums=1)(params, tokens)
+  np.testing.assert_array_equal(weight[1], 0)
+  np.testing.assert_array_equal(slopes[1], 0)
+  assert (weight[0] > 0).all() and jnp.isfinite(slopes).all() and jnp.abs(slopes[0]).max() > 0
+  broken = routing_of(router, tokens.at[2, 3, 0].set(jnp.nan), mask=mask).weight
+  np.testing.assert_array_equal(jnp.isnan(broken).any((1, 2)), [False, False, True])
 
 
 @pytest.mark.parametrize("name", ["expert_choice", "position_grouped"])
