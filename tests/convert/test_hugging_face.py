@@ -11,6 +11,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from moe.config import ConfigError, build
+from moe.convert.hugging_face import folders
 from moe.convert.hugging_face.folders import from_folder, to_folder
 from moe.convert.hugging_face.places import places_of
 from moe.convert.hugging_face.settings import from_settings, to_settings
@@ -195,8 +196,19 @@ def test_from_ours_and_back(tmp_path):
   assert found.config.model.d_ff == 12 and found.vocabulary["size"] == 259
 
 
+def test_a_parameter_without_a_place_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+  from_folder(write_folder(tmp_path / "source", T5), tmp_path / "run")
+  without = {name: place for name, place in places_of(model_of(T5)).items() if "encoder.final" not in name}
+  monkeypatch.setattr(folders, "places_of", lambda model: without)
+  with pytest.raises(ConfigError, match=r"config.model = \['encoder.norm.scale'\]: expected only parameters"):
+    to_folder(tmp_path / "run", "best", tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
 MOE = {"num_experts": 2, "feed_forward": "relu", "router": {"name": "switch"}}
 REFUSED = [
+  ({"norm": "layer"}, "norm = 'layer': expected 'rms'"),
+  ({"bias": True}, "bias = True: expected False"),
   ({"relative_bias": "per_layer"}, "relative_bias = 'per_layer': expected 'shared'"),
   ({"feed_forward": "geglu_exact", "encoder": {"layers": 2}, "decoder": {"layers": 2}}, "feed_forward = 'geglu_exact'"),
   ({"encoder": {"layers": 2, "moe": MOE | {"router": "expert_choice"}}}, "encoder.moe.router.name = 'expert_choice'"),

@@ -137,6 +137,8 @@ def to_settings(model: ModelConfig, lengths: Mapping[str, int]) -> dict[str, Any
     ConfigError: the model is neither a T5 nor a Switch Transformer; names the field.
   """
   require(model.name == "encoder_decoder", "name", model.name, "expected encoder_decoder, which T5 is")
+  require(model.norm == "rms", "norm", model.norm, "expected 'rms': T5's norms have a scale only")
+  require(not model.bias, "bias", model.bias, "expected False: T5's matrices have no biases")
   bias = model.relative_bias
   require(bias == "shared", "relative_bias", bias, "expected 'shared': T5 has one table of position biases per stack")
   for side, stack in model.stacks.items():
