@@ -109,7 +109,7 @@ class Vision(nnx.Module):
     self.config = config
     of, d = named_streams(rngs), config.d_model
     width = config.patch_size**2 * config.channels
-    self.patch = normal(of("patch"), (width, d), width**-0.5, (None, "embed"))
+    self.patch = normal(of("patch"), (width, d), width**-0.5, ("patch", "embed"))
     self.patch_bias = zeros((d,), ("embed",))
     learned = config.positions == "learned"
     self.positions = normal(of("positions"), (config.tokens, d), 0.02, (None, "embed")) if learned else None
