@@ -47,11 +47,17 @@ class Seeds:
 
 
 def by_config(runs: Sequence[Run]) -> list[Seeds]:
-  """The runs in groups that differ only in the fields `seed` and `data.seed`, in the order of their first runs."""
+  """The runs in groups that differ only in the fields `seed` and `data.seed`, in the order of their first runs.
+
+  Vocabularies are the same if their content is: each run's config names the copy in its own folder.
+  """
   groups: dict[str, list[Run]] = {}
   for run in runs:
     tree = as_mapping(run.trained.config)
-    others = tree | {"seed": None, "data": tree["data"] | {"seed": None}}
+    others = tree | {
+      "seed": None,
+      "data": tree["data"] | {"seed": None, "vocabulary": run.trained.vocabulary["fingerprint"]},
+    }
     groups.setdefault(repr(others), []).append(run)
   return [Seeds(tuple(group)) for group in groups.values()]
 

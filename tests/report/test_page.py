@@ -11,6 +11,7 @@ import pytest
 from moe.report.rendering import render_report
 from moe.report.sections import SECTIONS
 from moe.report.sections.overview import flat_fields, router_text
+from moe.report.seeds import by_config
 from moe.report.types import Run
 from tests.report.runs import TOKENS, make_layer, make_run
 from tests.training.tiny import tiny_stack
@@ -209,6 +210,31 @@ def test_runs_that_differ_in_seeds_alone_have_a_mean_and_a_spread():
   assert (name, numbers, step) == ("seed0 … seed2 (3 seeds)", "0, 1, 2", "30")
   assert loss == "3.0000 ± 1.5275 (1.0000 to 6.0000)"
   assert speed == "1,001 ± 1 (1,000 to 1,002)" and time == "0:01:00"
+
+
+def with_vocabulary(run: Run, fingerprint: str) -> Run:
+  """The run with a SentencePiece vocabulary, of which its folder has a copy."""
+  data = dataclasses.replace(run.trained.config.data, vocabulary=f"{run.name}/vocabulary.model")
+  config = dataclasses.replace(run.trained.config, data=data)
+  vocabulary = run.trained.vocabulary | {"fingerprint": fingerprint}
+  return dataclasses.replace(run, trained=dataclasses.replace(run.trained, config=config, vocabulary=vocabulary))
+
+
+def test_seeds_have_one_vocabulary_though_each_run_has_its_own_copy():
+  first, second, _ = seeds(1, 2)
+  same = [with_vocabulary(first, "a"), with_vocabulary(second, "a")]
+  other = [with_vocabulary(first, "a"), with_vocabulary(second, "b")]
+  assert [len(group.runs) for group in by_config(same)] == [2]
+  assert [len(group.runs) for group in by_config(other)] == [1, 1]
+  assert fields_that_differ(same) == ["seed", "data.seed"]
+  assert fields_that_differ(other) == ["seed", "data.vocabulary", "data.seed"]
+
+
+def fields_that_differ(runs: list[Run]) -> list[str]:
+  tables = section(parsed(*runs), "Runs").iter("table")
+  return [
+    text_of(row[0]) for table in tables if table.find("thead/tr/th").text == "field" for row in table.find("tbody")
+  ]
 
 
 def test_curves_of_several_seeds_are_their_mean_within_their_range():

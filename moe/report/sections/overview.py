@@ -152,6 +152,10 @@ def _choice_text(choice: Any) -> str:
 def _differences(runs: Sequence[Run]) -> list[list[str]]:
   """The fields that differ, each with its value in every run."""
   flat = [flat_fields(run.trained.config) for run in runs]
+  vocabularies: dict[str, str] = {}
+  for run, fields in zip(runs, flat):  # equal ones lie in each run's folder: the first run's path stands for all
+    path = fields["data.vocabulary"]
+    fields["data.vocabulary"] = vocabularies.setdefault(run.trained.vocabulary["fingerprint"], path)
   rows = [[name, *(fields.get(name, _ABSENT) for fields in flat)] for name in _names(flat)]
   return [row for row in rows if len(set(row[1:])) > 1]
 
