@@ -32,8 +32,8 @@ class TokenEmbedding(nnx.Module):
   def logits(self, x: jax.Array) -> jax.Array:
     """`[..., d]` to float32 `[..., V]`; factors as `logits_operands` says, sums in float32."""
     kernel = whole(self.table, self.operands).T if self.head is None else whole(self.head, self.operands)
-    rows = x.reshape(-1, x.shape[-1]) * (self.scale if self.head is None else 1.0)
+    rows = x.reshape(-1, x.shape[-1]).astype(self.operands) * (self.scale if self.head is None else 1.0)
     # Accelerators round float32 factors too, unless told not to; where all is in float32 that stays the platform's way.
     exact = jax.lax.Precision.HIGHEST if self.operands != self.dtype else None
-    logits = jnp.matmul(rows.astype(self.operands), kernel, precision=exact, preferred_element_type=jnp.float32)
+    logits = jnp.matmul(rows, kernel, precision=exact, preferred_element_type=jnp.float32)
     return keep_rows(logits.reshape(*x.shape[:-1], -1), "model")
