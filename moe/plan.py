@@ -8,7 +8,6 @@ step take, where does the time go. `--config` may be given several times; overri
 import dataclasses
 import json
 import os
-import pathlib
 
 from absl import flags
 
@@ -31,7 +30,7 @@ def main() -> None:
   from moe.config import as_mapping
   from moe.config_file import read_config
   from moe.planning import plan_for
-  from moe.planning.page import draw, plan_lines, plan_table
+  from moe.planning.page import config_name, draw, plan_lines, plan_table
   from moe.planning.topology import parse_slice
   from moe.training.experiment import load_config
   from moe.training.init import inherit
@@ -44,7 +43,7 @@ def main() -> None:
   given = {"--out": _OUT.value, "--figure": _FIGURE.value}
   files = {flag: None if value is None else commands.new_path(flag, value) for flag, value in given.items()}
   where = parse_slice(_TOPOLOGY.value)
-  configs = {_name(one, arguments): load_config(inherit(read_config(one))) for one in arguments}
+  configs = {config_name(one, arguments): load_config(inherit(read_config(one))) for one in arguments}
   plans, refused = {}, {}
   for name, config in configs.items():
     plan = plan_for(config, where)
@@ -64,14 +63,6 @@ def main() -> None:
     draw(plans, files["--figure"])
   if refused:
     raise ConfigError("--topology", where.name, "; ".join(f"{name} {why}" for name, why in refused.items()))
-
-
-def _name(one: list[str], all_: list[list[str]]) -> str:
-  """The name of a config in the output: its file, and its overrides if the file is given more than once."""
-  path, *overrides = (argument.split("=", 1)[-1] if i == 0 else argument for i, argument in enumerate(one))
-  stem = pathlib.Path(path).stem
-  unique = sum(other[0] == one[0] for other in all_) == 1
-  return stem if unique else " ".join([stem, *(override.removeprefix("--config.") for override in overrides)])
 
 
 if __name__ == "__main__":

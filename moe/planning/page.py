@@ -14,6 +14,22 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 
+def config_name(one: list[str], given: list[list[str]]) -> str:
+  """The name of a config: that of its file, or the path if another file has the same name.
+
+  With its overrides if the file is given more than once.
+
+  Args:
+    one: `--config=FILE` and its overrides.
+    given: all configs of the command line, each as `one`.
+  """
+  files = [pathlib.Path(config.partition("=")[2]) for config, *_ in given]
+  file = pathlib.Path(one[0].partition("=")[2])
+  name = file.stem if len({other for other in files if other.stem == file.stem}) == 1 else str(file)
+  overrides = one[1:] if files.count(file) > 1 else []
+  return " ".join([name, *(override.removeprefix("--config.") for override in overrides)])
+
+
 def plan_lines(name: str, plan: Plan, tokens: float | None) -> list[str]:
   """Everything about one config.
 

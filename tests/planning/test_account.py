@@ -11,7 +11,7 @@ from moe.parallel.mesh import make_mesh
 from moe.planning.account import make_plan, tokens_per_step
 from moe.planning.advice import why_not
 from moe.planning.compile import Memory, Program, argument_bytes, forward_flops
-from moe.planning.page import draw, plan_lines, plan_table
+from moe.planning.page import config_name, draw, plan_lines, plan_table
 from moe.planning.topology import GIB, Slice
 from moe.training.experiment import load_config
 from tests.training.tiny import tiny_mapping
@@ -151,6 +151,22 @@ def test_the_table_has_one_row_per_config_and_the_figure_is_drawn(plan, tmp_path
   assert {row.count("|") for row in rows} == {rows[0].count("|")}
   draw({"one": plan, "two": plan}, tmp_path / "figure.png")
   assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+  ("given", "names"),
+  [
+    (["a/tiny.py", "a/large.py"], ["tiny", "large"]),
+    (["a/tiny.py", "b/tiny.py"], ["a/tiny.py", "b/tiny.py"]),
+    (["a/tiny.py:1", "a/tiny.py:2"], ["a/tiny.py:1", "a/tiny.py:2"]),
+    (["a/tiny.py --config.seed=1", "a/large.py --config.seed=1"], ["tiny", "large"]),
+    (["a/tiny.py", "a/tiny.py --config.seed=1"], ["tiny", "tiny seed=1"]),
+    (["a/tiny.py", "a/tiny.py --config.seed=1", "b/tiny.py"], ["a/tiny.py", "a/tiny.py seed=1", "b/tiny.py"]),
+  ],
+)
+def test_every_config_has_a_name_of_its_own(given, names):
+  arguments = [f"--config={one}".split() for one in given]
+  assert [config_name(one, arguments) for one in arguments] == names
 
 
 def test_forward_flops_of_a_dense_decoder_in_closed_form():
