@@ -163,7 +163,10 @@ class MoE(nnx.Module):
     if self.free is not None and output.free is not None:
       y += self.free(x, groups.join(output.free, *x.shape[:2]))
     y = y if self.gate_scale == 1 else y * self.gate_scale
-    return y if self.shared is None else y + self.shared(x, rate=self.dropout, key=key_of("shared", key))
+    if self.shared is None:
+      return y
+    with jax.named_scope("experts"):
+      return y + self.shared(x, rate=self.dropout, key=key_of("shared", key))
 
   @jax.named_scope("dispatch")
   def _through_experts(self, x: jax.Array, groups: Groups, routing: Routing, key: jax.Array | None = None) -> jax.Array:

@@ -122,7 +122,8 @@ class Block(nnx.Module):
       x += dropout(y.reshape(x.shape), rate, keys[3])
     y, reports = self.feed_forward_norm(x), {}
     if self.moe is None:
-      y = self.feed_forward(y, rate=rate, key=keys[4])
+      with jax.named_scope("feed_forward"):
+        y = self.feed_forward(y, rate=rate, key=keys[4])
     else:
       y, report = self.moe(y, **_about_tokens(context), training=training, key=keys[5])
       report.metrics["branch_norm_ratio"] = _norm_ratio(y, x, context.segments > 0)
@@ -151,7 +152,8 @@ class Block(nnx.Module):
       x += self.cross_attention.attend(self.cross_norm(x), memory["keys"], memory["values"], context.memory_mask)
     y = self.feed_forward_norm(x)
     if self.moe is None:
-      return x + self.feed_forward(y), new
+      with jax.named_scope("feed_forward"):
+        return x + self.feed_forward(y), new
     state = self._router_state(cache["router"], context)
     y, new["router"] = self.moe.decode(y, state, **_about_tokens(context))
     return x + y, new

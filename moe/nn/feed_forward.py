@@ -36,7 +36,6 @@ class FeedForward(nnx.Module):
     self.gate_bias = zeros((d_ff,), ("ff",)) if bias and form in GATED else None
     self.down_bias = zeros((d_model,), ("embed",)) if bias else None
 
-  @jax.named_scope("feed_forward")
   def __call__(self, x: jax.Array, *, rate: float = 0.0, key: jax.Array | None = None) -> jax.Array:
     """`[..., d]` to `[..., d]`; hidden units are dropped with probability `rate` if there is a key."""
     ups = (self.gate, self.gate_bias), (self.up, self.up_bias)

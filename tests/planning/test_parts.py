@@ -121,11 +121,15 @@ def test_a_function_in_another_file_is_still_the_same_part(tmp_path):
 
 
 def test_every_product_of_a_train_step_is_in_a_named_part(tmp_path):
-  config = load_config(tiny_mapping(tmp_path / "corpus"))
+  """Shared experts' are among those of the experts."""
+  mapping = tiny_mapping(tmp_path / "corpus")
+  mapping["model"]["encoder"]["moe"]["shared_experts"] = 1
+  config = load_config(mapping)
   program = compile_step(config, make_mesh(config.mesh, jax.devices()[:1]))
   found = flops_by_part(program.text)
   tokens, d, f, experts = 4 * 16, config.model.d_model, config.model.d_ff, config.model.encoder.moe.num_experts
-  # One MoE layer of capacity 2 with two matrices; a forward pass and two products of that size backward.
-  assert found["experts"] == 3 * 2 * (2 * tokens) * 2 * d * f
+  # One MoE layer of capacity 2, and an expert of all tokens, with two matrices each; a forward pass and two products of
+  # that size backward.
+  assert found["experts"] == 3 * 2 * (2 * tokens + tokens) * 2 * d * f
   assert found["router"] == 3 * 2 * tokens * d * experts
   assert set(found) == {"experts", "router", "attention", "position bias", "feed-forward", "vocabulary"}
