@@ -173,6 +173,8 @@ def _without_experts(model: ModelConfig) -> ModelConfig:
 
 def _check_networks(model: ModelConfig) -> None:
   """Raises `ConfigError` unless each expert is like a dense feed-forward network, and there are no others beside."""
+  wanted = "expected False: a dense network's biases have no place in experts"
+  require(not model.bias, "config.model.bias", model.bias, wanted)
   for name, moe in experts_of(model).items():
     with in_section(f"config.model.{name}.moe"):
       require(moe.d_ff in (0, model.d_ff), "d_ff", moe.d_ff, f"expected {model.d_ff}, as of the dense network, or 0")

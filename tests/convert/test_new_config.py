@@ -3,8 +3,10 @@
 import pytest
 
 from moe.config import ConfigError
-from moe.convert.new_config import check_model
+from moe.convert.new_config import check_model, dense_config, upcycled_config
+from moe.training.experiment import load_config
 from tests.models.tiny import config, router
+from tests.training.tiny import tiny_mapping, tiny_stack
 
 
 def test_experts_that_cost_nothing_are_of_the_same_kinds_and_numbers():
@@ -15,3 +17,14 @@ def test_experts_that_cost_nothing_are_of_the_same_kinds_and_numbers():
   check_model(same, old)
   with pytest.raises(ConfigError, match="expected a router with the parameters and the state of moe_plus_plus"):
     check_model(other, old)
+
+
+def test_biases_of_dense_networks_are_refused_both_ways(tmp_path):
+  mapping = tiny_mapping(tmp_path)
+  mapping["model"] |= {"bias": True, "feed_forward": "gelu"}
+  said = "config.model.bias = True: expected False: a dense network's biases"
+  with pytest.raises(ConfigError, match=said):
+    dense_config(load_config(mapping), [])
+  mapping["model"]["encoder"] = tiny_stack()
+  with pytest.raises(ConfigError, match=said):
+    upcycled_config(load_config(mapping), [("model.encoder.moe", {"num_experts": 2, "router": "expert_choice"})])
