@@ -66,13 +66,16 @@ def with_capacity(trained: Trained, factor: float) -> Trained:
   """The same parameters with another capacity factor in the evaluation of the encoder.
 
   Raises:
-    ConfigError: its router has no capacity, or the factor is not above 0.
+    ConfigError: its router has no capacity factor, or a fixed number of slots instead; or the factor is not above 0.
   """
   stack = trained.config.model.stacks["encoder"]
   router = stack.router
-  has_slots = isinstance(router, CapacityConfig) and router.capacity_factor is not None
+  has_factor = isinstance(router, CapacityConfig) and router.capacity_factor is not None
   name = router.name if router else None
-  require(has_slots, "--capacities", name, "expected a router with a capacity factor in the encoder")
+  require(has_factor, "--capacities", name, "expected a router with a capacity factor in the encoder")
+  slots = getattr(router, "slots", None)
+  wanted = "expected a router with slots = None in the encoder: a fixed number takes the place of its capacity factor"
+  require(slots is None, "--capacities", name, wanted)
   assert isinstance(router, CapacityConfig) and stack.moe is not None
   require(factor > 0, "--capacities", factor, "expected more than 0")
   moe = dataclasses.replace(stack.moe, router=dataclasses.replace(router, eval_capacity_factor=factor))

@@ -8,7 +8,7 @@ import pytest
 
 from moe.config import ConfigError
 from moe.evaluation.linear_probe import few_shot_accuracy
-from moe.evaluation.restore import restore
+from moe.evaluation.restore import Trained, restore
 from moe.planning.capacities import at_capacities, with_capacity
 from moe.training.experiment import load_config
 from moe.training.metrics_file import read_metrics
@@ -74,6 +74,13 @@ def test_only_slots_have_a_capacity(run, folder):
   soft = load_config(vision_mapping(folder, {"name": "soft_moe"}))
   with pytest.raises(ConfigError, match="--capacities = 'soft_moe': expected a router with a capacity factor"):
     with_capacity(type(trained)(**{**trained.__dict__, "config": soft}), 0.5)
+
+
+def test_a_fixed_number_of_slots_has_no_capacity(folder):
+  """Every factor would give the same numbers."""
+  config = load_config(vision_mapping(folder, PRIORITY | {"slots": 2}))
+  with pytest.raises(ConfigError, match="--capacities = 'batch_priority': expected a router with slots = None"):
+    with_capacity(Trained(config, 0, None, {}, {}, {}, None), 0.5)
 
 
 def test_a_probe_on_two_pictures_of_each_class_tells_colours_apart(run):
