@@ -72,6 +72,14 @@ class Costs:
     """Of all matrix products."""
     return sum(cost.runs * cost.flops for cost in self.costs)
 
+  @property
+  def exact(self) -> bool:
+    """Whether `flops` is: no product is in a loop whose trip count depends on data.
+
+    Others have such loops too, those of the routers' solvers, and add nothing however often they run.
+    """
+    return all(cost.known for cost in self.costs if cost.flops)
+
 
 def program_costs(module: Module, devices: int) -> Costs:
   """The costs of a program that runs on `devices` devices."""

@@ -14,7 +14,7 @@ from moe.planning.compile import Memory, Program, argument_bytes, forward_flops
 from moe.planning.page import config_name, draw, plan_lines, plan_table
 from moe.planning.topology import GIB, Slice
 from moe.training.experiment import load_config
-from tests.training.tiny import tiny_mapping
+from tests.training.tiny import tiny_mapping, tiny_stack
 
 WHERE = Slice("v5e", (2, 2))
 CHIP = WHERE.chip
@@ -193,6 +193,13 @@ def test_forward_flops_of_a_dense_decoder_in_closed_form():
   found, exact = forward_flops(config)
   assert exact
   assert found - 2 * tokens * d * vocab - layers * block - table in (0, layers * bias)
+
+
+@pytest.mark.parametrize("router", ["base", "sinkhorn_base"])
+def test_forward_flops_are_exact_though_a_routers_solver_runs_until_it_is_done(router, tmp_path):
+  mapping = tiny_mapping(tmp_path / "corpus")
+  mapping["model"]["encoder"] = tiny_stack({"name": router})
+  assert forward_flops(load_config(mapping))[1]
 
 
 def test_arguments_are_counted_without_compiling(tmp_path):

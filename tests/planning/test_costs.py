@@ -188,6 +188,15 @@ def test_a_loop_of_unknown_length_counts_as_one_trip_and_says_so(tpu):
   assert all(cost.known for cost in tpu.costs if cost is not square)
 
 
+@pytest.mark.parametrize(
+  ("step", "exact"), [(lambda x: x / 2, True), (lambda x: x @ x / 2, False)], ids=["without", "with"]
+)
+def test_flops_are_exact_if_no_product_is_in_a_loop_of_unknown_length(step, exact):
+  halved = jax.jit(lambda x: jax.lax.while_loop(lambda x: x.max() > 1, step, x @ x))
+  found = program_costs(hlo.parse(halved.lower(X).compile().as_text()), 1)
+  assert (found.unknown_loops, found.exact) == (1, exact)
+
+
 NAMES = """
 %body (state: f32[8]) -> f32[8] {
   %state = f32[8]{0} parameter(0)
