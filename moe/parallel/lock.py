@@ -140,7 +140,7 @@ def _check_owner(path: AnyPath, by_kernel: bool) -> None:
   if not owner:
     return
   if owner.get("host") == socket.gethostname():
-    if not by_kernel and owner.get("process_started") == _started(owner.get("pid", 0)):
+    if not by_kernel and _is_alive(owner):
       raise LockedError(_describe(owner))
     return
   print(f"waiting up to {PATIENCE:.0f} s for a sign of life of {_describe(owner)}", flush=True)
@@ -173,6 +173,23 @@ def _is_same(file: int, path: pathlib.Path) -> bool:
     return os.path.samestat(os.fstat(file), path.stat())
   except OSError:
     return False
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+  """Whether a process of this machine is there: of the same start, so that another with its number is not taken for it.
+
+  A system without /proc, such as macOS, says no start: there any process of this number counts.
+  """
+  pid, started = owner.get("pid"), owner.get("process_started")
+  if started is not None:
+    return started == _started(pid)
+  try:
+    os.kill(pid, 0)
+  except PermissionError:  # another user's
+    return True
+  except (OSError, OverflowError, TypeError):
+    return False
+  return True
 
 
 def _started(pid: int) -> str | None:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -65,6 +66,20 @@ def test_a_second_holder_in_the_same_process_is_refused_and_the_first_keeps_it(t
       with pytest.raises(LockedError, match=f"process {os.getpid()} "), lock(tmp_path / "lock"):
         pass
     assert (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize("kernel_locks", [False], indirect=True, ids=["no flock"])
+def test_where_no_start_is_known_a_dead_process_is_no_obstacle_and_a_living_one_is(tmp_path, kernel_locks, monkeypatch):
+  """As on macOS, which has no /proc."""
+  monkeypatch.setattr(locks, "_started", lambda pid: None)
+  ended = subprocess.Popen([sys.executable, "-c", ""])
+  ended.wait()
+  path = tmp_path / "lock"
+  path.write_text(json.dumps({"host": socket.gethostname(), "pid": ended.pid, "process_started": None}))
+  with lock(path):
+    with pytest.raises(LockedError, match=f"process {os.getpid()} on "), lock(path):
+      pass
+    assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
 def of_another_machine(path: pathlib.Path, beat: int) -> None:
