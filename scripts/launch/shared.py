@@ -118,18 +118,13 @@ def train_command(options: argparse.Namespace, python: str = "python") -> list[s
   if options.module:
     require(not options.overrides, "argument", options.overrides, "expected --config FILE before it")
     return [python, "-m", *options.module]
-  config = pathlib.Path(options.config)
-  given = ROOT / str(config).partition(":")[0]
+  path, *argument = options.config.partition(":")
+  given = (ROOT / path).resolve()
   require(given.is_file(), "--config", options.config, "expected an existing file")
-  require(
-    given.resolve().is_relative_to(ROOT),
-    "--config",
-    options.config,
-    f"expected a file in {ROOT}, which is all that the hosts get",
-  )
-  if config.is_absolute():
-    config = config.relative_to(ROOT)
-  trained = ["--config", str(config), "--workdir", options.workdir, *options.overrides]
+  inside = f"expected a file in {ROOT}, which is all that the hosts get"
+  require(given.is_relative_to(ROOT), "--config", options.config, inside)
+  config = "".join([str(given.relative_to(ROOT)), *argument])
+  trained = ["--config", config, "--workdir", options.workdir, *options.overrides]
   return [python, "-m", "moe.train", *trained, "--distributed"]
 
 

@@ -53,6 +53,16 @@ def test_another_main_runs_in_place_of_the_training(cloud):
   assert shlex.split(srun)[3:] == [sys.executable, "-m", *other]
 
 
+def test_hosts_get_the_configs_path_in_the_checkout_however_it_is_given(cloud, start):
+  link = cloud.folder / "link"
+  link.symlink_to(cloud.checkout)
+  others = [argument for argument in start if "--config" not in argument]
+  for given in (link / "configs" / "new.py", "../checkout/configs/new.py", cloud.checkout / "configs" / "new.py"):
+    lines = cloud.dry("slurm", *others, f"--config={given}:x")
+    (srun,) = [line for line in lines if line.startswith("srun ")]
+    assert "--config configs/new.py:x " in srun
+
+
 def test_what_is_printed_is_what_is_run(cloud, start):
   assert cloud.same_as_printed("slurm", *start, "--config.data.path=$HOME 'b' \"c\" {command}")
   assert cloud.same_as_printed("slurm", "delete", "moe", "--yes")
