@@ -166,6 +166,13 @@ def test_the_histogram_tips_are_the_observed_shares_and_the_binomial():
   assert "2 experts by chance: 37.5%" in tips  # C(4, 2) / 2^4
 
 
+def test_undecided_gates_are_even_over_the_experts_that_cost_nothing_too():
+  moe = {"num_experts": 8, "router": {"name": "moe_plus_plus", "zero": 1, "copy": 1, "constant": 2}}
+  for run, level in ((make_run(), "ln 4"), (make_run(encoder={"layers": 2, "moe": moe}), "ln 12")):
+    tips = [mark.get("data-tip") for mark in section(parsed(run), "Entropy of the gates").iter()]
+    assert f"run: {level}" in tips
+
+
 def test_damaged_and_missing_checkpoints_are_named_next_to_the_churn():
   damaged = dataclasses.replace(make_run("damaged"), unreadable=[10])
   single = dataclasses.replace(make_run("single"), churn={"encoder/layer_0": []})

@@ -80,9 +80,12 @@ def _drawn(charts: Iterable[Chart | None]) -> Grid:
 
 
 def _undecided(run: Run, layer: str) -> Level | None:
+  """The entropy of even gates, of all experts that they are over: those that cost nothing too."""
   stack = run.trained.config.model.stacks.get(layer.split("/")[0])
-  experts = stack.moe.num_experts if stack and stack.moe else 0
-  return (math.log(experts), f"ln {experts}") if experts else None
+  if stack is None or stack.moe is None:
+    return None
+  experts = stack.moe.num_experts + sum(stack.moe.router.free_experts or ())
+  return math.log(experts), f"ln {experts}"
 
 
 def _metric_chart(
