@@ -1,10 +1,9 @@
-"""Statistics of a routing, from arrays to the numbers of a report. NumPy only.
+"""Statistics of a routing, from arrays to the numbers of a report.
 
 Shapes: n real tokens (no padding), E experts. `chosen` is bool `[n, E]`: whether the token reached the expert.
 """
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -19,8 +18,9 @@ def experts_per_token_shares(chosen: np.ndarray) -> np.ndarray:
 
 def binomial_null(experts: int, mean: float) -> np.ndarray:
   """`[E + 1]`, what `experts_per_token_shares` would be if every expert took every token with probability mean / E."""
-  p = mean / experts
-  return np.array([math.comb(experts, k) * p**k * (1 - p) ** (experts - k) for k in range(experts + 1)])
+  from scipy.stats import binom  # takes a second to import
+
+  return binom.pmf(np.arange(experts + 1), experts, mean / experts)
 
 
 def shares(amounts: np.ndarray) -> np.ndarray:
