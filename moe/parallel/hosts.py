@@ -181,7 +181,8 @@ class _Watch:
     found = dict(self._client.key_value_dir_get(_HEARTBEAT))
     for index, (last, silent) in self._seen.items():
       new = found.get(f"{_HEARTBEAT}/{index}", "")
-      self._seen[index] = (new, 0 if new != last else silent + 1)
+      silent = 0 if new != last else silent + 1
+      self._seen[index] = (new, silent)
       if silent >= _CHECKS:
         name = self._name(index, last.partition(" ")[2])
         return f"{name} sent no heartbeat for {self._lost_after} s; {_AGAIN}"

@@ -3,7 +3,7 @@
 import pytest
 
 from moe.config import ConfigError
-from moe.parallel.hosts import Member
+from moe.parallel.hosts import Member, _Watch
 from tests.parallel.processes import Hosts, free_port
 
 
@@ -26,6 +26,44 @@ def test_an_address_has_a_host_and_a_port(address):
 def test_a_process_has_an_index_below_their_number(count, index, field):
   with pytest.raises(ConfigError, match=f"^{field} = "):
     Member("[::1]:80", count, index)
+
+
+class Heartbeats:
+  """The coordinator's store, as far as process 0 reads who is alive."""
+
+  def __init__(self):
+    self.of = {"moe/heartbeat/0": "1 here", "moe/heartbeat/1": "1 there"}
+
+  def key_value_dir_get(self, folder):
+    return list(self.of.items())
+
+
+@pytest.fixture
+def watch():
+  """That of process 0 of two, which the test asks who is lost; nobody was heard of yet."""
+  watch = object.__new__(_Watch)
+  watch._client, watch._count, watch._lost_after = Heartbeats(), 2, 30
+  watch._seen = {index: ("", 0) for index in range(2)}
+  return watch
+
+
+def checked(watch, times):
+  """What each of so many checks finds; process 0 sends a heartbeat before each."""
+  found = []
+  for number in range(times):
+    watch._client.of["moe/heartbeat/0"] = f"{watch._seen[0][0]}{number} here"
+    found.append(watch._lost())
+  return found
+
+
+def test_a_process_is_lost_after_ten_checks_without_a_new_heartbeat(watch):
+  assert checked(watch, 10) == [None] * 10  # the first one finds a new heartbeat
+  assert checked(watch, 1)[0].startswith("process 1 of 2 on there sent no heartbeat for 30 s")
+
+
+def test_a_process_whose_heartbeat_has_just_arrived_is_not_lost(watch):
+  watch._seen[1] = "0 there", 10
+  assert checked(watch, 10) == [None] * 10
 
 
 SECOND = ("--processes=2", "--process=1")
