@@ -115,7 +115,7 @@ def test_gradients_reach_the_constants_their_mixing_and_the_router():
 
   gradients = nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))
   for leaf in jax.tree.leaves((gradients["free"], gradients["router"], gradients["experts"])):
-    assert float(jnp.abs(leaf).min(initial=1)) >= 0 and float(jnp.abs(leaf).max()) > 1e-3
+    assert jnp.isfinite(leaf).all() and float(jnp.abs(leaf).max()) > 1e-3
 
 
 @pytest.mark.parametrize("capacity", [None, 1.0])

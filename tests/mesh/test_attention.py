@@ -17,6 +17,7 @@ from moe.parallel.mesh import ROW_AXES, MeshConfig, make_mesh
 ROWS, LENGTH, HEADS, WIDTH = 8, 128, 4, 16
 
 
+@functools.cache
 def values_and_gradients(mesh):
   attention = Attention(32, HEADS, WIDTH, jnp.float32, rngs=nnx.Rngs(0))
   table = RelativeBias(HEADS, causal=True, buckets=8, max_distance=64, std=1.0, rngs=nnx.Rngs(1))

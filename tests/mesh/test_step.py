@@ -73,6 +73,7 @@ def alone(kind):
 
 
 def assert_same(found, expected):
+  jax.tree.map(lambda b: np.testing.assert_(np.isfinite(b).all()), expected)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
 
 

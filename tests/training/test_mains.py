@@ -13,13 +13,13 @@ import pytest
 from moe.training.metrics_file import read_metrics
 from tests.training.tiny import tiny_mapping
 
-STEPS = 120
+STEPS = 80
 
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory, corpus):
   """A config file of a run long enough to be killed in the middle."""
-  mapping = tiny_mapping(corpus, steps=STEPS, eval_every=60, checkpoint_every=5)
+  mapping = tiny_mapping(corpus, steps=STEPS, eval_every=40, checkpoint_every=5)
   path = tmp_path_factory.mktemp("configs") / "tiny.py"
   path.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict({mapping!r})\n")
   return path

@@ -81,7 +81,8 @@ def test_the_largest_shares_are_nearly_balanced_after_few_iterations():
 
 def test_the_plan_is_balanced_but_its_largest_shares_only_nearly():
   plan = plan_of(logits_of(1024, 16), jnp.ones(1024, bool), tolerance=1e-6, max_iterations=1000)
-  assert relative_loads(plan).max() > 1
+  np.testing.assert_allclose(plan.sum(0) / plan.sum(0).mean(), 1, rtol=1e-4)
+  assert 1.001 < relative_loads(plan).max() < 2
 
 
 def test_padding_has_no_share_and_changes_no_other():
