@@ -85,11 +85,6 @@ def run(
 
 
 @functools.cache
-def on_mesh(name: str):
-  return run(name, {}, (2, 4, 1))
-
-
-@functools.cache
 def alone(name: str, options: tuple, dropout: float = 0.0, bias: bool = False):
   return run(name, dict(options), (1, 1, 1), dropout, bias)[0]
 
@@ -122,7 +117,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("name", sorted(RouterConfig.choices))
 def test_every_router_is_the_same_on_a_mesh_and_gathers_neither_tokens_nor_weights(name):
-  found, compiled = on_mesh(name)
+  found, compiled = run(name, {}, (2, 4, 1))
   assert_same(found, alone(name, ()))
   assert_only_what_must_travels(compiled, experts=EXPERTS // 4)
 
@@ -135,7 +130,7 @@ def test_experts_that_cost_nothing_are_the_same_where_fsdp_divides_their_paramet
 
 def test_a_choice_among_tokens_of_several_devices_leaves_no_conditional():
   """XLA's CPU backend does not order collectives in a conditional with others: processes could wait forever."""
-  _, compiled = on_mesh("expert_choice")
+  _, compiled = run("expert_choice", {}, (2, 4, 1))
   assert shapes(compiled, "all-to-all") and " conditional(" not in compiled.as_text()
 
 
