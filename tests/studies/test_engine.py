@@ -135,13 +135,19 @@ def test_a_runner_has_the_arguments_of_its_launch_script():
       parse_runner(wrong)
 
 
-def test_the_command_lists_what_is_missing_or_prints_what_it_would_send(tmp_path):
+def test_the_command_lists_what_is_missing_or_prints_what_it_would_send(tmp_path, monkeypatch):
   (tmp_path / "a b.txt").write_text("text\n")
+  for task in ("super_glue/cb/1.0.2", "glue/wnli/2.0.0"):  # those of this budget
+    (tmp_path / "tfds" / task).mkdir(parents=True)
+    (tmp_path / "tfds" / task / "dataset_info.json").write_text("{}")
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
   same = ["--study=finetune", "--budget=smoke", f"--workdir={tmp_path}/study", f"--text={tmp_path}/a b.txt"]
 
   def printed(*arguments):
     command = [sys.executable, "-m", "moe.study", *same, "--dry_run", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
   first, second, third = "pretrained/dense/seed-0", "pretrained/expert_choice/seed-0", "cb/dense/rate-0.01/seed-0"
   _, *missing, said = printed()
