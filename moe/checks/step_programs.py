@@ -140,5 +140,4 @@ def random_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
 
 def _product_flops(lowered: jax.stages.Lowered) -> int | None:
   found = program_costs(hlo.parse(lowered.as_text("hlo")), devices=1)
-  known = all(cost.known for cost in found.costs if cost.flops)
-  return found.flops if known else None
+  return found.flops if found.exact else None

@@ -23,8 +23,8 @@ def most_used(load: np.ndarray, keep: int) -> np.ndarray:
 def prune_experts(variables: Tree, model: ModelConfig, chosen: Chosen) -> Tree:
   """Parameters, or routers' states, with the chosen experts alone.
 
-  The scores of the chosen experts stay what they were. A softmax over fewer of them is larger; and `deepseek_v3` has
-  other groups, as it divides those that stay anew.
+  The scores of the chosen experts stay what they were. A softmax over fewer of them is larger; and `deepseek_v3`
+  divides those that stay into other groups.
 
   Args:
     variables: of `model`.

@@ -112,8 +112,8 @@ def to_folder(workdir: str, step: str, folder: str) -> None:
     model = abstract_model(config.model.make, make_mesh(devices=jax.local_devices()[:1]))
     leaves = nnx.traversals.flatten_mapping(model.params)
     places = places_of(config.model)
-    homeless = [".".join(map(str, path)) for path in leaves.keys() - {place.path for place in places.values()}]
-    require(not homeless, "config.model", sorted(homeless), "expected only parameters that Hugging Face's model has")
+    unplaced = [".".join(map(str, path)) for path in leaves.keys() - {place.path for place in places.values()}]
+    require(not unplaced, "config.model", sorted(unplaced), "expected only parameters that Hugging Face's model has")
     try:
       target.mkdir(parents=True)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Soft MoE, expert choice and token choice in a Vision Transformer: Puigcerver et al. 2023, sections 3.3 to 3.7."""
 
+import functools
 import glob
 import os
 import pathlib
@@ -17,6 +18,13 @@ from moe.studies.language_models import TUNING, LanguageModels
 from moe.studies.repository import repository_config
 from moe.studies.settings import VISION
 from moe.studies.study import Headline, Inputs, Result
+
+
+@functools.cache  # it is asked for every run, and a folder of pictures may be large
+def _is_tfds(data_dir: str) -> bool:
+  """Whether it is a TFDS directory, as the default is, and not a folder of pictures."""
+  prepared = glob.iglob(os.path.join(data_dir, "*", "**", "dataset_info.json"), recursive=True)
+  return not data_dir or next(prepared, None) is not None
 
 
 def _one(name: str, *, experts: float = 1.0, placement: Mapping[str, Any] | None = None, **options: Any) -> Arm:
@@ -85,27 +93,22 @@ class Images(LanguageModels, name="images"):
     require(bool(self.data_read(budget, inputs)), "--data_dir", inputs.data_dir, wanted)
 
   def data_read(self, budget: str, inputs: Inputs) -> dict[str, int]:
-    if found := prepared_examples(inputs.data_dir, self._dataset):
-      return found
-    classes = sorted(path for path in pathlib.Path(inputs.data_dir or "-").glob("*") if path.is_dir())
-    return {path.name: sum(1 for _ in path.iterdir()) for path in classes} if not self._is_tfds(inputs) else {}
+    if _is_tfds(inputs.data_dir):
+      return prepared_examples(inputs.data_dir, self._dataset)
+    classes = sorted(path for path in pathlib.Path(inputs.data_dir).glob("*") if path.is_dir())
+    return {path.name: sum(1 for _ in path.iterdir()) for path in classes}
 
   def prepare(self, inputs: Inputs) -> None:
     """The data are read as they are."""
 
   def data_fields(self, inputs: Inputs) -> dict[str, Any]:
-    if self._is_tfds(inputs):
+    if _is_tfds(inputs.data_dir):
       return {"data.source.data_dir": inputs.data_dir}
     return {"data.source": {"name": "image_folder", "path": inputs.data_dir}}
 
   @property
   def _dataset(self) -> str:
     return repository_config(self.setting.config)["data"]["source"]["dataset"]
-
-  @staticmethod
-  def _is_tfds(inputs: Inputs) -> bool:
-    prepared = glob.glob(os.path.join(inputs.data_dir, "*", "**", "dataset_info.json"), recursive=True)
-    return bool(prepared) or not inputs.data_dir
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
     found: dict[str, list[float]] = {}

@@ -293,9 +293,8 @@ def _by_arm_and_task(results: Sequence[Result]) -> Scores:
   """Accuracies on the validation split."""
   found: dict[str, dict[str, dict[int, float]]] = {}
   for result in sorted(results, key=lambda result: result.tags["seed"]):
-    found.setdefault(result.tags["arm"], {}).setdefault(result.tags["task"], {})[result.tags["seed"]] = _accuracy(
-      result
-    )
+    arm, task, seed = (result.tags[name] for name in ("arm", "task", "seed"))
+    found.setdefault(arm, {}).setdefault(task, {})[seed] = _accuracy(result)
   return found
 
 
