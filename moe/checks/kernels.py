@@ -12,6 +12,7 @@ from moe.experts.kernels import blocks, pallas_gpu, pallas_hopper, pallas_tpu, t
 from moe.experts.kernels.rows import fetch
 from moe.nn import attention, attention_kernels
 from moe.nn.activations import ACTIVATIONS
+from moe.nn.relative_position import TILE
 
 # Assignments of each expert: none, and one more and less than blocks and tiles have; and so many that tiles are wide.
 _UNEVEN, _MANY = (63, 0, 65, 257), (2049, 1, 3000, 4000)
@@ -63,7 +64,7 @@ def _attention(platform: str) -> dict[str, Case]:
   def draw(seed: int) -> tuple:
     random = np.random.default_rng(seed)
     q, k, v, d_out = (_rounded(random.normal(size=(2, 3, n, 64)) / 4) for n in (256, 512, 512, 256))
-    bias = random.normal(size=(1, 3, 256, 512)).astype(np.float32)
+    bias = random.normal(size=(1, 3, (256 + 512) // TILE - 1, TILE, TILE)).astype(np.float32)
     return q, k, bias, v, (random.uniform(size=(2, 1, 256, 512)) < 0.5).astype(np.int8), d_out
 
   def run(function: Callable, *, backward: bool) -> Callable:
