@@ -35,6 +35,21 @@ def pytest_collection_modifyitems(config, items):
       item.add_marker(pytest.mark.skip(reason="slow: give --slow to run it"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def programs_of_runs():
+  """Runs share theirs: hundreds of them train a few tiny models."""
+  from moe.parallel.programs import shared_programs  # not before `compile_quickly`
+
+  with shared_programs():
+    yield
+
+
+@pytest.fixture
+def own_programs(monkeypatch):
+  """What is made now shares no program with what was made before."""
+  monkeypatch.setattr("moe.parallel.programs._kept", None)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs():
   """Forgets compiled programs after a module if they are many, or large.

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from absl import logging as absl_logging
 
 from moe.config import UserError, first_line, require
+from moe.parallel.programs import shared_programs
 from moe.studies.folder import Folder, StudyError
 from moe.studies.study import Job, Result
 
@@ -45,7 +46,7 @@ def work(root: str, jobs: Sequence[Job], commit: str, core: int | None) -> None:
 
   start_platform()
   folder, parent = Folder(root), multiprocessing.parent_process()
-  with contextlib.suppress(Stopped):
+  with contextlib.suppress(Stopped), shared_programs():
     while (ready := folder.ready(jobs)) and (parent is None or parent.is_alive()):
       if not any(_try(folder, job, commit) for job in ready):
         time.sleep(_PAUSE)

@@ -1,5 +1,7 @@
 """What a config trains with: optimizer, state and step, for a run, its plan and its benchmark; and whether it fits."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +13,11 @@ from jax.sharding import Mesh
 from moe.config import ConfigError, in_section
 from moe.parallel.memory import GIB, device_memory, host_memory, shard_bytes
 from moe.parallel.mesh import row_shards
+from moe.parallel.programs import program
 from moe.training.experiment import ExperimentConfig
 from moe.training.optimization.parts import by_path, expert_axes_of
-from moe.training.state import Stored, TrainState, abstract_model, abstract_state, keys, make_state, shardings_of
+from moe.training.optimization.schedule import Constant
+from moe.training.state import Stored, TrainState, abstract_model, abstract_state, keys, make_init, shardings_of
 from moe.training.step import RunInputs, make_eval_step, make_train_step
 
 
@@ -48,10 +52,13 @@ class Setup:
     self.graph = model.graph
     self.optimizer = config.optimizer.make(model.stacked)
     self.abstract = abstract_state(model, self.optimizer, mesh)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=1.0, schedule=Constant())  # arguments of the step
+    self._made_of = config.model, optimizer, config.mesh, mesh
 
   def first_state(self, stored: Stored) -> TrainState:
     """The state at step 0; `stored` is from `stored_router_state`."""
-    return make_state(self._config.model.make, self.optimizer, self._config.seed, self.abstract, stored)
+    init = functools.partial(make_init, self._config.model.make, self.optimizer, self.abstract, stored)
+    return (init() if stored else program(("init", *self._made_of), init))(keys(self._config.seed)[0])
 
   def state_of(self, params: dict[str, Any], router_state: dict[str, Any]) -> TrainState:
     """The state at step 0 of a model that was trained elsewhere, whose arrays have the shardings of `abstract`."""
@@ -66,7 +73,8 @@ class Setup:
   def train_step(self, byte_lengths: jax.typing.ArrayLike) -> jax.stages.Wrapped:
     """`make_train_step` of the config; `byte_lengths` `[V]` is the length of each token's text."""
     train = self._config.train
-    return make_train_step(
+    make = functools.partial(
+      make_train_step,
       self.graph,
       self.abstract,
       self.optimizer,
@@ -76,6 +84,8 @@ class Setup:
       kl_loss=self._kl_loss,
       frozen=self.frozen,
     )
+    numbers = train.accumulation, train.logits_z_loss, self._kl_loss, np.asarray(byte_lengths).tobytes()
+    return program(("train step", *self._made_of, *numbers), make)
 
   def frozen(self, path: str) -> bool | np.ndarray:
     """Whether the parameter, or the router's state, of this path stays as it is; or where, if that is a part of it."""

@@ -52,19 +52,17 @@ def merge(graph: nnx.GraphDef, params: dict[str, Any], router_state: dict[str, A
   return nnx.merge(graph, nnx.State(params), nnx.State(router_state))
 
 
-def make_state(
+def make_init(
   make_model: Callable[[nnx.Rngs], nnx.Module],
   optimizer: optax.GradientTransformation,
-  seed: int,
   abstract: TrainState,
   stored: Stored,
-) -> TrainState:
-  """The state at step 0, in one compiled call.
+) -> Callable[[jax.Array], TrainState]:
+  """The compiled function from a key, the first of `keys`, to the state at step 0.
 
   Args:
     make_model: from its random streams.
     optimizer: whose statistics are initialised.
-    seed: of the parameters.
     abstract: from `abstract_state`; its shardings divide the arrays, and the numbers are the same on any mesh.
     stored: from `stored_router_state`.
   """
@@ -76,7 +74,7 @@ def make_state(
     _, params, router_state = split(model)
     return TrainState(jnp.zeros((), jnp.int32), params, router_state, optimizer.init(params))
 
-  return jax.jit(init, out_shardings=shardings_of(abstract))(keys(seed)[0])
+  return jax.jit(init, out_shardings=shardings_of(abstract))
 
 
 def stored_router_state(config: ModelConfig, vocabulary: str) -> Stored:

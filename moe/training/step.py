@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from moe.models import ModelOutput
 from moe.parallel.mesh import replicated, tracing_for
+from moe.parallel.programs import program
 from moe.routing.policy import policy_loss
 from moe.training.optimization.parts import Frozen, keep_frozen, stop_gradients
 from moe.training.state import TrainState, merge, shardings_of, split
@@ -219,7 +220,8 @@ def make_eval_step(
     with tracing_for(mesh):
       return jax.tree.map(lambda each: each.sum(0), jax.lax.map(one, micro_batches(batch, accumulation)))
 
-  return jax.jit(step, out_shardings=replicated(mesh))
+  made_of = graph, np.asarray(byte_lengths).tobytes(), accumulation, mesh
+  return program(("evaluation", *made_of), lambda: jax.jit(step, out_shardings=replicated(mesh)))
 
 
 def micro_batches(batch: Batch, count: int) -> Batch:

@@ -12,7 +12,7 @@ from moe.models.model_config import DepthConfig
 from moe.parallel.mesh import MeshConfig, make_mesh, put_batch
 from moe.training.optimization.optimizer import Adafactor, AdamW
 from moe.training.optimization.schedule import Constant
-from moe.training.state import abstract_model, abstract_state, keys, make_state
+from moe.training.state import abstract_model, abstract_state, keys, make_init
 from moe.training.step import RunInputs, make_train_step
 from tests.mesh.hlo import shapes
 from tests.models import tiny
@@ -48,7 +48,7 @@ def start(mesh, *, decoder, encoder=None, depth=None, moe=(), fsdp=False, accumu
   config = tiny.config(architecture, *stacks, **{"num_heads": 4, "d_model": WIDTH} | model)
   abstract = abstract_model(config.make, mesh, fsdp=fsdp)
   optimizer = optimizer.make(abstract.stacked) if optimizer else optax.identity()
-  state = make_state(config.make, optimizer, 0, abstract_state(abstract, optimizer, mesh), {})
+  state = make_init(config.make, optimizer, abstract_state(abstract, optimizer, mesh), {})(keys(0)[0])
   options = {"accumulation": accumulation, "logits_z_loss": 1e-3, "byte_lengths": np.ones(tiny.VOCABULARY)}
   return make_train_step(abstract.graph, state, optimizer, **options), state
 

@@ -1,15 +1,14 @@
 """What a run compiles does not depend on what differs between runs of one model."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
 from moe.parallel.mesh import make_mesh
+from moe.parallel.programs import shared_programs
 from moe.training.experiment import ExperimentConfig, load_config
 from moe.training.setup import Setup
-from tests.training.tiny import tiny_mapping
+from tests.training.tiny import changed, tiny_mapping
 
 
 def config_of(corpus, *, seed=3, steps=12, **optimizer) -> ExperimentConfig:
@@ -36,7 +35,7 @@ def program(config: ExperimentConfig) -> str:
   ],
   ids=lambda changes: next(iter(changes)),
 )
-def test_another_seed_length_rate_or_schedule_is_the_same_program(corpus, changes):
+def test_another_seed_length_rate_or_schedule_is_the_same_program(own_programs, corpus, changes):
   one, other = config_of(corpus), config_of(corpus, **changes)
   assert program(one) == program(other)
   given = [Setup(config, make_mesh()).inputs(5) for config in (one, other)]
@@ -44,10 +43,30 @@ def test_another_seed_length_rate_or_schedule_is_the_same_program(corpus, change
   assert (given[0].learning_rate != given[1].learning_rate) == ("seed" not in changes)
 
 
-def test_another_model_is_another_program(corpus):
-  config = config_of(corpus)
-  other = dataclasses.replace(config, model=dataclasses.replace(config.model, d_ff=40))
-  assert program(config) != program(other)
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("model.d_ff", 40),
+    ("train.accumulation", 2),
+    ("train.logits_z_loss", 1e-3),
+    ("optimizer.clip_norm", 2.0),
+    ("optimizer.frozen", ["router/kernel"]),
+  ],
+)
+def test_another_config_is_another_program_also_where_programs_are_shared(own_programs, corpus, field, value):
+  config, other = config_of(corpus), load_config(changed(corpus, field, value))
+  expected = program(other)
+  with shared_programs():
+    assert program(config) != expected
+    assert program(other) == expected
+
+
+def test_the_lengths_of_tokens_are_a_part_of_the_program(corpus):
+  setup = Setup(config_of(corpus), make_mesh())
+  one, other = (np.full(setup.abstract.params["embedding"]["table"].shape[0], length) for length in (1, 2))
+  with shared_programs():
+    step = setup.train_step(one)
+    assert setup.train_step(one.copy()) is step is not setup.train_step(other)
 
 
 def test_the_key_is_that_of_the_seed(corpus):

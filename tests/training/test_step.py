@@ -15,7 +15,7 @@ from moe.parallel.mesh import make_mesh, put_batch
 from moe.routing import RouterState
 from moe.training.optimization.optimizer import Adafactor
 from moe.training.optimization.schedule import Constant
-from moe.training.state import abstract_model, abstract_state, keys, make_state
+from moe.training.state import abstract_model, abstract_state, keys, make_init
 from moe.training.step import (
   RunInputs,
   bits_per_byte,
@@ -78,7 +78,7 @@ def with_inputs(step, learning_rate, seed=0):
 
 def first_state(make, optimizer, mesh):
   model = abstract_model(make, mesh)
-  return model.graph, make_state(make, optimizer, 0, abstract_state(model, optimizer, mesh), {})
+  return model.graph, make_init(make, optimizer, abstract_state(model, optimizer, mesh), {})(keys(0)[0])
 
 
 def _table(length, auxiliary, rngs):

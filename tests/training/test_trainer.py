@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_report(corpus, tmp_path,
   assert read_metrics(tmp_path / "metrics.jsonl")[-1]["loss"] == "nan"
 
 
-def test_after_a_loss_that_is_not_finite_no_checkpoint_is_bad(corpus, tmp_path, monkeypatch):
+def test_after_a_loss_that_is_not_finite_no_checkpoint_is_bad(own_programs, corpus, tmp_path, monkeypatch):
   """The loss of step 4 is fine and its checkpoint due, but its update is not."""
   update = setup.make_train_step
 

@@ -12,6 +12,7 @@ from moe.evaluation.decoding import greedy
 from moe.models import Batch, ModelConfig
 from moe.models.decoder_stack import start_decoding
 from moe.parallel.mesh import replicated, tracing_for
+from moe.parallel.programs import program
 from moe.training.state import merge
 
 
@@ -45,4 +46,5 @@ def make_greedy_decoder(
         state = start_decoding(config, model.decoder, len(given), length, row_length, memory, mask)
       return greedy(model, prompt, state, ~given.any(axis=1))
 
-  return jax.jit(decode, out_shardings=replicated(mesh))
+  made_of = config, mesh, length, row_length
+  return program(("decode", *made_of), lambda: jax.jit(decode, out_shardings=replicated(mesh)))

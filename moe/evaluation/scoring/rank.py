@@ -20,6 +20,7 @@ from moe.models import Batch, ModelConfig
 from moe.models.block import Context
 from moe.models.decoder_stack import read_targets
 from moe.parallel.mesh import replicated, tracing_for
+from moe.parallel.programs import program
 from moe.routing.top_k import TopKConfig
 from moe.training.state import merge
 
@@ -77,7 +78,7 @@ def make_ranker(config: ModelConfig, mesh: Mesh) -> Callable[[dict, dict, Batch,
     with tracing_for(mesh):
       return _log_likelihoods(model, states(model, inputs, labels), labels)
 
-  return jax.jit(rank, out_shardings=replicated(mesh))
+  return program(("rank", config, mesh), lambda: jax.jit(rank, out_shardings=replicated(mesh)))
 
 
 def _states(config: ModelConfig) -> Callable[[Any, Batch, LabelTokens], jax.Array]:
