@@ -31,8 +31,10 @@ class TokenEmbedding(nnx.Module):
   @jax.named_scope("vocabulary")
   def logits(self, x: jax.Array) -> jax.Array:
     """`[..., d]` to float32 `[..., V]`; factors as `logits_operands` says, sums in float32."""
-    kernel = whole(self.table, self.operands).T if self.head is None else whole(self.head, self.operands)
-    rows = x.reshape(-1, x.shape[-1]).astype(self.operands) * (self.scale if self.head is None else 1.0)
+    # A shared table in float32 first, as for inputs: XLA then adds both gradients before devices sum them, once.
+    shared = self.head is None
+    kernel = whole(self.table, jnp.float32).astype(self.operands).T if shared else whole(self.head, self.operands)
+    rows = x.reshape(-1, x.shape[-1]).astype(self.operands) * (self.scale if shared else 1.0)
     # Accelerators round float32 factors too, unless told not to; where all is in float32 that stays the platform's way.
     exact = jax.lax.Precision.HIGHEST if self.operands != self.dtype else None
     logits = jnp.matmul(rows, kernel, precision=exact, preferred_element_type=jnp.float32)

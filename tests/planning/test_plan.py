@@ -64,20 +64,6 @@ def run(*arguments):
   return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-  ("arguments", "said"),
-  [
-    (["--topology", "v5e:2x4"], "expected at least one config file"),
-    (["--config", "CONFIG", "--topology", "v9:2x4"], "expected a generation of v4, v5e, v5p, v6e"),
-    (["--config", "CONFIG", "--topology", "v5e:2x4", "--out", "CONFIG"], "expected a path that does not exist"),
-  ],
-)
-def test_an_error_is_one_line(config_file, arguments, said):
-  code, out, error = run(*[str(config_file) if argument == "CONFIG" else argument for argument in arguments])
-  assert (code, out) == (2, "")
-  assert error.startswith("error: ") and error.count("\n") == 1 and said in error
-
-
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is installed here")
 def test_without_the_compiler_the_line_says_how_to_install_it(config_file):
   code, _, error = run("--config", config_file, "--topology", "v5e:2x4")

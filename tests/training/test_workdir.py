@@ -202,22 +202,29 @@ def test_a_run_asked_for_fewer_steps_than_it_has_is_finished(copied, corpus, cap
   assert "finished at step 4, which is beyond config.train.steps = 2" in capsys.readouterr().err
 
 
+@pytest.fixture
+def short_blocks(monkeypatch):
+  """Documents are read in blocks of so few that the first of validation ends before the bad line."""
+  for module in ("documents", "sources.text"):
+    monkeypatch.setattr(f"moe.data.{module}.BLOCK_DOCUMENTS", 64)
+
+
 def late_error(folder, *, held_out=False, **train):
   """Short documents, and a bad line far behind the first block of them; validation files of their own, or held out."""
   write_corpus(folder / "good.jsonl")
-  lines = ['{"text": "grey owls"}'] * 10_000
-  lines[9000] = '{"text": "cut o'
+  lines = ['{"text": "grey owls"}'] * 1000
+  lines[900] = '{"text": "cut o'
   if not (folder / "bad.jsonl").exists():
     (folder / "bad.jsonl").write_text("\n".join(lines) + "\n")
   mapping = tiny_mapping(folder / "bad.jsonl", **{"steps": 2000, "eval_every": 2000, "checkpoint_every": 1000} | train)
-  mapping["data"] |= {"batch_size": 128, "shuffle": False}
+  mapping["data"] |= {"batch_size": 16, "shuffle": False}
   if not held_out:
     mapping["data"]["source"]["validation_path"] = str(folder / "good.jsonl")
   return load_config(mapping)
 
 
-def test_a_bad_line_far_in_the_data_saves_what_was_learnt_and_a_mended_file_continues(tmp_path, capsys):
-  said = r"bad\.jsonl, line 9001: is not JSON .*; stopped at step (\d+), the last good checkpoint is .*/checkpoints/\1$"
+def test_a_bad_line_far_in_the_data_saves_what_was_learnt_and_a_mended_file_continues(short_blocks, tmp_path, capsys):
+  said = r"bad\.jsonl, line 901: is not JSON .*; stopped at step (\d+), the last good checkpoint is .*/checkpoints/\1$"
   steps = []
   with pytest.raises(TrainingStopped, match=said):
     train(late_error(tmp_path), tmp_path / "run", [lambda run, info: steps.append(info.step)])
@@ -233,9 +240,8 @@ def test_a_bad_line_far_in_the_data_saves_what_was_learnt_and_a_mended_file_cont
   assert "the data have changed since the run stopped at an error in them" in capsys.readouterr().out
 
 
-def test_a_mended_file_continues_where_validation_is_held_out_of_it(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr("moe.data.documents.BLOCK_DOCUMENTS", 512)  # the first of validation ends before the bad line
-  with pytest.raises(TrainingStopped, match=r"line 9001: is not JSON"):
+def test_a_mended_file_continues_where_validation_is_held_out_of_it(short_blocks, tmp_path, capsys):
+  with pytest.raises(TrainingStopped, match=r"line 901: is not JSON"):
     train(late_error(tmp_path, held_out=True), tmp_path / "run")
   stopped, bad = restore(tmp_path / "run").step, tmp_path / "bad.jsonl"
   bad.write_text(bad.read_text().replace('{"text": "cut o\n', ""))
