@@ -66,9 +66,9 @@ def mesh(results: dict) -> str:
   """Expert against data parallelism: `scripts.benchmarks.mesh`."""
   text = """A train step of a decoder of {layers} blocks, every second with {experts} experts, d {d_model}, ff {d_ff},
     batches of {batch} x {length} tokens, float32, expert choice: CPU time relative to data parallelism, and what one
-    device sends in a step, counted in the compiled program and planned by a closed form (which leaves out that the
-    gradient of a tied embedding is reduced twice, once for each use). The devices are threads that share two cores:
-    they measure work, not a network; median of {repeats} steps (JAX {jax})."""
+    device sends in a step, counted in the compiled program and planned by a closed form (which leaves out that
+    CPUs, unlike TPUs, reduce the gradient of a tied embedding twice, once for each use). The devices are threads that
+    share two cores: they measure work, not a network; median of {repeats} steps (JAX {jax})."""
   command = "scripts.benchmarks.mesh --results results/mesh.json"
   return _block(mesh_table(results["meshes"]), [text.format(**results["settings"])], command)
 

@@ -31,7 +31,7 @@ class TokenEmbedding(nnx.Module):
   @jax.named_scope("vocabulary")
   def logits(self, x: jax.Array) -> jax.Array:
     """`[..., d]` to float32 `[..., V]`; factors as `logits_operands` says, sums in float32."""
-    # A shared table in float32 first, as for inputs: XLA then adds both gradients before devices sum them, once.
+    # A shared table in float32 first, as for inputs: for TPUs XLA then adds both gradients, and devices sum them once.
     shared = self.head is None
     kernel = whole(self.table, jnp.float32).astype(self.operands).T if shared else whole(self.head, self.operands)
     rows = x.reshape(-1, x.shape[-1]).astype(self.operands) * (self.scale if shared else 1.0)

@@ -16,8 +16,8 @@ direct. "Measured" counts all collectives in the text of the compiled program, m
               of a device's own experts: their gradients
   all-gather  nothing
 
-What is measured beyond that: the gradient of a tied embedding is reduced twice, once for each use (input and logits);
-sums for losses, metrics and norms.
+What is measured beyond that: the gradient of a tied embedding, which CPUs reduce twice, once for each use (input and
+logits), where TPUs add both first; sums for losses, metrics and norms.
 """
 
 import argparse

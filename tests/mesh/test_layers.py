@@ -115,7 +115,17 @@ def assert_same(found, expected):
   jax.tree_util.tree_map_with_path(compare, found, expected)
 
 
-@pytest.mark.parametrize("name", sorted(RouterConfig.choices))
+# Those whose code another one or a kind has: with `--slow`.
+ALIKE = {
+  *("token_choice", "glam", "causal_gshard", "dropless", "expert_choice", "position_grouped", "relu", "soft_moe"),
+  *("deepseek_v3", "expert_threshold", "reinforce", "noisy_rectifier", "stochastic_times_smooth"),
+}
+
+
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in sorted(RouterConfig.choices)],
+)
 def test_every_router_is_the_same_on_a_mesh_and_gathers_neither_tokens_nor_weights(name):
   found, compiled = run(name, {}, (2, 4, 1))
   assert_same(found, alone(name, ()))

@@ -20,9 +20,14 @@ def enlarged(variables):
   return jax.tree.map_with_path(lambda path, x: 50 * x if in_router(path) and floats(x) else x, variables)
 
 
-# The router is in the decoder of either model, so every one is tried in the smaller model and a few kinds in the other.
-KINDS = {"expert_choice", "switch", "position_grouped", "dropless", "soft_moe", "hash", "moe_plus_plus"}
-CASES = [(a, name) for name in sorted(RouterConfig.choices) for a in ARCHITECTURES if a == "decoder" or name in KINDS]
+# One of each kind; all others with `--slow`, in the smaller model: `tests/routing` has the leaks of every router alone.
+KINDS = {"expert_choice", "switch", "position_grouped", "dropless", "soft_moe", "hash", "moe_plus_plus", "prefix_rank"}
+CASES = [
+  pytest.param(architecture, name, marks=[] if name in KINDS else [pytest.mark.slow])
+  for name in sorted(RouterConfig.choices)
+  for architecture in ARCHITECTURES
+  if architecture == "decoder" or name in KINDS
+]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

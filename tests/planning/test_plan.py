@@ -109,3 +109,20 @@ def test_a_step_too_large_for_the_memory_is_refused_by_the_compiler(config_file)
   code, _, error = run("--config", config_file, *changes, "--topology", "v5e:2x2")
   assert code == 2 and error.count("\n") == 1
   assert "a step needs" in error and 'model.remat="full"' in error and "train.accumulation=2" in error
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_gradient_of_a_tied_embedding_is_summed_once(config_file, tmp_path):
+  """With a head of its own as many bytes more are summed as the head has."""
+  summed, vocabulary = {}, 4096
+  for tied in (True, False):
+    changes = [f"--config.model.vocab_size={vocabulary}", f"--config.model.tie_embeddings={tied}"]
+    out = tmp_path / f"{tied}.json"
+    code, _, error = run(
+      "--config", config_file, *changes, "--config.mesh.fsdp=True", "--topology", "v5e:2x2", "--out", out
+    )
+    assert code == 0, error
+    (plan,) = json.loads(out.read_text())
+    summed[tied] = sum(entry["bytes"] for entry in plan["collectives"] if entry["kind"] == "all-reduce")
+  assert summed[False] - summed[True] == pytest.approx(vocabulary * 128 * 4, rel=0.02)
