@@ -4,17 +4,20 @@ import jax
 import numpy as np
 import pytest
 
+from moe.config import override
 from moe.parallel.mesh import make_mesh
 from moe.parallel.programs import shared_programs
 from moe.training.experiment import ExperimentConfig, load_config
 from moe.training.setup import Setup
-from tests.training.tiny import changed, tiny_mapping
+from tests.training.tiny import tiny_decoder, tiny_mapping
 
 
-def config_of(corpus, *, seed=3, steps=12, **optimizer) -> ExperimentConfig:
+def config_of(corpus, *, seed=3, steps=12, fields=(), **optimizer) -> ExperimentConfig:
+  """A decoder; `fields` are others, by their paths."""
   mapping = tiny_mapping(corpus, steps=steps)
+  mapping["model"] = tiny_decoder(mapping, {"name": "switch"})
   mapping["optimizer"] = {"learning_rate": 0.03, "schedule": {"name": "cosine", "warmup_steps": 2}} | optimizer
-  return load_config(mapping | {"seed": seed})
+  return load_config(override(mapping | {"seed": seed}, fields))
 
 
 def program(config: ExperimentConfig) -> str:
@@ -54,7 +57,7 @@ def test_another_seed_length_rate_or_schedule_is_the_same_program(own_programs, 
   ],
 )
 def test_another_config_is_another_program_also_where_programs_are_shared(own_programs, corpus, field, value):
-  config, other = config_of(corpus), load_config(changed(corpus, field, value))
+  config, other = config_of(corpus), config_of(corpus, fields=[(field, value)])
   expected = program(other)
   with shared_programs():
     assert program(config) != expected

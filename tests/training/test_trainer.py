@@ -25,8 +25,9 @@ from moe.training.hooks import TrainingStopped
 from moe.training.metrics_file import MetricsWriter, read_metrics
 from moe.training.trainer import train
 from moe.training.workdir import WorkdirError
+from tests.convert.test_runs import untrained
 from tests.training.test_checkpoint import full_disk
-from tests.training.tiny import Interrupt, interrupt_after, tiny_config, tiny_mapping, tiny_stack
+from tests.training.tiny import Interrupt, changed, interrupt_after, tiny_config, tiny_decoder, tiny_mapping, tiny_stack
 
 
 @pytest.fixture(scope="module")
@@ -281,8 +282,7 @@ def test_a_run_with_another_vocabulary_is_not_resumed(whole, corpus, monkeypatch
 
 def test_a_leaking_run_says_so_everywhere(corpus, tmp_path, capsys):
   mapping = tiny_mapping(corpus, steps=2, eval_every=2)
-  mapping["model"]["allow_future_leakage"] = True
-  mapping["model"]["decoder"] = tiny_stack({"name": "expert_choice"})
+  mapping["model"] = tiny_decoder(mapping, {"name": "expert_choice"}, allow_future_leakage=True)
   summary = train(load_config(mapping), tmp_path)
   assert summary.future_leakage
   assert all(record["future_leakage"] for record in read_metrics(summary.workdir.metrics))
@@ -297,8 +297,7 @@ def test_a_leaking_run_says_so_everywhere(corpus, tmp_path, capsys):
 )
 def test_a_run_that_sees_the_future_in_training_alone_says_so_of_training_alone(corpus, tmp_path, capsys, decoder):
   mapping = tiny_mapping(corpus, steps=2, eval_every=2)
-  mapping["model"]["allow_future_leakage"] = True
-  mapping["model"]["decoder"] = decoder
+  mapping["model"] = tiny_decoder(mapping, decoder=decoder, allow_future_leakage=True)
   config = load_config(mapping)
   summary = train(config, tmp_path)
   assert not summary.future_leakage
@@ -330,12 +329,10 @@ def test_a_checkpoint_that_lacks_a_field_of_today_has_its_default(corpus, tmp_pa
 
 
 def test_checkpoints_of_another_model_are_refused_and_left_unchanged(corpus, tmp_path):
-  other = tiny_mapping(corpus, steps=2, checkpoint_every=2)
-  other["model"]["d_model"] = 24
-  for name, tree in (("mine", tiny_mapping(corpus, steps=2, checkpoint_every=2)), ("other", other)):
-    train(load_config(tree), tmp_path / name)
+  train(tiny_config(corpus, steps=2, checkpoint_every=2), tmp_path / "mine")
+  untrained(changed(corpus, "model.d_model", 24), tmp_path / "other")
   shutil.rmtree(tmp_path / "mine" / "checkpoints")
   shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "mine" / "checkpoints")
   with pytest.raises(WorkdirError, match=r"checkpoints of another model: config.model.d_model was 24, is 16$"):
     train(tiny_config(corpus, steps=4, checkpoint_every=2), tmp_path / "mine")
-  assert Checkpoints(tmp_path / "mine" / "checkpoints", read_only=True).steps() == [2]
+  assert Checkpoints(tmp_path / "mine" / "checkpoints", read_only=True).steps() == [0]
