@@ -15,7 +15,7 @@ from moe.parallel.mesh import make_mesh, put_batch
 from moe.routing import RouterInput
 from moe.routing.methods.loss_free import bias_by_quantile
 from moe.routing.methods.threshold import cutoffs
-from moe.training.state import abstract_model, abstract_state, keys, make_state
+from moe.training.state import abstract_model, abstract_state, keys, make_init
 from moe.training.step import RunInputs, make_train_step
 from tests.models import tiny
 from tests.routing.naive import learn, make, random_tokens
@@ -41,7 +41,7 @@ def steps(name: str, accumulation: int, architecture: str = "decoder"):
   config = tiny.config(architecture, stack, stack)
   mesh, optimizer = make_mesh(), optax.identity()
   model = abstract_model(config.make, mesh)
-  state = make_state(config.make, optimizer, 0, abstract_state(model, optimizer, mesh), {})
+  state = make_init(config.make, optimizer, abstract_state(model, optimizer, mesh), {})(keys(0)[0])
   options = {"accumulation": accumulation, "logits_z_loss": 1e-3, "byte_lengths": np.ones(tiny.VOCABULARY)}
   step = make_train_step(model.graph, state, optimizer, **options)
   inputs = RunInputs(np.asarray(jax.random.key_data(keys(0)[1])), np.float32(0.1))

@@ -19,7 +19,7 @@ from moe.routing.solvers.hashing import hash_buckets
 from moe.training.checkpoint import Checkpoints
 from moe.training.experiment import load_config
 from moe.training.feed import describe
-from moe.training.state import abstract_model, abstract_state, make_state, stored_router_state
+from moe.training.state import abstract_model, abstract_state, keys, make_init, stored_router_state
 from moe.training.trainer import train
 from moe.training.workdir import Workdir, WorkdirError
 from tests.training.tiny import tiny_mapping, tiny_stack
@@ -55,7 +55,7 @@ def first_state(settings):
   make = settings.model.make
   mesh = make_mesh()
   abstract = abstract_state(abstract_model(make, mesh), optax.identity(), mesh)
-  return make_state(make, optax.identity(), 0, abstract, stored)
+  return make_init(make, optax.identity(), abstract, stored)(keys(0)[0])
 
 
 @pytest.fixture(scope="module")
