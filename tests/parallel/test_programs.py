@@ -27,7 +27,7 @@ def test_equal_keys_share_and_others_do_not():
 
 
 def test_configs_of_another_class_are_others_whatever_their_fields():
-  """A notebook that runs a cell again makes its router's class anew."""
+  """A notebook that runs a cell again defines its router's class again."""
 
   @dataclasses.dataclass(frozen=True)
   class Again:

@@ -65,8 +65,9 @@ def test_another_config_is_another_program_also_where_programs_are_shared(own_pr
 
 
 def test_the_lengths_of_tokens_are_a_part_of_the_program(corpus):
-  setup = Setup(config_of(corpus), make_mesh())
-  one, other = (np.full(setup.abstract.params["embedding"]["table"].shape[0], length) for length in (1, 2))
+  config = config_of(corpus)
+  setup = Setup(config, make_mesh())
+  one, other = (np.full(config.model.vocab_size, length) for length in (1, 2))
   with shared_programs():
     step = setup.train_step(one)
     assert setup.train_step(one.copy()) is step is not setup.train_step(other)
