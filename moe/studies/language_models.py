@@ -28,15 +28,16 @@ _TUNING_SEED = 1000  # no other run has it
 _DENSE = "dense"
 _MEASURING = 0.05  # of the time that the run has taken, about
 _TOLERANCE = 0.02  # of FLOPs per step that count as equal
+_FURTHER = 4  # rates beyond the grid's ends, at most
 
 
 class LanguageModels(Study):
   """Base of these studies: a file of `claims` says which arms there are, and what is asked of them.
 
-  Learning rates are chosen for every arm from the same grid, by runs with a seed of their own. The primary
-  contrast is the first one; the p values of the others are corrected by Holm. Before any of them the regime is tested:
-  unless `control`, a published baseline, beats the dense model of equal FLOPs, nothing that is said of sparse models
-  here says much of others.
+  Learning rates are chosen for every arm from the same grid, by runs with a seed of their own, and by the same rule
+  beyond it (`tried_rates`). The primary contrast is the first one; the p values of the others are corrected by Holm.
+  Before any of them the regime is tested: unless `control`, a published baseline, beats the dense model of equal FLOPs,
+  nothing that is said of sparse models here says much of others.
 
   Attributes:
     setting: what all arms have in common.
@@ -58,10 +59,12 @@ class LanguageModels(Study):
 
   def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
     plan, arms = self.setting.budgets[budget], self.all_arms(budget, inputs, results)
-    tuning = [self._job(budget, inputs, name, arms[name], rate, None) for rate in plan.rates for name in arms]
-    if len(plan.rates) == 1:
-      tuning = []  # there is nothing to choose
-    rates = self.rates(budget, results) if tuning else dict.fromkeys(arms, plan.rates[0])
+    if len(plan.rates) > 1:
+      tried, rates = _tried(results), self.rates(budget, results)
+      grids = [(name, rate) for name in arms for rate in tried_rates(plan.rates, tried.get(name, {}))]
+    else:  # there is nothing to choose
+      rates, grids = dict.fromkeys(arms, plan.rates[0]), []
+    tuning = [self._job(budget, inputs, name, arms[name], rate, None) for name, rate in grids]
     compared = [
       self._job(budget, inputs, name, arms[name], rates[name], seed)
       for seed in range(plan.seeds)
@@ -95,8 +98,12 @@ class LanguageModels(Study):
 
   def rates(self, budget: str, results: Sequence[Result]) -> dict[str, float]:
     """The learning rate of each arm whose tuning is finished: of the lowest final loss."""
-    grid, tried = self.setting.budgets[budget].rates, _tried(results)
-    return {arm: min(grid, key=losses.__getitem__) for arm, losses in tried.items() if len(losses) == len(grid)}
+    found, grid = {}, self.setting.budgets[budget].rates
+    for arm, losses in _tried(results).items():
+      rates = tried_rates(grid, losses)
+      if all(rate in losses for rate in rates):
+        found[arm] = min(rates, key=losses.__getitem__)
+    return found
 
   def check_inputs(self, budget: str, inputs: Inputs) -> None:
     found = os.path.isdir(inputs.text) or glob.glob(inputs.text, recursive=True)
@@ -165,6 +172,31 @@ class LanguageModels(Study):
       *([f"Does this regime count? {sentence(control)}"] if control else []),
       *map(sentence, analysis["contrasts"]),
     ]
+
+
+def tried_rates(grid: Sequence[float], losses: Mapping[float, float]) -> list[float]:
+  """The learning rates that are tried for an arm: the grid, and while the best lies at an end, one beyond it.
+
+  Args:
+    grid: what every arm begins with, each rate the same multiple of the one before.
+    losses: of those that have been tried, by rate.
+
+  Returns:
+    All of them, sorted; more when those without a loss are tried, and at most four beyond the grid.
+  """
+  rates = sorted(grid)
+  while len(rates) < len(grid) + _FURTHER and all(rate in losses for rate in rates):
+    best = rates.index(min(rates, key=losses.__getitem__))
+    if 0 < best < len(rates) - 1:
+      break
+    ratio = rates[1] / rates[0]
+    rates = [_short(rates[0] / ratio), *rates] if best == 0 else [*rates, _short(rates[-1] * ratio)]
+  return rates
+
+
+def _short(rate: float) -> float:
+  """Without the last digits, which come of dividing."""
+  return float(f"{rate:.6g}")
 
 
 @functools.cache

@@ -13,7 +13,7 @@ class Budget:
     config: what is changed of the setting's config.
     num_experts: experts of half the dense network's width, of which a token has two.
     seeds: of the comparison; none of them is the one that chooses learning rates.
-    rates: the grid of learning rates, the same for every method. Each is tried for the whole length of a run, since
+    rates: the grid of learning rates that every method begins with. Each is tried for the whole length of a run, since
       shorter runs prefer higher rates, sparse models most of all.
     blocks: batches of the validation split whose losses are kept one by one, at the end of a run.
   """
@@ -120,7 +120,7 @@ ENCODER = Setting(
   stack="encoder",
   budgets={
     "smoke": _smoke(_both_stacks((2, 1), 32)),
-    "cpu": _CPU,
+    "cpu": dataclasses.replace(_CPU, rates=(0.005, 0.01, 0.02)),
     "gpu": _gpu(_both_stacks((4, 4), 256), blocks=12),
     "paper": _paper(_both_stacks((12, 12), 512)),
   },

@@ -24,8 +24,8 @@ def study(monkeypatch):
 
 
 def tuned(study, budget="cpu"):
-  rates = study.setting.budgets[budget].rates
-  return [result(arm, TUNING, 4.0 + rate, rate) for arm in study.arms for rate in rates]
+  rates = (0.005, *study.setting.budgets[budget].rates)
+  return [result(arm, TUNING, 4.0 + abs(rate - 0.01), rate) for arm in study.arms for rate in rates]
 
 
 def searched(better):

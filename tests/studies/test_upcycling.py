@@ -19,7 +19,8 @@ def tuned(arm, losses):
 def test_the_dense_model_is_tuned_first_and_all_but_the_one_from_scratch_begin_with_it():
   study, dense = Upcycling(), tuned("dense", {0.01: 3.0, 0.02: 2.8, 0.04: math.inf})
   assert {job.tags["arm"] for job in study.jobs("cpu", INPUTS, dense[:2])} == {"dense"}
-  others = tuned("upcycled", {0.01: 2.0, 0.02: 2.1, 0.04: 2.2}) + tuned("scratch", {0.01: 2.2, 0.02: 2.1, 0.04: 2.0})
+  others = tuned("upcycled", {0.005: 2.1, 0.01: 2.0, 0.02: 2.1, 0.04: 2.2})
+  others += tuned("scratch", {0.01: 2.2, 0.02: 2.1, 0.04: 2.0, 0.08: 2.1})
   jobs = {job.name: job for job in study.jobs("cpu", INPUTS, dense + others)}
   source = jobs["dense/rate-0.02/seed-1"]
   upcycled, scratch = jobs["upcycled/rate-0.01/seed-1"], jobs["scratch/rate-0.04/seed-1"]
