@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
@@ -31,6 +30,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from moe.config import UserError, first_line, require
 from moe.files import AnyPath, in_bucket, os_errors, read_bytes, write_whole
+from moe.training.checksums import checksums
 from moe.training.state import TrainState
 
 # Where Orbax keeps the JSON of a checkpoint.
@@ -398,38 +398,6 @@ def _read_run(checkpoint: AnyPath) -> dict[str, Any]:
 def _criterion(run: dict[str, Any]) -> float | None:
   """The criterion in a checkpoint's JSON, which was always a loss, and named so, before runs had scores."""
   return run.get("criterion", run.get("loss"))
-
-
-def checksums(tree: Any) -> tuple[np.ndarray, bool]:
-  """The checksum of each leaf, uint32 `[leaves]`, the same on any mesh; and whether all numbers are finite.
-
-  Arrays that the host holds are read where they are: compiled for a CPU, it takes half again their memory.
-  """
-  leaves = jax.tree.leaves(tree)
-  if all(_on_host(leaf) for leaf in leaves):
-    arrays = [np.asarray(leaf) for leaf in leaves]
-    sums = [array.view(f"uint{8 * array.itemsize}").sum(dtype=np.uint32) for array in arrays]
-    return np.array(sums, np.uint32), all(np.isfinite(array).all() for array in arrays)
-  found, finite = jax.device_get(_checksums(leaves))
-  return found, bool(finite)
-
-
-def _on_host(leaf: Any) -> bool:
-  if not isinstance(leaf, jax.Array):
-    return True
-  return leaf.is_fully_addressable and [device.platform for device in leaf.devices()] == ["cpu"]
-
-
-@jax.jit
-def _checksums(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-  sums = [jnp.sum(_bits(leaf), dtype=jnp.uint32) for leaf in leaves]
-  return jnp.stack(sums) if sums else jnp.zeros(0, jnp.uint32), jnp.all(jnp.array(finite))
-
-
-def _bits(leaf: jax.Array) -> jax.Array:
-  unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-  return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
 def _model(state: TrainState) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from moe.evaluation.restore import restore
 from moe.files import Appended, open_path
 from moe.parallel import lock as locks
 from moe.report.collect import collect_runs
-from moe.training.checkpoint import checksums
+from moe.training.checksums import checksums
 from moe.training.figure import draw_loss
 from moe.training.metrics_file import MetricsWriter, read_metrics
 from moe.training.trainer import train
