@@ -120,8 +120,9 @@ ENCODER = Setting(
   stack="encoder",
   budgets={
     "smoke": _smoke(_both_stacks((2, 1), 32)),
-    "cpu": dataclasses.replace(_CPU, rates=(0.005, 0.01, 0.02)),
-    "gpu": _gpu(_both_stacks((4, 4), 256), blocks=12),
+    # Experts of an encoder learn from little, from what the decoder's attention sends back: the fewer, the sooner.
+    "cpu": dataclasses.replace(_CPU, num_experts=4, rates=(0.005, 0.01)),
+    "gpu": dataclasses.replace(_gpu(_both_stacks((4, 4), 256), blocks=12), num_experts=8),
     "paper": _paper(_both_stacks((12, 12), 512)),
   },
 )

@@ -5,8 +5,8 @@ from moe.studies.contrasts import Contrast
 from moe.studies.language_models import LanguageModels
 from moe.studies.settings import ENCODER
 
-# Relative to the setting's number of experts: 4 to 64 where that is 16.
-_NUMBERS = {"quarter": 0.25, "half": 0.5, "one": 1.0, "two": 2.0, "four": 4.0}
+# Relative to the setting's number of experts: 4 to 64 where that is 4.
+_NUMBERS = {"one": 1.0, "four": 4.0, "sixteen": 16.0}
 
 
 def _named(method: str, number: str) -> str:
@@ -30,7 +30,7 @@ _ARMS = {
 class Experts(LanguageModels, name="experts"):
   """Experts of one width, at the activated FLOPs of the dense network, in the encoder of a prefix language model.
 
-  Their number goes from a quarter to four times the setting's. Gates of expert choice are about 1 / E at the start, so
+  Their number goes from the setting's to sixteen times that. Gates of expert choice are about 1 / E at the start, so
   that its branch is weaker the more experts there are; with renormalised gates it is not.
   """
 
@@ -40,8 +40,8 @@ class Experts(LanguageModels, name="experts"):
   arms = _ARMS
   control = "gshard"
   contrasts = (
-    Contrast(_named("expert_choice", "four"), _named("expert_choice", "quarter")),
+    Contrast(_named("expert_choice", "sixteen"), _named("expert_choice", "one")),
     *(Contrast(_named("expert_choice", number), _named("gshard", number)) for number in _NUMBERS),
-    Contrast(_named("gshard", "four"), _named("gshard", "quarter")),
-    Contrast(_named("expert_choice_renormalized", "four"), _named("expert_choice_renormalized", "quarter")),
+    Contrast(_named("gshard", "sixteen"), _named("gshard", "one")),
+    Contrast(_named("expert_choice_renormalized", "sixteen"), _named("expert_choice_renormalized", "one")),
   )
