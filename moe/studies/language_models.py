@@ -19,7 +19,7 @@ from moe.studies.contrasts import Contrast, answer_to, block_losses, by_seed, co
 from moe.studies.flops import step_flops
 from moe.studies.reporting import figure
 from moe.studies.repository import repository_config
-from moe.studies.settings import Budget, Setting
+from moe.studies.settings import Budget, Setting, best_rate, tried_rates
 from moe.studies.study import Headline, Inputs, Job, Result, Study
 from moe.training.experiment import load_config
 
@@ -28,7 +28,6 @@ _TUNING_SEED = 1000  # no other run has it
 _DENSE = "dense"
 _MEASURING = 0.05  # of the time that the run has taken, about
 _TOLERANCE = 0.02  # of FLOPs per step that count as equal
-_FURTHER = 4  # rates beyond the grid's ends, at most
 
 
 class LanguageModels(Study):
@@ -98,12 +97,8 @@ class LanguageModels(Study):
 
   def rates(self, budget: str, results: Sequence[Result]) -> dict[str, float]:
     """The learning rate of each arm whose tuning is finished: of the lowest final loss."""
-    found, grid = {}, self.setting.budgets[budget].rates
-    for arm, losses in _tried(results).items():
-      rates = tried_rates(grid, losses)
-      if all(rate in losses for rate in rates):
-        found[arm] = min(rates, key=losses.__getitem__)
-    return found
+    grid = self.setting.budgets[budget].rates
+    return {arm: best for arm, losses in _tried(results).items() if (best := best_rate(grid, losses)) is not None}
 
   def check_inputs(self, budget: str, inputs: Inputs) -> None:
     found = os.path.isdir(inputs.text) or glob.glob(inputs.text, recursive=True)
@@ -172,31 +167,6 @@ class LanguageModels(Study):
       *([f"Does this regime count? {sentence(control)}"] if control else []),
       *map(sentence, analysis["contrasts"]),
     ]
-
-
-def tried_rates(grid: Sequence[float], losses: Mapping[float, float]) -> list[float]:
-  """The learning rates that are tried for an arm: the grid, and while the best lies at an end, one beyond it.
-
-  Args:
-    grid: what every arm begins with, each rate the same multiple of the one before.
-    losses: of those that have been tried, by rate.
-
-  Returns:
-    All of them, sorted; more when those without a loss are tried, and at most four beyond the grid.
-  """
-  rates = sorted(grid)
-  while len(rates) < len(grid) + _FURTHER and all(rate in losses for rate in rates):
-    best = rates.index(min(rates, key=losses.__getitem__))
-    if 0 < best < len(rates) - 1:
-      break
-    ratio = rates[1] / rates[0]
-    rates = [_short(rates[0] / ratio), *rates] if best == 0 else [*rates, _short(rates[-1] * ratio)]
-  return rates
-
-
-def _short(rate: float) -> float:
-  """Without the last digits, which come of dividing."""
-  return float(f"{rate:.6g}")
 
 
 @functools.cache

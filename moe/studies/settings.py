@@ -1,8 +1,10 @@
-"""What all methods of a study have in common: a model, its data, and how large and how long each budget makes them."""
+"""What all methods of a study have in common: a model, its data, the size of each budget, and how they are tuned."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+_FURTHER = 4  # rates beyond a grid, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,37 @@ class Setting:
   config: str
   stack: Literal["encoder", "decoder"]
   budgets: Mapping[str, Budget]
+
+
+def tried_rates(grid: Sequence[float], losses: Mapping[float, float]) -> list[float]:
+  """The grid, and while the best of an arm's rates lies at an end, one more beyond it: at most four more.
+
+  Args:
+    grid: what every arm begins with, each rate about the same multiple of the one before; one leaves no choice.
+    losses: of those that have been tried, by rate.
+
+  Returns:
+    All that are known by now, sorted. There may be more once those without a loss are tried.
+  """
+  rates = sorted(grid)
+  while 1 < len(rates) < len(grid) + _FURTHER and (best := _lowest(rates, losses)) in (rates[0], rates[-1]):
+    ratio = rates[1] / rates[0]
+    rates = [_short(best / ratio), *rates] if best == rates[0] else [*rates, _short(best * ratio)]
+  return rates
+
+
+def best_rate(grid: Sequence[float], losses: Mapping[float, float]) -> float | None:
+  """The rate of the lowest loss, the lower one of equals; None before all that the rule asks for are tried."""
+  return _lowest(tried_rates(grid, losses), losses)
+
+
+def _lowest(rates: Sequence[float], losses: Mapping[float, float]) -> float | None:
+  return min(rates, key=losses.__getitem__) if all(rate in losses for rate in rates) else None
+
+
+def _short(rate: float) -> float:
+  """Without the last digits, which come of dividing."""
+  return float(f"{rate:.6g}")
 
 
 def _smoke(sizes: Mapping[str, Any]) -> Budget:

@@ -108,24 +108,24 @@ def test_the_second_seed_begins_when_every_arm_has_its_rate():
   assert {job.tags["seed"] for job in before} == {0}
   assert {job.tags["task"] for job in before if "task" in job.tags} == set(BUDGETS["cpu"].tuning)
   for arm in arms:
-    tuning += tuned(arm, {0.003: 0.5, 0.01: 0.5, 0.03: 0.4})
+    tuning += tuned(arm, {0.003: 0.4, 0.01: 0.5, 0.03: 0.4})
     assert Finetune().jobs("cpu", INPUTS, tuning[:-1])[: len(before)] == before
   after = Finetune().jobs("cpu", INPUTS, tuning)
   assert after[: len(before)] == before
   more = after[len(before) :]
-  assert {(job.tags["arm"], job.tags["rate"]) for job in more if "task" in job.tags} == {(arm, 0.003) for arm in arms}
+  assert {(job.tags["arm"], job.tags["rate"]) for job in more if "task" in job.tags} == {(arm, 0.01) for arm in arms}
   assert [job.tags["seed"] for job in more] == [0] * 10 * 4 + [1] * 12 * 4
 
 
 def test_the_report_has_every_task_the_means_and_a_sentence_for_each_contrast():
   better = {"expert_choice": 0.8, "gshard": 0.7, "switch": 0.6, "dense": 0.8}
   results = [
-    result(arm, task, seed, 0.003, 0.5, value + 0.01 * (seed if arm == "dense" else -seed))
+    result(arm, task, seed, 0.01, 0.5, value + 0.01 * (seed if arm == "dense" else -seed))
     for arm, value in better.items()
     for task in TASKS
     for seed in range(2)
   ]
-  results += [one for arm in better for one in tuned(arm, {0.01: 0.4, 0.03: 0.4})]
+  results += [one for arm in better for one in tuned(arm, {0.003: 0.4, 0.03: 0.4})]
   analysis = Finetune().analyse("cpu", results)
   lines = Finetune().lines(analysis)
   assert [line.split("|")[1].strip() for line in lines[2:14]] == [*TASKS, "mean"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from moe.parallel.mesh import make_mesh
 from moe.routing import RouterConfig
 from moe.studies import Study
 from moe.studies.arms import ARMS, Arm, given_arm, parse_arm
-from moe.studies.language_models import TUNING, LanguageModels, matched_steps, tried_rates
+from moe.studies.language_models import TUNING, LanguageModels, matched_steps
 from moe.studies.settings import DECODER
 from moe.studies.study import Inputs, Result
 from moe.training.experiment import load_config
@@ -83,33 +82,6 @@ def test_the_rate_of_an_arm_is_that_of_its_lowest_loss_once_the_grid_is_finished
   finished = [tuned("dense", rate, loss) for rate, loss in losses.items()]
   assert study.rates("cpu", finished[:2]) == {}
   assert study.rates("cpu", [*finished, tuned("switch", grid[0], 1.0)]) == {"dense": grid[1]}
-
-
-@pytest.mark.parametrize(
-  ("optimum", "wanted"),
-  [
-    (0.02, [0.01, 0.02, 0.04]),
-    (0.01, [0.005, 0.01, 0.02, 0.04]),
-    (0.003, [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04]),
-    (0.16, [0.01, 0.02, 0.04, 0.08, 0.16, 0.32]),
-    (1e-9, [0.000625, 0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04]),
-  ],
-)
-def test_while_the_best_rate_is_at_an_end_one_more_is_tried_beyond_it(optimum, wanted):
-  study, tried = Study.choices["convergence"](), {}
-  while new := [rate for rate in tried_rates((0.01, 0.02, 0.04), tried) if rate not in tried]:
-    assert study.rates("cpu", [tuned("dense", rate, loss) for rate, loss in tried.items()]) == {}
-    tried[new[0]] = abs(math.log(new[0] / optimum))
-  assert sorted(tried) == wanted
-  chosen = study.rates("cpu", [tuned("dense", rate, loss) for rate, loss in tried.items()])
-  assert chosen == {"dense": min(tried, key=tried.get)}
-
-
-def test_where_all_diverge_lower_rates_are_tried_and_not_for_ever():
-  tried = {}
-  while new := [rate for rate in tried_rates((0.01, 0.02, 0.04), tried) if rate not in tried]:
-    tried |= dict.fromkeys(new, math.inf)
-  assert sorted(tried) == [0.000625, 0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04]
 
 
 def test_the_grid_is_run_with_a_seed_that_no_comparison_has(monkeypatch):

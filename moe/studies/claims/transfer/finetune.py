@@ -19,6 +19,7 @@ from moe.markdown import markdown_table
 from moe.studies.comparison import Scores, compare_over_tasks
 from moe.studies.reporting import figure
 from moe.studies.repository import repository_config
+from moe.studies.settings import best_rate, tried_rates
 from moe.studies.study import Headline, Inputs, Job, Result, Study
 from moe.training.workdir import Workdir
 
@@ -55,8 +56,8 @@ class Budget:
     arms: for each arm the MoE section of its encoder, of the base's activated FLOPs; None for dense.
     seeds: of pretraining, and of fine-tuning from it.
     tasks: of the eleven.
-    rates: the grid of learning rates, the same for every arm.
-    tuning: the tasks on which an arm's rate is chosen from the grid, with the first seed.
+    rates: the grid of learning rates that every arm begins with.
+    tuning: the tasks on which an arm's rate is chosen, with the first seed.
     steps: of fine-tuning, by task; where it is missing, the steps of the task's config.
     finetuning: what is changed of the tasks' configs.
   """
@@ -100,7 +101,7 @@ BUDGETS = {
     arms={"dense": None, "expert_choice": _experts(4, 256, "expert_choice")},
     seeds=1,
     tasks=("cb", "wnli"),
-    rates=(0.01, 0.02),
+    rates=(0.01,),
     tuning=("cb",),
     steps={"cb": 2, "wnli": 2},
     finetuning=_PACKED | {"score.examples": 16, "data.batch_size": 2},
@@ -185,6 +186,13 @@ class Finetune(Study, name="finetune"):
         jobs += [
           _finetuning(plan, inputs, task, arm, rate, seed)
           for task, rate, arm in itertools.product(plan.tuning, plan.rates, plan.arms)
+        ]
+        jobs += [
+          _finetuning(plan, inputs, task, arm, rate, seed)
+          for arm, losses in _tried(plan, results).items()
+          for rate in tried_rates(plan.rates, losses)
+          for task in plan.tuning
+          if rate not in plan.rates
         ]
       jobs += [
         _finetuning(plan, inputs, task, arm, rates[arm], seed)
@@ -278,15 +286,21 @@ def _source(arm: str, seed: int) -> str:
 
 
 def _rates(plan: Budget, results: Sequence[Result]) -> dict[str, float]:
-  """The learning rate of each arm whose tuning is finished, the lower one of equals."""
-  found: dict[tuple[str, float], list[float]] = {}
+  """The learning rate of each arm whose tuning is finished."""
+  tried = _tried(plan, results)
+  return {arm: best for arm, losses in tried.items() if (best := best_rate(plan.rates, losses)) is not None}
+
+
+def _tried(plan: Budget, results: Sequence[Result]) -> dict[str, dict[float, float]]:
+  """What is to be lowest, the mean score's negative, by arm and rate, where all tasks of the tuning are finished."""
+  found: dict[str, dict[float, list[float]]] = {}
   for one in results:
     if one.tags.get("task") in plan.tuning and one.tags["seed"] == 0:
-      found.setdefault((one.tags["arm"], one.tags["rate"]), []).append(_selection(one))
-  means = {key: np.mean(scores) for key, scores in found.items() if len(scores) == len(plan.tuning)}
-  arms = dict.fromkeys(arm for arm, _ in means)
-  tuned = [arm for arm in arms if all((arm, rate) in means for rate in plan.rates)]
-  return {arm: max(sorted(plan.rates), key=lambda rate: means[arm, rate]) for arm in tuned}
+      found.setdefault(one.tags["arm"], {}).setdefault(one.tags["rate"], []).append(-_selection(one))
+  return {
+    arm: {rate: float(np.mean(each)) for rate, each in rates.items() if len(each) == len(plan.tuning)}
+    for arm, rates in found.items()
+  }
 
 
 def _by_arm_and_task(results: Sequence[Result]) -> Scores:
