@@ -51,12 +51,12 @@ def main() -> None:
   from moe.files import local_path, write_whole
   from moe.studies import Study
   from moe.studies.arms import parse_arm
-  from moe.studies.conduct import add_known, known_jobs, progress_of, run_study, with_sources
+  from moe.studies.conduct import add_published, progress_of, published_results, run_study, with_sources
   from moe.studies.engine import LOCAL, parse_runner, send
   from moe.studies.folder import Folder, studies_folder, text_files
   from moe.studies.reporting.results_file import analysis_of, file_text, lines_of
   from moe.studies.repository import repository_commit
-  from moe.studies.study import Inputs
+  from moe.studies.study import Inputs, Result
   from moe.studies.worker import run_one
 
   name, budget, dry = _STUDY.value, _BUDGET.value, _DRY_RUN.value
@@ -80,11 +80,12 @@ def main() -> None:
   inputs = Inputs(text, data_dir, pretrained, tokens, dict(map(parse_arm, _ARM.value)))
   read = {"text": text_files(text)} | ({} if _REPORT.value else {"data_dir": study.data_read(budget, inputs)})
   folder.check(study.runs, budget, read, may_be_new=not _REPORT.value)
+  published: dict[str, Result] = {}
   if _KNOWN.value:
-    known = local_path("--known", _KNOWN.value)
-    jobs = add_known(study, budget, inputs, folder, known, read | folder.read)
-  else:
-    jobs = known_jobs(study, budget, inputs, folder)
+    published = published_results(study, budget, local_path("--known", _KNOWN.value), read | folder.read)
+  jobs = add_published(study, budget, inputs, folder, published)
+  wanted = f"expected a folder with results of {study.runs} with --budget={budget}, of these configs and this text"
+  require(not _KNOWN.value or bool(folder.results(jobs)), "--known", _KNOWN.value, wanted)
   if not _REPORT.value:
     jobs = with_sources(study, budget, inputs, folder, jobs)
   chosen = [job for job in jobs if _ONLY.value in ("", job.name)]
@@ -115,7 +116,7 @@ def main() -> None:
       print(f"{_ONLY.value} is finished")
       return
     elif not dry:
-      jobs = run_study(study, budget, inputs, folder, jobs, _JOBS.value, repository_commit())
+      jobs = run_study(study, budget, inputs, folder, jobs, _JOBS.value, repository_commit(), published)
   if dry:
     return
   analysis = analysis_of(study, budget, jobs, folder)

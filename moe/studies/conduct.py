@@ -1,9 +1,9 @@
 """Conducts a study: which of its runs are known, and what is missing of them."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from moe.config import differences, require
+from moe.config import differences
 from moe.studies.folder import Folder, Read
 from moe.studies.reporting.results_file import read_analysis, results_of
 from moe.studies.runner import hours_left, run_missing
@@ -30,51 +30,64 @@ def with_sources(study: Study, budget: str, inputs: Inputs, folder: Folder, jobs
   return known_jobs(study, budget, inputs, folder)
 
 
-def add_known(study: Study, budget: str, inputs: Inputs, folder: Folder, source: pathlib.Path, read: Read) -> list[Job]:
-  """Counts as finished what results files say of the study's jobs: runs of the same configs that have read the same.
+def published_results(study: Study, budget: str, source: pathlib.Path, read: Read) -> dict[str, Result]:
+  """What results files say of runs that have read the same, by name, of all studies that share the study's runs.
+
+  Args:
+    study: the study.
+    budget: its budget.
+    source: a folder of results files, of any studies and budgets.
+    read: what the study reads; older results files do not say what data sets, which then count as the same.
+  """
+  found: dict[str, Result] = {}
+  for path in sorted(source.glob("*.json")):
+    other, analysis = read_analysis(path)
+    theirs, ours = analysis.get("data_dir"), read.get("data_dir")
+    same = analysis.get("text", {}) == read.get("text", {}) and (not theirs or not ours or theirs == ours)
+    if same and (other.runs, analysis["budget"]) == (study.runs, budget):
+      found |= {result.name: result for result in results_of(analysis)}
+  return found
+
+
+def add_published(study: Study, budget: str, inputs: Inputs, folder: Folder, published: dict[str, Result]) -> list[Job]:
+  """Counts as finished the jobs that are among published results, with the same config, and removes them from these.
+
+  So each is taken once, when its job is first known, and not again after `with_sources` has taken it back.
+
+  Returns:
+    The known jobs.
+  """
+  jobs = known_jobs(study, budget, inputs, folder)
+  while offered := [job for job in jobs if job.name in published]:
+    for job in offered:
+      result = published.pop(job.name)
+      if not folder.is_finished(job.name) and not differences(result.config, job.compared):
+        folder.add(result)
+    jobs = known_jobs(study, budget, inputs, folder)
+  return jobs
+
+
+def run_study(
+  study: Study,
+  budget: str,
+  inputs: Inputs,
+  folder: Folder,
+  jobs: list[Job],
+  processes: int,
+  commit: str,
+  published: dict[str, Result] | None = None,
+) -> list[Job]:
+  """Runs the known jobs, and all others that only their results name; those that had failed are tried again.
 
   Args:
     study: the study.
     budget: its budget.
     inputs: what its runs read.
     folder: of its runs.
-    source: a folder of results files, of any studies and budgets.
-    read: what the study reads; older results files do not say what data sets, which then count as the same.
-
-  Returns:
-    The known jobs.
-
-  Raises:
-    ConfigError: there is no such run.
-  """
-  known: dict[str, Result] = {}
-  for path in sorted(source.glob("*.json")):
-    other, analysis = read_analysis(path)
-    theirs, ours = analysis.get("data_dir"), read.get("data_dir")
-    same = analysis.get("text", {}) == read.get("text", {}) and (not theirs or not ours or theirs == ours)
-    if same and (other.runs, analysis["budget"]) == (study.runs, budget):
-      known |= {result.name: result for result in results_of(analysis)}
-  jobs = known_jobs(study, budget, inputs, folder)
-  while new := [job for job in jobs if _is_elsewhere(job, known, folder)]:
-    for job in new:
-      folder.add(known[job.name])
-    jobs = known_jobs(study, budget, inputs, folder)
-  wanted = f"expected a folder with results of {study.runs} with --budget={budget}, of these configs and this text"
-  require(bool(folder.results(jobs)), "--known", str(source), wanted)
-  return jobs
-
-
-def _is_elsewhere(job: Job, known: Mapping[str, Result], folder: Folder) -> bool:
-  """Whether a job has no result, and one of the same config is known."""
-  return (
-    job.name in known and not folder.is_finished(job.name) and not differences(known[job.name].config, job.compared)
-  )
-
-
-def run_study(
-  study: Study, budget: str, inputs: Inputs, folder: Folder, jobs: list[Job], processes: int, commit: str
-) -> list[Job]:
-  """Runs the known jobs, and all others that only their results name; those that had failed are tried again.
+    jobs: the known ones.
+    processes: that run jobs at the same time.
+    commit: kept with each result.
+    published: of these, what is left of `add_published`: jobs that become known later may be among them.
 
   Returns:
     The jobs, each of which is finished, has failed, or starts from one that has.
@@ -85,7 +98,9 @@ def run_study(
   folder.forget_failures(jobs)
   while folder.ready(jobs):
     run_missing(folder, jobs, processes, commit)
-    jobs = known_jobs(study, budget, inputs, folder)
+    jobs = add_published(study, budget, inputs, folder, published or {})
+    jobs = with_sources(study, budget, inputs, folder, jobs)
+    folder.claim(study.runs, budget)
   return jobs
 
 

@@ -3,9 +3,15 @@ import math
 
 import pytest
 
-from moe.config import ConfigError
 from moe.studies import worker
-from moe.studies.conduct import add_known, known_jobs, progress_of, run_study, with_sources
+from moe.studies.conduct import (
+  add_published,
+  known_jobs,
+  progress_of,
+  published_results,
+  run_study,
+  with_sources,
+)
 from moe.studies.folder import Folder
 from moe.studies.reporting.results_file import analysis_of, file_text, lines_of, results_of
 from moe.studies.runner import hours_left
@@ -111,9 +117,14 @@ def published(tmp_path):
   return folder
 
 
+def add_known(study, folder, source, read=READ):
+  """The jobs, of which those in the results files count as finished."""
+  return add_published(study, "cpu", INPUTS, folder, published_results(study, "cpu", source, read))
+
+
 def test_runs_of_a_results_file_are_not_made_again(published, tmp_path):
   folder = Folder(tmp_path / "new")
-  jobs = add_known(Again(), "cpu", INPUTS, folder, published, READ)
+  jobs = add_known(Again(), folder, published)
   assert [folder.is_finished(job.name) for job in jobs] == [True, True, False]
   assert not folder.root.exists()
   folder.claim("decoder", "cpu", READ)
@@ -128,13 +139,13 @@ def test_runs_of_a_results_file_are_not_made_again(published, tmp_path):
 
 def test_a_known_run_that_a_missing_one_starts_from_is_run_again(published, tmp_path):
   study, folder = Again(Job("measured", {}, source="hash/seed-0", measure="leak")), Folder(tmp_path / "new")
-  jobs = with_sources(study, "cpu", INPUTS, folder, add_known(study, "cpu", INPUTS, folder, published, READ))
+  jobs = with_sources(study, "cpu", INPUTS, folder, add_known(study, folder, published))
   assert [job.name for job in jobs if folder.is_finished(job.name)] == ["dense/seed-0"]
 
 
 def test_so_it_is_if_it_was_taken_before_by_another_study_and_its_result_is_kept_aside(published, tmp_path):
   folder = Folder(tmp_path / "new")
-  add_known(Again(), "cpu", INPUTS, folder, published, READ)
+  add_known(Again(), folder, published)
   folder.claim("decoder", "cpu", READ)
   study, folder = Again(Job("measured", {}, source="hash/seed-0", measure="leak")), Folder(tmp_path / "new")
   jobs = with_sources(study, "cpu", INPUTS, folder, known_jobs(study, "cpu", INPUTS, folder))
@@ -164,23 +175,47 @@ def test_of_a_chain_all_runs_before_a_missing_one_are_run_again_and_those_that_a
   assert [job.name for job in chain if folder.is_finished(job.name)] == ["0"]
 
 
+def test_a_published_run_that_is_known_only_once_another_has_run_is_not_made_again(published, tmp_path, monkeypatch):
+  class Later(Again):
+    """Has its second job once the third has a result."""
+
+    name = "later"
+
+    def jobs(self, budget, inputs, results):
+      dense, hashed, mine = super().jobs(budget, inputs, results)
+      return [dense, mine] + [hashed] * any(result.name == mine.name for result in results)
+
+  run = []
+
+  def run_missing(folder, jobs, processes, commit):
+    for job in folder.ready(jobs):
+      run.append(job.name)
+      folder.write_result(Result(job.name, dict(job.tags), job.compared, commit, 1.0, 1, {"loss": 3.0}, {}))
+
+  monkeypatch.setattr("moe.studies.conduct.run_missing", run_missing)
+  folder, offered = Folder(tmp_path / "new"), published_results(Later(), "cpu", published, READ)
+  jobs = add_published(Later(), "cpu", INPUTS, folder, offered)
+  folder.claim("decoder", "cpu", READ)
+  jobs = run_study(Later(), "cpu", INPUTS, folder, jobs, 1, "abc", offered)
+  assert run == ["mine/seed-0"]
+  found = Folder(folder.root).results(jobs)
+  assert [one.name for one in found] == ["dense/seed-0", "mine/seed-0", "hash/seed-0"]
+
+
 def test_of_another_text_or_config_no_run_is_taken(published, tmp_path):
   folder = Folder(tmp_path / "new")
-  with pytest.raises(ConfigError, match=r"--known = .*: expected a folder with results of decoder with --budget=cpu"):
-    add_known(Again(), "cpu", INPUTS, folder, published, {"text": {"wiki.jsonl.xz": 32}})
+  assert not folder.results(add_known(Again(), folder, published, {"text": {"wiki.jsonl.xz": 32}}))
   path = published / "base-cpu.json"
   path.write_text(path.read_text().replace('"d_model": 8', '"d_model": 16'))
-  with pytest.raises(ConfigError, match="of these configs and this text"):
-    add_known(Again(), "cpu", INPUTS, folder, published, READ)
+  assert not folder.results(add_known(Again(), folder, published))
 
 
 def test_of_other_data_no_run_is_taken(published, tmp_path):
   path, folder = published / "base-cpu.json", Folder(tmp_path / "new")
   path.write_text(file_text(json.loads(path.read_text()) | {"data_dir": {"mnist/3.0.1 train": 60_000}}))
-  with pytest.raises(ConfigError, match="expected a folder with results"):
-    add_known(Again(), "cpu", INPUTS, folder, published, READ | {"data_dir": {"mnist/3.0.1 train": 50_000}})
-  same = READ | {"data_dir": {"mnist/3.0.1 train": 60_000}}
-  assert folder.results(add_known(Again(), "cpu", INPUTS, folder, published, same))
+  other, same = (READ | {"data_dir": {"mnist/3.0.1 train": size}} for size in (50_000, 60_000))
+  assert not folder.results(add_known(Again(), folder, published, other))
+  assert folder.results(add_known(Again(), folder, published, same))
 
 
 def test_a_run_that_has_diverged_elsewhere_has_an_infinite_loss(published):
