@@ -152,10 +152,10 @@ def test_the_command_lists_what_is_missing_or_prints_what_it_would_send(tmp_path
   first, second, third = "pretrained/dense/seed-0", "pretrained/expert_choice/seed-0", "cb/dense/rate-0.01/seed-0"
   _, *missing, said = printed()
   assert [line.partition(":")[0] for line in missing[:3]] == [first, second, third]
-  assert said == "0 of 6 runs are finished"
+  assert said == "0 of 4 runs are finished"
   sent = printed("--runner=slurm --gpus-per-node=2")
   runs = [shlex.split(line) for line in sent if line.startswith("srun ")]
   assert [run[-6:] for run in runs] == [["moe.study", *same, f"--only={name}"] for name in (first, second)]
   assert sum("--gpus-per-node=2 " in line for line in sent) == 2
-  assert sent[-1].startswith("2 runs would be sent to slurm; 0 were sent before, and 4 wait")
+  assert sent[-1].startswith("2 runs would be sent to slurm; 0 were sent before, and 2 wait")
   assert not (tmp_path / "study").exists()
