@@ -19,7 +19,7 @@ from moe.studies.contrasts import Contrast, answer_to, block_losses, by_seed, co
 from moe.studies.flops import step_flops
 from moe.studies.reporting import figure
 from moe.studies.repository import repository_config
-from moe.studies.settings import Budget, Setting, best_rate, tried_rates
+from moe.studies.settings import Budget, Setting, best_rates, tried_rates
 from moe.studies.study import Headline, Inputs, Job, Result, Study
 from moe.training.experiment import load_config
 
@@ -97,8 +97,7 @@ class LanguageModels(Study):
 
   def rates(self, budget: str, results: Sequence[Result]) -> dict[str, float]:
     """The learning rate of each arm whose tuning is finished: of the lowest final loss."""
-    grid = self.setting.budgets[budget].rates
-    return {arm: best for arm, losses in _tried(results).items() if (best := best_rate(grid, losses)) is not None}
+    return best_rates(self.setting.budgets[budget].rates, _tried(results))
 
   def check_inputs(self, budget: str, inputs: Inputs) -> None:
     found = os.path.isdir(inputs.text) or glob.glob(inputs.text, recursive=True)

@@ -66,6 +66,11 @@ def best_rate(grid: Sequence[float], losses: Mapping[float, float]) -> float | N
   return _lowest(tried_rates(grid, losses), losses)
 
 
+def best_rates(grid: Sequence[float], tried: Mapping[str, Mapping[float, float]]) -> dict[str, float]:
+  """The best rate of each arm whose tuning is finished, of the losses that each has tried."""
+  return {arm: best for arm, losses in tried.items() if (best := best_rate(grid, losses)) is not None}
+
+
 def _lowest(rates: Sequence[float], losses: Mapping[float, float]) -> float | None:
   return min(rates, key=losses.__getitem__) if all(rate in losses for rate in rates) else None
 

@@ -4,14 +4,7 @@ import math
 import pytest
 
 from moe.studies import worker
-from moe.studies.conduct import (
-  add_published,
-  known_jobs,
-  progress_of,
-  published_results,
-  run_study,
-  with_sources,
-)
+from moe.studies.conduct import add_published, known_jobs, progress_of, published_results, run_study, with_sources
 from moe.studies.folder import Folder
 from moe.studies.reporting.results_file import analysis_of, file_text, lines_of, results_of
 from moe.studies.runner import hours_left

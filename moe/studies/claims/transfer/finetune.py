@@ -19,7 +19,7 @@ from moe.markdown import markdown_table
 from moe.studies.comparison import Scores, compare_over_tasks
 from moe.studies.reporting import figure
 from moe.studies.repository import repository_config
-from moe.studies.settings import best_rate, tried_rates
+from moe.studies.settings import best_rates, tried_rates
 from moe.studies.study import Headline, Inputs, Job, Result, Study
 from moe.training.workdir import Workdir
 
@@ -178,7 +178,8 @@ class Finetune(Study, name="finetune"):
     plan = BUDGETS[budget]
     if inputs.pretrained:
       plan = dataclasses.replace(plan, arms={PRETRAINED: None}, seeds=1)
-    rates, jobs = _rates(plan, results), []
+    tried, jobs = _tried(plan, results), []
+    rates = best_rates(plan.rates, tried)
     for seed in range(plan.seeds if len(rates) == len(plan.arms) else 1):  # a study in progress has whole seeds
       if not inputs.pretrained:
         jobs += [_pretraining(plan, arm, seed, inputs) for arm in plan.arms]
@@ -189,7 +190,7 @@ class Finetune(Study, name="finetune"):
         ]
         jobs += [
           _finetuning(plan, inputs, task, arm, rate, seed)
-          for arm, losses in _tried(plan, results).items()
+          for arm, losses in tried.items()
           for rate in tried_rates(plan.rates, losses)
           for task in plan.tuning
           if rate not in plan.rates
@@ -214,7 +215,8 @@ class Finetune(Study, name="finetune"):
     return {split: examples for of_task in found.values() for split, examples in of_task.items()}
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
-    rates = _rates(BUDGETS[budget], results)
+    plan = BUDGETS[budget]
+    rates = best_rates(plan.rates, _tried(plan, results))
     tuned = [one for one in results if "task" in one.tags and rates.get(one.tags["arm"]) == one.tags["rate"]]
     scores = _by_arm_and_task(tuned)
     return {
@@ -283,12 +285,6 @@ def _tasks(budget: str) -> list[str]:
 
 def _source(arm: str, seed: int) -> str:
   return f"pretrained/{arm}/seed-{seed}"
-
-
-def _rates(plan: Budget, results: Sequence[Result]) -> dict[str, float]:
-  """The learning rate of each arm whose tuning is finished."""
-  tried = _tried(plan, results)
-  return {arm: best for arm, losses in tried.items() if (best := best_rate(plan.rates, losses)) is not None}
 
 
 def _tried(plan: Budget, results: Sequence[Result]) -> dict[str, dict[float, float]]:
