@@ -18,10 +18,10 @@ from tests.any_config import changed_trees, sections
 
 @pytest.fixture
 def bounded(pytestconfig):
-  """Settings for so many examples, ten times as many with `--slow`; the same ones in every run."""
+  """Settings for so many examples, twenty times as many with `--slow`; the same ones in every run."""
 
   def bounded(examples: int) -> settings:
-    examples *= 10 if pytestconfig.getoption("--slow") else 1
+    examples *= 20 if pytestconfig.getoption("--slow") else 1
     return settings(
       max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
@@ -107,7 +107,7 @@ def test_the_trees_that_the_fuzz_starts_from_train(architecture):
 
 @pytest.mark.parametrize("architecture", TREES)
 def test_any_config_traces_or_is_refused_in_one_line(architecture, bounded):
-  @bounded(40)
+  @bounded(20)
   @given(changed_trees(ExperimentConfig, tree(architecture)))
   def traces_or_is_refused(values):
     try:
@@ -120,7 +120,7 @@ def test_any_config_traces_or_is_refused_in_one_line(architecture, bounded):
 
 @pytest.mark.parametrize("name", sorted(RouterConfig.choices))
 def test_any_options_of_a_router_trace_or_are_refused_in_one_line(name, bounded):
-  @bounded(12)
+  @bounded(6)
   @given(sections(RouterConfig.choices[name], name))
   def traces_or_is_refused(values):
     try:

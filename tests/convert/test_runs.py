@@ -24,6 +24,7 @@ from moe.training.trainer import train
 from moe.training.workdir import Workdir
 from tests.convert.test_upcycling import assert_equal
 from tests.forked import Forked
+from tests.slow import slow
 from tests.training.tiny import tiny_mapping, tiny_stack
 
 CHOICE = {"name": "expert_choice", "capacity_factor": 2.0}
@@ -155,7 +156,7 @@ def test_runs_of_one_model_are_averaged_too(corpus, dense, tmp_path):
   assert (one != two).any()
 
 
-@pytest.mark.parametrize("keep", [2, 1])
+@pytest.mark.parametrize("keep", [slow(2), 1])
 def test_a_pruned_run_has_the_experts_that_validation_uses_most(sparse, tmp_path, keep):
   prune_run(sparse, "latest", tmp_path / "pruned", [], keep=keep, batches=1)
   before, after = restore(sparse), restore(tmp_path / "pruned")

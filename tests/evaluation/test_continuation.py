@@ -14,6 +14,7 @@ from moe.parallel.mesh import make_mesh
 from moe.routing import RouterConfig
 from moe.training.experiment import load_config
 from moe.training.state import split
+from tests.slow import first_ones, slow
 from tests.training.tiny import tiny_decoder, tiny_mapping, tiny_stack, write_corpus
 
 # With prompts of no token, of one, and of more than a row.
@@ -69,15 +70,10 @@ IN_ENCODERS = [
 ]
 
 
-def first_ones(count: int, cases: list[dict]) -> list:
-  """The cases, all but the first few of them slow."""
-  return cases[:count] + [pytest.param(case, marks=pytest.mark.slow) for case in cases[count:]]
-
-
 @pytest.mark.parametrize(
   "routers",
-  first_ones(4, [{"decoder_only": True, "decoder": router} for router in IN_DECODERS])
-  + first_ones(2, [{"encoder": router, "decoder": IN_DECODERS[0]} for router in IN_ENCODERS]),
+  first_ones(2, [{"decoder_only": True, "decoder": router} for router in IN_DECODERS])
+  + first_ones(1, [{"encoder": router, "decoder": IN_DECODERS[0]} for router in IN_ENCODERS]),
   ids=lambda routers: "-".join(
     str(value) for router in routers.values() if router is not True for value in router.values()
   ),
@@ -112,8 +108,8 @@ def test_every_causal_router_continues_a_prompt_of_no_token_and_of_one(tmp_path,
   "router",
   [
     {"name": "expert_choice", "group_size": 32},
-    {"name": "expert_choice"},
-    {"name": "capped_expert_choice"},
+    slow({"name": "expert_choice"}),
+    slow({"name": "capped_expert_choice"}),
     {"name": "soft_moe"},
   ],
   ids=lambda router: "-".join(map(str, router.values())),

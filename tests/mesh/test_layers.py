@@ -16,6 +16,7 @@ from moe.parallel.mesh import MeshConfig, make_mesh, replicated, rows, tracing_f
 from moe.parallel.sharding import shard_parameters
 from moe.routing import RouterConfig
 from tests.mesh.hlo import collectives, shapes
+from tests.slow import slow
 
 # Sizes that no two axes share, so that a shape in a compiled program tells what it is.
 BATCH, LENGTH, WIDTH, HIDDEN, EXPERTS, VOCABULARY = 8, 18, 44, 56, 16, 50
@@ -37,16 +38,16 @@ KINDS = {
   "soft of a sequence": ("soft_moe", {}),
   "soft of a batch": ("soft_moe", {"group_size": BATCH * LENGTH, "slots": SLOTS}),
 }
-SHAPES = [(1, 2, 1), (1, 1, 2), (4, 1, 1), (1, 4, 1), (8, 1, 1), (1, 8, 1), (4, 2, 1)]
+# In such an order that each kind of a whole batch has a mesh with experts over several devices without `--slow`.
+SHAPES = [(1, 2, 1), (2, 2, 2), (1, 1, 2), (4, 1, 1), (4, 2, 1), (1, 4, 1), (8, 1, 1), (1, 8, 1)]
 
 
 def kinds_and_shapes() -> list:
-  """All pairs; the slow ones leave each kind the mesh of three axes and another, each shape a kind or two."""
-  pairs = [pytest.param(kind, (2, 2, 2), id=f"{kind}-(2, 2, 2)") for kind in KINDS]
+  """All pairs; the slow ones leave each kind one mesh, and each mesh one kind."""
+  pairs = []
   for k, kind in enumerate(KINDS):
     for s, shape in enumerate(SHAPES):
-      marks = [] if (s - k) % len(SHAPES) == 0 else [pytest.mark.slow]
-      pairs.append(pytest.param(kind, shape, id=f"{kind}-{shape}", marks=marks))
+      pairs.append(pytest.param(kind, shape, id=f"{kind}-{shape}", marks=[] if s == k else [pytest.mark.slow]))
   return pairs
 
 
@@ -89,11 +90,11 @@ def alone(name: str, options: tuple, dropout: float = 0.0, bias: bool = False):
   return run(name, dict(options), (1, 1, 1), dropout, bias)[0]
 
 
-# One per kind of routing, unless `--slow`.
-DROPPED = ("slots of a batch", "slots by position", "ragged of a batch", "soft of a sequence")
+# With slots and without, unless `--slow`.
+DROPPED = ("slots of a batch", "ragged of a batch")
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), pytest.param((2, 4, 1), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 2), slow((2, 4, 1))], ids=str)
 @pytest.mark.parametrize(
   "kind", [pytest.param(kind, marks=[] if kind in DROPPED else [pytest.mark.slow]) for kind in KINDS]
 )
@@ -118,7 +119,8 @@ def assert_same(found, expected):
 # Those whose code another one or a kind has: with `--slow`.
 ALIKE = {
   *("token_choice", "glam", "causal_gshard", "dropless", "expert_choice", "position_grouped", "relu", "soft_moe"),
-  *("deepseek_v3", "expert_threshold", "reinforce", "noisy_rectifier", "stochastic_times_smooth"),
+  *("deepseek_v3", "expert_threshold", "reinforce", "noisy_rectifier", "stochastic_times_smooth", "rl_r"),
+  *("switch", "noisy_top_k", "top_p", "straight_through", "batch_priority", "threshold", "quantile_balanced"),
 }
 
 

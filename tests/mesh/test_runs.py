@@ -15,6 +15,7 @@ from moe.training.init import InitSource
 from moe.training.metrics_file import read_metrics
 from moe.training.setup import Setup
 from moe.training.trainer import train
+from tests.slow import slow
 from tests.training.tiny import tiny_mapping, write_corpus
 
 
@@ -67,7 +68,7 @@ def test_every_experts_weights_are_the_same_on_any_other_mesh(alone, mesh):
   assert experts.shape[1] == 8 and len({experts[0, index].tobytes() for index in range(8)}) == 8
 
 
-@pytest.mark.parametrize("mesh", [{"expert": 4, "fsdp": True}, {"expert": 2, "model": 2}], ids=str)
+@pytest.mark.parametrize("mesh", [{"expert": 4, "fsdp": True}, slow({"expert": 2, "model": 2})], ids=str)
 def test_another_run_begins_with_these_weights_on_any_mesh(corpus, alone, mesh):
   """They are read straight into its shards; its optimizer's statistics are new, and divided as in any run."""
   settings = config(corpus, 6, **mesh)

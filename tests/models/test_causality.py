@@ -20,10 +20,12 @@ def enlarged(variables):
   return jax.tree.map_with_path(lambda path, x: 50 * x if in_router(path) and floats(x) else x, variables)
 
 
-# One of each kind; all others with `--slow`, in the smaller model: `tests/routing` has the leaks of every router alone.
+# One of each kind in the smaller model; the larger one and all others with `--slow`: `tests/routing` has the leaks of
+# every router alone.
 KINDS = {"expert_choice", "switch", "position_grouped", "dropless", "soft_moe", "hash", "moe_plus_plus", "prefix_rank"}
+QUICK = {*(("decoder", name) for name in KINDS), ("encoder_decoder", "expert_choice")}
 CASES = [
-  pytest.param(architecture, name, marks=[] if name in KINDS else [pytest.mark.slow])
+  pytest.param(architecture, name, marks=[] if (architecture, name) in QUICK else [pytest.mark.slow])
   for name in sorted(RouterConfig.choices)
   for architecture in ARCHITECTURES
   if architecture == "decoder" or name in KINDS

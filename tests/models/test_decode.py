@@ -21,6 +21,7 @@ from tests.models.tiny import (
   stack,
 )
 from tests.models.tiny import router as moe_router
+from tests.slow import slow
 
 
 def stepwise(network, example, row_length=None):
@@ -54,7 +55,7 @@ def test_steps_equal_teacher_forcing_at_every_position(architecture, router):
   np.testing.assert_allclose(stepwise(network, example), whole.logits, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("placement", [Last(2), Listed((0, 1, 3, 4))], ids=lambda placement: placement.name)
+@pytest.mark.parametrize("placement", [slow(Last(2)), Listed((0, 1, 3, 4))], ids=lambda placement: placement.name)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_steps_equal_teacher_forcing_wherever_the_moe_layers_are(architecture, placement):
   network = model(config(architecture, stack(TIGHT_SWITCH, layers=6, placement=placement)))

@@ -21,6 +21,7 @@ from moe.nn.attention import segment_mask, segment_positions
 from tests.models.test_decode import stepwise
 from tests.models.test_stack import blocks_of
 from tests.models.tiny import TIGHT_SWITCH, batch, config, model, output, router, stack
+from tests.slow import slow
 
 D, T = 16, 12
 QUARTER = DepthConfig(capacity=0.25)
@@ -200,9 +201,9 @@ def test_training_knows_later_tokens_and_evaluation_does_not(training):
 @pytest.mark.parametrize(
   ("architecture", "moe_router"),
   [
-    ("encoder_decoder", None),
+    slow("encoder_decoder", None),
     ("decoder", TIGHT_SWITCH),
-    ("decoder", router("prefix_rank", capacity_factor=1.0)),
+    slow("decoder", router("prefix_rank", capacity_factor=1.0)),
   ],
   ids=["dense", "tight_switch", "prefix_rank"],
 )
@@ -220,7 +221,7 @@ def test_steps_equal_teacher_forcing(architecture, moe_router):
   np.testing.assert_allclose(stepwise(network, long, row_length=16)[:, :16], whole.logits, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, slow(False)], ids=["training", "evaluation"])
 def test_a_scan_with_recomputation_equals_a_loop_over_blocks(training):
   """Of MoE layers with and without: they route unequal numbers of tokens."""
   switch = router("switch", jitter=0.0, balance_loss=0.3)

@@ -16,6 +16,7 @@ from moe.nn.attention import segment_mask
 from moe.routing import RouterState
 from moe.routing.methods.token_choice import TokenChoice, TokenChoiceConfig
 from tests.models.tiny import DROPLESS, EXPERT_CHOICE, TIGHT_SWITCH, batch, config, output, router, stack
+from tests.slow import first_ones, slow
 
 # One unit of two blocks, twice, in each stack.
 SETTINGS = config(decoder=stack(DROPLESS, layers=4), encoder=stack(EXPERT_CHOICE, layers=4))
@@ -64,7 +65,12 @@ def looped(stack, x):
 
 @pytest.mark.parametrize(
   ("name", "relative_bias"),
-  [*((name, "shared") for name in PLACEMENTS), ("every_2", "per_layer"), ("last", "per_layer")],
+  [
+    ("listed", "shared"),
+    ("every_2", "per_layer"),
+    *(slow(name, "shared") for name in PLACEMENTS if name != "listed"),
+    slow("last", "per_layer"),
+  ],
 )
 def test_scan_equals_a_loop_over_blocks(name, relative_bias):
   layers, placement = PLACEMENTS[name]
@@ -118,7 +124,7 @@ def gradients(remat: str):
   return jax.jit(jax.grad(loss))(params)
 
 
-@pytest.mark.parametrize("remat", ["dots_and_weights", "dots", "full"])
+@pytest.mark.parametrize("remat", first_ones(1, ["dots_and_weights", "dots", "full"]))
 def test_rematerialisation_keeps_gradients_with_randomness(remat):
   """Dropout and GShard's chance must fall alike when the backward pass recomputes a unit."""
   kept, again = gradients("none"), gradients(remat)
@@ -142,7 +148,9 @@ def gradient_equations(layers: int, placement) -> int:
   return equations(jax.make_jaxpr(jax.grad(loss))(params, batch()).jaxpr)
 
 
-@pytest.mark.parametrize(("short", "long"), [(EveryNth(2), EveryNth(2)), (Last(2), Last(16))], ids=["every_2", "last"])
+@pytest.mark.parametrize(
+  ("short", "long"), [(EveryNth(2), EveryNth(2)), slow(Last(2), Last(16))], ids=["every_2", "last"]
+)
 def test_program_of_32_layers_is_as_long_as_of_4(short, long):
   shorter = gradient_equations(4, short)
   assert shorter > 100

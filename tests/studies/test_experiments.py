@@ -1,6 +1,7 @@
 """Studies of small experiments: what they measure, in closed form, and a planted case that is recovered."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from moe.config import ConfigError
 from moe.data.errors import DataError
 from moe.studies import Study, worker
 from moe.studies.claims.experiments import movielens, ratings, recovery
+from moe.studies.claims.experiments.tuned import Plan
 from moe.studies.conduct import known_jobs, run_study
 from moe.studies.folder import Folder
 from moe.studies.reporting.results_file import analysis_of, file_text
@@ -47,10 +49,12 @@ def test_the_share_of_steps_on_which_a_literal_support_changes():
 
 def test_planted_experts_are_recovered(monkeypatch):
   monkeypatch.setattr(recovery, "_SUBSETS", (2,))
-  config = {"steps": 200, "batch": 32, "width": 4, "rates": [0.05], "seeds": [0, 1], "learned": False}
+  """At a rate that trains, and not at one that does not."""
+  config = {"steps": 200, "batch": 32, "width": 4, "rates": [1e-6, 0.05], "seeds": [0, 1], "learned": False}
   found = recovery.Recovery().experiment(config | {"gate": {"name": "softmax"}})
-  assert found["f1"] == [[1.0, 1.0]]
-  assert max(found["loss"][0]) < 0.01 and max(found["changes"][0]) < 0.1
+  untrained, trained = found["loss"]
+  assert found["f1"][1] == [1.0, 1.0]
+  assert max(trained) < 0.01 < min(untrained) and max(found["changes"][1]) < 0.1
 
 
 # --- movielens
@@ -122,15 +126,23 @@ def result(arm, use, **fields):
   return Result(f"{arm}/{use}", {"arm": arm, "use": use}, fields.pop("config"), "", 0.0, 0, {}, {}, measured=fields)
 
 
-def test_an_arm_has_the_rate_of_its_least_mean_loss_and_is_compared_seed_by_seed():
-  study, results = recovery.Recovery(), []
+GRID = {"measure": "recovery", "rates": [0.01, 0.1, 1.0], "seeds": [1000, 1001]}
+
+
+@pytest.fixture
+def study(monkeypatch):
+  monkeypatch.setattr(recovery.Recovery, "plans", {"cpu": Plan(GRID["rates"], 2, 3, {})})
+  return recovery.Recovery()
+
+
+def test_an_arm_has_the_rate_of_its_least_mean_loss_and_is_compared_seed_by_seed(study):
+  results = []
   for arm, f1 in (("dselect_k", [1.0, 0.9, 1.0]), ("top_k", [0.5, 0.5, 0.6])):
-    tried = {"measure": "recovery", "rates": [0.1, 0.01], "seeds": [1000, 1001]}
-    results.append(result(arm, "tuning", config=tried, loss=[[0.1, 0.9], [0.3, 0.4]]))
+    results.append(result(arm, "tuning", config=GRID, loss=[[0.1, 0.9], [0.3, 0.4], [math.nan, 0.0]]))
     same = {"loss": [[0.0] * 3], "changes": [[0.0] * 3]}
-    results.append(result(arm, "compared", config={**tried, "rates": [0.01], "seeds": [0, 1, 2]}, f1=[f1], **same))
+    results.append(result(arm, "compared", config={**GRID, "rates": [0.1], "seeds": [0, 1, 2]}, f1=[f1], **same))
   jobs = {job.name: job for job in study.jobs("cpu", Inputs("", ""), results)}
-  assert jobs["top_k/compared"].config["rates"] == [0.01]
+  assert jobs["top_k/compared"].config["rates"] == [0.1]
   assert "softmax/tuning" in jobs and "softmax/compared" not in jobs
   analysis = study.analyse("cpu", results)
   first, second = analysis["contrasts"]
@@ -138,6 +150,26 @@ def test_an_arm_has_the_rate_of_its_least_mean_loss_and_is_compared_seed_by_seed
   np.testing.assert_allclose(first["values"], [0.5, 0.4, 0.4])
   assert second["verdict"] == "did not hold"
   assert study.headline(analysis).number.startswith("DSelect-k's support has a higher F1 than top-k's: +0.4333, [+0.2")
+
+
+def test_while_the_best_rate_is_at_an_end_one_beyond_it_is_tried_before_anything_is_compared(study):
+  results = [result("top_k", "tuning", config=GRID, loss=[[0.1, 0.3], [0.3, 0.4], [0.5, 0.5]])]
+
+  def of_top_k():
+    jobs = [job for job in study.jobs("cpu", Inputs("", ""), results) if job.name.startswith("top_k/")]
+    return {job.name: (job.config["rates"], job.config["seeds"]) for job in jobs}
+
+  grid, further = (GRID["rates"], GRID["seeds"]), ([0.001], GRID["seeds"])
+  assert of_top_k() == {"top_k/tuning": grid, "top_k/tuning/rate-0.001": further}
+  assert study.analyse("cpu", results)["tuning"] == {}
+  results.append(result("top_k", "tuning", config=GRID | {"rates": [0.001]}, loss=[[0.3, 0.5]]))
+  assert of_top_k() == {
+    "top_k/tuning": grid,
+    "top_k/tuning/rate-0.001": further,
+    "top_k/compared": ([0.01], [0, 1, 2]),
+  }
+  losses = {"0.001": 0.4, "0.01": 0.2, "0.1": 0.35, "1.0": 0.5}
+  assert study.analyse("cpu", results)["tuning"]["top_k"] == {"rate": 0.01, "losses": pytest.approx(losses)}
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from moe.studies.statistics import (
   steps_to,
   verdict,
 )
+from tests.slow import slow
 
 REPEATS = 2000  # of a simulation: 95% of these have a standard error of half a point
 
@@ -233,7 +234,7 @@ def test_a_baseline_that_diverged_sets_no_target():
   assert found.ratios == pytest.approx((2.0, math.nan), nan_ok=True)
 
 
-@pytest.mark.parametrize("truth, seeds, censored", [(2.0, 4, 0.0), (1.2, 9, 0.18), (1.0, 6, 0.5)])
+@pytest.mark.parametrize("truth, seeds, censored", [(2.0, 4, 0.0), slow(1.2, 9, 0.18), slow(1.0, 6, 0.5)])
 def test_the_interval_of_a_speedup_covers_the_truth(truth, seeds, censored):
   speeds = truth * np.exp(0.2 * rng(6).normal(size=(REPEATS, seeds)))
   found = [speedup(curves(one), curves([1.0] * seeds), X) for one in speeds]

@@ -76,6 +76,7 @@ def losses(workdir):
   return {(record["kind"], record["step"]): record["loss"] for record in read_metrics(workdir / "metrics.jsonl")}
 
 
+@pytest.mark.slow
 def test_the_others_end_when_one_is_killed_and_the_same_command_resumes(hosts, whole, tmp_path, data):
   first, second = start(hosts, 2, tmp_path, data)
   wait_for_step(25, tmp_path, [first, second])

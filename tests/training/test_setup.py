@@ -9,6 +9,7 @@ from moe.parallel.mesh import make_mesh
 from moe.parallel.programs import shared_programs
 from moe.training.experiment import ExperimentConfig, load_config
 from moe.training.setup import Setup
+from tests.slow import slow
 from tests.training.tiny import tiny_decoder, tiny_mapping
 
 
@@ -32,8 +33,8 @@ def program(config: ExperimentConfig) -> str:
   "changes",
   [
     {"seed": 4},
-    {"steps": 40},
-    {"learning_rate": 0.1},
+    slow({"steps": 40}),
+    slow({"learning_rate": 0.1}),
     {"schedule": {"name": "constant_rsqrt", "warmup_steps": 1, "decay_start": 3}},
   ],
   ids=lambda changes: next(iter(changes)),
@@ -49,11 +50,11 @@ def test_another_seed_length_rate_or_schedule_is_the_same_program(own_programs, 
 @pytest.mark.parametrize(
   ("field", "value"),
   [
-    ("model.d_ff", 40),
-    ("train.accumulation", 2),
     ("train.logits_z_loss", 1e-3),
     ("optimizer.clip_norm", 2.0),
-    ("optimizer.frozen", ["router/kernel"]),
+    slow("model.d_ff", 40),
+    slow("train.accumulation", 2),
+    slow("optimizer.frozen", ["router/kernel"]),
   ],
 )
 def test_another_config_is_another_program_also_where_programs_are_shared(own_programs, corpus, field, value):

@@ -26,6 +26,7 @@ from moe.training.metrics_file import MetricsWriter, read_metrics
 from moe.training.trainer import train
 from moe.training.workdir import WorkdirError
 from tests.convert.test_runs import untrained
+from tests.slow import slow
 from tests.training.test_checkpoint import full_disk
 from tests.training.tiny import Interrupt, changed, interrupt_after, tiny_config, tiny_decoder, tiny_mapping, tiny_stack
 
@@ -62,7 +63,7 @@ def test_a_checkpoint_evaluates_to_what_validation_reported(whole):
   assert found["bits_per_byte"] == pytest.approx(whole.validation["bits_per_byte"], rel=1e-6)
 
 
-@pytest.mark.parametrize("step", [3, 5, 10])
+@pytest.mark.parametrize("step", [slow(3), 5, slow(10)])
 def test_a_run_that_was_cut_off_resumes_with_the_losses_of_one_that_was_not(whole, corpus, tmp_path, step):
   with pytest.raises(Interrupt):
     train(tiny_config(corpus), tmp_path, [interrupt_after(step)])
@@ -95,7 +96,7 @@ def test_records_are_means_over_the_steps_since_the_one_before(whole, corpus, tm
     assert sum(record["encoder/layer_0/load"]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize("step", [slow(3), 7])
 def test_after_a_stop_between_two_records_they_are_those_of_a_run_that_was_not_stopped(corpus, tmp_path, step):
   train(tiny_config(corpus, log_every=5), tmp_path / "whole")
   assert not train(tiny_config(corpus, log_every=5), tmp_path / "cut", [signal_after(step)]).finished
@@ -292,7 +293,7 @@ def test_a_leaking_run_says_so_everywhere(corpus, tmp_path, capsys):
 
 @pytest.mark.parametrize(
   "decoder",
-  [tiny_stack({"name": "base"}), tiny_stack() | {"depth": {"capacity": 0.25}}],
+  [slow(tiny_stack({"name": "base"})), tiny_stack() | {"depth": {"capacity": 0.25}}],
   ids=["router", "depth"],
 )
 def test_a_run_that_sees_the_future_in_training_alone_says_so_of_training_alone(corpus, tmp_path, capsys, decoder):

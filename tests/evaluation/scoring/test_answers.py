@@ -14,9 +14,10 @@ from moe.evaluation.scoring.hook import ScoreHook
 from moe.training.experiment import ScoreConfig
 from moe.training.trainer import train
 from tests.evaluation.scoring.tasks import BYTES, LABELS, STEPS, Task, config, run_config, task
+from tests.slow import first_ones
 
 
-@pytest.fixture(scope="module", params=["inputs and targets", "targets"])
+@pytest.fixture(scope="module", params=first_ones(1, ["inputs and targets", "targets"]))
 def trained(request, tmp_path_factory):
   """The best step of a run that knows its task by heart, in either row format."""
   if request.param == "inputs and targets":

@@ -45,7 +45,7 @@ _ARMS = {
   "segments, network of 2": _network("segments", 2),
 }
 _PLANS = {
-  "smoke": Plan(rates=(1.0, 4.0), tuning=1, seeds=2, sizes={"epochs": 20}),
+  "smoke": Plan(rates=(4.0,), tuning=1, seeds=2, sizes={"epochs": 20}),
   "cpu": Plan(rates=tuple(2.0**n for n in range(-3, 7)), tuning=3, seeds=25, sizes={"epochs": 1000}),
 }
 _MEASURES = {

@@ -31,7 +31,7 @@ _ARMS: dict[str, dict[str, Any]] = {
 }
 _SIZES = {"batch": 512, "width": 16, "task_weights": [0.5, 0.5]}
 _PLANS = {
-  "smoke": Plan(rates=(0.003, 0.01), tuning=1, seeds=2, sizes=_SIZES | {"epochs": 1, "rows": 2048}),
+  "smoke": Plan(rates=(0.01,), tuning=1, seeds=2, sizes=_SIZES | {"epochs": 1, "rows": 2048}),
   "cpu": Plan(rates=(0.003, 0.01, 0.03), tuning=1, seeds=5, sizes=_SIZES | {"epochs": 4, "rows": 0}),
 }
 _MEASURES = {

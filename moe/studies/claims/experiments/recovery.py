@@ -35,7 +35,7 @@ _ARMS = {
   **{f"{name}{_WITH}": {"gate": gate, "learned": True} for name, gate in _GATES.items()},
 }
 _PLANS = {
-  "smoke": Plan(rates=(0.01, 0.1), tuning=1, seeds=2, sizes={"steps": 3, "batch": 8, "width": 4}),
+  "smoke": Plan(rates=(0.1,), tuning=1, seeds=2, sizes={"steps": 3, "batch": 8, "width": 4}),
   "cpu": Plan(
     rates=(0.001, 0.003, 0.01, 0.03, 0.1), tuning=10, seeds=50, sizes={"steps": 1000, "batch": 32, "width": 8}
   ),

@@ -1,4 +1,4 @@
-"""Studies of small experiments: every arm tuned from the same grid, all seeds and learning rates trained at once."""
+"""Studies of small experiments: every arm tuned from the same grid, all seeds and rates of a job trained at once."""
 
 import dataclasses
 import pathlib
@@ -10,9 +10,10 @@ import numpy as np
 from moe.markdown import markdown_table
 from moe.studies.contrasts import corrected, finding, headline, sentence
 from moe.studies.reporting import figure
+from moe.studies.settings import best_rates, tried_rates
 from moe.studies.study import Headline, Inputs, Job, Result, Study
 
-_TUNING, _COMPARED = "tuning", "compared"  # what an arm's two jobs are for
+_TUNING, _COMPARED = "tuning", "compared"  # what a job is for
 _FIRST_TUNING_SEED = 1000  # no other seed is as high
 
 
@@ -21,7 +22,7 @@ class Plan:
   """One budget.
 
   Attributes:
-    rates: the grid of learning rates, the same for every arm.
+    rates: the grid of learning rates that every arm begins with.
     tuning: number of seeds that choose an arm's rate; none of them is compared.
     seeds: number of those that are compared.
     sizes: all else that an experiment is told.
@@ -66,7 +67,9 @@ def by_rate(config: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, An
 
 
 class TunedExperiments(Study):
-  """Base of these studies. An arm's first job tries all rates of the grid, its second has the seeds that are compared.
+  """Base of these studies. An arm's first job tries all rates of the grid, its last has the seeds that are compared.
+
+  Between them, one job for each rate beyond the grid that `moe.studies.settings.tried_rates` asks for.
 
   An experiment's config has the arm's fields, the plan's sizes, and lists of `rates` and `seeds`. It returns lists
   `[rates, seeds]`: the loss that chooses the rate by its mean over seeds, and the measures.
@@ -90,16 +93,22 @@ class TunedExperiments(Study):
   def jobs(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> list[Job]:
     plan = self.plans[budget]
     tuning = range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + plan.tuning)
-    rates = {arm: one["rate"] for arm, one in self._tuned(results).items()}
+    tried = self._tried(results)
+    rates = best_rates(plan.rates, tried)
+    further = {
+      arm: [rate for rate in tried_rates(plan.rates, losses) if rate not in plan.rates] for arm, losses in tried.items()
+    }
     return [
       *(self._job(plan, inputs, arm, _TUNING, plan.rates, tuning) for arm in self.arms),
+      *(self._job(plan, inputs, arm, _TUNING, [rate], tuning) for arm in further for rate in further[arm]),
       *(self._job(plan, inputs, arm, _COMPARED, [rates[arm]], range(plan.seeds)) for arm in rates),
     ]
 
   def _job(self, plan: Plan, inputs: Inputs, arm: str, use: str, rates: Sequence[float], seeds: Sequence[int]) -> Job:
     config = {**plan.sizes, **self.arms[arm], **self.data_fields(inputs), "rates": list(rates), "seeds": list(seeds)}
-    weight = float(len(rates) * len(seeds))
-    return Job(f"{arm}/{use}", config, tags={"arm": arm, "use": use}, weight=weight, measure=self.name)
+    beyond = use == _TUNING and list(rates) != list(plan.rates)
+    name, weight = f"{arm}/{use}" + (f"/rate-{rates[0]:g}" if beyond else ""), float(len(rates) * len(seeds))
+    return Job(name, config, tags={"arm": arm, "use": use}, weight=weight, measure=self.name)
 
   def data_fields(self, inputs: Inputs) -> dict[str, Any]:
     """The fields that say where an experiment reads."""
@@ -109,7 +118,7 @@ class TunedExperiments(Study):
     """An experiment reads nothing, unless the study says so."""
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
-    tuned = self._tuned(results)
+    tried = self._tried(results)
     compared = {one.tags["arm"]: one for one in results if one.tags["use"] == _COMPARED}
     found = {
       arm: {name: np.array(one.measured[name], float)[0] for name in self.measures} for arm, one in compared.items()
@@ -121,10 +130,14 @@ class TunedExperiments(Study):
         by_seed = dict(zip(compared[one.arm].config["seeds"], differences.tolist()))
         answers.append(finding(one.claim, by_seed, one.more_than, either_way=one.either_way))
     arms = {
-      arm: {"rate": tuned[arm]["rate"], **{name: values.tolist() for name, values in of.items()}}
+      arm: {"rate": compared[arm].config["rates"][0], **{name: values.tolist() for name, values in of.items()}}
       for arm, of in found.items()
     }
-    return {"tuning": tuned, "arms": arms, "contrasts": corrected(answers)}
+    tuning = {
+      arm: {"rate": rate, "losses": {str(each): tried[arm][each] for each in sorted(tried[arm])}}
+      for arm, rate in best_rates(self.plans[budget].rates, tried).items()
+    }
+    return {"tuning": tuning, "arms": arms, "contrasts": corrected(answers)}
 
   def lines(self, analysis: Mapping[str, Any]) -> list[str]:
     rows = []
@@ -141,13 +154,13 @@ class TunedExperiments(Study):
   def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
     return figure.draw_measures(analysis, self.measures, path)
 
-  def _tuned(self, results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """Of each arm whose tuning is finished the loss at every rate, and the rate of the lowest loss."""
-    found = {}
+  def _tried(self, results: Sequence[Result]) -> dict[str, dict[float, float]]:
+    """The mean losses of the tuning seeds, by arm and rate; infinite where one diverged."""
+    found: dict[str, dict[float, float]] = {}
     for one in results:
       if one.tags["use"] == _TUNING:
         losses = np.array(one.measured[self.chosen_by], float).mean(1)
-        rates = one.config["rates"]
-        best = rates[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))]
-        found[one.tags["arm"]] = {"rate": best, "losses": dict(zip(map(str, rates), losses.tolist()))}
+        found.setdefault(one.tags["arm"], {}).update(
+          zip(one.config["rates"], np.nan_to_num(losses, nan=np.inf).tolist())
+        )
     return found
