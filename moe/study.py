@@ -51,13 +51,13 @@ def main() -> None:
   from moe.files import local_path, write_whole
   from moe.studies import Study
   from moe.studies.arms import parse_arm
-  from moe.studies.conduct import add_published, progress_of, published_results, run_study, with_sources
-  from moe.studies.engine import LOCAL, parse_runner, send
-  from moe.studies.folder import Folder, studies_folder, text_files
   from moe.studies.reporting.results_file import analysis_of, file_text, lines_of
   from moe.studies.repository import repository_commit
+  from moe.studies.running.campaign import Campaign, published_results
+  from moe.studies.running.engine import LOCAL, parse_runner, send
+  from moe.studies.running.folder import Folder, studies_folder, text_files
+  from moe.studies.running.worker import run_one
   from moe.studies.study import Inputs, Result
-  from moe.studies.worker import run_one
 
   name, budget, dry = _STUDY.value, _BUDGET.value, _DRY_RUN.value
   require(name in Study.choices, "--study", name, f"expected one of {', '.join(Study.choices)}")
@@ -83,21 +83,20 @@ def main() -> None:
   published: dict[str, Result] = {}
   if _KNOWN.value:
     published = published_results(study, budget, local_path("--known", _KNOWN.value), read | folder.read)
-  jobs = add_published(study, budget, inputs, folder, published)
+  campaign = Campaign(study, budget, inputs, folder, published)
   wanted = f"expected a folder with results of {study.runs} with --budget={budget}, of these configs and this text"
-  require(not _KNOWN.value or bool(folder.results(jobs)), "--known", _KNOWN.value, wanted)
+  require(not _KNOWN.value or bool(campaign.results), "--known", _KNOWN.value, wanted)
   if not _REPORT.value:
-    jobs = with_sources(study, budget, inputs, folder, jobs)
-  chosen = [job for job in jobs if _ONLY.value in ("", job.name)]
+    campaign.take_back_sources()
+  chosen = [job for job in campaign.jobs if _ONLY.value in ("", job.name)]
   require(bool(chosen), "--only", _ONLY.value, "expected one of the study's runs, which --dry_run lists")
   print(f"{study.name}: {study.claim} ({study.source})")
   if budget in study.planned or (dry and runner == LOCAL):
-    missing = [job for job in chosen if not folder.is_finished(job.name)]
-    print("".join(f"{job.name}: {job.about}\n" for job in missing), end="")
+    print("".join(f"{job.name}: {job.about}\n" for job in campaign.missing if job in chosen), end="")
   if budget in study.planned:
-    print(f"budget {budget} is planned only: these {len(jobs)} runs and more, and none was started")
+    print(f"budget {budget} is planned only: these {len(campaign.jobs)} runs and more, and none was started")
     return
-  print(progress_of(jobs, folder.results(jobs), _JOBS.value), flush=True)
+  print(campaign.progress(_JOBS.value), flush=True)
   if not _REPORT.value:
     study.check_inputs(budget, inputs)
     if not dry:
@@ -116,10 +115,10 @@ def main() -> None:
       print(f"{_ONLY.value} is finished")
       return
     elif not dry:
-      jobs = run_study(study, budget, inputs, folder, jobs, _JOBS.value, repository_commit(), published)
+      campaign.run(_JOBS.value, repository_commit())
   if dry:
     return
-  analysis = analysis_of(study, budget, jobs, folder)
+  analysis = analysis_of(study, budget, campaign.jobs, folder)
   path = root / f"{name}-{budget}.json"
   write_whole(path, file_text(analysis))
   print("\n".join(lines_of(study, analysis)))

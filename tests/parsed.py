@@ -75,7 +75,7 @@ def _study() -> None:
   from moe.config import require
   from moe.studies import Study
   from moe.studies.arms import given_arm, parse_arm
-  from moe.studies.engine import parse_runner
+  from moe.studies.running.engine import parse_runner
   from moe.study import _ARM, _BUDGET, _DATA_DIR, _PRETRAINED, _REPORT, _RUNNER, _STUDY, _TEXT
 
   name, budget = _STUDY.value, _BUDGET.value

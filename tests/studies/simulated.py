@@ -3,8 +3,8 @@
 import json
 import math
 
-from moe.studies.folder import Folder
 from moe.studies.reporting.results_file import analysis_of, file_text
+from moe.studies.running.folder import Folder
 from moe.studies.study import Job, Result, Study
 
 BLOCKS = 4

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from moe.config import ConfigError
-from moe.studies import Study, worker
+from moe.studies import Study
 from moe.studies.claims.experiments import estimators
 from moe.studies.claims.experiments.gates import FROZEN, GATES, gradient_moments, init, loss, trained
-from moe.studies.conduct import known_jobs, run_study
-from moe.studies.folder import Folder
 from moe.studies.reporting.results_file import analysis_of, file_text
+from moe.studies.running.campaign import Campaign
+from moe.studies.running.folder import Folder
 from moe.studies.study import Inputs
 
 
@@ -86,16 +86,14 @@ def test_a_data_dir_that_is_none_and_one_without_mnist_are_one_line(tmp_path):
     study.check_inputs("cpu", Inputs("", str(tmp_path)))
 
 
-def test_the_study_goes_from_its_first_experiment_to_its_verdicts(tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    "moe.studies.conduct.run_missing", lambda folder, jobs, *_: worker.work(str(folder.root), jobs, "abc", None)
-  )
+def test_the_study_goes_from_its_first_experiment_to_its_verdicts(tmp_path, here, monkeypatch):
   monkeypatch.setattr(estimators, "read_digits", lambda *_: (digits(64), digits(32, 1), digits(32, 2)))
   study, folder, inputs = Study.choices["estimators"](), Folder(tmp_path / "study"), Inputs("", str(tmp_path))
   arms = {arm: study.arms[arm] for arm in ("straight_through", "noisy_rectifier", FROZEN)}
   monkeypatch.setattr(estimators.Estimators, "arms", arms)
-  jobs = run_study(study, "smoke", inputs, folder, known_jobs(study, "smoke", inputs, folder), 1, "abc")
-  text = file_text(analysis_of(study, "smoke", jobs, folder))
+  campaign = Campaign(study, "smoke", inputs, folder)
+  campaign.run(1, "abc")
+  text = file_text(analysis_of(study, "smoke", campaign.jobs, folder))
   analysis = json.loads(text)
   assert (analysis["failed"], analysis["finished"], analysis["runs"]) == ({}, 7, 7)
   assert [one["claim"] for one in analysis["contrasts"]] == [

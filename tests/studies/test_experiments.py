@@ -9,12 +9,12 @@ from sklearn.metrics import roc_auc_score
 
 from moe.config import ConfigError
 from moe.data.errors import DataError
-from moe.studies import Study, worker
+from moe.studies import Study
 from moe.studies.claims.experiments import movielens, ratings, recovery
 from moe.studies.claims.experiments.tuned import Plan
-from moe.studies.conduct import known_jobs, run_study
-from moe.studies.folder import Folder
 from moe.studies.reporting.results_file import analysis_of, file_text
+from moe.studies.running.campaign import Campaign
+from moe.studies.running.folder import Folder
 from moe.studies.study import Inputs, Result
 
 STUDIES = ("recovery", "movielens")
@@ -181,20 +181,17 @@ def folder_of_ratings(tmp_path):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_goes_from_its_first_experiment_to_its_verdicts(name, folder_of_ratings, monkeypatch):
-  monkeypatch.setattr(
-    "moe.studies.conduct.run_missing", lambda folder, jobs, *_: worker.work(str(folder.root), jobs, "abc", None)
-  )
+def test_a_study_goes_from_its_first_experiment_to_its_verdicts(name, folder_of_ratings, here, monkeypatch):
   monkeypatch.setattr(recovery, "_SUBSETS", (2,))
   study, root = Study.choices[name](), folder_of_ratings / "study"
   arms = {arm: study.arms[arm] for arm in ("dselect_k", "top_k")}
   monkeypatch.setattr(type(study), "arms", arms)
   inputs, folder = Inputs("", str(folder_of_ratings)), Folder(root)
-  jobs = known_jobs(study, "smoke", inputs, folder)
+  campaign = Campaign(study, "smoke", inputs, folder)
   study.check_inputs("smoke", inputs)
   folder.claim(name, "smoke")
-  jobs = run_study(study, "smoke", inputs, folder, jobs, 1, "abc")
-  text = file_text(analysis_of(study, "smoke", jobs, folder))
+  campaign.run(1, "abc")
+  text = file_text(analysis_of(study, "smoke", campaign.jobs, folder))
   analysis = json.loads(text)
   assert (analysis["failed"], analysis["finished"], analysis["runs"]) == ({}, 4, 4)
   assert {one["verdict"] for one in analysis["contrasts"]} <= {"held", "did not hold", "not resolved"}

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.studies import Study, worker
+from moe.studies import Study
 from moe.studies.claims.experiments import local_experts
 from moe.studies.claims.experiments.formants import FORMANTS, Cases, segments, vowels
 from moe.studies.claims.experiments.local_experts import LocalExperts, System, runs_of, train_all
-from moe.studies.conduct import known_jobs, run_study
-from moe.studies.folder import Folder
 from moe.studies.reporting.results_file import analysis_of, file_text
+from moe.studies.running.campaign import Campaign
+from moe.studies.running.folder import Folder
 from moe.studies.study import Inputs, Result
 
 
@@ -107,17 +107,14 @@ def test_a_run_that_needs_no_epoch_counts_as_one():
   assert runs_of(result("mixture of 4", [0], [1]), target=False)[0].step == 1
 
 
-def test_the_study_goes_from_its_first_experiment_to_its_verdicts(tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    "moe.studies.conduct.run_missing", lambda folder, jobs, *_: worker.work(str(folder.root), jobs, "abc", None)
-  )
+def test_the_study_goes_from_its_first_experiment_to_its_verdicts(tmp_path, here, monkeypatch):
   study, folder = Study.choices["local_experts"](), Folder(tmp_path / "study")
   arms = {arm: study.arms[arm] for arm in ("mixture of 4", "network of 8")}
   monkeypatch.setattr(local_experts.LocalExperts, "arms", arms)
-  jobs = known_jobs(study, "smoke", Inputs("", ""), folder)
+  campaign = Campaign(study, "smoke", Inputs("", ""), folder)
   study.check_inputs("smoke", Inputs("", ""))
-  jobs = run_study(study, "smoke", Inputs("", ""), folder, jobs, 1, "abc")
-  analysis = json.loads(file_text(analysis_of(study, "smoke", jobs, folder)))
+  campaign.run(1, "abc")
+  analysis = json.loads(file_text(analysis_of(study, "smoke", campaign.jobs, folder)))
   assert (analysis["failed"], analysis["finished"], analysis["runs"]) == ({}, 4, 4)
   assert [one["verdict"] in ("held", "did not hold", "not resolved") for one in analysis["contrasts"]] == [True]
   assert study.headline(analysis).seeds == 2 and len(study.lines(analysis)) > 4

@@ -11,12 +11,12 @@ from PIL import Image
 
 from moe.data.formats.token_directory import open_feature, read_meta
 from moe.evaluation.restore import restore
-from moe.studies import Study, worker
+from moe.studies import Study
 from moe.studies.claims.transfer.lifelong import Lifelong
-from moe.studies.conduct import known_jobs, run_study
-from moe.studies.folder import Folder
 from moe.studies.language_models import LanguageModels
 from moe.studies.reporting.results_file import analysis_of, config_of, file_text
+from moe.studies.running.campaign import Campaign
+from moe.studies.running.folder import Folder
 from moe.studies.study import Inputs
 from moe.training.optimization.parts import by_path
 from tests.training.conftest import compiled_programs
@@ -40,26 +40,16 @@ def inputs(tmp_path_factory):
   return Inputs(str(text), str(root / "pictures"), tokens=str(root / "tokens"))
 
 
-@pytest.fixture
-def here(monkeypatch):
-  """Runs are made in this process, which has compiled what they share."""
-
-  def run_missing(folder, jobs, processes, commit):
-    worker.work(str(folder.root), jobs, commit, None)
-
-  monkeypatch.setattr("moe.studies.conduct.run_missing", run_missing)
-
-
 def analysed(study, inputs, root):
   """Runs what is missing of a study, and reads what its results file says."""
   folder = Folder(root / f"{study.runs}-smoke")
   folder.check(study.runs, "smoke")
-  jobs = known_jobs(study, "smoke", inputs, folder)
+  campaign = Campaign(study, "smoke", inputs, folder)
   study.check_inputs("smoke", inputs)
   folder.claim(study.runs, "smoke")
   study.prepare(inputs)
-  jobs = run_study(study, "smoke", inputs, folder, jobs, 1, "abc")
-  return json.loads(file_text(analysis_of(study, "smoke", jobs, folder)))
+  campaign.run(1, "abc")
+  return json.loads(file_text(analysis_of(study, "smoke", campaign.jobs, folder)))
 
 
 def documents_of(folder):

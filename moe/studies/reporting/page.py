@@ -10,8 +10,8 @@ from typing import Any
 from moe.markdown import table_cells
 from moe.report.rendering import render_page
 from moe.report.section import Section
-from moe.studies.folder import Folder
 from moe.studies.reporting.results_file import lines_of, read_analysis
+from moe.studies.running.folder import Folder
 from moe.studies.study import Study
 
 

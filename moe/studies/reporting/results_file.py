@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe.config import require
-from moe.studies.folder import Folder, StudyError
+from moe.studies.running.folder import Folder, StudyError
 from moe.studies.study import Job, Result, Study
 
 

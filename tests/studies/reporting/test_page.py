@@ -10,9 +10,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from moe.studies.folder import StudyError
 from moe.studies.reporting.page import render_studies
 from moe.studies.reporting.results_file import file_text, lines_of
+from moe.studies.running.folder import StudyError
 from tests.studies.simulated import simulated_analysis
 
 ROOT = pathlib.Path(__file__).parents[3]

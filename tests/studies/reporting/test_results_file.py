@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from moe.config import ConfigError
-from moe.studies.folder import Folder, StudyError
 from moe.studies.reporting.results_file import analysis_of, config_of, file_text, lines_of, read_analysis
+from moe.studies.running.folder import Folder, StudyError
 from moe.studies.study import Job, Result, Study
 from tests.studies.simulated import simulated_analysis
 

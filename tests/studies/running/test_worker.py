@@ -6,8 +6,8 @@ import types
 import pytest
 
 from moe.config import ConfigError
-from moe.studies import worker
-from moe.studies.folder import Folder, StudyError
+from moe.studies.running import worker
+from moe.studies.running.folder import Folder, StudyError
 from moe.studies.study import Job, Study
 from moe.training.hooks import DivergedError
 

@@ -12,8 +12,8 @@ import types
 import pytest
 
 from moe.commands import run_script
-from moe.studies import runner
-from moe.studies.folder import Folder
+from moe.studies.running import runner
+from moe.studies.running.folder import Folder
 from moe.studies.study import Job, Result
 
 _LONG = 300.0  # seconds, much longer than anything takes here, also on a busy machine
@@ -45,7 +45,7 @@ def is_running(process):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_study_leaves_no_worker_behind_and_says_nothing(number, code, tmp_path):
-  command = [sys.executable, "-m", "tests.studies.test_runner", str(tmp_path)]
+  command = [sys.executable, "-m", "tests.studies.running.test_runner", str(tmp_path)]
   study = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
   worker = appears(tmp_path / "worker", study)
   if number == signal.SIGINT:
@@ -83,7 +83,7 @@ def test_the_bar_has_the_time_left_by_what_finished_runs_took_and_fills_no_log(t
 
 
 if __name__ == "__main__":
-  from tests.studies.test_runner import endless as work
+  from tests.studies.running.test_runner import endless as work
 
   runner.work = work
   run_script(lambda: runner.run_missing(Folder(sys.argv[1]), JOBS, 1, ""))

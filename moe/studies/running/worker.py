@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 
 from moe.config import UserError, first_line, require
 from moe.parallel.programs import shared_programs
-from moe.studies.folder import Folder, StudyError
+from moe.studies.running.folder import Folder, StudyError
 from moe.studies.study import Job, Result
 
 _PAUSE = 2.0  # seconds between looks for a job, while others hold what is left

@@ -3,11 +3,11 @@ import math
 
 import pytest
 
-from moe.studies import worker
-from moe.studies.conduct import add_published, known_jobs, progress_of, published_results, run_study, with_sources
-from moe.studies.folder import Folder
 from moe.studies.reporting.results_file import analysis_of, file_text, lines_of, results_of
-from moe.studies.runner import hours_left
+from moe.studies.running import worker
+from moe.studies.running.campaign import Campaign, published_results
+from moe.studies.running.folder import Folder
+from moe.studies.running.runner import hours_left
 from moe.studies.study import Inputs, Job, Result, Study
 from tests.studies.simulated import simulated_analysis, simulated_job
 
@@ -41,7 +41,7 @@ def tiny(name, weight, source=""):
 
 
 @pytest.fixture
-def here(monkeypatch):
+def made_up(here, monkeypatch):
   """Runs are made up, in this process."""
 
   def run(folder, job):
@@ -49,19 +49,14 @@ def here(monkeypatch):
       raise ValueError("no luck")
     return {"step": 10, "validation": {}, "scores": {}}
 
-  def run_missing(folder, jobs, processes, commit):
-    worker.work(str(folder.root), jobs, commit, None)
-
   monkeypatch.setattr(worker, "_run", run)
-  monkeypatch.setattr("moe.studies.conduct.run_missing", run_missing)
 
 
-def test_runs_that_results_name_are_made_too_and_the_analysis_names_those_that_failed(tmp_path, here):
-  folder = Folder(tmp_path)
-  jobs = known_jobs(Tiny(), "smoke", INPUTS, folder)
-  assert [job.name for job in jobs] == ["first"]
-  jobs = run_study(Tiny(), "smoke", INPUTS, folder, jobs, 1, "abc")
-  analysis = analysis_of(Tiny(), "smoke", jobs, folder)
+def test_runs_that_results_name_are_made_too_and_the_analysis_names_those_that_failed(tmp_path, made_up):
+  campaign = Campaign(Tiny(), "smoke", INPUTS, Folder(tmp_path))
+  assert [job.name for job in campaign.jobs] == ["first"]
+  campaign.run(1, "abc")
+  analysis = analysis_of(Tiny(), "smoke", campaign.jobs, campaign.folder)
   assert analysis["steps"] == {"first": 10, "last": 10}
   assert (analysis["finished"], analysis["runs"]) == (2, 4)
   assert analysis["failed"] == {"bad": "ValueError: no luck", "after": "it starts from bad"}
@@ -69,17 +64,30 @@ def test_runs_that_results_name_are_made_too_and_the_analysis_names_those_that_f
   assert lines_of(Tiny(), analysis) == ["first: 10", "last: 10", "", *failed]
 
 
-def test_the_time_left_is_that_of_the_finished_runs_by_weight(tmp_path, here, monkeypatch):
+def test_the_time_left_is_that_of_the_finished_runs_by_weight(tmp_path, made_up, monkeypatch):
   jobs, folder = [tiny("first", 3.0), tiny("last", 2.0)], Folder(tmp_path)
   assert hours_left(jobs, []) is None
   clock = iter([0.0, 5400.0])
   monkeypatch.setattr(worker.time, "monotonic", lambda: next(clock))
   worker.work(str(tmp_path), jobs[:1], "", None)
   assert hours_left(jobs, folder.results(jobs)) == pytest.approx(1.0)
-  assert progress_of(jobs, [], 2) == "0 of 2 runs are finished"
+
+
+def test_progress_says_how_many_runs_are_finished_and_how_long_the_others_take(tmp_path):
+  jobs = [tiny("first", 3.0), tiny("last", 2.0)]
+
+  class Two(Tiny):
+    name = "two"
+
+    def jobs(self, budget, inputs, results):
+      return jobs
+
+  campaign = Campaign(Two(), "smoke", INPUTS, Folder(tmp_path))
+  assert campaign.progress(2) == "0 of 2 runs are finished" and campaign.missing == jobs
+  campaign.folder.write_result(Result("first", {}, jobs[0].compared, "", 5400.0, 1, {}, {}))
   said = "1 of 2 runs are finished; the others take about 1.0 hours one after the other"
-  assert progress_of(jobs, folder.results(jobs), 1) == said
-  assert progress_of(jobs, folder.results(jobs), 2) == f"{said}, 0.5 with --jobs=2"
+  assert campaign.progress(1) == said and campaign.missing == jobs[1:]
+  assert campaign.progress(2) == f"{said}, 0.5 with --jobs=2"
 
 
 TEXT = {"wiki.jsonl.xz": 31}
@@ -110,14 +118,14 @@ def published(tmp_path):
   return folder
 
 
-def add_known(study, folder, source, read=READ):
-  """The jobs, of which those in the results files count as finished."""
-  return add_published(study, "cpu", INPUTS, folder, published_results(study, "cpu", source, read))
+def known(study, folder, source, read=READ):
+  """A campaign of which the runs in the results files count as finished."""
+  return Campaign(study, "cpu", INPUTS, folder, published_results(study, "cpu", source, read))
 
 
 def test_runs_of_a_results_file_are_not_made_again(published, tmp_path):
   folder = Folder(tmp_path / "new")
-  jobs = add_known(Again(), folder, published)
+  jobs = known(Again(), folder, published).jobs
   assert [folder.is_finished(job.name) for job in jobs] == [True, True, False]
   assert not folder.root.exists()
   folder.claim("decoder", "cpu", READ)
@@ -132,20 +140,22 @@ def test_runs_of_a_results_file_are_not_made_again(published, tmp_path):
 
 def test_a_known_run_that_a_missing_one_starts_from_is_run_again(published, tmp_path):
   study, folder = Again(Job("measured", {}, source="hash/seed-0", measure="leak")), Folder(tmp_path / "new")
-  jobs = with_sources(study, "cpu", INPUTS, folder, add_known(study, folder, published))
-  assert [job.name for job in jobs if folder.is_finished(job.name)] == ["dense/seed-0"]
+  campaign = known(study, folder, published)
+  campaign.take_back_sources()
+  assert [job.name for job in campaign.jobs if folder.is_finished(job.name)] == ["dense/seed-0"]
 
 
 def test_so_it_is_if_it_was_taken_before_by_another_study_and_its_result_is_kept_aside(published, tmp_path):
   folder = Folder(tmp_path / "new")
-  add_known(Again(), folder, published)
+  known(Again(), folder, published)
   folder.claim("decoder", "cpu", READ)
   study, folder = Again(Job("measured", {}, source="hash/seed-0", measure="leak")), Folder(tmp_path / "new")
-  jobs = with_sources(study, "cpu", INPUTS, folder, known_jobs(study, "cpu", INPUTS, folder))
+  campaign = Campaign(study, "cpu", INPUTS, folder)
+  campaign.take_back_sources()
   result = folder.root / "results" / "hash" / "seed-0.json"
   before = result.read_text()  # still there: nothing has been claimed
-  assert [job.name for job in folder.ready(jobs)] == ["hash/seed-0", "mine/seed-0"]
-  assert [one.name for one in folder.results(jobs)] == ["dense/seed-0"]
+  assert [job.name for job in folder.ready(campaign.jobs)] == ["hash/seed-0", "mine/seed-0"]
+  assert [one.name for one in campaign.results] == ["dense/seed-0"]
   folder.claim("decoder", "cpu", READ)
   assert not result.exists() and (folder.root / "aside" / "hash" / "seed-0.json").read_text() == before
 
@@ -164,7 +174,7 @@ def test_of_a_chain_all_runs_before_a_missing_one_are_run_again_and_those_that_a
     def jobs(self, budget, inputs, results):
       return chain
 
-  with_sources(Chain(), "smoke", INPUTS, folder, chain)
+  Campaign(Chain(), "smoke", INPUTS, folder).take_back_sources()
   assert [job.name for job in chain if folder.is_finished(job.name)] == ["0"]
 
 
@@ -185,30 +195,30 @@ def test_a_published_run_that_is_known_only_once_another_has_run_is_not_made_aga
       run.append(job.name)
       folder.write_result(Result(job.name, dict(job.tags), job.compared, commit, 1.0, 1, {"loss": 3.0}, {}))
 
-  monkeypatch.setattr("moe.studies.conduct.run_missing", run_missing)
-  folder, offered = Folder(tmp_path / "new"), published_results(Later(), "cpu", published, READ)
-  jobs = add_published(Later(), "cpu", INPUTS, folder, offered)
+  monkeypatch.setattr("moe.studies.running.campaign.run_missing", run_missing)
+  folder = Folder(tmp_path / "new")
+  campaign = known(Later(), folder, published)
   folder.claim("decoder", "cpu", READ)
-  jobs = run_study(Later(), "cpu", INPUTS, folder, jobs, 1, "abc", offered)
+  campaign.run(1, "abc")
   assert run == ["mine/seed-0"]
-  found = Folder(folder.root).results(jobs)
+  found = Folder(folder.root).results(campaign.jobs)
   assert [one.name for one in found] == ["dense/seed-0", "mine/seed-0", "hash/seed-0"]
 
 
 def test_of_another_text_or_config_no_run_is_taken(published, tmp_path):
   folder = Folder(tmp_path / "new")
-  assert not folder.results(add_known(Again(), folder, published, {"text": {"wiki.jsonl.xz": 32}}))
+  assert not known(Again(), folder, published, {"text": {"wiki.jsonl.xz": 32}}).results
   path = published / "base-cpu.json"
   path.write_text(path.read_text().replace('"d_model": 8', '"d_model": 16'))
-  assert not folder.results(add_known(Again(), folder, published))
+  assert not known(Again(), folder, published).results
 
 
 def test_of_other_data_no_run_is_taken(published, tmp_path):
   path, folder = published / "base-cpu.json", Folder(tmp_path / "new")
   path.write_text(file_text(json.loads(path.read_text()) | {"data_dir": {"mnist/3.0.1 train": 60_000}}))
   other, same = (READ | {"data_dir": {"mnist/3.0.1 train": size}} for size in (50_000, 60_000))
-  assert not folder.results(add_known(Again(), folder, published, other))
-  assert folder.results(add_known(Again(), folder, published, same))
+  assert not known(Again(), folder, published, other).results
+  assert known(Again(), folder, published, same).results
 
 
 def test_a_run_that_has_diverged_elsewhere_has_an_infinite_loss(published):

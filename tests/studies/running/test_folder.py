@@ -5,8 +5,8 @@ import time
 import pytest
 
 from moe.config import ConfigError
-from moe.studies import folder as module
-from moe.studies.folder import Folder, StudyError, text_files
+from moe.studies.running import folder as module
+from moe.studies.running.folder import Folder, StudyError, text_files
 from moe.studies.study import Job, Result
 
 

@@ -12,9 +12,9 @@ import jax
 import pytest
 
 from moe.commands import run_script
-from moe.studies import worker
-from moe.studies.folder import Folder
-from moe.studies.runner import run_missing
+from moe.studies.running import worker
+from moe.studies.running.folder import Folder
+from moe.studies.running.runner import run_missing
 from moe.studies.study import Job
 from moe.training.metrics_file import read_metrics
 from tests.training.tiny import tiny_mapping, write_corpus
@@ -36,7 +36,7 @@ def study(tmp_path):
   jax.config.update("jax_compilation_cache_dir", cache)
 
   def start(root):
-    command = [sys.executable, "-m", "tests.studies.test_kill", str(root), str(corpus)]
+    command = [sys.executable, "-m", "tests.studies.running.test_kill", str(root), str(corpus)]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
     options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True, "env": environment}
     started.append(subprocess.Popen(command, **options))
@@ -77,7 +77,7 @@ def count(folder, job):
 def test_the_run_of_a_worker_that_is_killed_is_resumed_by_the_next(tmp_path, monkeypatch):
   jobs = make_jobs(tmp_path / "none.jsonl")
   (tmp_path / "slow").touch()
-  killed = subprocess.Popen([sys.executable, "-m", "tests.studies.test_kill", "count", tmp_path])
+  killed = subprocess.Popen([sys.executable, "-m", "tests.studies.running.test_kill", "count", tmp_path])
   wait_for(tmp_path / "waiting", killed)
   killed.kill()
   killed.wait()

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 from moe.parallel.processors import processors
-from moe.studies.folder import Folder, StudyError
+from moe.studies.running.folder import Folder, StudyError
+from moe.studies.running.worker import work
 from moe.studies.study import Job, Result
-from moe.studies.worker import work
 
 _LOOK = 1.0  # seconds between looks at what is finished
 

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from moe.config import ConfigError, require
-from moe.studies.folder import Folder, StudyError
 from moe.studies.repository import REPOSITORY
+from moe.studies.running.folder import Folder, StudyError
 from moe.studies.study import Job
 
 LOCAL, ENGINES = "local", ("slurm", "xpk")

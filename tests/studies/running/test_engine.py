@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from moe.config import ConfigError
-from moe.studies.engine import name_in_engine, parse_runner, send
-from moe.studies.folder import Folder, StudyError
+from moe.studies.running.engine import name_in_engine, parse_runner, send
+from moe.studies.running.folder import Folder, StudyError
 from moe.studies.study import Job, Result
 from tests.scripts.conftest import executable
 
