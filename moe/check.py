@@ -15,7 +15,7 @@ from moe.config import require
 
 PARTS = ("kernels", "travel", "routers", "training", "speed")
 
-_RESULTS = flags.DEFINE_string("results", None, "JSON file to create, which is whole after every row.")
+_RESULTS = flags.DEFINE_string("results", None, "JSON file to create; complete after every row.")
 _QUICK = flags.DEFINE_bool("quick", False, "Small shapes: whether everything runs, in about a minute on two cores.")
 _PARTS = flags.DEFINE_list("parts", list(PARTS), f"Which parts, of {', '.join(PARTS)}.")
 

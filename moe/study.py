@@ -1,4 +1,6 @@
-"""Tries a published claim again: `python -m moe.study --study finetune --budget cpu --workdir runs/studies`.
+"""Replicates a published claim.
+
+    python -m moe.study --study convergence --budget cpu --workdir runs/studies --text "text/*.jsonl.xz"
 
 Runs what is missing of the study's runs, each an ordinary run in a folder of its own, and writes what they say to
 `STUDY-BUDGET.json` in the workdir, with a figure beside it; studies of the same models share their runs. The same

@@ -158,7 +158,10 @@ def check_h100(results: dict) -> str:
     product, {ceiling / 1e12:.0f} TFLOP/s. {sum(row["ok"] for row in kernels)} of {len(kernels)} checks of kernels
     against the CPU are within tolerance, and {sum(row["ok"] for row in agreeing)} of {len(agreeing)} with those of
     layers and of the ways to experts and back; the others are {_failures(agreeing)}."""
-  return _block(table, [text], "moe.check --results results/check_h100.json")
+  parts = ",".join(settings["parts"])
+  if not results["complete"]:
+    text += " The run did not finish: rows after the last one are missing."
+  return _block(table, [text], f"moe.check --parts={parts} --results results/check_h100.json")
 
 
 def _failures(rows: list[dict]) -> str:

@@ -24,8 +24,8 @@ EXTRAS = configparser.ConfigParser()
 EXTRAS.read(ROOT / "setup.cfg")
 
 # Programs of others that the pages call: nothing here can tell whether their arguments are right.
-FOREIGN = {"eval", "gcloud", "jupyter", "mypy", "pytest", "python", "ruff", "source", "sphinx-build", "ssh-add"}
-FOREIGN |= {"ssh-keygen", "tensorboard"}
+FOREIGN = {"eval", "gcloud", "hf", "jupyter", "mypy", "pytest", "python", "ruff", "source", "sphinx-build", "ssh-add"}
+FOREIGN |= {"ssh-keygen", "tensorboard", "tfds"}
 
 PLACEHOLDERS = {"$NFS": "10.0.0.2:/moe", "--study NAME": "--study base"}
 

@@ -1,8 +1,8 @@
-"""Converts weights and runs into other runs, and back: `python -m moe.convert VERB --help` lists a verb's flags.
+r"""Converts weights and runs into other runs, and back: `python -m moe.convert VERB --help` lists a verb's flags.
 
     python -m moe.convert from_hf --folder t5-small --workdir runs/t5
     python -m moe.convert to_hf --workdir runs/t5 --folder out
-    python -m moe.convert upcycle --from runs/dense --workdir runs/sparse
+    python -m moe.convert upcycle --from runs/dense --workdir runs/sparse \
         --config.model.encoder.moe.num_experts=8 --config.model.encoder.moe.router.name=expert_choice
     python -m moe.convert merge --from runs/sparse --workdir runs/dense
     python -m moe.convert prune --from runs/sparse --keep 4 --workdir runs/small

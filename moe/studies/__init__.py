@@ -1,4 +1,4 @@
-"""Studies: each published claim that is tried again is one file of `claims`, and its result is another file."""
+"""Studies: each claim that is replicated is one file of `claims`, and its result is another file."""
 
 import moe.studies.claims  # noqa: F401, registers every study
 from moe.studies.study import Study as Study
