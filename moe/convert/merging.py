@@ -24,7 +24,7 @@ def merge_experts(params: Tree, model: ModelConfig, chosen: Chosen | None = None
 
   Args:
     params: of `model`.
-    model: its experts are as wide as its dense networks; without biases and shared experts.
+    model: its experts are as wide as its dense networks, with biases if these have some; without shared experts.
     chosen: the experts that count in each MoE layer; None for all.
   """
   result = dict(params)
@@ -44,11 +44,13 @@ def _dense(layer: Tree, experts) -> Tree:
     return layer
   numbers = next(experts)
 
-  def mean(matrices: jax.Array) -> jax.Array:  # [E, d, f] to [d, f]
-    first = matrices[numbers[0]]
-    return first + (matrices[numbers] - first).mean(0)  # exact where all are equal, whatever their number
+  def mean(arrays: jax.Array) -> jax.Array:  # [E, d, f] to [d, f], [E, f] to [f]
+    first = arrays[numbers[0]]
+    return first + (arrays[numbers] - first).mean(0)  # exact where all are equal, whatever their number
 
-  network = {name: mean(matrices) for name, matrices in layer["moe"]["experts"].items()}
+  matrices = dict(layer["moe"]["experts"])
+  biases = {f"{name}_bias": mean(each) for name, each in matrices.pop("biases", {}).items()}
+  network = {name: mean(each) for name, each in matrices.items()} | biases
   others = {name: node for name, node in layer.items() if name != "moe"}
   return others | {"feed_forward": network | {"down": transposed(network["down"])}}
 

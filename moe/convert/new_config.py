@@ -43,7 +43,7 @@ def changed_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
 
 
 def upcycled_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
-  """The config of a dense run with experts, which have the dense network's activation unless another is given.
+  """The config of a dense run with experts, of the dense network's activation and biases unless others are given.
 
   Raises:
     ConfigError: a wrong field; the fields make no experts, or such as are not like the dense network.
@@ -51,8 +51,10 @@ def upcycled_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
   given, model = list(fields), old.model
   tree = override(as_mapping(old), given)
   moes = {name: _at(tree, "model", name, "moe") for name in model.stacks}
-  silent = [name for name, moe in moes.items() if isinstance(moe, Mapping) and "feed_forward" not in moe]
-  new = changed_config(old, given + [(f"model.{name}.moe.feed_forward", model.feed_forward) for name in silent])
+  made = {name: moe for name, moe in moes.items() if isinstance(moe, Mapping)}
+  alike = {"feed_forward": model.feed_forward} | ({"bias": True} if model.bias else {})
+  silent = [(f"model.{name}.moe.{field}", alike[field]) for name, moe in made.items() for field in alike.keys() - moe]
+  new = changed_config(old, given + silent)
   wanted = "expected the fields of its experts, or those of another stack"
   require(bool(experts_of(new.model)), f"config.model.{next(iter(model.stacks))}.moe", None, wanted)
   check_model(_without_experts(new.model), model)
@@ -68,7 +70,8 @@ def dense_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
   """
   sparse = experts_of(old.model)
   for name, moe in sparse.items():
-    require(not moe.bias, f"config.model.{name}.moe.bias", moe.bias, "expected False: a dense network has no biases")
+    wanted = f"expected {old.model.bias}, as of the dense network that it becomes"
+    require(moe.bias == old.model.bias, f"config.model.{name}.moe.bias", moe.bias, wanted)
   _check_networks(old.model)
   new = changed_config(old, [*((f"model.{name}.moe", None) for name in sparse), *fields])
   check_model(new.model, _without_experts(old.model))
@@ -173,13 +176,12 @@ def _without_experts(model: ModelConfig) -> ModelConfig:
 
 def _check_networks(model: ModelConfig) -> None:
   """Raises `ConfigError` unless each expert is like a dense feed-forward network, and there are no others beside."""
-  wanted = "expected False: a dense network's biases have no place in experts"
-  require(not model.bias, "config.model.bias", model.bias, wanted)
   for name, moe in experts_of(model).items():
     with in_section(f"config.model.{name}.moe"):
       require(moe.d_ff in (0, model.d_ff), "d_ff", moe.d_ff, f"expected {model.d_ff}, as of the dense network, or 0")
       form = moe.feed_forward
       require(form == model.feed_forward, "feed_forward", form, f"expected {model.feed_forward!r}, as of the dense one")
+      require(moe.bias or not model.bias, "bias", moe.bias, "expected True: the dense network has biases")
       shared = moe.shared_experts
       require(shared == 0, "shared_experts", shared, "expected 0: a layer's one dense network goes with routed experts")
       wanted = "expected a router without zero, copy and constant experts, which are like no dense network"

@@ -23,7 +23,8 @@ def upcycle_params(dense: Tree, fresh: Tree, model: ModelConfig) -> Tree:
 
   Args:
     dense: of a model that differs in having no experts.
-    fresh: those that `model` begins with, of which the routers' are taken, and the biases of experts, set to 0.
+    fresh: those that `model` begins with, of which the routers' are taken; biases of experts are 0 where the dense
+      network has none.
     model: with experts as wide as the dense network, and no shared ones.
   """
   result = dict(dense)
@@ -91,9 +92,10 @@ def _with_experts(dense: Tree, fresh: Tree, num_experts: int) -> Tree:
   def copies(node: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_experts, *leaf.shape)), node)
 
-  network, moe = dense["feed_forward"], fresh["moe"]
+  network, moe = dict(dense["feed_forward"]), fresh["moe"]
+  biases = {name: copies(network.pop(f"{name}_bias")) for name in ("up", "gate", "down") if f"{name}_bias" in network}
   matrices = {name: copies(transposed(node) if name == "down" else node) for name, node in network.items()}
-  experts = jax.tree.map(jnp.zeros_like, moe["experts"]) | matrices  # biases are 0
+  experts = jax.tree.map(jnp.zeros_like, moe["experts"]) | matrices | ({"biases": biases} if biases else {})
   others = {name: node for name, node in dense.items() if name != "feed_forward"}
   return others | {"moe": moe | {"experts": experts}}
 

@@ -19,6 +19,13 @@ def test_experts_that_are_still_copies_merge_into_the_dense_model_bit_for_bit(ex
   assert_equal(merge_experts(params, model), parameters(dense)[1])
 
 
+def test_so_do_their_biases():
+  dense = config("decoder", DENSE, bias=True)
+  model = config("decoder", sparse(placement=PLACEMENTS["listed"], bias=True), bias=True)
+  params = upcycle(parameters(dense)[1], parameters(model, 1)[1], model)
+  assert_equal(merge_experts(params, model), parameters(dense)[1])
+
+
 @pytest.mark.parametrize("chosen", [None, [[0, 2], [1, 3]], [[3], [0]]], ids=["all", "two", "one"])
 def test_a_dense_network_has_the_means_of_the_chosen_experts_matrices(chosen):
   model = config("decoder", sparse(TOP2, PLACEMENTS["every_second"]))

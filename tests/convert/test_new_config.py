@@ -19,12 +19,15 @@ def test_experts_that_cost_nothing_are_of_the_same_kinds_and_numbers():
     check_model(other, old)
 
 
-def test_biases_of_dense_networks_are_refused_both_ways(tmp_path):
+def test_biases_that_would_be_lost_are_refused_both_ways(tmp_path):
   mapping = tiny_mapping(tmp_path)
   mapping["model"] |= {"bias": True, "feed_forward": "gelu"}
-  said = "config.model.bias = True: expected False: a dense network's biases"
-  with pytest.raises(ConfigError, match=said):
+  with pytest.raises(
+    ConfigError, match=r"config.model.encoder.moe.bias = False: expected True, as of the dense network"
+  ):
     dense_config(load_config(mapping), [])
   mapping["model"]["encoder"] = tiny_stack()
-  with pytest.raises(ConfigError, match=said):
-    upcycled_config(load_config(mapping), [("model.encoder.moe", {"num_experts": 2, "router": "expert_choice"})])
+  experts = {"num_experts": 2, "router": "expert_choice"}
+  assert upcycled_config(load_config(mapping), [("model.encoder.moe", experts)]).model.encoder.moe.bias
+  with pytest.raises(ConfigError, match=r"config.model.encoder.moe.bias = False: expected True: the dense network has"):
+    upcycled_config(load_config(mapping), [("model.encoder.moe", experts | {"bias": False})])

@@ -25,6 +25,7 @@ from moe.training.workdir import Workdir
 from tests.convert.test_upcycling import assert_equal
 from tests.forked import Forked
 from tests.slow import slow
+from tests.training.pictures import vision_mapping, write_pictures
 from tests.training.tiny import tiny_mapping, tiny_stack
 
 CHOICE = {"name": "expert_choice", "capacity_factor": 2.0}
@@ -103,6 +104,18 @@ def test_experts_given_as_a_whole_section_have_the_dense_networks_activation_too
   """It is not the one that experts have by default."""
   new = upcycled_config(load_config(dense_mapping(corpus)), fields)
   assert new.model.encoder.moe.feed_forward == new.model.feed_forward == "geglu"
+
+
+def test_a_vision_transformer_has_the_same_loss_upcycled_and_merged_again(tmp_path):
+  pictures = write_pictures(tmp_path / "pictures")
+  train(load_config(vision_mapping(pictures, steps=4, eval_every=4)), tmp_path / "dense")
+  upcycle_run(tmp_path / "dense", "latest", tmp_path / "sparse", ALL_CHOSEN)
+  merge_run(tmp_path / "sparse", "latest", tmp_path / "merged", [])
+  runs = {name: restore(tmp_path / name) for name in ("dense", "sparse", "merged")}
+  assert_equal(runs["merged"].params, runs["dense"].params)
+  sparse = evaluate(runs["sparse"], runs["sparse"].config.data, "validation")
+  expected = losses(tmp_path / "dense", "validation")[4]
+  assert sparse["loss"] == pytest.approx(expected, rel=1e-5) and sparse["encoder/layer_0/load_max"] > 0
 
 
 def test_training_resumes_from_it_with_the_dense_runs_loss_and_data(trained, upcycled, corpus, tmp_path):

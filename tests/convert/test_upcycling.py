@@ -134,6 +134,16 @@ def test_with_any_placement_and_activation_the_logits_are_the_dense_ones(placeme
   assert np.ptp(expected) > 0.5
 
 
+@pytest.mark.parametrize("form", ["gelu", "geglu"])
+def test_biases_of_the_dense_network_are_those_of_every_expert(form):
+  dense = config("decoder", DENSE, feed_forward=form, bias=True)
+  model = config("decoder", sparse(feed_forward=form, bias=True), feed_forward=form, bias=True)
+  expected = logits(merge(*parameters(dense)), batch())
+  np.testing.assert_allclose(logits(upcycled(dense, model), batch()), expected, atol=1e-5)
+  (network, *_) = (layer["feed_forward"] for layer in split_layers(parameters(dense)[1]["decoder"], DENSE.kinds))
+  assert all(np.abs(network[name]).max() > 0.5 for name in ("up_bias", "down_bias"))
+
+
 def test_both_stacks_may_be_upcycled_at_once():
   dense, model = (
     config(),
