@@ -30,9 +30,9 @@ def make_greedy_decoder(
     length: tokens to write, EOS included.
     row_length: of the decoder's rows in training, for which routers count their capacity.
   """
-  graph = nnx.split(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))))[0]
 
   def decode(params, router_state, inputs):
+    graph = nnx.split(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))))[0]  # here, so that it is made once
     model: Any = merge(graph, params, router_state)
     given = inputs["inputs_segments"] > 0
     nothing = jnp.zeros((len(given), length), jnp.int32)

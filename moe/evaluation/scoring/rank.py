@@ -70,10 +70,10 @@ def make_ranker(config: ModelConfig, mesh: Mesh) -> Callable[[dict, dict, Batch,
 
   `inputs` are from `put_batch`: `inputs`, `inputs_positions`, `inputs_segments` `[B, M]`, one example per row.
   """
-  graph = nnx.split(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))))[0]
-  states = _states(config)
 
   def rank(params, router_state, inputs, labels):
+    graph = nnx.split(nnx.eval_shape(lambda: config.make(nnx.Rngs(0))))[0]  # here, so that it is made once
+    states = _states(config)
     model = merge(graph, params, router_state)
     with tracing_for(mesh):
       return _log_likelihoods(model, states(model, inputs, labels), labels)
