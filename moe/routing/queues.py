@@ -131,15 +131,17 @@ def slots_of_chosen(chosen: jax.Array, weight: jax.Array, capacity: int) -> Slot
   return SlotRouting(table, weight.at[table, expert[:, None]].get(mode="fill", fill_value=0.0))
 
 
-def ragged_of_chosen(chosen: jax.Array, weight: jax.Array) -> RaggedRouting:
-  """All chosen pairs sorted by expert, then by token; A = n * E, most of it an empty tail.
+def ragged_of_chosen(chosen: jax.Array, weight: jax.Array, most: int | None = None) -> RaggedRouting:
+  """All chosen pairs sorted by expert, then by token; A = n * most, of which what is not chosen is an empty tail.
 
   Args:
-    chosen: bool `[n, E]`, any number of experts per token.
+    chosen: bool `[n, E]`, at most `most` experts per token.
     weight: float32 `[n, E]`; the gradient flows through it.
+    most: None for all E.
   """
   n, num_experts = chosen.shape
-  flat = jnp.nonzero(chosen.T.reshape(-1), size=n * num_experts, fill_value=n * num_experts)[0]
+  size = n * (num_experts if most is None else min(most, num_experts))
+  flat = jnp.nonzero(chosen.T.reshape(-1), size=size, fill_value=n * num_experts)[0]
   real = flat < n * num_experts
   token = jnp.where(real, flat % n, n).astype(jnp.int32)
   gathered = weight.at[token, flat // n].get(mode="fill", fill_value=0.0)

@@ -26,6 +26,7 @@ class Selection:
     weight: float32 `[G, n, E]`, used only where chosen; the gradient flows through it.
     probs: float32 `[G, n, E]` for the entropy metric, or None.
     losses, auxiliary_loss, policy, seen: as in `RouterOutput`.
+    most: how many experts a token has at most, for which dropless routing makes room; None if it may have all.
   """
 
   chosen: jax.Array
@@ -35,6 +36,7 @@ class Selection:
   auxiliary_loss: jax.Array | float = 0.0
   policy: Policy | None = None
   seen: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  most: int | None = None
 
 
 class TokenwiseConfig(RouterConfig):
@@ -55,7 +57,9 @@ class TokenwiseConfig(RouterConfig):
 
 
 class TokenwiseRouter(Router):
-  """Base class: a method adds `select`. A layer costs as much as its assignments (dropless, on a CPU) or its slots."""
+  """Base class: a method adds `select`. A layer costs as much as its slots, or (dropless) as its assignments on a CPU,
+  and elsewhere as the matrix products of these and passes over `Selection.most` rows per token.
+  """
 
   config: CapacityConfig
 
@@ -79,16 +83,16 @@ class TokenwiseRouter(Router):
   def __call__(self, inputs: RouterInput, *, training: bool) -> RouterOutput:
     selection = self.select(inputs, training=training)
     chosen = selection.chosen & inputs.mask[..., None]
-    routing = self._routing(chosen, selection.weight, training)
+    routing = self._routing(chosen, selection, training)
     metrics = routing_metrics(routing, inputs.mask, selection.probs, asked=chosen.sum())
     auxiliary_loss = jnp.asarray(selection.auxiliary_loss, jnp.float32)
     return RouterOutput(routing, selection.losses, auxiliary_loss, metrics, selection.policy, selection.seen)
 
-  def _routing(self, chosen: jax.Array, weight: jax.Array, training: bool) -> Routing:
+  def _routing(self, chosen: jax.Array, selection: Selection, training: bool) -> Routing:
     capacity = self.capacity(chosen.shape[1], training=training)
     if capacity is None:
-      return jax.vmap(queues.ragged_of_chosen)(chosen, weight)
-    return jax.vmap(lambda c, w: queues.slots_of_chosen(c, w, capacity))(chosen, weight)
+      return jax.vmap(lambda c, w: queues.ragged_of_chosen(c, w, selection.most))(chosen, selection.weight)
+    return jax.vmap(lambda c, w: queues.slots_of_chosen(c, w, capacity))(chosen, selection.weight)
 
   def init_decode_state(self, batch: int, length: int) -> dict[str, jax.Array]:
     """`init_memory`, and unless dropless `free`, int32 `[batch, E]`: the slots left."""
@@ -106,7 +110,8 @@ class TokenwiseRouter(Router):
     if "free" in state:
       chosen = chosen & (state["free"] > 0)
       state = state | {"free": state["free"] - chosen}
-    routing = jax.tree.map(lambda leaf: leaf[None], queues.ragged_of_chosen(chosen, selection.weight[0]))
+    routing = queues.ragged_of_chosen(chosen, selection.weight[0], selection.most)
+    routing = jax.tree.map(lambda leaf: leaf[None], routing)
     return RouterOutput(routing, {}, jnp.zeros(()), {}), state
 
 

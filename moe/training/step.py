@@ -1,7 +1,7 @@
 """The loss, and the compiled functions that train and evaluate on one batch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -76,25 +76,41 @@ def divergence(old: jax.Array, new: jax.Array) -> jax.Array:
   return jnp.sum(jnp.exp(old) * (old - new), axis=-1)
 
 
-def policies_loss(output: ModelOutput, batch: Batch) -> jax.Array:
+def policies_loss(output: ModelOutput, batch: Batch, whole: Mapping[str, jax.Array] | None = None) -> jax.Array:
   """The loss of all routers trained by REINFORCE; 0 if there is none.
 
   A decoder's token costs the cross-entropy of its target and counts by the weight of that; an encoder's costs the mean
   over the weighted targets of its row, and does not count if there are none.
+
+  Args:
+    output: of the model.
+    batch: that it has read.
+    whole: by stack, how much the tokens of the whole batch count (`policy_weights`, summed, at least 1), of which this
+      is a micro-batch: its share of the loss is returned. None for a whole batch.
   """
   total = jnp.zeros(())
   for side, policy in output.policy.items():
     if policy is None:
       continue
     cost, _ = token_losses(output.logits, batch["targets"])
-    weights = batch["loss_weights"]
+    weights = policy_weights(batch)[side]
     if side == "encoder":
-      of_row = weights.sum(1, keepdims=True)
-      mean = (cost * weights).sum(1, keepdims=True) / jnp.where(of_row > 0, of_row, 1.0)
-      weights = ((batch["inputs_segments"] > 0) & (of_row > 0)).astype(jnp.float32)
+      of_target = batch["loss_weights"]
+      of_row = of_target.sum(1, keepdims=True)
+      mean = (cost * of_target).sum(1, keepdims=True) / jnp.where(of_row > 0, of_row, 1.0)
       cost = jnp.broadcast_to(mean, weights.shape)
-    total += policy_loss(policy, cost, weights)
+    share = 1.0 if whole is None else jnp.maximum(weights.sum(), 1.0) / whole[side]
+    total += share * policy_loss(policy, cost, weights)
   return total
+
+
+def policy_weights(batch: Batch) -> dict[str, jax.Array]:
+  """float32 `[B, T]` of each stack that reads the batch: how much a token counts in the loss of its routers' policy."""
+  weights = {"decoder": batch["loss_weights"]}
+  if "inputs_segments" in batch:
+    has_targets = batch["loss_weights"].sum(1, keepdims=True) > 0
+    weights["encoder"] = ((batch["inputs_segments"] > 0) & has_targets).astype(jnp.float32)
+  return weights
 
 
 def bits_per_byte(nll: jax.typing.ArrayLike, text_bytes: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
@@ -136,7 +152,7 @@ def make_train_step(
     output = merge(graph, params, router_state)(micro, training=True, key=micro_key)
     sums = token_sums(output.logits, micro["targets"], micro["loss_weights"], byte_lengths)
     share = {name: tokens / whole.tokens[name] for name, tokens in tokens_by_stack(micro).items()}
-    of_policies = sums["weight"] / whole.weight * policies_loss(output, micro)
+    of_policies = policies_loss(output, micro, whole.policies)
     auxiliary_loss = sum((share[name] * loss for name, loss in output.auxiliary_losses.items()), start=of_policies)
     if kl_loss:
       old = merge(graph, *source)(micro, training=False, key=None)
@@ -259,15 +275,18 @@ class _Whole(NamedTuple):
   Attributes:
     weight: of its target tokens.
     tokens: of each stack.
+    policies: of each stack, the weights of its tokens in the loss of policies.
   """
 
   weight: jax.Array
   tokens: dict[str, jax.Array]
+  policies: dict[str, jax.Array]
 
 
 def _whole(batch: Batch) -> _Whole:
   tokens = {name: jnp.maximum(tokens, 1) for name, tokens in tokens_by_stack(batch).items()}
-  return _Whole(jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0), tokens)
+  policies = {name: jnp.maximum(jnp.sum(weights), 1.0) for name, weights in policy_weights(batch).items()}
+  return _Whole(jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0), tokens, policies)
 
 
 @jax.named_scope("router")

@@ -127,7 +127,6 @@ def train(
         workdir.claim(config, vocabulary.model)
 
     begun = None if source is None else source.restore(setup.abstract)
-    predicts = jax.tree.map(jnp.copy, begun) if held else None  # the first step consumes what it begins with
     checkpoints = Checkpoints(workdir.checkpoints, settings.keep, on_first=claim)
     if checkpoints.latest() is None and workdir.config.exists():
       raise WorkdirError(_no_checkpoints_left(workdir))
@@ -135,11 +134,13 @@ def train(
     if restored is None:
       if is_primary:
         workdir.set_aside()
+      predicts = jax.tree.map(jnp.copy, begun) if held else None  # the first step consumes what it begins with
       stored = {} if begun else stored_router_state(config.model, vocabulary.fingerprint)
       state = setup.state_of(*begun) if begun else setup.first_state(stored)
     else:
       if restored.position is not None:  # None in a run made of another's weights: its data are all new
         pipeline.restore(_position(restored, about["data"], workdir))
+      predicts = begun if held else None
       claim()  # a kill may have come before it, and files may have moved
       state = restored.state
       print(f"resuming from {checkpoints.last_good}", flush=True)

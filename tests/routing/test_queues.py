@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe.routing import queues
-from tests.routing.naive import serve, token_weights
+from tests.routing.naive import make, random_tokens, routing_of, serve, token_weights
 
 CHOICES = jnp.array([[0, 1], [1, 0], [0, 2]])
 ALL = jnp.ones((3, 2), bool)
@@ -101,6 +101,33 @@ def test_slots_equal_serving_one_choice_after_another(order, n, k, experts, capa
   }[order]
   expected = serve(*example, queue, experts, capacity)
   np.testing.assert_array_equal(token_weights(to_slots(*example, experts, capacity, order), n, experts)[0], expected)
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "most"),
+  [
+    *(("hash", {}, 1), ("hash", {"hashes": 2}, 2), ("k_means", {}, 1), ("prefix_rank", {"cap": 3, "slack": None}, 3)),
+    *((name, {}, 1) for name in ("reinforce", "rl_r", "straight_through")),
+    *(("straight_through", {"dense_backward": True}, 8), ("relu", {}, 8)),
+  ],
+)
+def test_without_slots_there_is_room_for_as_many_experts_as_a_token_may_have(name, options, most):
+  routing = routing_of(make(name, num_experts=8, **options), random_tokens(2, 16), training=True, key=jax.random.key(0))
+  assert routing.token.shape == (2, 16 * most)
+  assert (routing.group_sizes.sum(1) == (routing.token < 16).sum(1)).all()
+  assert routing.group_sizes.sum() <= 2 * 16 * most
+
+
+def test_where_tokens_have_at_most_so_many_experts_less_room_is_the_same_routing():
+  draw = np.random.default_rng(0)
+  chosen = np.zeros((30, 6), bool)
+  np.put_along_axis(chosen, draw.integers(6, size=(30, 2)), True, axis=1)  # one expert, or two
+  weight = jnp.asarray(draw.uniform(size=chosen.shape), jnp.float32)
+  room, less = (queues.ragged_of_chosen(jnp.asarray(chosen), weight, most) for most in (None, 2))
+  assert (len(room.token), len(less.token)) == (180, 60)
+  np.testing.assert_array_equal(room.token[:60], less.token)
+  np.testing.assert_array_equal(room.weight[:60], less.weight)
+  np.testing.assert_array_equal(room.group_sizes, less.group_sizes)
 
 
 def test_ragged_and_slots_without_a_limit_agree():

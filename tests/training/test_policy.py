@@ -8,7 +8,7 @@ from flax import nnx
 
 from moe.models import ModelOutput
 from moe.routing import Policy
-from moe.training.step import policies_loss
+from moe.training.step import policies_loss, policy_weights
 from tests.models.tiny import config, packed, router
 
 LAYERS, ROWS, TARGETS, INPUTS, VOCABULARY = 2, 3, 5, 4, 7
@@ -90,6 +90,20 @@ def test_both_stacks_add_up_and_routers_without_a_policy_add_nothing(batch):
   assert float(policies_loss(output_of(encoder=encoder, decoder=decoder), batch)) == pytest.approx(float(apart))
   assert float(policies_loss(output_of(encoder=None, decoder=None), batch)) == 0
   assert float(policies_loss(output_of(), batch)) == 0
+
+
+def test_the_shares_of_micro_batches_add_up_to_the_loss_of_the_whole(batch):
+  """Whatever the numbers of tokens, and of weighted targets, in each."""
+  policy, whole = {"encoder": policy_of(INPUTS), "decoder": policy_of(TARGETS)}, output_of()
+  weights = {side: each.sum() for side, each in policy_weights(batch).items()}
+
+  def share(rows):
+    of_rows = {side: Policy(one.log_prob[:, rows], one.baseline[:, rows], one.weight) for side, one in policy.items()}
+    output = ModelOutput(whole.logits[rows], {}, {}, {}, of_rows, {})
+    return policies_loss(output, {name: array[rows] for name, array in batch.items()}, weights)
+
+  together = policies_loss(ModelOutput(whole.logits, {}, {}, {}, policy, {}), batch)
+  assert float(share(np.array([0])) + share(np.array([1, 2]))) == pytest.approx(float(together), rel=1e-5)
 
 
 def test_no_gradient_flows_through_the_cost(batch):

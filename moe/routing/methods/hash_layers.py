@@ -183,8 +183,9 @@ class HashLayers(TokenwiseRouter):
       unknown = inputs.ids[~known & inputs.mask]
       wanted = f"expected token ids from 0 to {self.vocab_size - 1}"
       require(unknown.size == 0, "ids", unknown[:1].tolist(), wanted)
-    chosen = sections_chosen(self._buckets(inputs, previous), self.num_buckets) & known[..., None]
-    return Selection(chosen, jnp.ones(chosen.shape, jnp.float32))
+    buckets = self._buckets(inputs, previous)
+    chosen = sections_chosen(buckets, self.num_buckets) & known[..., None]
+    return Selection(chosen, jnp.ones(chosen.shape, jnp.float32), most=len(buckets))
 
   def _buckets(self, inputs: RouterInput, previous: jax.Array | None) -> jax.Array:
     """int32 `[N, G, n]`, from 0 to E / N - 1; `previous` for functions that hash it."""

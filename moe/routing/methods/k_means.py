@@ -127,7 +127,8 @@ class KMeans(TokenwiseRouter):
       chosen = jax.nn.one_hot(jnp.argmin(distances, axis=-1), self.num_experts, dtype=bool)
     moves = training and self.config.update == "moving_average"
     seen = self._seen(points, chosen & inputs.mask[..., None], inputs) if moves else {}
-    return Selection(chosen, jnp.ones(chosen.shape, jnp.float32), seen=seen)
+    most = None if self.config.balanced else 1
+    return Selection(chosen, jnp.ones(chosen.shape, jnp.float32), seen=seen, most=most)
 
   def _balanced(self, distances: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
     return nearest_tokens(distances, mask, *expert_budget(mask, self.num_experts, 1.0, "real", training=training))

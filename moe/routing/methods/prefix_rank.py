@@ -205,7 +205,7 @@ class PrefixRank(TokenwiseRouter):
     probs = jax.nn.softmax(logits)
     weight = normalized_over_chosen(probs, chosen) if self.config.renormalize else probs
     z_loss = router_z_loss(logits, mask)
-    return Selection(chosen, weight, probs, {"z": z_loss}, self.config.z_loss * z_loss)
+    return Selection(chosen, weight, probs, {"z": z_loss}, self.config.z_loss * z_loss, most=cap)
 
   def _past_scores(self, scores: jax.Array) -> tuple[jax.Array | float, jax.Array | float]:
     """F at the scores, and m0 per expert; before the first step the past is unknown, and m0 is 0."""

@@ -106,7 +106,7 @@ class Reinforce(TokenwiseRouter):
       "negative_entropy": negative_entropy(logits, inputs.mask),
     }
     total = config.balance_loss * losses["balance"] + config.negative_entropy_loss * losses["negative_entropy"]
-    return Selection(one_hot(expert, self.num_experts), jnp.ones_like(probs), probs, losses, total, policy)
+    return Selection(one_hot(expert, self.num_experts), jnp.ones_like(probs), probs, losses, total, policy, most=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,9 @@ from moe.routing.scores import router_kernel, router_logits
 from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import RouterInput
 
+# Of the coefficient's logarithm: where the target cannot be reached, as with a frozen matrix, the loss stays finite.
+_MOST = math.log(1e6)
+
 
 def balanced_l1(gates: jax.Array, mask: jax.Array, experts_per_token: float) -> jax.Array:
   """Mean over tokens of sum_e f_e R_e, f_e = E / (k T) * the tokens with R_e > 0: L1, larger for busier experts.
@@ -105,4 +108,4 @@ class ReLU(TokenwiseRouter):
     """The coefficient grows while the sparsity is below 1 - k / E."""
     target = 1.0 - self.config.experts_per_token / self.num_experts
     step = math.log(self.config.l1_step) * jnp.sign(target - step_mean(share, seen["sparsity"]))
-    return {"log_coefficient": self.log_coefficient[...] + step}
+    return {"log_coefficient": jnp.minimum(self.log_coefficient[...] + step, _MOST)}

@@ -55,5 +55,5 @@ class SinkhornBase(TopKRouter):
 
   def ranking(self, logits: Logits, scores: jax.Array, mask: jax.Array, *, training: bool) -> jax.Array:
     if not training:
-      return scores
+      return logits.clean  # not the scores: a sigmoid of large logits is 1 for all of them
     return jax.vmap(sinkhorn_plan)(jax.lax.stop_gradient(logits.clean), mask)

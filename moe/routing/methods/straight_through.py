@@ -76,4 +76,5 @@ class StraightThrough(TokenwiseRouter):
       probs=probs,
       losses={"balance": balance},
       auxiliary_loss=self.config.balance_loss * balance,
+      most=None if everybody else 1,
     )

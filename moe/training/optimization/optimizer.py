@@ -59,8 +59,8 @@ class OptimizerConfig(Choice):
     require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "expected at least 0")
     require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "expected at least 0, which turns clipping off")
     for name in ("router_learning_rate", "expert_learning_rate"):
-      factor = getattr(self, name)
-      require(factor >= 0, name, factor, f"expected at least 0, which leaves {name.split('_')[0]}s as they begin")
+      factor, parts = getattr(self, name), f"{name.split('_')[0]}s"
+      require(factor >= 0, name, factor, f"expected at least 0, which leaves the parameters of {parts} as they begin")
     for index, given in enumerate(self.frozen):
       pattern, first = _parted(given)
       require(first is None or first > 0, f"frozen[{index}]", given, "expected at least the first expert, PATTERN@1")

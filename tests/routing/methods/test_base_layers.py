@@ -113,6 +113,14 @@ def test_sinkhorn_spreads_the_load_in_training_and_takes_the_largest_logit_in_ev
   np.testing.assert_allclose(trained[taken], np.asarray(jax.nn.sigmoid(logits))[taken], rtol=1e-5)
 
 
+def test_in_evaluation_gates_that_are_all_1_hide_no_largest_logit():
+  tokens = 1000 * random_tokens(BATCH, LENGTH)
+  logits = router_logits(tokens, make("sinkhorn_base").kernel[...])
+  assert (jax.nn.sigmoid(logits) == 1).sum(-1).max() > 1
+  found, _ = weights_of("sinkhorn_base", tokens, training=False, capacity_factor=None)
+  np.testing.assert_array_equal((~np.isnan(found)).argmax(-1), logits.argmax(-1))
+
+
 def test_no_gradient_flows_through_an_assignment_but_through_the_gate_it_does():
   kernel, tokens = make("base").kernel[...], random_tokens(1, LENGTH)[0]
   mask = jnp.ones(LENGTH, bool)

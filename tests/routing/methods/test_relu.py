@@ -1,5 +1,7 @@
 """ReLU routing: its gates, its penalty, and the control of its sparsity."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,10 @@ import pytest
 from flax import nnx
 
 from moe.config import ConfigError
-from moe.routing import RouterConfig, RouterInput, Site
+from moe.routing import Groups, RouterConfig, RouterInput, Site
 from moe.routing.methods.relu import balanced_l1, sparsity
 from moe.training.state import merge, split
-from tests.routing.naive import learn, make, random_tokens, route, routing_of, token_weights
+from tests.routing.naive import inputs_of, learn, make, random_tokens, route, routing_of, token_weights
 from tests.routing.smooth import assert_gradient
 
 RELU = RouterConfig.choices["relu"]
@@ -114,6 +116,14 @@ def test_the_coefficient_recovers_from_any_time_of_too_much_sparsity():
   router = make("relu")
   router.log_coefficient[...] = router.log_coefficient[...] - 1000 * np.log(1.2)
   assert trained(router, jnp.abs(random_tokens(2, 16))) != 0
+
+
+def test_where_the_target_cannot_be_reached_the_loss_stays_finite():
+  router, inputs = make("relu", l1_step=10.0), inputs_of(jnp.abs(random_tokens(2, 16)), Groups(16))
+  router.kernel[...] = jnp.abs(router.kernel[...])  # all gates are open
+  for _ in range(60):  # the matrix does not move
+    output, *_ = learn(router, inputs)
+  assert np.isfinite(output.auxiliary_loss) and float(router.log_coefficient[...]) == pytest.approx(math.log(1e6))
 
 
 def test_the_gradient_of_the_kernel_and_the_tokens_agrees_with_finite_differences():

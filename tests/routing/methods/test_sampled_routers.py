@@ -49,7 +49,8 @@ def test_straight_through_gives_a_token_the_gradient_of_its_probabilities(dense)
 
   def routed(params):
     routing = nnx.merge(graph, params)(inputs, training=True).routing
-    expert = jnp.repeat(jnp.arange(NUM_EXPERTS + 1), jnp.append(routing.group_sizes[0], 24), total_repeat_length=24)
+    room = routing.token.shape[1]
+    expert = jnp.repeat(jnp.arange(NUM_EXPERTS + 1), jnp.append(routing.group_sizes[0], room), total_repeat_length=room)
     gains = gain.at[routing.token[0], expert].get(mode="fill", fill_value=0)
     return (routing.weight[0] * gains).sum()
 
