@@ -94,7 +94,7 @@ def main() -> None:
   require(bool(chosen), "--only", _ONLY.value, "expected one of the study's runs, which --dry_run lists")
   print(f"{study.name}: {study.claim} ({study.source})")
   if budget in study.planned or (dry and runner == LOCAL):
-    print("".join(f"{job.name}: {job.about}\n" for job in campaign.missing if job in chosen), end="")
+    print("".join(f"{job.name}: {job.about}\n" for job in folder.missing(chosen)), end="")
   if budget in study.planned:
     print(f"budget {budget} is planned only: these {len(campaign.jobs)} runs and more, and none was started")
     return

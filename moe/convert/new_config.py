@@ -52,7 +52,7 @@ def upcycled_config(old: ExperimentConfig, fields: Fields) -> ExperimentConfig:
   tree = override(as_mapping(old), given)
   moes = {name: _at(tree, "model", name, "moe") for name in model.stacks}
   made = {name: moe for name, moe in moes.items() if isinstance(moe, Mapping)}
-  alike = {"feed_forward": model.feed_forward} | ({"bias": True} if model.bias else {})
+  alike = {"feed_forward": model.feed_forward, "bias": model.bias}
   silent = [(f"model.{name}.moe.{field}", alike[field]) for name, moe in made.items() for field in alike.keys() - moe]
   new = changed_config(old, given + silent)
   wanted = "expected the fields of its experts, or those of another stack"

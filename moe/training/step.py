@@ -89,11 +89,12 @@ def policies_loss(output: ModelOutput, batch: Batch, whole: Mapping[str, jax.Arr
       is a micro-batch: its share of the loss is returned. None for a whole batch.
   """
   total = jnp.zeros(())
+  weights_of = policy_weights(batch)
   for side, policy in output.policy.items():
     if policy is None:
       continue
     cost, _ = token_losses(output.logits, batch["targets"])
-    weights = policy_weights(batch)[side]
+    weights = weights_of[side]
     if side == "encoder":
       of_target = batch["loss_weights"]
       of_row = of_target.sum(1, keepdims=True)

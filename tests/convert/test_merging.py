@@ -19,7 +19,7 @@ def test_experts_that_are_still_copies_merge_into_the_dense_model_bit_for_bit(ex
   assert_equal(merge_experts(params, model), parameters(dense)[1])
 
 
-def test_so_do_their_biases():
+def test_biases_that_are_still_copies_merge_into_the_dense_models():
   dense = config("decoder", DENSE, bias=True)
   model = config("decoder", sparse(placement=PLACEMENTS["listed"], bias=True), bias=True)
   params = upcycle(parameters(dense)[1], parameters(model, 1)[1], model)

@@ -140,7 +140,7 @@ def test_biases_of_the_dense_network_are_those_of_every_expert(form):
   model = config("decoder", sparse(feed_forward=form, bias=True), feed_forward=form, bias=True)
   expected = logits(merge(*parameters(dense)), batch())
   np.testing.assert_allclose(logits(upcycled(dense, model), batch()), expected, atol=1e-5)
-  (network, *_) = (layer["feed_forward"] for layer in split_layers(parameters(dense)[1]["decoder"], DENSE.kinds))
+  network = split_layers(parameters(dense)[1]["decoder"], DENSE.kinds)[0]["feed_forward"]
   assert all(np.abs(network[name]).max() > 0.5 for name in ("up_bias", "down_bias"))
 
 

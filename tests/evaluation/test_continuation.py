@@ -94,7 +94,7 @@ DECODED = ("switch", "hash", "prefix_rank", "position_grouped", "k_means", "moe_
 @pytest.mark.parametrize(
   "name",
   [
-    pytest.param(name, marks=[] if name in DECODED else [pytest.mark.slow])
+    name if name in DECODED else slow(name)
     for name, choice in sorted(RouterConfig.choices.items())
     if choice().is_causal(training=False)
   ],

@@ -10,6 +10,7 @@ from flax import nnx
 
 from moe.experts.layer import MoE
 from moe.routing import RouterConfig
+from tests.slow import slow
 
 BATCH, LENGTH, WIDTH, EXPERTS, VOCABULARY = 4, 12, 6, 4, 50
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -54,7 +55,7 @@ RECOMPUTED = {
 
 @pytest.mark.parametrize(
   "name",
-  [pytest.param(name, marks=[] if name in RECOMPUTED else [pytest.mark.slow]) for name in sorted(RouterConfig.choices)],
+  [name if name in RECOMPUTED else slow(name) for name in sorted(RouterConfig.choices)],
 )
 def test_a_recomputed_layer_decides_the_same_and_moves_its_state_once(name):
   graph, params, state = layer(name)

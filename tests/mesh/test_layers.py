@@ -95,9 +95,7 @@ DROPPED = ("slots of a batch", "ragged of a batch")
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), slow((2, 4, 1))], ids=str)
-@pytest.mark.parametrize(
-  "kind", [pytest.param(kind, marks=[] if kind in DROPPED else [pytest.mark.slow]) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", [kind if kind in DROPPED else slow(kind) for kind in KINDS])
 def test_the_same_hidden_units_are_dropped_on_every_mesh_and_biases_are_added(kind, shape):
   name, options = KINDS[kind]
   (_, expected), gradients = alone(name, tuple(options.items()), 0.4, bias=True)
@@ -126,7 +124,7 @@ ALIKE = {
 
 @pytest.mark.parametrize(
   "name",
-  [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in sorted(RouterConfig.choices)],
+  [slow(name) if name in ALIKE else name for name in sorted(RouterConfig.choices)],
 )
 def test_every_router_is_the_same_on_a_mesh_and_gathers_neither_tokens_nor_weights(name):
   found, compiled = run(name, {}, (2, 4, 1))

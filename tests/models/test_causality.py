@@ -9,6 +9,7 @@ from moe.evaluation.leak_meters import company_leak, future_leak
 from moe.routing import RouterConfig
 from tests.models.tiny import ARCHITECTURES, batch, config, model, router
 from tests.routing.naive import TIGHT
+from tests.slow import slow
 
 ROWS, LENGTH, POSITION = 4, 16, 7
 
@@ -25,7 +26,7 @@ def enlarged(variables):
 KINDS = {"expert_choice", "switch", "position_grouped", "dropless", "soft_moe", "hash", "moe_plus_plus", "prefix_rank"}
 QUICK = {*(("decoder", name) for name in KINDS), ("encoder_decoder", "expert_choice")}
 CASES = [
-  pytest.param(architecture, name, marks=[] if (architecture, name) in QUICK else [pytest.mark.slow])
+  (architecture, name) if (architecture, name) in QUICK else slow(architecture, name)
   for name in sorted(RouterConfig.choices)
   for architecture in ARCHITECTURES
   if architecture == "decoder" or name in KINDS

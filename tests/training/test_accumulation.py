@@ -19,6 +19,7 @@ from moe.training.state import abstract_model, abstract_state, keys, make_init
 from moe.training.step import RunInputs, make_train_step
 from tests.models import tiny
 from tests.routing.naive import learn, make, random_tokens
+from tests.slow import slow
 
 LENGTHS = [[7, 4], [11], [2], [3, 1], [11], [5], [1, 1, 1], [8]], [[1], [6], [2, 2], [5], [6], [1], [3], [6]]
 
@@ -52,10 +53,8 @@ def steps(name: str, accumulation: int, architecture: str = "decoder"):
   return first, jax.device_get(state), jax.device_get(metrics)
 
 
-@pytest.mark.parametrize("accumulation", [pytest.param(2, marks=pytest.mark.slow), 4])
-@pytest.mark.parametrize(
-  "name", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in EXACT]
-)
+@pytest.mark.parametrize("accumulation", [slow(2), 4])
+@pytest.mark.parametrize("name", [slow(name) if name in ALIKE else name for name in EXACT])
 def test_a_step_is_the_same_in_any_number_of_micro_batches(name, accumulation):
   _, whole, expected = steps(name, 1)
   _, parts, found = steps(name, accumulation)

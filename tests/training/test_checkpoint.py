@@ -11,6 +11,7 @@ from moe.parallel.mesh import make_mesh, replicated
 from moe.training.checkpoint import CheckpointError, Checkpoints, NonFiniteError
 from moe.training.optimization.optimizer import Adafactor
 from moe.training.state import TrainState
+from tests.slow import slow
 
 NAN = float("nan")
 ABOUT = {"config": {"seed": 1}, "vocabulary": {"size": 7}}
@@ -142,7 +143,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_is_used(t
   assert files_of(folder / "damaged-2") and steps_in(folder) == [1]
 
 
-@pytest.mark.parametrize("damage", [pytest.param(remove, marks=pytest.mark.slow), truncate])
+@pytest.mark.parametrize("damage", [slow(remove), truncate])
 def test_damage_to_any_one_file_is_survived(tmp_path, damage):
   """Each file in turn: either it held nothing that matters, or the previous checkpoint is used."""
   save(tmp_path / "whole", 1, 2)

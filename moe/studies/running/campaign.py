@@ -63,11 +63,6 @@ class Campaign:
     """Those of the finished jobs."""
     return self.folder.results(self.jobs)
 
-  @property
-  def missing(self) -> list[Job]:
-    """The known jobs that are not finished."""
-    return [job for job in self.jobs if not self.folder.is_finished(job.name)]
-
   def update(self) -> None:
     """Finds the jobs that results name by now, and takes what is published of them."""
     self._find_jobs()

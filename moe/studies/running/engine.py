@@ -61,7 +61,7 @@ def send(
   """
   if not dry:
     folder.forget_failures(jobs)
-  missing = [job for job in jobs if not folder.is_finished(job.name)]
+  missing = folder.missing(jobs)
   ready = folder.ready(jobs)
   unsent = [job for job in ready if not folder.sent(job)]
   sys.stdout.flush()  # the launch script prints too

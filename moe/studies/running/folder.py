@@ -165,10 +165,17 @@ class Folder:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("a")
 
+  def missing(self, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that are not finished; in order."""
+    return [job for job in jobs if not self.is_finished(job.name)]
+
+  def pending(self, jobs: Sequence[Job]) -> list[Job]:
+    """The missing jobs whose last attempt has not failed; in order."""
+    return [job for job in self.missing(jobs) if not self.failed(job)]
+
   def ready(self, jobs: Sequence[Job]) -> list[Job]:
     """The jobs that can be started, or are being run; in order. Others start from these, or from one that failed."""
-    found = (job for job in jobs if not self.is_finished(job.name) and not self.failed(job))
-    return [job for job in found if not job.source or self.is_finished(job.source)]
+    return [job for job in self.pending(jobs) if not job.source or self.is_finished(job.source)]
 
   def is_finished(self, name: str) -> bool:
     """Whether the job of this name has a result; cheap enough to ask every second."""

@@ -31,7 +31,7 @@ def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str
   Raises:
     StudyError: the workers were stopped.
   """
-  missing = [job for job in jobs if not folder.is_finished(job.name) and not folder.failed(job)]
+  missing = folder.pending(jobs)
   if not missing:
     return
   cores = processors() if processes > 1 else [None]
@@ -53,7 +53,7 @@ def run_missing(folder: Folder, jobs: Sequence[Job], processes: int, commit: str
       for worker in workers:
         if worker.pid is not None:
           worker.join()
-  left = [job for job in missing if not folder.is_finished(job.name) and not folder.failed(job)]
+  left = folder.pending(missing)
   broken = [worker.exitcode for worker in workers if worker.exitcode]
   if broken and left:
     raise StudyError(f"{len(left)} runs are left: a worker ended with exit code {broken[0]}; run the command again")

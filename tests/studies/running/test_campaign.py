@@ -83,10 +83,10 @@ def test_progress_says_how_many_runs_are_finished_and_how_long_the_others_take(t
       return jobs
 
   campaign = Campaign(Two(), "smoke", INPUTS, Folder(tmp_path))
-  assert campaign.progress(2) == "0 of 2 runs are finished" and campaign.missing == jobs
+  assert campaign.progress(2) == "0 of 2 runs are finished" and campaign.folder.missing(campaign.jobs) == jobs
   campaign.folder.write_result(Result("first", {}, jobs[0].compared, "", 5400.0, 1, {}, {}))
   said = "1 of 2 runs are finished; the others take about 1.0 hours one after the other"
-  assert campaign.progress(1) == said and campaign.missing == jobs[1:]
+  assert campaign.progress(1) == said and campaign.folder.missing(campaign.jobs) == jobs[1:]
   assert campaign.progress(2) == f"{said}, 0.5 with --jobs=2"
 
 
