@@ -76,8 +76,9 @@ def train(
     WorkdirError: the folder holds another run, is in use, has lost its checkpoints, or cannot be written to.
     CheckpointError: a checkpoint could not be written, or there are checkpoints and none can be read.
     DivergedError: the loss or the gradient is no longer finite.
-    TrainingStopped: metrics cannot be written; or an example could not
-      be read, and then a single host has saved.
+    TrainingStopped: metrics cannot be written; or an example could not be read.
+
+  Whatever goes wrong in reading an example, validating or scoring, a single host saves first.
   """
   # ----------------------------------------------------------------------------------------------------------------
   # Check and open everything. The folder is claimed when the first checkpoint is complete.
@@ -174,12 +175,11 @@ def train(
     # The loop. The host starts each step before it reads the metrics of the one before: the device never waits.
     # --------------------------------------------------------------------------------------------------------------
     log, loss, stop = Log(first + 1), None, False
-    evaluate: list[Hook] = [validate, *([] if score is None else [score])]
-    all_hooks: list[Hook] = [log, *evaluate, save, *hooks]
+    evaluate = functools.partial(_evaluate, [validate, *([] if score is None else [score])])
+    all_hooks: list[Hook] = [log, evaluate, save, *hooks]
     if restored is not None and restored.criterion is None and settings.validates_at(step):
       # The signal that stopped the run also prevented the validation of its last step.
-      for hook in evaluate:
-        hook(run, StepInfo(step, state, metrics={}, validate=True, save=False, stop=False))
+      evaluate(run, StepInfo(step, state, metrics={}, validate=True, save=False, stop=False))
       checkpoints.set_criterion(step, run.criterion())
     with stop_requests() as asked_to_stop:
       while step < settings.steps and not stop:
@@ -188,8 +188,10 @@ def train(
           with run.clock.waiting(functools.partial(_is_idle, loss)):
             batch = next(pipeline)
         except Exception as error:  # also a user's own preprocessing
-          info = None if step == first else StepInfo(step, state, metrics, validate=False, save=True, stop=True)
-          raise _stopped_by_data(run, error, step, info, log) from error
+          if step > first:
+            log.finish(run)
+            _save_alone(run, StepInfo(step, state, metrics, validate=False, save=True, stop=True))
+          raise _stopped_by_data(run, error, step) from error
         state, metrics = run.train_step(state, put_batch(mesh, batch), setup.inputs(step, predicts))
         jax.block_until_ready(loss)  # of the step before: a request to stop takes effect as early as possible
         step, loss = step + 1, metrics["loss"]
@@ -227,15 +229,34 @@ def _check_examples(validation: Pipeline) -> None:
   validation.restore(start)
 
 
-def _stopped_by_data(run: Run, error: Exception, step: int, info: StepInfo | None, log: Log) -> TrainingStopped:
-  """Saves what was learnt until the data could not be read, if anything was; hosts that share a run cannot do it alone.
+def _evaluate(hooks: Sequence[Hook], run: Run, info: StepInfo) -> None:
+  """Calls hooks that evaluate; where one fails, saves what was learnt, so that a second try begins with it.
 
   Raises:
-    TrainingStopped, CheckpointError: as the hooks.
+    TrainingStopped: data could not be read, or records not be written.
+    Exception: any other of theirs.
   """
-  if info is not None and jax.process_count() == 1:
-    log.finish(run)
+  try:
+    for hook in hooks:
+      hook(run, info)
+  except TrainingStopped:
+    raise
+  except Exception as error:
+    _save_alone(run, dataclasses.replace(info, validate=False, save=True))
+    if isinstance(error, DataError):
+      raise _stopped_by_data(run, error, info.step) from error
+    run.progress.line(f"evaluation at step {info.step} failed; {run.what_is_saved()}")
+    raise
+
+
+def _save_alone(run: Run, info: StepInfo) -> None:
+  """Saves before the run ends with an error; hosts that share a run cannot, as the others may be elsewhere."""
+  if jax.process_count() == 1:
     save(run, info)
+
+
+def _stopped_by_data(run: Run, error: Exception, step: int) -> TrainingStopped:
+  """The error for data that could not be read after a step, which is noted, since they may be mended."""
   if run.writer is not None:
     run.workdir.note_data_error(step, _line(error))
   return TrainingStopped(f"{_line(error)}; stopped at step {step}, {run.what_is_saved()}")

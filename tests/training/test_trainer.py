@@ -274,6 +274,28 @@ def test_metrics_that_cannot_be_written_stop_the_run_with_the_last_good_checkpoi
     train(tiny_config(corpus), tmp_path)
 
 
+def test_an_evaluation_that_fails_costs_no_step_and_is_made_up_for(whole, corpus, tmp_path, monkeypatch, capsys):
+  seen, validate = [], trainer.validate
+
+  def failing(run, info):
+    if info.validate:
+      seen.append(info.step)
+      raise RuntimeError("out of memory")
+
+  monkeypatch.setattr(trainer, "validate", failing)
+  for _ in range(2):
+    with pytest.raises(RuntimeError, match="out of memory"):
+      train(tiny_config(corpus, checkpoint_every=12), tmp_path)
+    assert capsys.readouterr().err.endswith(
+      f"evaluation at step 6 failed; the last good checkpoint is {tmp_path}/checkpoints/6\n"
+    )
+  assert seen == [6, 6] and set(losses(tmp_path)) == set(range(1, 7))
+  monkeypatch.setattr(trainer, "validate", validate)
+  assert train(tiny_config(corpus, checkpoint_every=12), tmp_path).finished
+  assert losses(tmp_path) == losses(whole.workdir.root)
+  assert losses(tmp_path, "validation") == losses(whole.workdir.root, "validation")
+
+
 def test_a_run_with_another_vocabulary_is_not_resumed(whole, corpus, monkeypatch):
   describe = trainer.describe
   monkeypatch.setattr(trainer, "describe", lambda vocabulary: describe(vocabulary) | {"fingerprint": "other"})

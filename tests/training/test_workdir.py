@@ -209,8 +209,11 @@ def short_blocks(monkeypatch):
     monkeypatch.setattr(f"moe.data.{module}.BLOCK_DOCUMENTS", 64)
 
 
-def late_error(folder, *, held_out=False, **train):
-  """Short documents, and a bad line far behind the first block of them; validation files of their own, or held out."""
+def late_error(folder, *, held_out=False, split="train", **train):
+  """Short documents, and a bad line far behind the first block of them.
+
+  Validation has files of its own, good ones unless it is the `split` with the bad line, or is held out.
+  """
   write_corpus(folder / "good.jsonl")
   lines = ['{"text": "grey owls"}'] * 1000
   lines[900] = '{"text": "cut o'
@@ -219,7 +222,8 @@ def late_error(folder, *, held_out=False, **train):
   mapping = tiny_mapping(folder / "bad.jsonl", **{"steps": 2000, "eval_every": 2000, "checkpoint_every": 1000} | train)
   mapping["data"] |= {"batch_size": 16, "shuffle": False}
   if not held_out:
-    mapping["data"]["source"]["validation_path"] = str(folder / "good.jsonl")
+    paths = {"path": str(folder / "bad.jsonl"), "validation_path": str(folder / "good.jsonl")}
+    mapping["data"]["source"] |= paths if split == "train" else dict(zip(reversed(paths), paths.values()))
   return load_config(mapping)
 
 
@@ -248,6 +252,22 @@ def test_a_mended_file_continues_where_validation_is_held_out_of_it(short_blocks
   mended = late_error(tmp_path, held_out=True, steps=stopped + 1, eval_batches=1)
   assert train(mended, tmp_path / "run").step == stopped + 1
   assert "the data have changed since the run stopped at an error in them" in capsys.readouterr().out
+
+
+def test_a_bad_line_of_validation_saves_what_was_learnt_and_a_mended_file_continues(short_blocks, tmp_path, capsys):
+  mapping = {"steps": 3, "eval_every": 2, "eval_batches": 0, "checkpoint_every": 3}
+
+  def config():
+    return late_error(tmp_path, split="validation", **mapping)
+
+  for _ in range(2):
+    with pytest.raises(TrainingStopped, match=r"line 901: is not JSON .*; stopped at step 2, .*/checkpoints/2$"):
+      train(config(), tmp_path / "run")
+  bad = tmp_path / "bad.jsonl"
+  bad.write_text(bad.read_text().replace('{"text": "cut o\n', ""))
+  assert train(config(), tmp_path / "run").step == 3
+  assert "the data have changed since the run stopped at an error in them" in capsys.readouterr().out
+  assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "validation"] == [2, 3]
 
 
 def test_an_unwritable_tensorboard_folder_is_one_line(tmp_path, capsys):
