@@ -98,22 +98,22 @@ def _kernels(platform: str, dtype: jnp.dtype, matrices: tuple[int, int, int]) ->
 
 
 def _network(function: Callable, activation: Callable, *, backward: bool) -> Callable:
-  def run(tokens, rows, weight, sizes, ups, down, cotangent):
-    arguments = (activation, tokens, rows, weight, sizes, ups, down)
-    return function(*arguments, cotangent) if backward else function(*arguments)
+  def run(*arguments):
+    return function(activation, *(arguments if backward else arguments[:-1]))
 
   return run
 
 
 def _problem(sizes: tuple[int, ...], d: int, f: int, form: str, seed: int) -> tuple:
-  """Tokens, rows, weight, sizes, ups, down and the output's gradient; a tail of rows belongs to no expert."""
+  """Tokens, rows, weight, sizes, ups, down, biases and the output's gradient; a tail of rows has no expert."""
   random, experts = np.random.default_rng(seed), len(sizes)
   rows = np.append(random.integers(0, _TOKENS, sum(sizes)), [2] + [_TOKENS] * 8).astype(np.int32)
   weight = random.uniform(size=len(rows)).astype(np.float32)
   up, gate, down = (_rounded(random.normal(size=(experts, d, f)) / np.sqrt(size)) for size in (d, d, f))
   tokens, cotangent = (_rounded(random.normal(size=(_TOKENS, d))) for _ in range(2))
   ups = [gate, up] if form == "geglu" else [up]
-  return tokens, rows, weight, np.asarray(sizes, np.int32), ups, down, cotangent
+  biases = [_rounded(random.normal(size=(experts, f))) for _ in ups]
+  return tokens, rows, weight, np.asarray(sizes, np.int32), ups, down, biases, cotangent
 
 
 def _products(kernels: tiles.Kernels, sizes: tuple[int, ...], d: int, f: int, dtype: str) -> dict[str, Case]:

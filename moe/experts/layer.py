@@ -172,9 +172,8 @@ class MoE(nnx.Module):
   def _through_experts(self, x: jax.Array, groups: Groups, routing: Routing, key: jax.Array | None = None) -> jax.Array:
     mesh, biases, x = current_mesh(), self.experts.biases, x.astype(self.experts.dtype)
     dropout = None if key is None else for_batch(self.dropout, key, groups, *x.shape[:2])
-    x = x if biases is None else biases.widened(x)
     if mesh is not None:
       y = over_mesh(mesh, x, groups, routing, self.experts, dropout)
     else:
       y = groups.join(one_device(groups.cut(x), routing, self.experts, self.experts.weights(), dropout), *x.shape[:2])
-    return y if biases is None else groups.join(biases.added(groups.cut(y), routing), *x.shape[:2])
+    return y if biases is None else y + groups.join(biases.after(routing, groups.size), *x.shape[:2]).astype(y.dtype)

@@ -16,10 +16,14 @@ from moe.parallel.kept import kept
 
 
 class Weights(NamedTuple):
-  """The experts' matrices: one or two `[E, d, f]` before the activation, one after it, used transposed."""
+  """The experts' matrices: one or two `[E, d, f]` before the activation, one after it, used transposed.
+
+  With them go the biases `[E, f]` before the activation, if there are any.
+  """
 
   ups: list[jax.Array]
   down: jax.Array
+  biases: list[jax.Array]
 
 
 class Experts(nnx.Module):
@@ -58,13 +62,16 @@ class Experts(nnx.Module):
   def weights(self) -> Weights:
     """The parameters in the compute dtype, as `slots` and `ragged` take them."""
     ups = [w[...].astype(self.dtype) for w in (self.gate, self.up) if w is not None]
-    weights = Weights(ups, self.down[...].astype(self.dtype))
-    return weights if self.biases is None else Weights(*self.biases.widened_weights(*weights))
+    biases = [] if self.biases is None else [b[...].astype(self.dtype) for b in self.biases.before()]
+    return Weights(ups, self.down[...].astype(self.dtype), biases)
 
   @jax.named_scope("experts")
   def slots(self, weights: Weights, inputs: jax.Array, dropout: HiddenDropout | None = None) -> jax.Array:
     """Each expert on its own rows, `[E, R, d]` to `[E, R, d]`, for all experts or the shard that `weights` holds."""
-    before = [kept(jnp.einsum("erd,edf->erf", inputs, up)) for up in weights.ups]
+    before = [jnp.einsum("erd,edf->erf", inputs, up) for up in weights.ups]
+    if weights.biases:
+      before = [product + bias[:, None] for product, bias in zip(before, weights.biases, strict=True)]
+    before = [kept(product) for product in before]
     return kept(activate_and_project(self.activation, before, weights.down, dropout))
 
   @jax.named_scope("experts")
@@ -73,4 +80,4 @@ class Experts(nnx.Module):
   ) -> jax.Array:
     """`[N, d]` to `[N, d]`: each token's weighted sum over its assignments, the `runs` from `runs_by_expert`."""
     rows, weight, sizes = runs
-    return ragged_feed_forward(self.activation, tokens, rows, weight, sizes, *weights, dropout)
+    return ragged_feed_forward(self.activation, tokens, rows, weight, sizes, *weights, dropout=dropout)

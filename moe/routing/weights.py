@@ -10,7 +10,7 @@ from moe.routing.types import RaggedRouting, Routing, SlotRouting, SoftRouting
 def routing_weights(routing: Routing, n: int) -> jax.Array:
   """float32 `[G, n, E]`: the weight of each token at each expert, 0 where it did not go.
 
-  In soft routing it is the sum over the expert's slots. O(n * E) memory: for inspection and tests, not for layers.
+  In soft routing it is the sum over the expert's slots. O(n * E) memory: for inspection and biases, not for dispatch.
 
   Args:
     routing: of one layer.

@@ -18,27 +18,29 @@ def problem(sizes, gated, dtype=jnp.float32):
   shape = (EXPERTS, WIDTH, HIDDEN)
   x, *matrices = (jnp.asarray(random.normal(size=s), dtype) for s in [(tokens, WIDTH)] + [shape] * (3 if gated else 2))
   weight = jnp.float32(random.uniform(size=len(rows)))
-  return x, jnp.asarray(rows, jnp.int32), weight, jnp.array(sizes, jnp.int32), matrices[1:], matrices[0]
+  biases = [jnp.asarray(random.normal(size=(EXPERTS, HIDDEN)), dtype) for _ in matrices[1:]]
+  return x, jnp.asarray(rows, jnp.int32), weight, jnp.array(sizes, jnp.int32), matrices[1:], matrices[0], biases
 
 
-def one_by_one(activation, tokens, rows, weight, sizes, ups, down):
+def one_by_one(activation, tokens, rows, weight, sizes, ups, down, biases):
   """`ragged_feed_forward`, an expert at a time; `sizes` are numbers."""
   out, start = jnp.zeros_like(tokens), 0
   for expert, size in enumerate(sizes):
     run = slice(start, start + size)
-    y = activation(*(tokens[rows[run]] @ up[expert] for up in ups)) @ down[expert].T
+    before = (tokens[rows[run]] @ up[expert] + bias[expert] for up, bias in zip(ups, biases, strict=True))
+    y = activation(*before) @ down[expert].T
     out, start = out.at[rows[run]].add(weight[run, None] * y), start + size
   return out
 
 
 def expected(activation, arguments, cotangent):
-  """The output, and the gradients by tokens, weight, ups and down."""
-  tokens, rows, weight, sizes, ups, down = arguments
+  """The output, and the gradients by tokens, weight, ups, down and biases."""
+  tokens, rows, weight, sizes, *weights = arguments
 
-  def value(tokens, weight, ups, down):
-    return one_by_one(activation, tokens, rows, weight, [int(size) for size in sizes], ups, down)
+  def value(tokens, weight, *weights):
+    return one_by_one(activation, tokens, rows, weight, [int(size) for size in sizes], *weights)
 
-  out, pull_back = jax.vjp(value, tokens, weight, ups, down)
+  out, pull_back = jax.vjp(value, tokens, weight, *weights)
   return out, pull_back(cotangent)
 
 

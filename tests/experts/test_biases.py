@@ -59,6 +59,27 @@ def test_outputs_and_gradients_are_those_of_networks_with_biases(router, form):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients, expected_gradients)
 
 
+@pytest.mark.parametrize(
+  "router",
+  [
+    {"name": "expert_choice", "group_size": 128},
+    {"name": "dropless", "group_size": 128},
+    {"name": "soft_moe", "slots": 64},
+  ],
+  ids=lambda router: router["name"],
+)
+def test_biases_cost_next_to_nothing(router):
+  """Two elementwise additions, and a product of `[n, E]` and `[E, d]`."""
+
+  def flops(bias):
+    made = MoE(128, 4, 256, router, bias=bias, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(made)
+    loss = jax.jit(jax.grad(lambda params, x: nnx.merge(graph, params)(x)[0].sum()))
+    return loss.lower(params, jnp.ones((1, 128, 128))).compile().cost_analysis()["flops"]
+
+  assert flops(True) < 1.02 * flops(False)
+
+
 def test_padding_gets_no_bias():
   y, _ = layer("switch")(X, segments=jnp.ones((2, 8), jnp.int32).at[1, 5:].set(0))
   np.testing.assert_array_equal(y[1, 5:], 0)

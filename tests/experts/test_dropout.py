@@ -107,18 +107,20 @@ def test_the_gradient_of_runs_is_that_of_the_same_masks(implementation, monkeypa
   from jax.experimental import pallas as pl
 
   monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
-  arguments = tokens, rows, weight, sizes, ups, down = problem((63, 0, 70), gated=False)
+  arguments = problem((63, 0, 70), gated=False)
+  tokens, rows, weight, sizes, *weights = arguments
   names, cotangent = jnp.arange(len(rows)) * 3, cotangent_of(arguments)
   mask = keeps(dropout_of(names), HIDDEN) / (1 - RATE)
   expert = np.repeat(np.arange(EXPERTS), np.asarray(sizes))
   used = len(expert)
 
-  def plain(tokens, weight, ups, down):
-    hidden = jax.nn.gelu(jnp.einsum("ad,adf->af", tokens[rows[:used]], ups[0][expert])) * mask[:used]
+  def plain(tokens, weight, ups, down, biases):
+    before = jnp.einsum("ad,adf->af", tokens[rows[:used]], ups[0][expert]) + biases[0][expert]
+    hidden = jax.nn.gelu(before) * mask[:used]
     y = weight[:used, None] * jnp.einsum("af,adf->ad", hidden, down[expert])
     return jnp.zeros_like(tokens).at[rows[:used]].add(y)
 
-  out, pull_back = jax.vjp(plain, tokens, weight, ups, down)
+  out, pull_back = jax.vjp(plain, tokens, weight, *weights)
   kernels = {"tpu": [pallas_tpu.KERNELS], "gpu": [pallas_gpu.KERNELS]}.get(implementation, [])
   module = tiles if kernels else blocks
   dropout = dropout_of(names)
@@ -128,7 +130,7 @@ def test_the_gradient_of_runs_is_that_of_the_same_masks(implementation, monkeypa
   )
   if implementation == "blocks":
     whole = jax.vjp(
-      lambda t, w, u, d: ragged_feed_forward(jax.nn.gelu, t, rows, w, sizes, u, d, dropout), tokens, weight, ups, down
+      lambda t, w, *ws: ragged_feed_forward(jax.nn.gelu, t, rows, w, sizes, *ws, dropout), tokens, weight, *weights
     )
     assert_close((whole[0], whole[1](cotangent)), (out, pull_back(cotangent)))
 

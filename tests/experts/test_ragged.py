@@ -29,7 +29,7 @@ def interpreted(monkeypatch):
 
 
 def both_ways(implementation, activation, arguments, cotangent):
-  """The output and the gradients by tokens, weight, ups and down."""
+  """The output and the gradients by tokens, weight, ups, down and biases."""
   module, kernels = (ragged_tiles, [KERNELS[implementation]]) if implementation in KERNELS else (ragged_blocks, [])
   out = jax.jit(functools.partial(module.forward, *kernels, activation))(*arguments)
   return out, jax.jit(functools.partial(module.backward, *kernels, activation))(*arguments, cotangent)
@@ -40,11 +40,11 @@ def test_values_and_gradients_are_those_of_each_expert_on_its_run(sizes, form):
   arguments = problem(sizes, form == "geglu")
 
   @jax.jit
-  def both(tokens, rows, weight, sizes, ups, down):
-    def out(tokens, weight, ups, down):
-      return ragged.ragged_feed_forward(ACTIVATIONS[form], tokens, rows, weight, sizes, ups, down)
+  def both(tokens, rows, weight, sizes, *weights):
+    def out(tokens, weight, *weights):
+      return ragged.ragged_feed_forward(ACTIVATIONS[form], tokens, rows, weight, sizes, *weights)
 
-    y, pull_back = jax.vjp(out, tokens, weight, ups, down)
+    y, pull_back = jax.vjp(out, tokens, weight, *weights)
     return y, pull_back(cotangent_of(arguments))
 
   assert_close(both(*arguments), expected(ACTIVATIONS[form], arguments, cotangent_of(arguments)))
@@ -63,7 +63,7 @@ def test_sums_of_bfloat16_experts_are_float32(interpreted, implementation):
   """A thousand small contributions to one token would be lost one after the other in bfloat16."""
   tokens, rows = jnp.ones((2, 16), jnp.bfloat16), jnp.zeros(1024, jnp.int32)
   one = jnp.zeros((1, 16, 16), jnp.bfloat16).at[0, 0, 0].set(1)
-  arguments = (tokens, rows, jnp.full(1024, 1 / 1024), jnp.array([1024]), [one], one)
+  arguments = (tokens, rows, jnp.full(1024, 1 / 1024), jnp.array([1024]), [one], one, [])
   out, _ = both_ways(implementation, lambda x: x, arguments, tokens)
   assert out.dtype == jnp.bfloat16
   np.testing.assert_array_equal(out[:, 0], [1, 0])
@@ -71,9 +71,9 @@ def test_sums_of_bfloat16_experts_are_float32(interpreted, implementation):
 
 @pytest.mark.parametrize("implementation", ["blocks", *KERNELS])
 def test_rows_that_belong_to_no_expert_may_hold_anything(interpreted, implementation):
-  tokens, rows, weight, sizes, ups, down = problem((30, 0, 40), gated=False)
+  tokens, rows, weight, sizes, *weights = problem((30, 0, 40), gated=False)
   tokens, rows = tokens.at[49].set(jnp.nan), jnp.where(rows == 49, 0, rows).at[70:].set(49)
-  arguments = (tokens, rows, weight.at[70:].set(jnp.nan), sizes, ups, down)
+  arguments = (tokens, rows, weight.at[70:].set(jnp.nan), sizes, *weights)
   found = both_ways(implementation, jax.nn.gelu, arguments, cotangent_of(arguments).at[49].set(jnp.inf))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 

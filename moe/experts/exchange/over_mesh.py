@@ -82,16 +82,16 @@ def _sharded(mesh: AbstractMesh, experts: Experts, on_device: Callable, routing:
   last in memory as TPUs compute the gradient, which is when they can. The dropout that it is given has the device's
   first hidden unit, and names the device's tokens `[N]`.
   """
-  # With biases, rows of these are among the weights, whose shards the compiler gathers.
-  shards = [one.get_metadata().get("shards", ()) for one in (experts.up, experts.down)]
-  up, down = shards if experts.biases is None else ((), ())
+  up, down = (one.get_metadata().get("shards", ()) for one in (experts.up, experts.down))
 
   def run(x, routing, weights, dropout):
-    weights = Weights([gather_shards(one, up, 1) for one in weights.ups], gather_shards(weights.down, down, 2))
+    ups = [gather_shards(one, up, 1) for one in weights.ups]
+    weights = Weights(ups, gather_shards(weights.down, down, 2), weights.biases)
     return on_device(x, routing, weights, dropout and _here(dropout, x.shape, weights))[None]
 
   ups: Any = PartitionSpec("expert", up or None, "model")  # of all of them
-  divided = Weights(ups, PartitionSpec("expert", None, ("model", *down)))  # type: ignore[arg-type]
+  biases: Any = PartitionSpec("expert", "model")
+  divided = Weights(ups, PartitionSpec("expert", None, ("model", *down)), biases)  # type: ignore[arg-type]
   mapped = jax.shard_map(
     run,
     mesh=mesh,

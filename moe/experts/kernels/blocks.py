@@ -17,48 +17,50 @@ from moe.experts.kernels.rows import NOWHERE, assigned, fetch, mark
 _WIDE, _NARROW = 256, 64
 
 
-def forward(activation, tokens, rows, weight, sizes, ups, down, dropout=None):
+def forward(activation, tokens, rows, weight, sizes, ups, down, biases=(), dropout=None):
   """See `ragged_feed_forward`."""
 
   def expert(out, of):
-    start, size, ups, down = of
+    start, size, ups, down, biases = of
 
     def add_block(assignments, out):
       row, weights = assigned(rows, weight, assignments)
-      acts = with_dropout(activation, picked(dropout, assignments))
+      acts = with_dropout(grouped_network.with_biases(activation, biases), picked(dropout, assignments))
       y = grouped_network.output(_product, acts, fetch(tokens, row), weights, ups, down)
       return out.at[row].add(y, mode="drop")
 
     return _over_run(add_block, start, size, out, len(sizes)), None
 
   zeros = jnp.zeros_like(tokens, jnp.float32)
-  out, _ = jax.lax.scan(expert, zeros, (jnp.cumsum(sizes) - sizes, sizes, ups, down))
+  out, _ = jax.lax.scan(expert, zeros, (jnp.cumsum(sizes) - sizes, sizes, ups, down, biases))
   return out.astype(tokens.dtype)
 
 
-def backward(activation, tokens, rows, weight, sizes, ups, down, gradient, dropout=None):
-  """Gradients with respect to tokens, weight, ups and down, each in its array's dtype."""
+def backward(activation, tokens, rows, weight, sizes, ups, down, biases, gradient, dropout=None):
+  """Gradients with respect to tokens, weight, ups, down and biases, each in its array's dtype."""
 
   def expert(sums, of):
-    start, size, ups, down = of
+    start, size, *weights_of = of
+    ups, down, biases = weights_of
 
     def add_block(assignments, sums):
-      (d_tokens, d_weight), matrices = sums
+      (d_tokens, d_weight), d_weights = sums
       row, weights = assigned(rows, weight, assignments)
-      acts = with_dropout(activation, picked(dropout, assignments))
-      block = grouped_network.gradients(
+      acts = with_dropout(grouped_network.with_biases(activation, biases), picked(dropout, assignments))
+      *block, before = grouped_network.gradients(
         _product, _outer, acts, fetch(tokens, row), fetch(gradient, row), weights, ups, down
       )
       d_tokens = d_tokens.at[row].add(block[0], mode="drop")
       d_weight = d_weight.at[assignments].set(block[1], mode="drop")
-      return (d_tokens, d_weight), jax.tree.map(jnp.add, matrices, block[2:])
+      d_biases = [d.sum(0, dtype=jnp.float32) for d, _ in zip(before, biases)]
+      return (d_tokens, d_weight), jax.tree.map(jnp.add, d_weights, [*block[2:], d_biases])
 
-    sums, matrices = _over_run(add_block, start, size, (sums, _zeros((ups, down))), len(sizes))
-    return sums, jax.tree.map(lambda d, matrix: d.astype(matrix.dtype), matrices, (ups, down))
+    sums, d_weights = _over_run(add_block, start, size, (sums, _zeros(weights_of)), len(sizes))
+    return sums, jax.tree.map(lambda d, array: d.astype(array.dtype), d_weights, weights_of)
 
-  start = _zeros((tokens, weight))
-  (d_tokens, d_weight), (d_ups, d_down) = jax.lax.scan(expert, start, (jnp.cumsum(sizes) - sizes, sizes, ups, down))
-  return d_tokens.astype(tokens.dtype), d_weight, d_ups, d_down
+  of = (jnp.cumsum(sizes) - sizes, sizes, ups, down, list(biases))
+  (d_tokens, d_weight), d_weights = jax.lax.scan(expert, _zeros((tokens, weight)), of)
+  return d_tokens.astype(tokens.dtype), d_weight, *d_weights
 
 
 def _over_run(add_block: Callable, start: jax.Array, size: jax.Array, sums, num_experts: int):

@@ -26,6 +26,11 @@ def output(
   return weight[:, None] * product(hidden, down, True, jnp.float32)
 
 
+def with_biases(activation: Callable, biases: list[jax.Array]) -> Callable:
+  """`activation` of its arguments `[R, f]` with a bias added to each, `[f]` or `[R, f]`; as it is without any."""
+  return (lambda *before: activation(*map(jnp.add, before, biases))) if biases else activation
+
+
 def gradients(
   product: Callable,
   outer: Callable,
@@ -35,8 +40,8 @@ def gradients(
   weight: jax.Array,
   ups: list[jax.Array],
   down: jax.Array,
-) -> tuple[jax.Array, jax.Array, list[jax.Array], jax.Array]:
-  """Gradients of `output` with respect to x (float32 `[R, d]`), weight (float32 `[R]`), ups and down.
+) -> tuple[jax.Array, jax.Array, list[jax.Array], jax.Array, list[jax.Array]]:
+  """Gradients of `output` with respect to x (float32 `[R, d]`), weight (float32 `[R]`), ups, down, and the products.
 
   `gradient` is that of the output, `[R, d]`; `outer` maps a `[R, d]` and b `[R, f]` to the sum over each expert's rows
   of their outer products, `[d, f]` or `[E, d, f]`; the other arguments are as in `output`.
@@ -47,4 +52,4 @@ def gradients(
   scale = weight[:, None].astype(x.dtype)
   before = pull_back(d_hidden * scale)
   d_x = sum(product(b, up, True, jnp.float32) for b, up in zip(before, ups, strict=True))
-  return d_x, d_weight, [outer(x, b) for b in before], outer(gradient * scale, hidden)
+  return d_x, d_weight, [outer(x, b) for b in before], outer(gradient * scale, hidden), list(before)

@@ -6,7 +6,7 @@ gives it two, costs two. Only the arguments are saved for the backward pass, whi
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -26,6 +26,7 @@ def ragged_feed_forward(
   sizes: jax.Array,
   ups: list[jax.Array],
   down: jax.Array,
+  biases: Sequence[jax.Array] = (),
   dropout: HiddenDropout | None = None,
 ) -> jax.Array:
   """`out[rows[i]] += weight[i] * ffn_e(i)(tokens[rows[i]])`; the first `sizes[0]` i belong to expert 0, and so on.
@@ -40,12 +41,13 @@ def ragged_feed_forward(
     sizes: int32 `[E]`, their sum at most A.
     ups: one or two `[E, d, f]`.
     down: `[E, d, f]`, used transposed.
+    biases: added to the products with `ups`, `[E, f]` each; none by default.
     dropout: of the hidden units, with a name for each of the A rows.
 
   Returns:
     `[N, d]` in the dtype of `tokens`; sums are float32.
   """
-  return _feed_forward(activation, *_varying_alike((tokens, rows, weight, sizes, ups, down, dropout)))
+  return _feed_forward(activation, *_varying_alike((tokens, rows, weight, sizes, ups, down, list(biases), dropout)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -60,8 +62,8 @@ def _forward(activation, *arguments):
 def _backward(activation, arguments, gradient):
   *arrays, dropout = arguments
   gradients = _by_platform(ragged_tiles.backward, ragged_blocks.backward, activation, (*arrays, gradient, dropout))
-  d_tokens, d_weight, d_ups, d_down = gradients
-  return d_tokens, None, d_weight, None, d_ups, d_down, None
+  d_tokens, d_weight, *d_weights = gradients
+  return d_tokens, None, d_weight, None, *d_weights, None
 
 
 _feed_forward.defvjp(_forward, _backward)

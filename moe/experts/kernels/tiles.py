@@ -61,10 +61,10 @@ def cut(sizes: jax.Array, assignments: int, rows: int) -> Tiles:
   return Tiles(expert, ends - tiles, ends[-1], assignment.reshape(-1))
 
 
-def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down, dropout=None):
+def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down, biases=(), dropout=None):
   """See `ragged_feed_forward`."""
   tiles, row, weights = _tiles(kernels, rows, weight, sizes)
-  activation = with_dropout(activation, picked(dropout, tiles.assignment))
+  activation = _activation(tiles, activation, biases, dropout)
 
   def product(x, w, transposed, dtype):
     return kernels.product(tiles, x, w, transposed, dtype)
@@ -74,10 +74,10 @@ def forward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down
   return jnp.zeros_like(tokens, jnp.float32).at[row].add(y, mode="drop").astype(tokens.dtype)
 
 
-def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down, gradient, dropout=None):
-  """Gradients with respect to tokens, weight, ups and down, each in its array's dtype."""
+def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, down, biases, gradient, dropout=None):
+  """Gradients with respect to tokens, weight, ups, down and biases, each in its array's dtype."""
   tiles, row, weights = _tiles(kernels, rows, weight, sizes)
-  activation = with_dropout(activation, picked(dropout, tiles.assignment))
+  activation = _activation(tiles, activation, biases, dropout)
 
   def product(x, w, transposed, dtype):
     return kernels.product(tiles, x, w, transposed, dtype)
@@ -86,11 +86,12 @@ def backward(kernels: Kernels, activation, tokens, rows, weight, sizes, ups, dow
     return kernels.outer(tiles, a, b, down.dtype)
 
   with _mark(tiles):
-    d_x, d_weight, d_ups, d_down = grouped_network.gradients(
+    d_x, d_weight, d_ups, d_down, before = grouped_network.gradients(
       product, outer, activation, fetch(tokens, row), fetch(gradient, row), weights, ups, down
     )
   d_tokens = jnp.zeros_like(tokens, jnp.float32).at[row].add(d_x, mode="drop").astype(tokens.dtype)
-  return d_tokens, jnp.zeros_like(weight).at[tiles.assignment].set(d_weight, mode="drop"), d_ups, d_down
+  d_weight = jnp.zeros_like(weight).at[tiles.assignment].set(d_weight, mode="drop")
+  return d_tokens, d_weight, d_ups, d_down, [_sums(tiles, d).astype(b.dtype) for d, b in zip(before, biases)]
 
 
 def cost(rows: int, matrices: jax.Array | jax.ShapeDtypeStruct) -> pl.CostEstimate:
@@ -105,6 +106,21 @@ def _tiles(kernels, rows, weight, sizes) -> tuple[Tiles, jax.Array, jax.Array]:
   wide = len(rows) >= 8 * kernels.rows * len(sizes)
   tiles = cut(sizes, len(rows), kernels.rows if wide else kernels.rows // 2)
   return tiles, *assigned(rows, weight, tiles.assignment)
+
+
+def _activation(tiles: Tiles, activation, biases, dropout) -> Callable:
+  """`activation` with the biases `[E, f]` and the dropout of each row."""
+  by_row = [jnp.repeat(bias[tiles.expert], len(tiles.assignment) // len(tiles.expert), axis=0) for bias in biases]
+  return with_dropout(grouped_network.with_biases(activation, by_row), picked(dropout, tiles.assignment))
+
+
+def _sums(tiles: Tiles, rows: jax.Array) -> jax.Array:
+  """float32 `[E, f]`: the sums of each expert's rows, of which padding is 0."""
+  count = len(tiles.expert)
+  by_tile = rows.reshape(count, -1, rows.shape[-1]).sum(1, dtype=jnp.float32)
+  used = jnp.arange(count) < tiles.used
+  by_tile = jnp.where(used[:, None], by_tile, 0)
+  return jnp.zeros((len(tiles.first), rows.shape[-1])).at[tiles.expert].add(by_tile)
 
 
 def _mark(tiles: Tiles) -> contextlib.AbstractContextManager:
