@@ -164,7 +164,7 @@ def make_train_step(
     return value, ({"sums": sums, "auxiliary_loss": auxiliary_loss, "layers": layers}, output.seen)
 
   gradient = jax.grad(objective, has_aux=True)
-  mesh = cast(Any, state.step.sharding).mesh
+  shardings, mesh = shardings_of(state), cast(Any, state.step.sharding).mesh
 
   def accumulate(state, batch, step_key, whole, source):
     """Gradients and reports of the whole batch, and what its micro-batches have shown the routers, `[M, ...]`."""
@@ -176,17 +176,20 @@ def make_train_step(
       )
       return (grads, report), seen
 
-    total, first = one(0, jax.tree.map(lambda x: x[0], micros))
+    first = jax.tree.map(lambda x: x[0], micros)
     if accumulation == 1:
-      return *total, jax.tree.map(lambda x: x[None], first)
+      total, seen = one(0, first)
+      return *total, jax.tree.map(lambda x: x[None], seen)
 
     def body(total, scanned):
       new, seen = one(*scanned)
       return jax.tree.map(jnp.add, total, new), seen
 
-    rest = (jnp.arange(1, accumulation), jax.tree.map(lambda x: x[1:], micros))
-    total, others = jax.lax.scan(body, total, rest)
-    return *total, jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, others)
+    # From zeros, so that the program has the model once.
+    grads, report = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0, first)[0])
+    start = jax.lax.with_sharding_constraint(grads, shardings.params), report
+    total, seen = jax.lax.scan(body, start, (jnp.arange(accumulation), micros))
+    return *total, seen
 
   def step(state: TrainState, batch: Batch, run: RunInputs):
     whole = _whole(batch)
@@ -215,7 +218,7 @@ def make_train_step(
     }
     return TrainState(state.step + 1, params, router_state, opt_state), metrics
 
-  return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def make_eval_step(
