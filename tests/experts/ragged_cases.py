@@ -11,9 +11,9 @@ EXPERTS, WIDTH, HIDDEN = 3, 32, 16
 CASES = [((0, 0, 0), "gelu"), ((0, 0, 321), "gelu"), ((256, 0, 128), "gelu"), ((63, 65, 257), "geglu")]
 
 
-def problem(sizes, gated, dtype=jnp.float32):
+def problem(sizes, gated, dtype=jnp.float32, tokens=150):
   """Arguments of `ragged_feed_forward` with a tail of 9 assignments to no expert, one of a real row."""
-  random, tokens = np.random.default_rng(0), 50
+  random = np.random.default_rng(0)
   rows = np.append(random.integers(0, tokens, sum(sizes)), [2] + [tokens] * 8)
   shape = (EXPERTS, WIDTH, HIDDEN)
   x, *matrices = (jnp.asarray(random.normal(size=s), dtype) for s in [(tokens, WIDTH)] + [shape] * (3 if gated else 2))

@@ -15,6 +15,7 @@ from moe.experts.kernels import pallas_hopper as grouped_hopper
 from moe.experts.kernels import pallas_tpu as grouped_tpu
 from moe.experts.kernels import ragged
 from moe.experts.kernels import tiles as ragged_tiles
+from moe.experts.kernels.rows import rows_at_once
 from moe.nn.activations import ACTIVATIONS
 from moe.planning.traced import traced_flops
 from tests.experts.ragged_cases import CASES, EXPERTS, assert_close, cotangent_of, expected, problem
@@ -58,34 +59,53 @@ def test_kernels_give_the_same(interpreted, platform, sizes, form):
   assert_close(found, expected(ACTIVATIONS[form], arguments, cotangent_of(arguments)))
 
 
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (100, 25, 125), (90, 0, 231), (126, 0, 0)])
+def test_where_there_is_room_for_every_expert_a_part_at_a_time_gives_the_same(interpreted, sizes):
+  """Parts have 125 rows: none, two that end with an expert's run, three that do not, one row in the second."""
+  arguments = problem(sizes, gated=False, tokens=50)
+  room = len(arguments[1])
+  if room < EXPERTS * 50:  # as a router leaves it
+    missing = EXPERTS * 50 - room
+    arguments = arguments[0], *(jnp.pad(a, (0, missing)) for a in arguments[1:3]), *arguments[3:]
+  assert rows_at_once(len(arguments[1]), 50, EXPERTS) == 125
+  found = both_ways("tpu", jax.nn.gelu, arguments, cotangent_of(arguments))
+  assert_close(found, expected(jax.nn.gelu, arguments, cotangent_of(arguments)))
+
+
+def test_kernels_get_room_for_what_a_router_is_expected_to_assign():
+  assert rows_at_once(room=64 * 8192, tokens=8192, num_experts=64) == 2.5 * 8192  # any number of experts
+  assert rows_at_once(room=16 * 8192, tokens=8192, num_experts=64) == 16 * 8192  # always sixteen
+  assert rows_at_once(room=2 * 8192, tokens=8192, num_experts=2) == 2 * 8192
+
+
 @pytest.mark.parametrize("implementation", ["blocks", *KERNELS])
 def test_sums_of_bfloat16_experts_are_float32(interpreted, implementation):
   """A thousand small contributions to one token would be lost one after the other in bfloat16."""
-  tokens, rows = jnp.ones((2, 16), jnp.bfloat16), jnp.zeros(1024, jnp.int32)
+  tokens, rows = jnp.ones((1024, 16), jnp.bfloat16), jnp.zeros(1024, jnp.int32)
   one = jnp.zeros((1, 16, 16), jnp.bfloat16).at[0, 0, 0].set(1)
   arguments = (tokens, rows, jnp.full(1024, 1 / 1024), jnp.array([1024]), [one], one, [])
   out, _ = both_ways(implementation, lambda x: x, arguments, tokens)
   assert out.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(out[:, 0], [1, 0])
+  np.testing.assert_array_equal(out[:, 0], jnp.zeros(1024).at[0].set(1))
 
 
 @pytest.mark.parametrize("implementation", ["blocks", *KERNELS])
 def test_rows_that_belong_to_no_expert_may_hold_anything(interpreted, implementation):
   tokens, rows, weight, sizes, *weights = problem((30, 0, 40), gated=False)
-  tokens, rows = tokens.at[49].set(jnp.nan), jnp.where(rows == 49, 0, rows).at[70:].set(49)
+  tokens, rows = tokens.at[149].set(jnp.nan), jnp.where(rows == 149, 0, rows).at[70:].set(149)
   arguments = (tokens, rows, weight.at[70:].set(jnp.nan), sizes, *weights)
-  found = both_ways(implementation, jax.nn.gelu, arguments, cotangent_of(arguments).at[49].set(jnp.inf))
+  found = both_ways(implementation, jax.nn.gelu, arguments, cotangent_of(arguments).at[149].set(jnp.inf))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
-def lowered(platform, width, dtype=jnp.bfloat16):
+def lowered(platform, width, dtype=jnp.bfloat16, experts=EXPERTS, count=64, room=128):
   """The program for a platform, its gradients included."""
-  matrices = jax.ShapeDtypeStruct((EXPERTS, width, 2 * width), dtype)
-  tokens = jax.ShapeDtypeStruct((64, width), dtype)
-  integers, weight = (jax.ShapeDtypeStruct((128,), dtype) for dtype in (jnp.int32, jnp.float32))
+  matrices = jax.ShapeDtypeStruct((experts, width, 2 * width), dtype)
+  tokens = jax.ShapeDtypeStruct((count, width), dtype)
+  integers, weight = (jax.ShapeDtypeStruct((room,), dtype) for dtype in (jnp.int32, jnp.float32))
 
   def loss(tokens, weight, up, down, rows, sizes):
-    return ragged.ragged_feed_forward(jax.nn.gelu, tokens, rows, weight, sizes[:EXPERTS], [up], down).sum()
+    return ragged.ragged_feed_forward(jax.nn.gelu, tokens, rows, weight, sizes[:experts], [up], down).sum()
 
   traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).trace(
     tokens, weight, matrices, matrices, integers, integers
@@ -102,6 +122,13 @@ def test_platforms_with_kernels_use_them_for_all_seven_products(platform, width,
   program = lowered(platform, width)
   assert program.count("tpu_custom_call") + program.count("xla.gpu.triton") == calls
   assert "ragged_dot" not in program
+
+
+@pytest.mark.parametrize(("room", "calls"), [(64 * 8192, 7), (63 * 8192, 0)])
+def test_offsets_of_32_bits_suffice_for_the_parts_of_a_router_that_may_assign_every_expert(room, calls):
+  """Half a million rows of 4,096 numbers are too many; not a part of them."""
+  program = lowered("cuda", 2048, experts=64, count=8192, room=room)
+  assert program.count("xla.gpu.triton") == calls
 
 
 @pytest.mark.parametrize(

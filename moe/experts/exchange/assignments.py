@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe.experts.kernels.rows import expected_rows
 from moe.experts.kernels.runs import runs_by_expert
 from moe.routing.types import RaggedRouting, SlotRouting
 
@@ -27,14 +28,10 @@ class Assignments:
   expected: int = dataclasses.field(metadata={"static": True})
 
 
-# A router with room for more assignments per token than this (all experts, say) is expected to use two.
-_MOST_EXPERTS, _FEW_EXPERTS = 8, 2
-
-
 def of_groups(routing: RaggedRouting, n: int) -> Assignments:
   """The assignments of groups of `n` tokens that lie completely on this device."""
   row, weight, sizes = runs_by_expert(routing, n)
-  return Assignments(row, weight, sizes, _expected(len(row), routing.token.shape[0] * n))
+  return Assignments(row, weight, sizes, expected_rows(len(row), routing.token.shape[0] * n, len(sizes)))
 
 
 def of_rows(routing: SlotRouting | RaggedRouting, flat: jax.Array, first: jax.Array, count: int) -> Assignments:
@@ -59,7 +56,7 @@ def of_rows(routing: SlotRouting | RaggedRouting, flat: jax.Array, first: jax.Ar
     row=jnp.full(room, count, jnp.int32).at[index].set(row, mode="drop"),
     weight=jnp.zeros(room, jnp.float32).at[index].set(weight, mode="drop"),
     sizes=jnp.diff(through, prepend=0),
-    expected=_expected(-(-len(row) * count // flat.size), count),
+    expected=expected_rows(-(-len(row) * count // flat.size), count, len(sizes)),
   )
 
 
@@ -75,7 +72,3 @@ def _by_expert(routing: SlotRouting | RaggedRouting, flat: jax.Array) -> tuple[j
   _, experts, slots = number.shape
   number, weight = (array.swapaxes(0, 1).reshape(-1) for array in (number, routing.weight))
   return number, weight, jnp.full(experts, groups * slots, jnp.int32)
-
-
-def _expected(room: int, tokens: int) -> int:
-  return room if room <= _MOST_EXPERTS * tokens else _FEW_EXPERTS * tokens

@@ -2,9 +2,10 @@
 
 A router without capacity may send all tokens to one expert. Buffers for that would be as large as all tokens of all
 devices. Instead, each device sends every other one at most a quota of tokens per round, the experts compute what
-arrived and send it back, and rounds repeat until nothing is left. If load is balanced to within `SLACK`, that is one
-round; otherwise memory stays the same and time grows with the fullest device, which all would have waited for anyway.
-Nothing is dropped, and since all devices agree on the number of rounds, none waits for a message that never comes.
+arrived and send it back, and rounds repeat until nothing is left. If no device gets more than `SLACK` times its share,
+that is one round; otherwise memory stays the same and time grows with the fullest device, which all would have waited
+for anyway. Nothing is dropped, and since all devices agree on the number of rounds, none waits for a message that never
+comes.
 """
 
 import dataclasses
@@ -18,12 +19,10 @@ import jax.numpy as jnp
 from moe.experts.exchange.assignments import Assignments
 from moe.experts.kernels.dropout import HiddenDropout, named, picked
 from moe.experts.kernels.names import ragged_names
+from moe.experts.kernels.rows import SLACK
 from moe.experts.kernels.runs import runs_by_expert
 from moe.parallel.mesh import ROW_AXES
 from moe.routing.types import RaggedRouting
-
-# How many times its share of a balanced load a device may receive in one round.
-SLACK = 1.25
 
 
 def in_rounds(

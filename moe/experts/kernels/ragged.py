@@ -1,6 +1,6 @@
 """The experts of a dropless routing: each one computes as many tokens as it was assigned.
 
-The cost is that of the actual assignments, not of the arrays' size: a router that may give a token every expert, and
+The products cost what the actual assignments do, not the arrays' size: a router that may give a token every expert, and
 gives it two, costs two. Only the arguments are saved for the backward pass, which recomputes the first product: the
 `[A, f]` activations would be the largest arrays of all.
 """
@@ -16,6 +16,7 @@ from moe.experts.kernels import pallas_hopper as grouped_hopper
 from moe.experts.kernels import pallas_tpu as grouped_tpu
 from moe.experts.kernels import tiles as ragged_tiles
 from moe.experts.kernels.dropout import HiddenDropout
+from moe.experts.kernels.rows import rows_at_once
 
 
 def ragged_feed_forward(
@@ -73,7 +74,7 @@ def _by_platform(tiles: Callable, blocks: Callable, activation: Callable, argume
   """`tiles` with the platform's kernels if it has any for these shapes, else `blocks`."""
   tokens, rows, _, _, _, down, *_ = arguments
   kernels = {"tpu": grouped_tpu.KERNELS}
-  if grouped_gpu.takes(len(rows), down.shape):
+  if grouped_gpu.takes(rows_at_once(len(rows), len(tokens), len(down)), down.shape):
     hopper = grouped_hopper.takes(tokens.dtype, down.shape, grouped_gpu.compute_capability())
     kernels["cuda"] = grouped_hopper.KERNELS if hopper else grouped_gpu.KERNELS
   branches = {name: functools.partial(tiles, kernel, activation) for name, kernel in kernels.items()}

@@ -10,6 +10,11 @@ import jax.numpy as jnp
 # An index out of range of every array: reads are filled, writes are dropped.
 NOWHERE = jnp.iinfo(jnp.int32).max
 
+# Experts that a token has on average where it may have all of them: a guess, on which time depends and results do not.
+_FEW = 2
+# How many more rows than expected there is room for at once.
+SLACK = 1.25
+
 
 def assigned(rows: jax.Array, weight: jax.Array, which: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The tokens and weights of some assignments; `NOWHERE` and 0 for indices out of range."""
@@ -19,6 +24,16 @@ def assigned(rows: jax.Array, weight: jax.Array, which: jax.Array) -> tuple[jax.
 def fetch(array: jax.Array, rows: jax.Array) -> jax.Array:
   """`array[rows]`; zeros for rows out of range."""
   return array.at[rows].get(mode="fill", fill_value=0)
+
+
+def expected_rows(room: int, tokens: int, num_experts: int) -> int:
+  """How many of `room` assignments a router will make: all of them, unless there is room for every expert."""
+  return room if room < num_experts * tokens else min(room, _FEW * tokens)
+
+
+def rows_at_once(room: int, tokens: int, num_experts: int) -> int:
+  """How many assignments kernels are given at a time."""
+  return min(room, int(SLACK * expected_rows(room, tokens, num_experts)))
 
 
 class Mark(NamedTuple):
