@@ -63,5 +63,8 @@ def matmul(x: jax.Array, weight: nnx.Param, dtype: jnp.dtype, bias: nnx.Param | 
 
 
 def affine(x: jax.Array, weights: jax.Array) -> jax.Array:
-  """`x [..., d]` times all rows but the last of `weights [d + 1, f]`, plus that one, the bias."""
-  return x @ weights[:-1] + weights[-1]
+  """`x [..., d]` times all rows but the last of `weights [d + 1, f]`, plus that one, the bias.
+
+  At the highest precision, as `moe.routing.scores.router_logits`: what it predicts decides where tokens go.
+  """
+  return jnp.matmul(x, weights[:-1], precision=jax.lax.Precision.HIGHEST) + weights[-1]

@@ -1,4 +1,4 @@
-"""How many tokens an expert takes: the only file that computes and rounds capacities.
+"""How many tokens an expert takes.
 
 The capacity factor has one definition for both families, so the same number means the same work: with factor c, each of
 E experts has room for c * n / E of its group's n tokens, that is, c experts per token on average. Expert choice fills

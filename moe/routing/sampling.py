@@ -42,15 +42,3 @@ def best_expert(logits: jax.Array) -> jax.Array:
 def one_hot(expert: jax.Array, num_experts: int) -> jax.Array:
   """Bool `[..., E]` of int32 `[...]`."""
   return expert[..., None] == jnp.arange(num_experts)
-
-
-def nucleus(logits: jax.Array, mass: float) -> jax.Array:
-  """The logits `[..., E]`, -inf outside the smallest set of most probable experts with total probability >= `mass`.
-
-  The most probable expert is always kept; ties to the lower index. The gradient flows through the kept logits.
-  """
-  probs = jax.nn.softmax(jax.lax.stop_gradient(logits))
-  order = jnp.argsort(-probs, axis=-1, stable=True)
-  falling = jnp.take_along_axis(probs, order, axis=-1)
-  kept = jnp.cumsum(falling, axis=-1) - falling < mass
-  return jnp.where(jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1), logits, -jnp.inf)

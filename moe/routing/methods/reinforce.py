@@ -16,8 +16,9 @@ from flax import nnx
 from moe.config import require
 from moe.routing.capacity import CapacityConfig
 from moe.routing.losses import balance_loss, negative_entropy
+from moe.routing.methods.top_p import nucleus
 from moe.routing.router import Site
-from moe.routing.sampling import best_expert, nucleus, one_hot, sampled_expert, training_key
+from moe.routing.sampling import best_expert, one_hot, sampled_expert, training_key
 from moe.routing.scores import KERNEL_STDDEV, router_kernel, router_logits
 from moe.routing.tokenwise import Selection, TokenwiseConfig, TokenwiseRouter
 from moe.routing.types import Policy, RouterInput
@@ -146,10 +147,16 @@ class RLR(Reinforce):
     self.baseline = nnx.Param(jnp.full((), cost_before_training(site)))
 
   def _allowed(self, logits: jax.Array) -> jax.Array:
-    return nucleus(logits, self.config.nucleus)
+    return within_nucleus(logits, self.config.nucleus)
 
   def _baseline(self, tokens: jax.Array, logits: jax.Array) -> jax.Array:
     return router_logits(jax.lax.stop_gradient(tokens), self.baseline_kernel[...]) + self.baseline[...]
+
+
+def within_nucleus(logits: jax.Array, mass: float) -> jax.Array:
+  """The logits `[..., E]`, -inf outside the `nucleus` of that mass; the gradient flows through the others."""
+  probs = jax.nn.softmax(jax.lax.stop_gradient(logits))
+  return jnp.where(nucleus(probs, mass), logits, -jnp.inf)
 
 
 def cost_before_training(site: Site) -> float:

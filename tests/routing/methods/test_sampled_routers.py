@@ -8,9 +8,9 @@ from flax import nnx
 
 from moe.config import build
 from moe.routing import RouterConfig, RouterInput, Site
-from moe.routing.methods.reinforce import expected_cost, log_probability
+from moe.routing.methods.reinforce import expected_cost, log_probability, within_nucleus
 from moe.routing.policy import policy_loss
-from moe.routing.sampling import nucleus, sampled_expert
+from moe.routing.sampling import sampled_expert
 from tests.routing.descent import descend
 from tests.routing.naive import NUM_EXPERTS, make, of_sequences, random_tokens, route, routing_of
 
@@ -72,15 +72,15 @@ def test_experts_are_drawn_from_the_softmax():
 
 def test_the_nucleus_is_the_fewest_experts_with_the_mass():
   logits = jnp.log(jnp.array([0.1, 0.4, 0.3, 0.2]))
-  kept = {mass: np.isfinite(nucleus(logits, mass)).tolist() for mass in (0.3, 0.5, 0.75, 1.0)}
+  kept = {mass: np.isfinite(within_nucleus(logits, mass)).tolist() for mass in (0.3, 0.5, 0.75, 1.0)}
   assert kept == {
     0.3: [False, True, False, False],
     0.5: [False, True, True, False],
     0.75: [False, True, True, True],
     1.0: [True, True, True, True],
   }
-  np.testing.assert_array_equal(np.isfinite(nucleus(jnp.zeros(4), 0.5)), [True, True, False, False])
-  gradient = jax.grad(lambda x: log_probability(nucleus(x, 0.5), jnp.int32(1)))(logits)
+  np.testing.assert_array_equal(np.isfinite(within_nucleus(jnp.zeros(4), 0.5)), [True, True, False, False])
+  gradient = jax.grad(lambda x: log_probability(within_nucleus(x, 0.5), jnp.int32(1)))(logits)
   np.testing.assert_allclose(gradient, [0, 3 / 7, -3 / 7, 0], rtol=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_the_policy_holds_the_log_probability_of_the_expert_that_was_taken(name)
   assert set(np.unique(weights[~np.isnan(weights)])) == {1.0}
   expert = np.nan_to_num(weights).argmax(-1)
   logits = logits_of(router, tokens.astype(jnp.float32))
-  logits = nucleus(logits, 0.9) if name == "rl_r" else logits
+  logits = within_nucleus(logits, 0.9) if name == "rl_r" else logits
   expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), expert[..., None], -1)[..., 0]
   np.testing.assert_allclose(output.policy.log_prob, expected, rtol=1e-4, atol=1e-5)
   assert output.policy.log_prob.dtype == output.policy.baseline.dtype == output.policy.weight.dtype == jnp.float32
