@@ -58,7 +58,7 @@ class TokenwiseConfig(RouterConfig):
 
 class TokenwiseRouter(Router):
   """Base class: a method adds `select`. A layer costs as much as its slots, or (dropless) as its assignments on a CPU,
-  and elsewhere as the matrix products of these and passes over `Selection.most` rows per token.
+  and elsewhere as the matrix products of these and passes over `Selection.most` rows per token, or over 2.5 at a time.
   """
 
   config: CapacityConfig

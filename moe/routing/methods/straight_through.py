@@ -26,7 +26,8 @@ class StraightThroughConfig(TokenwiseConfig, CapacityConfig, name="straight_thro
     sample: whether training draws the expert from the softmax; else it takes the most probable one.
     dense_backward: whether training evaluates every expert, all but one with weight 0, at the cost of all E. That is
       the estimator as published, whose gradient compares the experts; with only the chosen one, the gradient tells just
-      whether more of that expert's output would help.
+      whether more of that expert's output would help. The metrics of training then count all experts, which compute;
+      those of validation, the one.
     balance_loss: weight of Switch's load balancing loss.
     balance_scope: whether the tokens of a "sequence" are balanced with each other, or those of the whole "batch".
   """
