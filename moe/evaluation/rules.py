@@ -9,6 +9,7 @@ from moe.data import DataConfig
 from moe.evaluation.perplexity import evaluate
 from moe.evaluation.restore import Trained
 from moe.models import ModelConfig
+from moe.routing import RouterConfig
 from moe.training.metrics_file import Record
 from moe.training.state import split
 
@@ -42,13 +43,18 @@ def evaluate_by_rules(trained: Trained, data: DataConfig, split_name: str, batch
   return result
 
 
+def causal_twin_of(config: ModelConfig) -> RouterConfig | None:
+  """The causal twin of the decoder's router; None if there is no twin, or no need of one."""
+  router = config.decoder_router
+  return router.causal_twin() if router is not None and config.evaluates_on_future else None
+
+
 def under_causal_rule(trained: Trained) -> Trained | None:
-  """The same parameters with the causal twin of the decoder's router; None if there is no twin, or no need of one.
+  """The same parameters with the router that `causal_twin_of` gives; None if there is none.
 
   State that only the twin has is initialised as in training.
   """
-  router = trained.config.model.decoder_router
-  twin = router.causal_twin() if trained.config.model.evaluates_on_future else None
+  router, twin = trained.config.model.decoder_router, causal_twin_of(trained.config.model)
   if twin is None:
     return None
   model = trained.config.model.with_decoder_router(twin)

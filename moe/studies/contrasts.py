@@ -143,7 +143,7 @@ def _curves(results: Sequence[Result], measure: str) -> tuple[np.ndarray, np.nda
   """The losses `[S, V]` of validations, and the steps or FLOPs `[S, V]` before each."""
   losses = np.array([[point["loss"] for point in one.curve] for one in results])
   steps = np.array([[point["step"] for point in one.curve] for one in results])
-  per_step = np.array([[one.flops / one.step] for one in results])
+  per_step = np.array([[one.flops / max(one.step, 1)] for one in results])
   return losses, steps * (per_step if measure == "flops" else 1)
 
 

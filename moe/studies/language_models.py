@@ -134,7 +134,7 @@ class LanguageModels(Study):
       tags={"arm": name, "rate": rate, "seed": TUNING if seed is None else seed},
       weight=steps,
       blocks=0 if seed is None else plan.blocks,
-      may_diverge=seed is None,
+      may_diverge=True,
     )
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
@@ -212,12 +212,13 @@ def _tried(results: Sequence[Result]) -> dict[str, dict[float, float]]:
 def _summary(results: Sequence[Result]) -> dict[str, Any]:
   """What the table says of an arm."""
   losses = {rule: [float(np.mean(block_losses(one, rule))) for one in results] for rule in results[0].blocks}
-  last = results[0].curve[-1]
+  longest = max(results, key=lambda one: one.step)  # others have diverged
+  last = longest.curve[-1]
   return {
     "rate": results[0].tags["rate"],
     "seeds": len(results),
     "parameters": results[0].parameters,
-    "steps": results[0].step,
+    "steps": longest.step,
     "flops": float(np.mean([one.flops for one in results])),
     "losses": losses,
     "gate_entropy": last.get("gate_entropy"),

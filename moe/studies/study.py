@@ -53,7 +53,7 @@ class Job:
     weight: about how long it takes, relative to the others.
     blocks: batches of the validation split whose losses are kept one by one when it ends; 0 for none.
     measure: name of the study that measures its source, or makes an experiment if it has none; empty for a run.
-    may_diverge: whether a run that diverges has a result, an infinite loss; otherwise it has failed.
+    may_diverge: whether a run that diverges has a result, infinite losses; otherwise it has failed.
     conversion: what makes of its source what the run starts from; None for the source itself.
   """
 

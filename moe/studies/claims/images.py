@@ -114,7 +114,7 @@ class Images(LanguageModels, name="images"):
     found: dict[str, list[float]] = {}
     for one in results:
       if one.tags["seed"] != TUNING:
-        found.setdefault(one.tags["arm"], []).append(one.validation["accuracy"])
+        found.setdefault(one.tags["arm"], []).append(one.validation.get("accuracy", np.nan))
     return super().analyse(budget, results) | {"accuracy": found}
 
   def headline(self, analysis: Mapping[str, Any]) -> Headline | None:

@@ -53,11 +53,16 @@ def results_of(analysis: Mapping[str, Any]) -> list[Result]:
   """The results of the runs in an analysis, in six digits."""
   found = []
   for one in analysis["results"]:
-    validation = dict(one["validation"])
-    if "loss" in validation and validation["loss"] is None:
-      validation["loss"] = math.inf  # it has diverged
-    found.append(Result(**one | {"config": config_of(analysis, one), "validation": validation}))
+    losses = {name: _infinite(one[name]) for name in ("validation", "curve", "blocks")}
+    found.append(Result(**one | losses | {"config": config_of(analysis, one)}))
   return found
+
+
+def _infinite(values: Any) -> Any:
+  """A tree of JSON with infinity for every null: the losses of a run that has diverged."""
+  if isinstance(values, Mapping):
+    return {name: _infinite(value) for name, value in values.items()}
+  return [_infinite(value) for value in values] if isinstance(values, list) else math.inf if values is None else values
 
 
 def file_text(analysis: Mapping[str, Any]) -> str:

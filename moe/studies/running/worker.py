@@ -104,8 +104,10 @@ def _run(folder: Folder, job: Job) -> dict[str, Any]:
     Stopped: by a signal.
   """
   from moe.evaluation.run import run_config
-  from moe.studies.outcome import outcome
+  from moe.studies.outcome import diverged_outcome, outcome
+  from moe.training.experiment import load_config
   from moe.training.hooks import DivergedError
+  from moe.training.init import inherit
 
   workdir, tree = folder.workdir(job.name), dict(job.config)
   if job.source:
@@ -116,7 +118,8 @@ def _run(folder: Folder, job: Job) -> dict[str, Any]:
     if not job.may_diverge:
       raise
     traceback.print_exc()
-    return {"step": 0, "validation": {"loss": math.inf}, "scores": {}}
+    more = diverged_outcome(load_config(inherit(tree, workdir)), workdir, job.blocks) if job.blocks else {}
+    return {"step": 0, "validation": {"loss": math.inf}, "scores": {}, **more}
   if not summary.finished:
     raise Stopped
   path = workdir / "scores.json"

@@ -5,11 +5,14 @@ import types
 
 import pytest
 
-from moe.config import ConfigError
+from moe.config import ConfigError, as_mapping
+from moe.studies.contrasts import Contrast, answer_to
 from moe.studies.running import worker
 from moe.studies.running.folder import Folder, StudyError
 from moe.studies.study import Job, Study
+from moe.training.experiment import load_config
 from moe.training.hooks import DivergedError
+from tests.training.tiny import tiny_decoder, tiny_mapping, write_corpus
 
 
 def job(name, source="", **fields):
@@ -81,7 +84,7 @@ def test_a_stop_ends_the_worker_and_fails_no_job(tmp_path, monkeypatch):
   assert Folder(tmp_path).results([job("one")]) == []
 
 
-def test_a_run_that_diverges_fails_unless_it_only_tries_a_learning_rate(tmp_path, monkeypatch):
+def test_a_run_that_diverges_fails_unless_it_may(tmp_path, monkeypatch):
   def diverge(tree, workdir):
     raise DivergedError("step 3: loss nan")
 
@@ -91,6 +94,28 @@ def test_a_run_that_diverges_fails_unless_it_only_tries_a_learning_rate(tmp_path
   (result,) = folder.results(jobs)
   assert (result.name, result.validation) == ("tried", {"loss": math.inf})
   assert folder.failed(jobs[1]) == "step 3: loss nan"
+
+
+def test_a_compared_run_that_diverges_has_infinite_losses_and_leaves_its_contrast_open(tmp_path):
+  mapping = tiny_mapping(write_corpus(tmp_path / "text.jsonl"), steps=8, eval_every=2, eval_batches=1)
+  mapping["model"] = tiny_decoder(mapping, {"name": "expert_choice"}, allow_future_leakage=True)
+  jobs = []
+  for seed, rate in enumerate((0.01, 1e30)):
+    tree = as_mapping(
+      load_config(mapping | {"optimizer": mapping["optimizer"] | {"learning_rate": rate}, "seed": seed})
+    )
+    jobs.append(Job(f"ours/{seed}", tree, tags={"arm": "ours", "seed": seed}, blocks=2, may_diverge=True))
+  folder = Folder(tmp_path / "study")
+  worker.work(str(folder.root), jobs, "", None)
+  fine, lost = folder.results(jobs)
+  assert 0 < lost.step < 8 and lost.flops < fine.flops and lost.parameters == fine.parameters
+  assert lost.blocks == {"own": [math.inf] * 2, "causal": [math.inf] * 2} and fine.blocks.keys() == lost.blocks.keys()
+  assert [point["step"] for point in lost.curve] == [point["step"] for point in fine.curve] == [2, 4, 6, 8]
+  assert lost.curve[-1]["loss"] == math.inf
+  runs = {"ours": {0: fine, 1: lost}, "theirs": {0: fine, 1: fine}}
+  for measure in ("loss", "steps"):
+    answer = answer_to(Contrast("theirs", "ours", measure), runs)
+    assert (answer["verdict"], answer["diverged"]) == ("not resolved", 1)
 
 
 def test_a_worker_starts_no_job_once_the_process_that_started_it_is_gone(tmp_path, attempts, monkeypatch):
