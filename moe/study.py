@@ -65,6 +65,7 @@ def main() -> None:
   require(name in Study.choices, "--study", name, f"expected one of {', '.join(Study.choices)}")
   study = Study.choices[name]()
   require(budget in study.budgets, "--budget", budget, f"expected one of {', '.join(study.budgets)}")
+  require(study.takes_arms or not _ARM.value, "--arm", " ".join(_ARM.value), f"expected none: {name} takes no others")
   given = bool(_TEXT.value) != bool(_PRETRAINED.value) or (_REPORT.value and not _PRETRAINED.value)
   wanted = "expected a glob of text files to pretrain on, or else --pretrained WORKDIR"
   require(given or "text" not in study.reads, "--text", _TEXT.value, wanted)

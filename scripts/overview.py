@@ -1,5 +1,6 @@
 """What the README says at a glance, from results files: the figure at its top, and the findings below it."""
 
+import math
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,12 @@ def caption(study: Mapping[str, Any]) -> str:
     study: the analysis of `convergence`.
   """
   seeds = {one["tags"]["seed"] for one in study["results"] if one["curve"] and one["blocks"]}
-  text = f"""Left: {len(differences(study))} methods of equal measured FLOPs, tuned alike, with {len(seeds)} paired
-    seeds (study `{study["study"]}`, budget `{study["budget"]}`). A hollow dot is the same model, judged by a rule that
-    does not see later tokens. Right: on a CPU a layer costs about what its matrix products cost, however many tokens
-    one routing decision is made over."""
+  flops = [arm["flops"] for arm in study["arms"].values()]
+  text = f"""Left: {len(differences(study))} methods of measured FLOPs that are equal to within
+    {math.ceil(100 * (max(flops) / min(flops) - 1))}%, tuned alike, with {len(seeds)} paired seeds (study
+    `{study["study"]}`, budget `{study["budget"]}`). A hollow dot is the same model, judged by a rule that does not see
+    later tokens. Right: on a CPU a layer costs about what its matrix products cost, however many tokens one routing
+    decision is made over."""
   return "\n".join([f"![Losses at equal FLOPs, and time beside a dense layer]({FIGURE})", "", _wrapped(text)])
 
 

@@ -33,7 +33,7 @@ class Section:
 
   @property
   def anchor(self) -> str:
-    return re.sub(r"[^a-z]+", "-", self.title.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,12 +43,15 @@ class LanguageModels(Study):
     arms: names in `moe.studies.arms.ARMS`, in the order of tables, or arms of the study's own.
     contrasts: the first is primary; without any, the first of the findings.
     control: the sparse arm that must beat the dense one; empty if the study has no dense arm.
+    loss_of: what a loss is the mean over.
   """
 
   setting: ClassVar[Setting]
   arms: ClassVar[Mapping[str, Arm]]
   contrasts: ClassVar[Sequence[Contrast]]
   control: ClassVar[str] = ""
+  loss_of: ClassVar[str] = "token"
+  takes_arms = True
   budgets = ("smoke", "cpu", "gpu", "paper")
   planned = ("paper",)
 
@@ -75,12 +78,19 @@ class LanguageModels(Study):
   def all_arms(self, budget: str, inputs: Inputs, results: Sequence[Result]) -> dict[str, Arm]:
     """The study's arms, and those that were given; of the smoke budget, those of its first answers."""
     given = {name: given_arm(name, values) for name, values in inputs.arms.items()}
+    beside = [one for one in Study.choices.values() if issubclass(one, LanguageModels) and one.setting == self.setting]
+    taken = {name: other.name for other in beside for name in other.arm_names()}
     for name in given:
-      require(name not in self.arms, "--arm", name, "expected a name that no arm of the study has")
+      require(name not in taken, "--arm", name, f"expected a name that no arm has, as one of {taken.get(name)}")
     first = {_DENSE, self.control, *(name for one in self.contrasts[:1] for name in (one.arm, one.baseline))}
     small = budget == "smoke" and bool(self.contrasts)
     own = {name: arm for name, arm in self.arms.items() if not small or name in first}
     return {**own, **given}
+
+  @classmethod
+  def arm_names(cls) -> set[str]:
+    """Of all arms that it may have without `--arm`: studies of a setting share a folder for each name."""
+    return set(cls.arms)
 
   def measurements(self, budget: str, runs: Sequence[Job]) -> list[Job]:
     """What is measured of the runs that are compared, once they are finished; nothing unless the study says so."""
@@ -156,7 +166,7 @@ class LanguageModels(Study):
     return headline(analysis["contrasts"], analysis["control"])
 
   def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
-    return figure.draw_arms(analysis, path)
+    return figure.draw_arms(analysis, path, self.loss_of)
 
   def lines(self, analysis: Mapping[str, Any]) -> list[str]:
     control = analysis["control"]

@@ -163,6 +163,7 @@ class Study(Choice):
     reads: what it must be given: "text" (or a run in place of it); as its `data_dir` either TFDS's ("data_dir"), or a
       folder of "ratings".
     example: the text, as commands in documents have it.
+    takes_arms: whether methods can be added to it by `--arm`.
     runs: name of what its runs belong to, with their budget: studies of the same name share runs.
   """
 
@@ -172,6 +173,7 @@ class Study(Choice):
   planned: ClassVar[tuple[str, ...]] = ()
   reads: ClassVar[tuple[str, ...]] = ("text",)
   example: ClassVar[str] = "text/*.jsonl.xz"
+  takes_arms: ClassVar[bool] = False
 
   @property
   def runs(self) -> str:

@@ -50,6 +50,17 @@ def test_the_best_of_either_side_are_run_again_with_seeds_that_chose_nothing(stu
   assert all(job.tags["rate"] == 0.01 for job in after[len(before) :])
 
 
+@pytest.mark.parametrize("lost", ["prefix_rank", "dropless_top2", "hash"])
+def test_a_run_that_is_missing_makes_no_other_contrast_the_primary_one(study, lost):
+  fresh = [result(arm, 100 + seed, 4.0) for seed in range(3) for arm in ("prefix_rank", "dropless_top2", "hash")]
+  for missing in (fresh[["prefix_rank", "dropless_top2", "hash"].index(lost)], None):
+    left = [one for one in fresh if one is not missing and (missing or one.tags["arm"] != lost)]
+    found = study.analyse("cpu", tuned(study) + searched({}) + left)["contrasts"]
+    pairs = [(one["arm"], one["baseline"]) for one in found]
+    whole = [("prefix_rank", "dropless_top2"), ("prefix_rank", "hash")]
+    assert pairs == (whole if missing else whole[:1] if lost == "hash" else [])
+
+
 def test_the_verdict_is_made_of_the_fresh_seeds_alone(study):
   """The candidate is better in the search, and worse in the confirmation."""
   results = tuned(study) + searched({"prefix_rank": 3.0})

@@ -111,6 +111,16 @@ def test_studies_of_a_setting_share_the_runs_of_arms_of_one_name():
         assert arms.setdefault(name, arm) == arm, f"{study.name}: {name}"
 
 
+@pytest.mark.parametrize(
+  ("name", "study"), [("switch", "base"), ("hash", "balance"), ("hash_clustered", "convergence")]
+)
+def test_a_given_arm_has_a_name_of_its_own_among_all_studies_that_share_its_folder(name, study):
+  inputs = inputs_with(**{name: {"name": "switch"}})
+  with pytest.raises(ConfigError, match=f"--arm = '{name}': expected a name that no arm has, as one of "):
+    Study.choices[study]().jobs("cpu", inputs, [])
+  Study.choices["encoder"]().all_arms("cpu", inputs_with(hash_clustered={"name": "switch"}), [])
+
+
 def test_every_contrast_is_of_arms_of_the_study():
   for study in STUDIES:
     tables = {f"hash_{name}" for name in ("balanced", "clustered", "dispersed", "predicted_future")}
@@ -171,7 +181,7 @@ def test_a_given_arm_is_tuned_and_compared_as_the_others_and_may_not_have_the_na
   study, mine = Study.choices["routers"](), {"name": "glam", "capacity_factor": 2.0}
   jobs = study.jobs("cpu", inputs_with(mine=mine), [])
   assert sum(job.tags["arm"] == "mine" for job in jobs) == len(study.setting.budgets["cpu"].rates)
-  with pytest.raises(ConfigError, match="--arm = 'hash': expected a name that no arm of the study has"):
+  with pytest.raises(ConfigError, match="--arm = 'hash': expected a name that no arm has, as one of "):
     study.jobs("cpu", inputs_with(hash=mine), [])
 
 

@@ -1,5 +1,6 @@
 """Is there a causal expert choice that beats every token choice? A search, and its confirmation with fresh seeds."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,12 +93,23 @@ class Causal(LanguageModels, name="causal"):
     return [*(min(side, key=means.__getitem__) for side in sides), *(name for name in arms if name == _HASH)]
 
   def analyse(self, budget: str, results: Sequence[Result]) -> dict[str, Any]:
-    searched = [one for one in results if one.tags["seed"] == TUNING or one.tags["seed"] < _FRESH]
-    fresh = [one for one in results if one not in searched]
-    candidate, *others = dict.fromkeys(one.tags["arm"] for one in fresh) or [""]
-    runs = {name: by_seed(fresh, name) for name in (candidate, *others)}
-    answers = [answer_to(Contrast(candidate, other), runs) for other in others]
-    return super().analyse(budget, searched) | {"contrasts": corrected([one for one in answers if one])}
+    searched = [one for one in results if _is_of_search(one.tags)]
+    fresh = [one for one in results if not _is_of_search(one.tags)]
+    runs = {name: by_seed(fresh, name) for name in dict.fromkeys(one.tags["arm"] for one in fresh)}
+    candidate = next((name for name in runs if name not in (*_BASELINES, _HASH)), "")
+    baseline = next((name for name in runs if name in _BASELINES), "")
+    primary, later = (answer_to(Contrast(candidate, other), runs) for other in (baseline, _HASH))
+    answers = [one for one in (primary, later) if one] if primary else []  # the second is not to be read as the first
+    return super().analyse(budget, searched) | {"contrasts": corrected(answers)}
+
+  def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
+    """The search; what confirms it is of other seeds."""
+    searched = [one for one in analysis["results"] if _is_of_search(one["tags"])]
+    return super().draw({**analysis, "results": searched}, path)
+
+
+def _is_of_search(tags: Mapping[str, Any]) -> bool:
+  return tags["seed"] == TUNING or tags["seed"] < _FRESH
 
 
 def _losses(results: Sequence[Result], arm: str, seeds: int) -> list[float]:

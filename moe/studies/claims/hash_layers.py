@@ -65,6 +65,10 @@ class HashLayers(LanguageModels, name="hash"):
     small = {self.contrasts[0].baseline} if budget == "smoke" else set(made)
     return super().all_arms(budget, inputs, results) | {name: arm for name, arm in made.items() if name in small}
 
+  @classmethod
+  def arm_names(cls) -> set[str]:
+    return super().arm_names() | {f"hash_{function}" for function in TABLE_FUNCTIONS}
+
   def measurements(self, budget: str, runs: Sequence[Job]) -> list[Job]:
     experts = self.setting.budgets[budget].num_experts // 2  # of the dense network's width
     first = [run for run in runs if run.tags["arm"] == _DENSE and run.tags["seed"] == 0]

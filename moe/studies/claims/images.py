@@ -73,6 +73,7 @@ class Images(LanguageModels, name="images"):
   setting = VISION
   arms = _ARMS
   control = "expert_choice"
+  loss_of = "picture"
   reads = ("data_dir",)
   contrasts = (
     Contrast("soft_moe", "expert_choice"),

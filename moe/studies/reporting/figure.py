@@ -57,12 +57,13 @@ def differences(analysis: Mapping[str, Any], rule: str = "own") -> list[Differen
   return sorted(found, key=lambda one: np.nan_to_num(one.mean, nan=-np.inf), reverse=True)
 
 
-def draw_arms(analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
+def draw_arms(analysis: Mapping[str, Any], path: pathlib.Path, loss_of: str = "token") -> bool:
   """Loss over steps by arm, and beside it each arm's final loss against the reference's.
 
   Args:
     analysis: of a study of language models.
     path: the PNG file to write; nothing is written if no arm can be compared with the reference.
+    loss_of: what a loss is the mean over.
   """
   rows, twins = differences(analysis), {one.arm: one for one in differences(analysis, "causal")}
   if not rows:
@@ -94,10 +95,10 @@ def draw_arms(analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
         style = {"color": colors[one.arm], "linewidth": 0.6}
         figure.add_artist(ConnectionPatch(end, (0.1, place), "data", "data", axesA=curves, axesB=names, **style))
     _show_late(curves, analysis, reference)
-    curves.set(xlabel="training step", ylabel="validation loss (nats per token)")
+    curves.set(xlabel="training step", ylabel=f"validation loss (nats per {loss_of})")
     curves.grid(alpha=0.3)
     forest.axvline(0, color="black", linewidth=1, linestyle="--")
-    forest.set(ylim=(last + 0.6, -0.6), yticks=[], xlabel=f"better than {reference} by (nats per token)")
+    forest.set(ylim=(last + 0.6, -0.6), yticks=[], xlabel=f"better than {reference} by (nats per {loss_of})")
     forest.grid(alpha=0.3, axis="x")
     forest.locator_params(axis="x", nbins=5)
     figure.supxlabel("\n".join(textwrap.wrap(_NOTE, 140)), fontsize=7.5)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe.markdown import table_cells
+from moe.report.collect import run_names
 from moe.report.rendering import render_page
 from moe.report.section import Section
 from moe.studies.reporting.results_file import lines_of, read_analysis
@@ -21,10 +22,13 @@ def render_studies(files: Sequence[pathlib.Path]) -> str:
   Raises:
     UserError: as `read_analysis`.
   """
-  return render_page("Studies", [_section(path, *read_analysis(path)) for path in files], images=True)
+  folders = list(dict.fromkeys(path.parent for path in files))
+  names = dict(zip(folders, run_names([str(folder) for folder in folders]))) if len(folders) > 1 else {}
+  sections = [_section(path, names.get(path.parent, ""), *read_analysis(path)) for path in files]
+  return render_page("Studies", sections, images=True)
 
 
-def _section(path: pathlib.Path, study: Study, analysis: Mapping[str, Any]) -> Section:
+def _section(path: pathlib.Path, of: str, study: Study, analysis: Mapping[str, Any]) -> Section:
   budget, made = analysis["budget"], f"{analysis['finished']} of {analysis['runs']} runs are finished."
   lines = [line for line in lines_of(study, analysis) if line]
   folder = Folder(path.parent / f"{study.runs}-{budget}")
@@ -38,7 +42,8 @@ def _section(path: pathlib.Path, study: Study, analysis: Mapping[str, Any]) -> S
     ],
     "runs": [(name, workdir.as_uri() if workdir.is_dir() else "") for name, workdir in workdirs.items()],
   }
-  return Section(f"{study.name}, {budget}", f"{study.claim} ({study.source}). {made}", "study.html", data)
+  title = ", ".join([study.name, budget, *([of] if of else [])])
+  return Section(title, f"{study.claim} ({study.source}). {made}", "study.html", data)
 
 
 def _figure(study: Study, analysis: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 from moe.config import ConfigError, require
@@ -57,7 +58,7 @@ def send(
     dry: print the engine's commands in place of running them.
 
   Raises:
-    StudyError: the launch script failed; it has said why. Nothing more is sent then.
+    StudyError: the launch script failed for some of them, and has said why; the others are sent.
   """
   if not dry:
     folder.forget_failures(jobs)
@@ -65,24 +66,31 @@ def send(
   ready = folder.ready(jobs)
   unsent = [job for job in ready if not folder.sent(job)]
   sys.stdout.flush()  # the launch script prints too
-  for number, job in enumerate(unsent):
-    name = name_in_engine(folder, job)
+  refused = []
+  for job in unsent:
+    name = name_in_engine(folder, job, time.time_ns())
     options = [name, "--nodes=1", "--gpus-per-node=1"] if engine == "slurm" else [f"--name={name}"]
     options += [*arguments, f"--workdir={folder.workdir(job.name)}", *(["--dry-run"] if dry else [])]
     launch = [sys.executable, "-m", f"scripts.launch.{engine}", "start", *options]
     sent = subprocess.run([*launch, "--", "moe.study", *command, f"--only={job.name}"], cwd=REPOSITORY, check=False)
     if sent.returncode:
-      raise StudyError(f"{number} of {len(unsent)} runs were sent: scripts.launch.{engine} failed")
-    if not dry:
+      refused.append(job.name)
+    elif not dry:
       folder.write_sent(job, {"engine": engine, "name": name, "commit": commit})
       print(f"{job.name} is {name} in {engine}", flush=True)
+  if refused:
+    sent_now = f"{len(unsent) - len(refused)} of {len(unsent)} runs were sent"
+    raise StudyError(f"{sent_now}: scripts.launch.{engine} failed for {', '.join(refused)}")
   print(
     f"{len(unsent)} runs {'would be' if dry else 'were'} sent to {engine}; {len(ready) - len(unsent)} were sent before,"
     f" and {len(missing) - len(ready)} wait for the run that they start from: the same command sends them then"
   )
 
 
-def name_in_engine(folder: Folder, job: Job) -> str:
-  """At most 39 of the characters that Kubernetes allows: a part to read, and one that differs between folders."""
+def name_in_engine(folder: Folder, job: Job, attempt: int) -> str:
+  """At most 39 of the characters that Kubernetes allows: a part to read, and one that differs between folders.
+
+  It differs between attempts too: XPK keeps a job that has failed, and makes no other of its name.
+  """
   words = re.sub("[^a-z0-9]+", "-", job.name.lower())[:25].strip("-")
-  return f"moe-{words}-{hashlib.sha256(f'{folder.root}/{job.name}'.encode()).hexdigest()[:8]}"
+  return f"moe-{words}-{hashlib.sha256(f'{folder.root}/{job.name}/{attempt}'.encode()).hexdigest()[:8]}"

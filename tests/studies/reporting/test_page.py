@@ -51,6 +51,17 @@ def test_every_study_has_its_sentences_its_table_its_figure_and_links_to_the_run
   assert linked == {"base/seed-0": (studies / "decoder-cpu" / "runs" / "base" / "seed-0").as_uri()}
 
 
+def test_of_several_folders_each_section_says_which_it_is_of_and_has_a_link_of_its_own(studies, tmp_path_factory):
+  other = tmp_path_factory.mktemp("others") / "mine"
+  other.mkdir()
+  (other / "base-cpu.json").write_text((studies / "base-cpu.json").read_text())
+  root = parsed(render_studies([studies / "base-cpu.json", other / "base-cpu.json"]))
+  sections = list(root.iter("section"))
+  assert [one.find("h2").text for one in sections] == [f"base, cpu, {studies.name}", "base, cpu, mine"]
+  links = [link.get("href") for link in root.iter("a") if link.get("href").startswith("#")]
+  assert links == [f"#{one.get('id')}" for one in sections] and len(set(links)) == 2
+
+
 def test_the_browser_may_show_the_images_of_the_page_and_load_nothing(studies):
   page = render_studies(sorted(studies.glob("*.json")))
   (policy,) = [element.get("content") for element in parsed(page).iter("meta") if element.get("http-equiv")]
