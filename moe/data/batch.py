@@ -53,14 +53,14 @@ class RowShape:
     batch["loss_weights"] = np.zeros(batch["targets"].shape, np.float32)
     return batch
 
-  def pack(self, examples: Examples, chosen: np.ndarray, together: bool) -> list[np.ndarray]:
-    """Divides the chosen examples' numbers into rows; one example per row unless `together`."""
+  def pack(self, examples: Examples, together: bool) -> list[np.ndarray]:
+    """Divides the examples' numbers into rows; one example per row unless `together`."""
+    lengths = examples.lengths
     if not together:
-      return [chosen[i : i + 1] for i in range(len(chosen))]
-    lengths = examples.lengths[chosen]
+      return list(np.arange(len(lengths))[:, None])
     if self.format == "targets":
       lengths = lengths.sum(axis=1, keepdims=True)
-    return [chosen[row] for row in best_fit(lengths, np.array(list(self.lengths.values())))]
+    return best_fit(lengths, np.array(list(self.lengths.values())))
 
   def fill(self, batch: Batch, row: int, examples: list[Example]) -> None:
     """Writes the examples of row number `row` into a batch where that row is empty."""

@@ -1,5 +1,6 @@
 """Batches of a config's data, prepared ahead in a thread, with a position that a checkpoint can store."""
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,7 @@ from moe.data.data_config import DataConfig
 from moe.data.errors import DataError
 from moe.data.objective import ObjectiveConfig
 from moe.data.prefetch import Prefetcher
-from moe.data.streams import BlockReader, RowStream, StreamPosition, StreamRules
+from moe.data.streams import BlockReader, RowMaker, RowStream, StreamPosition, StreamRules
 
 
 class Pipeline:
@@ -55,7 +56,7 @@ class Pipeline:
 
     To combine the positions of several hosts, merge their "streams". Any number of hosts can restore the result.
     """
-    streams = {str(index): [p.epoch, p.order, p.block, p.row] for index, p in self._positions.items()}
+    streams = {str(index): list(dataclasses.astuple(p)) for index, p in self._positions.items()}
     return {"source": self._reader.source.fingerprint, "streams": streams}
 
   @property
@@ -91,7 +92,8 @@ class Pipeline:
 
   def _make_batches(self, positions: dict[int, StreamPosition]) -> Iterator[tuple[Batch, dict[int, StreamPosition]]]:
     """Each batch with the positions of its streams after it."""
-    streams = {i: RowStream(self._rules, self._reader, i, self._executor, start) for i, start in positions.items()}
+    maker = RowMaker(self._rules, self._reader)
+    streams = {i: RowStream(self._rules, maker, i, self._executor, start) for i, start in positions.items()}
     while True:
       batch = self.shape.empty(self._rows_each * len(streams))
       taken = {}

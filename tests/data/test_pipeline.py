@@ -3,16 +3,22 @@
 import dataclasses
 import json
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from moe.config import ConfigError
 from moe.data import DataError, make_pipeline
+from moe.data.batch import RowShape
+from moe.data.corpus import make_vocabulary
+from moe.data.documents import Documents, Ragged
+from moe.data.objectives.causal_lm import CausalLMConfig
 from moe.data.pipeline import Pipeline
 from moe.data.sources.task import TaskConfig
 from moe.data.sources.text import TextConfig
 from moe.data.sources.tokens import TokensConfig
+from moe.data.streams import BlockReader, RowMaker, RowStream, StreamPosition, StreamRules
 from tests.data.conftest import assert_same_batches, make_config, make_texts, segments, write_json_lines
 from tests.data.test_tokens import write as write_tokens
 
@@ -244,11 +250,57 @@ def test_a_bad_first_record_of_any_file_is_an_error_before_all_batches(corpus):
     start(make_config(TextConfig(corpus)))
 
 
-def test_more_streams_than_examples_is_an_error_not_an_endless_wait(tmp_path):
+def test_more_streams_than_rows_give_the_same_ones_in_different_epochs(tmp_path):
   write_json_lines(tmp_path / "a.jsonl", [{"text": "only one", "split": "train"}])
+  config = make_config(TextConfig(str(tmp_path / "a.jsonl")), streams=2, batch_size=2)
+  with start(config) as pipeline:
+    for _ in range(3):
+      batch = next(pipeline)
+      assert (batch["targets_segments"].max(axis=1) == 1).all()
+    assert [place[0] for place in pipeline.position["streams"].values()] == [4, 5]
+
+
+def test_data_without_an_example_is_an_error_not_an_endless_wait(tmp_path):
+  write_json_lines(tmp_path / "a.jsonl", [{"text": "", "split": "train"}])
   config = make_config(TextConfig(str(tmp_path / "a.jsonl")), streams=2)
-  with start(config) as pipeline, pytest.raises(DataError, match="split 'train': holds no example for stream 1 of 2"):
+  with start(config) as pipeline, pytest.raises(DataError, match="split 'train': holds no example for stream 0 of 2"):
     next(pipeline)
+
+
+class Crawl:
+  """A shard of 300 blocks of 40 documents, whose lengths differ as those of web pages do."""
+
+  num_shards, supervised, varies, fingerprint, skipped = 1, False, False, "", 0
+
+  def __init__(self):
+    self.read = 0
+
+  def blocks(self, shard, start, epoch):
+    for block in range(300):
+      self.read += 1
+      if block >= start:
+        lengths = np.minimum(np.exp(np.random.default_rng(block).normal(3, 1, 40)).astype(int) + 1, 64)
+        yield Documents(Ragged(np.ones(lengths.sum(), np.int32), np.append(0, lengths.cumsum())))
+
+
+def test_streams_that_share_a_shard_stay_together_and_read_and_make_every_block_once():
+  source, made, number = Crawl(), [], 8
+  objective = CausalLMConfig().make(RowShape("targets", 0, 64), make_vocabulary(make_config(TextConfig("a"))))
+
+  def counted(documents, key):
+    made.append(key)
+    return objective(documents, key)
+
+  rules = StreamRules(counted, RowShape("targets", 0, 64), number, seed=0, pack=True, endless=True, shuffled=True)
+  maker, blocks = RowMaker(rules, BlockReader(source, 3)), np.zeros(number, int)
+  with ThreadPoolExecutor(1) as executor:
+    streams = [RowStream(rules, maker, index, executor, StreamPosition()) for index in range(number)]
+    while blocks.max() < 290:
+      for stream in streams:
+        stream.take()
+      blocks = np.array([stream.position.block for stream in streams])
+      assert np.ptp(blocks) <= 1
+  assert source.read <= 293 and len(made) == len(set(made)) == source.read
 
 
 def test_a_missing_vocabulary_is_named(corpus):

@@ -42,6 +42,8 @@ def test_the_caption_counts_methods_and_seeds_and_the_figure_is_small(tmp_path):
   _, analysis = simulated_analysis(tmp_path / "runs", "convergence", losses)
   text = caption(analysis)
   assert text.startswith("![") and "](docs/overview.png)" in text
-  assert "methods of measured FLOPs that are equal to within 0%, tuned alike, with 3 paired seeds" in " ".join(text.split())
+  assert "methods of measured FLOPs that are equal to within 0%, tuned alike, with 3 paired seeds" in " ".join(
+    text.split()
+  )
   draw(analysis, LAYER, tmp_path / "overview.png")
   assert 1000 < (tmp_path / "overview.png").stat().st_size < 300_000

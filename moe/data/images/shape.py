@@ -42,9 +42,9 @@ class PictureShape(RowShape):
       "loss_weights": np.zeros(targets, np.float32),
     }
 
-  def pack(self, examples: Any, chosen: np.ndarray, together: bool) -> list[np.ndarray]:
+  def pack(self, examples: Any, together: bool) -> list[np.ndarray]:
     """One picture per row."""
-    return [chosen[i : i + 1] for i in range(len(chosen))]
+    return super().pack(examples, False)
 
   def fill(self, batch: Batch, row: int, examples: Sequence[Callable[[], Labelled]]) -> None:
     (make,) = examples

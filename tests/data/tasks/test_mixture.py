@@ -136,7 +136,7 @@ def test_a_mixture_resumes_in_its_middle_and_is_the_same_on_two_hosts(blocks_of_
   with start() as pipeline:
     batches = [next(pipeline) for _ in range(12)]
     position, expected = json.loads(json.dumps(pipeline.position)), [next(pipeline) for _ in range(6)]
-  assert position["streams"]["0"] != [0, 0, 0, 0]
+  assert position["streams"]["0"] != [0] * 5
   with start() as resumed:
     resumed.restore(position)
     for batch in expected:
