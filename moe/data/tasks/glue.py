@@ -107,10 +107,8 @@ def _score(text: str, example: Mapping[str, Any] | None, is_target: bool) -> flo
 
 
 def _answer_to_question(text: str, example: Mapping[str, Any] | None, is_target: bool) -> dict[str, Any]:
-  """MultiRC: the label, and of a target the question that it belongs to."""
-  if not is_target:
-    return {"value": TASKS["multirc"]._number(text)}
-  number = int(example["label"])
+  """MultiRC: the label, and the question that it belongs to."""
+  number = int(example["label"]) if is_target else TASKS["multirc"]._number(text)
   return {"value": number, "group": (int(example["idx/paragraph"]), int(example["idx/question"]))}
 
 

@@ -30,7 +30,8 @@ class Score:
     task: its name.
     metric: the one that counts.
     value: of this metric.
-    interval: of 95%: Wilson's (1927) for an accuracy, a percentile bootstrap over examples for any other metric.
+    interval: of 95%: Wilson's (1927) for an accuracy, a percentile bootstrap over examples for any other metric; over
+      groups of examples, if targets name theirs.
     majority: the metric if every answer were the most frequent one; None where that cannot be said.
     n: examples.
     metrics: all of them, by name.
@@ -62,7 +63,10 @@ def score(
 def interval(
   evaluate: Evaluate, metric: str, targets: Sequence[Any], predictions: Sequence[Any]
 ) -> tuple[float, float]:
-  """Of 95%. A metric is an accuracy if it is the share of predictions that equal their targets, or that in percent."""
+  """Of 95%. A metric is an accuracy if it is the share of predictions that equal their targets, or that in percent.
+
+  Targets with a "group" are drawn together with the others of it, as the answers to a question of MultiRC.
+  """
   n = len(targets)
   if "accuracy" in metric:
     from scipy.stats import binomtest  # takes a second to import
@@ -72,14 +76,18 @@ def interval(
     if np.isclose(value, whole * right / n):
       low, high = binomtest(right, n).proportion_ci(_CONFIDENCE, "wilson")
       return whole * float(low), whole * float(high)
-  random, drawn = np.random.default_rng(0), []
+  groups: dict[Any, list[int]] = {}
+  for number, target in enumerate(targets):
+    groups.setdefault(_group_of(target, number), []).append(number)
+  members, random, drawn = list(groups.values()), np.random.default_rng(0), []
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about resamples in which a class is missing, or all targets are equal
     for _ in range(_RESAMPLES):
-      chosen = random.integers(0, n, n)
+      picked = [members[number] for number in random.integers(0, len(members), len(members))]
+      chosen = [_in_group(targets[i], draw) for draw, group in enumerate(picked) for i in group]
       # A user's own metric may not take a resample in which a class is missing.
       with contextlib.suppress(Exception):
-        drawn.append(evaluate([targets[i] for i in chosen], [predictions[i] for i in chosen])[metric])
+        drawn.append(evaluate(chosen, [predictions[i] for group in picked for i in group])[metric])
     low, high = np.nanpercentile(drawn or [math.nan], [50 * (1 - _CONFIDENCE), 50 * (1 + _CONFIDENCE)])
   return float(low), float(high)
 
@@ -122,6 +130,16 @@ def from_record(record: Record) -> list[Score]:
     metrics = {name: float(value) for name, value in of_task.items()}
     scores.append(Score(task, metric, metrics[metric], (float(low), float(high)), majority, n, metrics))
   return scores
+
+
+def _group_of(target: Any, number: int) -> Any:
+  """The group that a target names, or one of its own."""
+  return target["group"] if isinstance(target, Mapping) and "group" in target else number
+
+
+def _in_group(target: Any, draw: int) -> Any:
+  """The target in a group of this draw alone: a group that is drawn twice counts as two."""
+  return {**target, "group": draw} if isinstance(target, Mapping) and "group" in target else target
 
 
 def _equal(target: Any, prediction: Any) -> bool:

@@ -137,7 +137,7 @@ def test_a_named_noun_is_the_referent_whatever_its_article_and_case(text, noun, 
 def test_an_answer_to_multirc_knows_its_question():
   example = {"label": 1, "idx/paragraph": 2, "idx/question": 30, "idx/answer": 5}
   assert TASKS["multirc"].postprocess_fn("True", example=example, is_target=True) == {"value": 1, "group": (2, 30)}
-  assert TASKS["multirc"].postprocess_fn("False", example=example) == {"value": 0}
+  assert TASKS["multirc"].postprocess_fn("False", example=example) == {"value": 0, "group": (2, 30)}
 
 
 def test_only_the_right_noun_is_learned():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from moe.data.tasks.glue import TASKS
 from moe.evaluation.scoring.metrics import Score, as_record, from_record, interval, of_majority, score
 from tests.evaluation.scoring.tasks import accuracy
 
@@ -47,6 +48,23 @@ def test_the_interval_of_another_metric_is_that_of_its_resamples():
   low, high = interval(mean, "mean", [0] * 400, predictions)
   assert (low, high) == pytest.approx((-1.96 / 20, 1.96 / 20), abs=0.015)
   assert (low, high) == interval(mean, "mean", [0] * 400, predictions)
+
+
+def test_answers_to_one_question_are_drawn_together():
+  """MultiRC's exact match is a share of 400 questions; each of 4 answers to one is right with probability 0.8."""
+  task, draw = TASKS["multirc"], np.random.default_rng(0)
+  examples = [{"label": 1, "idx/paragraph": n // 8, "idx/question": n // 4} for n in range(1600)]
+  targets = [task.postprocess_fn("", example=one, is_target=True) for one in examples]
+  answers = [task.postprocess_fn(str(draw.random() < 0.8), example=one) for one in examples]
+
+  def evaluate(targets, predictions):
+    return {name: value for metric in task.metric_fns for name, value in metric(targets, predictions).items()}
+
+  found = evaluate(targets, answers)["exact_match"]
+  right = round(400 * found)
+  assert interval(evaluate, "exact_match", targets, answers) == pytest.approx(wilson(right, 400), abs=0.015)
+  constants = [[task.postprocess_fn(text, example=one) for one in examples] for text in ("False", "True")]
+  assert of_majority(evaluate, targets, constants)["exact_match"] == 1
 
 
 def test_resamples_that_a_metric_does_not_take_are_left_out():
