@@ -271,8 +271,8 @@ def override(values: Mapping[str, Any], fields: Iterable[tuple[str, Any]]) -> di
   Args:
     values: the tree.
     fields: each a dotted name and its value. The last one of a name counts, and sections come before their fields. One
-      that is given another `name` starts again from the defaults of that choice. `section=NAME` does the same as
-      `section.name=NAME`, except that it drops the other fields of the same choice too.
+      that is given another `name` starts again from the defaults of that choice; one that names none yet keeps its
+      fields. `section=NAME` does the same as `section.name=NAME`, except that it drops the other fields always.
   """
   result = {name: override(value, ()) if isinstance(value, Mapping) else value for name, value in values.items()}
   for field, value in sorted(fields, key=lambda one: one[0].removesuffix(".name").count(".")):
@@ -286,7 +286,7 @@ def override(values: Mapping[str, Any], fields: Iterable[tuple[str, Any]]) -> di
       else:
         section[name] = {"name": inner} if isinstance(inner, str) else {}
       section = section[name]
-    if last == "name" and section.get("name") != value:
+    if last == "name" and section.get("name", value) != value:
       section.clear()
     section[last] = value
   return result

@@ -199,6 +199,11 @@ def test_override_replaces_fields_by_their_dotted_names_and_leaves_the_tree_alon
   assert build(Drawing, changed) == Drawing(Cut(Rectangle(5.0, 4.0)), title="new")
 
 
+def test_override_with_the_name_of_a_choice_that_was_made_by_default_keeps_its_fields():
+  tree = {"shape": "square", "background": {"side": 4.0}}
+  assert build(Drawing, override(tree, [("background.name", "square")])).background == Square(4.0)
+
+
 def test_override_with_another_name_starts_again_from_the_defaults_of_that_choice():
   changed = override(TREE, [("shape.rest.name", "square")])
   assert build(Drawing, changed) == Drawing(Cut(Square()), title="old")
@@ -338,10 +343,6 @@ def test_sections_are_chosen_before_their_fields_are_set_whatever_the_order():
   expected = Drawing(Cut(Rectangle(5.0)), title="new")
   for order in itertools.permutations(fields):
     assert build(Drawing, override(TREE, order)) == expected
-
-
-def test_a_section_without_a_name_starts_again_when_it_is_given_one():
-  assert override({"shape": {"side": 2.0}}, [("shape.name", "square")]) == {"shape": {"name": "square"}}
 
 
 def test_fields_of_a_section_that_is_given_as_text():

@@ -33,7 +33,7 @@ def summarize(config: ExperimentConfig, summary: Summary) -> None:
   lines = [
     "",
     *_validation(summary.validation, leak),
-    *([] if gzip_bits is None else [f"gzip -9:    {gzip_bits:.4f} bits per byte of the same documents"]),
+    *([] if gzip_bits is None else [f"gzip -9:    {gzip_bits:.4f} bits per byte of the validation split"]),
     *experts_per_token_lines(summary.validation),
     *([] if config.data.source.gives_pictures else sample_lines(config, summary)),
     *score_lines(config, summary.workdir),

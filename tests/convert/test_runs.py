@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -167,6 +168,19 @@ def test_runs_of_one_model_are_averaged_too(corpus, dense, tmp_path):
   one, two, mean = (restore(each).params["embedding"]["table"] for each in (dense, other, tmp_path / "mean"))
   np.testing.assert_allclose(mean, (one + two) / 2, atol=1e-6)
   assert (one != two).any()
+
+
+def test_a_vocabulary_is_the_same_by_any_name(corpus, tmp_path):
+  (folder := tmp_path / "elsewhere").mkdir()
+  path = folder / "v.model"
+  shutil.copyfile("configs/vocabularies/english_1k.model", path)
+  runs = []
+  for name in ("configs/vocabularies/english_1k.model", str(path)):
+    mapping = dense_mapping(corpus)
+    mapping["data"]["vocabulary"], mapping["model"]["vocab_size"] = name, 1024
+    runs.append(untrained(mapping, tmp_path / f"run-{len(runs)}"))
+  average_runs(runs, ["latest"], tmp_path / "mean", [])
+  assert kept_steps(tmp_path / "mean") == [0]
 
 
 @pytest.mark.parametrize("keep", [slow(2), 1])

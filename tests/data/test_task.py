@@ -10,9 +10,11 @@ import seqio
 import tensorflow as tf
 
 from moe.config import ConfigError
-from moe.data import DataError, make_pipeline, make_source, make_vocabulary, validation_text
+from moe.data import DataError, load_vocabulary, make_pipeline, make_source, make_vocabulary, validation_text
+from moe.data.formats.seqio_reading import TaskSource
 from moe.data.sources.task import TaskConfig
 from tests.data.conftest import assert_same_batches, make_config, make_texts, segments
+from tests.data.seqio_tasks import PLAIN, lines
 
 MODULE = "tests.data.seqio_tasks"
 
@@ -38,6 +40,16 @@ def test_a_task_gives_its_documents_in_order_without_eos(name):
 
 def test_reading_from_a_later_block_skips_exactly_those_before(small_blocks):
   assert documents(task("moe_test_lines"), start=3) == make_texts(36)[15:]
+
+
+def test_a_source_of_another_size_is_other_data():
+  def fingerprint(number):
+    sizes = {"train": number, "validation": 1}
+    source = seqio.FunctionDataSource(lines, splits=tuple(sizes), num_input_examples=sizes)
+    made = seqio.Task("moe_test_sized", source, PLAIN, [seqio.preprocessors.tokenize])
+    return TaskSource(made, "train", load_vocabulary("bytes", 100), {"targets": 16}, 0).fingerprint
+
+  assert fingerprint(100) == fingerprint(100) != fingerprint(37)
 
 
 def test_random_preprocessors_depend_on_the_epoch_and_nothing_else():

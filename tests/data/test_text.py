@@ -63,6 +63,15 @@ def test_validation_files_are_read_whole_and_leave_training_whole(corpus, tmp_pa
   assert len(read("train", **where)) == 36
 
 
+def test_validation_files_that_path_matches_too_are_not_trained_on(tmp_path):
+  for name in ("a", "b", "held"):
+    (tmp_path / f"{name}.txt").write_text(f"text of {name}")
+  where = {"path": str(tmp_path / "*.txt"), "validation_path": str(tmp_path / "held.txt")}
+  assert read("train", **where) == ["text of a", "text of b"] and read("validation", **where) == ["text of held"]
+  with pytest.raises(ConfigError, match=r"path = '.*': expected to match a file that validation_path does not match"):
+    read("train", **where | {"validation_path": where["path"]})
+
+
 @pytest.mark.parametrize(
   ("suffix", "compress"), [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress), (".bz2", bz2.compress)]
 )
@@ -71,9 +80,9 @@ def test_compressed_files_give_the_same_documents(tmp_path, suffix, compress):
   lines = "".join(json.dumps({"body": text}) + "\n" for text in texts)
   (tmp_path / f"a.jsonl{suffix}").write_bytes(compress(lines.encode()))
   (tmp_path / f"b.txt{suffix}").write_bytes(compress(texts[0].encode()))
-  where = {"validation_path": str(tmp_path / f"b.txt{suffix}"), "text_key": "body"}
-  assert read("train", path=str(tmp_path / f"a.jsonl{suffix}"), **where) == texts
-  assert read("train", path=str(tmp_path / f"b.txt{suffix}"), **where) == [texts[0]]
+  one, other = (str(tmp_path / f"{name}{suffix}") for name in ("a.jsonl", "b.txt"))
+  assert read("train", path=one, validation_path=other, text_key="body") == texts
+  assert read("train", path=other, validation_path=one, text_key="body") == [texts[0]]
 
 
 @pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
@@ -81,7 +90,8 @@ def test_a_large_file_is_cut_without_losing_a_character(tmp_path, separator):
   content = separator.join(["é→ word " * 5] * 8000)
   assert len(content.encode()) > text.WHOLE_FILE
   (tmp_path / "a.txt").write_bytes(content.encode())
-  where = {"path": str(tmp_path / "a.txt"), "validation_path": str(tmp_path / "a.txt")}
+  (tmp_path / "b.txt").write_text("held out")
+  where = {"path": str(tmp_path / "a.txt"), "validation_path": str(tmp_path / "b.txt")}
   pieces = read(**where)
   assert "".join(pieces) == content
   assert len(pieces) > 4

@@ -1,6 +1,7 @@
 """Token directories: damaged ones are rejected, and reading needs neither TensorFlow nor seqio."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -174,6 +175,13 @@ def test_tokens_in_a_bucket_give_the_batches_of_those_on_a_disk(bucket, tokens, 
       batches.append([next(pipeline) for _ in range(20)])
   for here, there in zip(*batches, strict=True):
     assert all(np.array_equal(here[name], there[name]) for name in here)
+
+
+def test_tokens_keep_their_vocabulary_wherever_it_lies(bucket, tmp_path):
+  model = pathlib.Path("configs/vocabularies/english_1k.model").read_bytes()
+  (bucket / "v.model").write_bytes(model)
+  write_meta(tmp_path, load_vocabulary("gs://bucket/v.model", 0), False, {})
+  assert (tmp_path / "vocabulary.model").read_bytes() == model
 
 
 def test_only_the_blocks_that_are_needed_are_read_from_a_bucket(bucket, tokens, small_blocks):

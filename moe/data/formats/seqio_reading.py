@@ -79,6 +79,13 @@ class TaskReader:
       self.num_shards = len(self._source.list_shards(self._source_split))
       self._parts = None if self._source_split == split else self._cut()
 
+  @property
+  def known_size(self) -> int | None:
+    """How many examples the source has, before any preprocessor; None if it does not know."""
+    with contextlib.suppress(Exception):  # of a user's own source
+      return self._source.num_input_examples(self._source_split)
+    return None
+
   def where(self, shard: int) -> str:
     """What to call a shard in an error."""
     return f"{self._task.name}, split {self.split}, shard {shard}"
@@ -103,9 +110,10 @@ class TaskReader:
     """How many examples there are before the preprocessors."""
     if self._parts is not None:
       return sum(stop - start for start, stop in self._parts)
+    if self.known_size is not None:
+      return self.known_size
     with one_line(self._task.name):
-      known = self._source.num_input_examples(self._source_split)
-      return sum(_length(self._raw(shard)) for shard in range(self.num_shards)) if known is None else known
+      return sum(_length(self._raw(shard)) for shard in range(self.num_shards))
 
   def _dataset(self, shard: int, epoch: int) -> tf.data.Dataset:
     """The shard after the task's preprocessors, whose randomness depends only on seed, epoch and shard."""
@@ -199,7 +207,7 @@ class TaskSource:
     self.supervised = "inputs" in task.output_features
     self._names = _features(task)
     self.num_shards = self.reader.num_shards
-    self.fingerprint = f"{stable_hash(task.name, split, self.num_shards):016x}"
+    self.fingerprint = f"{stable_hash(task.name, split, self.num_shards, self.reader.known_size):016x}"
 
   def blocks(self, shard: int, start: int, epoch: int) -> Iterator[Documents]:
     first = start * BLOCK_EXAMPLES

@@ -7,7 +7,6 @@ It has `meta.json` and, for each split and feature, `SPLIT.FEATURE.bin` (all ids
 import dataclasses
 import json
 import pathlib
-import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -156,7 +155,7 @@ def write_meta(directory: pathlib.Path, vocabulary: Vocabulary, supervised: bool
   name = vocabulary.name
   if name != "bytes":
     name = "vocabulary.model"
-    shutil.copyfile(vocabulary.name, directory / name)
+    (directory / name).write_bytes(vocabulary.model)
   meta = {
     "format": FORMAT,
     "dtype": np.dtype(token_dtype(vocabulary.size)).name,

@@ -1,5 +1,9 @@
 """The tasks of GLUE and SuperGLUE in seqio's registry. Imports TensorFlow: import it where it is needed."""
 
+import atexit
+import functools
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,7 +98,17 @@ def _key(vocabulary: Vocabulary, data_dir: str) -> tuple[str, str, str]:
 def _seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
   if vocabulary.name == "bytes":
     return seqio.ByteVocabulary(vocabulary.extra_ids)
-  return seqio.SentencePieceVocabulary(vocabulary.name, vocabulary.extra_ids)
+  path = _local_copy(vocabulary.model) if "://" in vocabulary.name else vocabulary.name
+  return seqio.SentencePieceVocabulary(path, vocabulary.extra_ids)
+
+
+@functools.cache
+def _local_copy(model: bytes) -> str:
+  """A file with this model, until the process ends: TensorFlow does not read all buckets that we do."""
+  with tempfile.NamedTemporaryFile(suffix=".model", delete=False) as file:
+    file.write(model)
+  atexit.register(os.unlink, file.name)
+  return file.name
 
 
 def text_of(glue: GlueTask) -> Callable[[tf.data.Dataset], tf.data.Dataset]:

@@ -1,6 +1,7 @@
 """GLUE and SuperGLUE as text: literal examples, labels, answer files, and the real validation splits."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from moe.data.formats import seqio_registry
 from moe.data.sources.task import TaskConfig
 from moe.data.tasks import ScoredTask, TaskExample, open_scored_tasks
 from moe.data.tasks.glue import ELEVEN, TASKS, mark_pronoun
-from moe.data.tasks.registration import text_of
+from moe.data.tasks.registration import RegisteredTask, text_of
 
 LENGTHS = {"inputs": 512, "targets": 32}
 
@@ -322,3 +323,12 @@ def test_a_home_directory_is_expanded(data_dir, tmp_path, monkeypatch):
   (tmp_path / "tfds").symlink_to(data_dir / "tfds")
   [task] = open_scored_tasks(TaskConfig("rte", data_dir="~/tfds"), load_vocabulary("bytes", 0), LENGTHS)
   assert next(task.examples("validation")).target in (0, 1)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_vocabulary_in_a_bucket_is_read_by_us_and_not_by_tensorflow(bucket, scheme):
+  shutil.copyfile("configs/vocabularies/english_1k.model", bucket / "v.model")
+  ours = load_vocabulary(f"{scheme}://bucket/v.model", 100)
+  feature = RegisteredTask(TASKS["rte"], ours, "").output_features["inputs"]
+  assert feature.vocabulary.encode("No host waits.") == ours.encode("No host waits.").tolist()
+  assert feature.vocabulary.vocab_size == ours.size
