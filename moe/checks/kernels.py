@@ -16,7 +16,8 @@ from moe.nn.relative_position import TILE
 
 # Assignments of each expert: none, and one more and less than blocks and tiles have; and so many that tiles are wide.
 _UNEVEN, _MANY = (63, 0, 65, 257), (2049, 1, 3000, 4000)
-_TOKENS = 200
+# Few have fewer places than the many need, as where a router may choose every expert: those are computed in parts.
+_FEW_TOKENS, _TOKENS = 200, 4000
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
@@ -25,22 +26,27 @@ def kernel_cases(platform: str, *, quick: bool) -> dict[str, Case]:
 
   Args:
     platform: "cpu", "cuda", "rocm" or "tpu", of the device.
-    quick: one shape instead of three.
+    quick: one shape instead of four.
   """
-  shapes = [(_UNEVEN, 32, 48, "geglu")]
+  shapes = [(_UNEVEN, 32, 48, "geglu", _FEW_TOKENS)]
   if not quick:
     # 48 and 80 are what Triton can tile and no more.
-    shapes = [(_UNEVEN, 256, 512, "geglu"), (_MANY, 256, 512, "gelu"), (_UNEVEN, 48, 80, "gelu")]
+    shapes = [
+      (_UNEVEN, 256, 512, "geglu", _FEW_TOKENS),
+      (_MANY, 256, 512, "gelu", _TOKENS),
+      (_MANY, 256, 512, "gelu", _FEW_TOKENS),
+      (_UNEVEN, 48, 80, "gelu", _FEW_TOKENS),
+    ]
   cases: dict[str, Case] = {}
-  for sizes, d, f, form in shapes:
+  for sizes, d, f, form, tokens in shapes:
     for dtype in ("float32", "bfloat16"):
-      at = f"{sum(sizes)} rows, {d} x {f}, {dtype}"
+      at = f"{sum(sizes)} rows of {tokens} tokens, {d} x {f}, {dtype}"
       networks: dict[str, tuple[Callable, Callable]] = {"blocks": (blocks.forward, blocks.backward)}
       for name, kernels in _kernels(platform, jnp.dtype(dtype), (len(sizes), d, f)).items():
         networks[name] = functools.partial(tiles.forward, kernels), functools.partial(tiles.backward, kernels)
         cases |= {f"{name} {what} {at}": case for what, case in _products(kernels, sizes, d, f, dtype).items()}
       for name, (forward, backward) in networks.items():
-        draw = functools.partial(_problem, sizes, d, f, form)
+        draw = functools.partial(_problem, sizes, d, f, form, tokens)
         for way, function, reference in (
           ("forward", forward, blocks.forward),
           ("backward", backward, blocks.backward),
@@ -104,13 +110,13 @@ def _network(function: Callable, activation: Callable, *, backward: bool) -> Cal
   return run
 
 
-def _problem(sizes: tuple[int, ...], d: int, f: int, form: str, seed: int) -> tuple:
+def _problem(sizes: tuple[int, ...], d: int, f: int, form: str, count: int, seed: int) -> tuple:
   """Tokens, rows, weight, sizes, ups, down, biases and the output's gradient; a tail of rows has no expert."""
   random, experts = np.random.default_rng(seed), len(sizes)
-  rows = np.append(random.integers(0, _TOKENS, sum(sizes)), [2] + [_TOKENS] * 8).astype(np.int32)
+  rows = np.append(random.integers(0, count, sum(sizes)), [2] + [count] * 8).astype(np.int32)
   weight = random.uniform(size=len(rows)).astype(np.float32)
   up, gate, down = (_rounded(random.normal(size=(experts, d, f)) / np.sqrt(size)) for size in (d, d, f))
-  tokens, cotangent = (_rounded(random.normal(size=(_TOKENS, d))) for _ in range(2))
+  tokens, cotangent = (_rounded(random.normal(size=(count, d))) for _ in range(2))
   ups = [gate, up] if form == "geglu" else [up]
   biases = [_rounded(random.normal(size=(experts, f))) for _ in ups]
   return tokens, rows, weight, np.asarray(sizes, np.int32), ups, down, biases, cotangent

@@ -75,8 +75,11 @@ class Pipeline:
     missing = [index for index in self._streams if str(index) not in position["streams"]]
     if missing:
       raise DataError("data", f"the checkpoint has no position for stream {missing[0]} of {self._rules.number}")
+    places = {index: position["streams"][str(index)] for index in self._streams}
+    if self._reader.source.num_shards < self._rules.number and any(len(place) == 4 for place in places.values()):
+      raise DataError("data", "the checkpoint is of an older version, whose streams shared their shards in another way")
     self.close()
-    self._positions = {index: StreamPosition(*position["streams"][str(index)]) for index in self._streams}
+    self._positions = {index: StreamPosition(*place) for index, place in places.items()}
 
   def padding(self) -> Batch:
     """A batch of padding."""

@@ -123,7 +123,7 @@ class RowMaker:
     self._rules, self._reader = rules, reader
     self.num_shards = reader.source.num_shards
     self.by_shard = self.num_shards >= rules.number
-    self._made: OrderedDict[tuple[int, int, int], tuple[Examples, list[np.ndarray]]] = OrderedDict()
+    self._made: OrderedDict[tuple[int, int, int], tuple[Examples, list[np.ndarray]] | None] = OrderedDict()
 
   def get(self, shard: int, place: StreamPosition, stream: int) -> BlockRows | None:
     """The rows of a block of this shard that a stream gives; None after the shard's last block.
@@ -134,19 +134,29 @@ class RowMaker:
     key = place.epoch, int(shard), place.block
     if key not in self._made:
       documents = self._reader.get(shard, place.block, place.epoch)
-      if documents is None:
-        return None
-      self._made[key] = self._make(documents, key, stream if self.by_shard else 0)
+      own = stream if self.by_shard else 0
+      self._made[key] = None if documents is None else self._make(documents, key, own)
     self._made.move_to_end(key)
-    while len(self._made) > self._reader.kept:
-      self._made.popitem(last=False)
-    examples, rows = self._made[key]
+    self._forget()
+    if (made := self._made[key]) is None:
+      return None
+    examples, rows = made
     following = dataclasses.replace(place, block=place.block + 1)
     if not self.by_shard:
       number = self._rules.number
       following = dataclasses.replace(following, first=(place.first + len(rows)) % number)
       rows = rows[(stream - place.first) % number :: number]
     return BlockRows(place, following, examples, rows)
+
+  def _forget(self) -> None:
+    """Forgets the blocks that were needed longest ago, unless the others are too small to have rows for all streams."""
+    rows = [0 if made is None else len(made[1]) for made in self._made.values()]
+    left = sum(rows)
+    for count in rows[: -self._reader.kept]:
+      left -= count
+      if not self.by_shard and left < 2 * self._rules.number:
+        return
+      self._made.popitem(last=False)
 
   def _make(self, documents: Documents, key: tuple[int, int, int], stream: int) -> tuple[Examples, list[np.ndarray]]:
     rules = self._rules

@@ -30,7 +30,8 @@ class StackFlops:
   Attributes:
     layers: MoE layers of the stack.
     per_assignment: FLOPs of one assignment in one layer.
-    padding: the most FLOPs that a step adds in all layers, because the last block of each expert's rows is filled up.
+    padding: the most FLOPs that a step adds in all layers, because the last block of each expert's rows is filled up;
+      on accelerators, where a router that may choose all experts chooses no more than two and a half on average.
   """
 
   layers: int

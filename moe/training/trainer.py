@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from moe.config import ConfigError, as_mapping, build, differences
 from moe.data import DataError, Pipeline, Vocabulary
@@ -224,7 +225,10 @@ def use_compilation_cache(folder: str) -> None:
 def _check_examples(validation: Pipeline) -> None:
   """Raises `DataError` now instead of at the first validation; leaves the pipeline at its position."""
   start = validation.position
-  if next(validation, None) is None:
+  found = np.array(next(validation, None) is not None)
+  if jax.process_count() > 1:  # a host may have none where they are few
+    found = multihost_utils.process_allgather(found)
+  if not np.any(found):
     raise DataError("split 'validation'", "holds no example: expected some; data.source says what is held out")
   validation.restore(start)
 
@@ -307,12 +311,13 @@ def _position(restored: Restored, now: Mapping[str, str], workdir: Workdir) -> d
   """Where to resume in the data, whose splits have the fingerprints `now`.
 
   Raises:
-    DataError: they have changed since the checkpoint, and the run had not stopped there at an error in them.
+    DataError: they have changed since the checkpoint, and the run had not stopped there, or later, at an error in them.
   """
   position, old = restored.position, restored.about["data"]
   if old == now:
     return position
-  if workdir.step_of_data_error() != int(restored.state.step):
+  stopped = workdir.step_of_data_error()
+  if stopped is None or stopped < int(restored.state.step):  # later where hosts share a run: they could not save
     changed = " and ".join(f"split {split!r}" for split in old if old[split] != now[split])
     raise DataError(changed, f"not what the run in {workdir.root} was trained with")
   print("the data have changed since the run stopped at an error in them; resuming at the same position", flush=True)

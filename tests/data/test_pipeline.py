@@ -1,5 +1,6 @@
 """Batches: one format from every source, the same on any number of hosts, resumed exactly."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -260,6 +261,38 @@ def test_more_streams_than_rows_give_the_same_ones_in_different_epochs(tmp_path)
     assert [place[0] for place in pipeline.position["streams"].values()] == [4, 5]
 
 
+class Small:
+  """63 shards of one block of five documents that fill a row each."""
+
+  num_shards, supervised, varies, fingerprint, skipped = 63, False, False, "", 0
+
+  def __init__(self):
+    self.opened = 0
+
+  def blocks(self, shard, start, epoch):
+    self.opened += 1
+    return iter([Documents(Ragged(np.ones(5 * 63, np.int32), np.arange(6) * 63))][start:])
+
+
+def test_blocks_of_fewer_rows_than_streams_are_read_and_made_once_in_an_epoch():
+  source, made, number = Small(), [], 64
+  streams, executor = shared_streams(source, number, made)
+  with executor:
+    for _ in range(63 * 5 // number):
+      assert all(stream.take() for stream in streams)
+  assert len(made) == len(set(made)) <= 64 and source.opened <= 2 * 64
+
+
+def test_a_position_of_streams_that_shared_their_shards_in_another_way_is_refused(tmp_path):
+  write_json_lines(tmp_path / "a.jsonl", ({"text": text} for text in make_texts(36)))
+  for streams, says in ((1, contextlib.nullcontext()), (2, pytest.raises(DataError, match="of an older version"))):
+    with start(make_config(TextConfig(str(tmp_path / "a.jsonl")), streams=streams)) as pipeline:
+      next(pipeline)
+      old = pipeline.position | {"streams": {name: at[:4] for name, at in pipeline.position["streams"].items()}}
+      with says:
+        pipeline.restore(old)
+
+
 def test_data_without_an_example_is_an_error_not_an_endless_wait(tmp_path):
   write_json_lines(tmp_path / "a.jsonl", [{"text": "", "split": "train"}])
   config = make_config(TextConfig(str(tmp_path / "a.jsonl")), streams=2)
@@ -283,18 +316,25 @@ class Crawl:
         yield Documents(Ragged(np.ones(lengths.sum(), np.int32), np.append(0, lengths.cumsum())))
 
 
-def test_streams_that_share_a_shard_stay_together_and_read_and_make_every_block_once():
-  source, made, number = Crawl(), [], 8
-  objective = CausalLMConfig().make(RowShape("targets", 0, 64), make_vocabulary(make_config(TextConfig("a"))))
+def shared_streams(source, number, made):
+  """The streams of packed rows of 64 tokens, and the executor of their one thread; `made` gets the blocks' keys."""
+  shape, executor = RowShape("targets", 0, 64), ThreadPoolExecutor(1)
+  objective = CausalLMConfig().make(shape, make_vocabulary(make_config(TextConfig("a"))))
 
   def counted(documents, key):
     made.append(key)
     return objective(documents, key)
 
-  rules = StreamRules(counted, RowShape("targets", 0, 64), number, seed=0, pack=True, endless=True, shuffled=True)
-  maker, blocks = RowMaker(rules, BlockReader(source, 3)), np.zeros(number, int)
-  with ThreadPoolExecutor(1) as executor:
-    streams = [RowStream(rules, maker, index, executor, StreamPosition()) for index in range(number)]
+  rules = StreamRules(counted, shape, number, seed=0, pack=True, endless=True, shuffled=True)
+  maker = RowMaker(rules, BlockReader(source, 3))
+  return [RowStream(rules, maker, index, executor, StreamPosition()) for index in range(number)], executor
+
+
+def test_streams_that_share_a_shard_stay_together_and_read_and_make_every_block_once():
+  source, made, number = Crawl(), [], 8
+  streams, executor = shared_streams(source, number, made)
+  blocks = np.zeros(number, int)
+  with executor:
     while blocks.max() < 290:
       for stream in streams:
         stream.take()

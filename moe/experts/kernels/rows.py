@@ -41,7 +41,8 @@ class Mark(NamedTuple):
 
   Attributes:
     rows: that it computes for the experts.
-    padding: how many rows that are no assignment an actual routing makes it compute, at most.
+    padding: how many rows that are no assignment an actual routing makes it compute, at most; of one part, where the
+      assignments are computed in parts.
   """
 
   rows: int

@@ -156,7 +156,7 @@ class _Part:
     return jnp.zeros((len(self.tiles.first), rows.shape[-1])).at[self.tiles.expert].add(by_tile)
 
   def mark(self) -> contextlib.AbstractContextManager:
-    """The kernels' stated cost is that of all T tiles; every expert pads at most one tile."""
+    """The kernels' stated cost is that of all T tiles; every expert pads at most one tile of a part."""
     return mark(len(self.row), len(self.tiles.first) * (len(self.row) // len(self.tiles.expert)))
 
 
