@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.config import build, require
+from moe.config import build, in_section, require
 from moe.experts.dispatch import one_device
 from moe.experts.exchange.over_mesh import over_mesh
 from moe.experts.free import FreeExperts
@@ -76,7 +76,8 @@ class MoE(nnx.Module):
     require(form in ACTIVATIONS, "form", form, f"expected one of {', '.join(ACTIVATIONS)}")
     self.config = router if isinstance(router, RouterConfig) else build(RouterConfig, router, "router")
     self.site = Site(d_model, num_experts, vocab_size)
-    self.config.check_site(self.site)
+    with in_section("router"):
+      self.config.check_site(self.site)
     require(0 <= dropout < 1, "dropout", dropout, "expected at least 0 and less than 1")
     self.dropout, self.gate_scale = dropout, gate_scale
     dtype, of = jnp.dtype(dtype), named_streams(rngs)

@@ -1,12 +1,15 @@
 """Requests to stop a run: SIGTERM, which clusters send, and Ctrl-C."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+_ASKED = b"\nstopping after this step, and saving; once more ends at once, without saving\n"
 
 
 @contextlib.contextmanager
@@ -24,6 +27,8 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
   def handle(number: int, frame: Any) -> None:
     asked.append(number)
     signal.signal(number, signal.SIG_DFL)
+    with contextlib.suppress(OSError):
+      os.write(2, _ASKED)  # not print, which may be what the signal has interrupted
 
   for number in (signal.SIGTERM, signal.SIGINT):
     # Only the main thread can install handlers; in another one (a notebook's worker) the run ignores signals.

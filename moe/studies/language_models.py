@@ -111,7 +111,8 @@ class LanguageModels(Study):
 
   def check_inputs(self, budget: str, inputs: Inputs) -> None:
     found = os.path.isdir(inputs.text) or glob.glob(inputs.text, recursive=True)
-    require(bool(inputs.text and found), "--text", inputs.text, "expected a glob of text files, or a token directory")
+    wanted = "expected a glob that matches text files, or a token directory"
+    require(bool(inputs.text and found), "--text", inputs.text, wanted)
 
   def data_fields(self, inputs: Inputs) -> dict[str, Any]:
     """The fields that say where the runs read."""

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from moe.config import ConfigError, as_mapping, build, differences
+from moe.config import ConfigError, as_mapping, build, differences, first_line
 from moe.data import DataError, Pipeline, Vocabulary
 from moe.files import AnyPath
 from moe.models import ModelConfig
@@ -77,7 +77,7 @@ def train(
     WorkdirError: the folder holds another run, is in use, has lost its checkpoints, or cannot be written to.
     CheckpointError: a checkpoint could not be written, or there are checkpoints and none can be read.
     DivergedError: the loss or the gradient is no longer finite.
-    TrainingStopped: metrics cannot be written; or an example could not be read.
+    TrainingStopped: metrics cannot be written; an example could not be read; or a step does not fit the memory.
 
   Whatever goes wrong in reading an example, validating or scoring, a single host saves first.
   """
@@ -182,7 +182,7 @@ def train(
       # The signal that stopped the run also prevented the validation of its last step.
       evaluate(run, StepInfo(step, state, metrics={}, validate=True, save=False, stop=False))
       checkpoints.set_criterion(step, run.criterion())
-    with stop_requests() as asked_to_stop:
+    with stop_requests() as asked_to_stop, _memory_errors(run):
       while step < settings.steps and not stop:
         checkpoints.poll()
         try:
@@ -231,6 +231,23 @@ def _check_examples(validation: Pipeline) -> None:
   if not np.any(found):
     raise DataError("split 'validation'", "holds no example: expected some; data.source says what is held out")
   validation.restore(start)
+
+
+@contextlib.contextmanager
+def _memory_errors(run: Run) -> Iterator[None]:
+  """Raises `TrainingStopped` in place of a device's error that its memory is full: `check_memory` knows the least."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    data, train = run.config.data, run.config.train
+    less = (
+      f"config.data.batch_size = {data.batch_size} smaller, config.train.accumulation = {train.accumulation} larger"
+    )
+    raise TrainingStopped(
+      f"{first_line(error)}; make {less}, or set config.model.remat; {run.what_is_saved()}"
+    ) from error
 
 
 def _evaluate(hooks: Sequence[Hook], run: Run, info: StepInfo) -> None:

@@ -296,6 +296,20 @@ def test_an_evaluation_that_fails_costs_no_step_and_is_made_up_for(whole, corpus
   assert losses(tmp_path, "validation") == losses(whole.workdir.root, "validation")
 
 
+def test_a_step_that_does_not_fit_the_memory_is_one_line_that_says_what_would_help(corpus, tmp_path):
+  def full(run, info):
+    if info.step == 6:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\n[hint]")
+
+  with pytest.raises(TrainingStopped) as stopped:
+    train(tiny_config(corpus), tmp_path, [full])
+  said = str(stopped.value)
+  assert said.startswith(
+    "RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.; make config.data.batch_size = 4 smaller"
+  )
+  assert said.endswith(f"the last good checkpoint is {tmp_path}/checkpoints/4")
+
+
 def test_a_run_with_another_vocabulary_is_not_resumed(whole, corpus, monkeypatch):
   describe = trainer.describe
   monkeypatch.setattr(trainer, "describe", lambda vocabulary: describe(vocabulary) | {"fingerprint": "other"})

@@ -256,8 +256,9 @@ class TfdsTextSource(TextSource):
     except Exception as error:  # TFDS raises a dozen kinds
       expected = f"expected a registered seqio task, or a TFDS dataset in {where}{hint} ({first_line(error)})"
       raise ConfigError("task", config.task, expected) from None
-    prepared = bool(builder.info.splits)
-    require(prepared, "task", config.task, f"expected a dataset prepared in {where}; run tfds build first")
+    option = f" --data_dir={config.data_dir}" if config.data_dir else ""
+    wanted = f"expected a dataset prepared in {where}; 'tfds build {config.task}{option}' prepares it"
+    require(bool(builder.info.splits), "task", config.task, wanted)
     require_split(whole_split(split), builder.info.splits, config.task)
     features = builder.info.features
     key = config.text_key

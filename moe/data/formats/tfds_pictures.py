@@ -37,8 +37,9 @@ def open_builder(config: ImageDatasetConfig) -> Any:
     builder = tfds.builder(name, data_dir=os.path.expanduser(config.data_dir) or None)
   except Exception as error:  # TFDS raises a dozen kinds
     raise ConfigError("dataset", name, f"expected a TFDS data set in {where} ({first_line(error)})") from None
-  prepared = bool(builder.info.splits)
-  require(prepared, "dataset", name, f"expected a data set prepared in {where}; run tfds build first")
+  option = f" --data_dir={config.data_dir}" if config.data_dir else ""
+  wanted = f"expected a data set prepared in {where}; 'tfds build {name}{option}' prepares it"
+  require(bool(builder.info.splits), "dataset", name, wanted)
   features = builder.info.features
   kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
   fits = all(key in features and isinstance(features[key], kind) for key, kind in kinds.items())

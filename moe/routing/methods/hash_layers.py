@@ -125,7 +125,7 @@ class HashConfig(TokenwiseConfig, CapacityConfig, name="hash"):
 
   def check_site(self, site: Site) -> None:
     super().check_site(site)
-    needs_ids = "hashes token ids: expected a layer of a text model, one with a vocab_size"
+    needs_ids = "hashes token ids: expected a layer with a vocab_size, as text models have"
     require(site.vocab_size is not None, "function", self.function, needs_ids)
     divides, experts = site.num_experts % self.hashes == 0, site.num_experts
     require(divides, "hashes", self.hashes, f"expected a divisor of the {experts} experts, for equal sections")
