@@ -112,7 +112,7 @@ def test_arrays_may_be_numpys():
       "table = ''",
       "expected a file made by scripts/build_hash_table.py for",
     ),
-    ({"router": "hash"}, "function = 'random'", "expected a layer of a text model, one with a vocab_size"),
+    ({"router": "hash"}, "router.function = 'random'", "expected a layer with a vocab_size, as text models have"),
     ({"form": "tanh"}, "form = 'tanh'", "expected one of gelu, gelu_exact, relu, geglu, geglu_exact, swiglu"),
     ({"router": "swich"}, "router.name = 'swich'", "expected one of adaptive_mixture, "),
     ({"router": {"name": "switch", "top": 2}}, "router.top = 2", "unknown field; SwitchConfig has "),
@@ -124,7 +124,7 @@ def test_arrays_may_be_numpys():
     ({"shared_experts": -1}, "shared_experts = -1", "expected at least 0"),
     (
       {"router": {"name": "expert_choice", "capacity_factor": 9.0}, "num_experts": 8},
-      "capacity_factor = 9.0",
+      "router.capacity_factor = 9.0",
       "expected at most the 8 experts there are",
     ),
     (
