@@ -33,8 +33,8 @@ class TextConfig(SourceConfig, name="text"):
 
   Attributes:
     path: glob of the files. A name with wildcard characters that exists as it is written is taken literally.
-    validation_path: glob of validation files, which are no others even if `path` matches them; if empty, a fraction of
-      the documents of `path` is held out.
+    validation_path: glob of validation files, which are not trained on even if `path` matches them, unless that matches
+      no others; if empty, a fraction of the documents of `path` is held out.
     validation_fraction: of the documents.
     text_key: the field of JSON lines that has the text.
     on_bad_record: what to do about a line that is not a JSON record with a text: end with an "error", or "skip" it. The
@@ -79,8 +79,7 @@ class FilesSource(TextSource):
     paths, self._root = _find(field, getattr(config, field))
     if config.validation_path and self._whole == "train":
       apart = {os.path.realpath(path) for path in _find("validation_path", config.validation_path)[0]}
-      paths = [path for path in paths if os.path.realpath(path) not in apart]
-      require(bool(paths), "path", config.path, "expected to match a file that validation_path does not match")
+      paths = [path for path in paths if os.path.realpath(path) not in apart] or paths
     self._skipped: dict[str, tuple[int, int]] = {}  # the last bad line of a file, and how many there are up to it
     for path in paths:
       self._check(path)
