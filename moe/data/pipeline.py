@@ -13,7 +13,7 @@ from moe.data.data_config import DataConfig
 from moe.data.errors import DataError
 from moe.data.objective import ObjectiveConfig
 from moe.data.prefetch import Prefetcher
-from moe.data.streams import BlockReader, RowMaker, RowStream, StreamPosition, StreamRules
+from moe.data.streams import BlockReader, RowMaker, RowStream, StreamPosition, StreamRules, has_own_shards
 
 
 class Pipeline:
@@ -76,7 +76,8 @@ class Pipeline:
     if missing:
       raise DataError("data", f"the checkpoint has no position for stream {missing[0]} of {self._rules.number}")
     places = {index: position["streams"][str(index)] for index in self._streams}
-    if self._reader.source.num_shards < self._rules.number and any(len(place) == 4 for place in places.values()):
+    shared = not has_own_shards(self._reader.source, self._rules.number)
+    if shared and any(len(place) == 4 for place in places.values()):
       raise DataError("data", "the checkpoint is of an older version, whose streams shared their shards in another way")
     self.close()
     self._positions = {index: StreamPosition(*place) for index, place in places.items()}
@@ -153,7 +154,7 @@ def make_pipeline(
   rows = np.arange(config.batch_size) if rows is None else rows
   rows_each = config.batch_size // config.streams
   # One block in use and one read ahead, for every stream that reads shards of its own.
-  kept = 3 + (2 * len(np.unique(rows // rows_each)) if source.num_shards >= config.streams else 0)
+  kept = 3 + (2 * len(np.unique(rows // rows_each)) if has_own_shards(source, config.streams) else 0)
   return Pipeline(rules, BlockReader(source, kept), rows, rows_each, config.prefetch)
 
 

@@ -111,18 +111,23 @@ class StreamRules:
   shuffled: bool
 
 
+def has_own_shards(source: Source, streams: int) -> bool:
+  """Whether each of so many streams has shards of its own; if there are fewer, all share the rows of every block."""
+  return source.num_shards >= streams
+
+
 class RowMaker:
   """Makes the rows of blocks, each once for all streams that share them.
 
   Attributes:
-    by_shard: whether each stream has shards of its own; if there are fewer, all share the rows of every block.
+    by_shard: whether each stream has shards of its own, as `has_own_shards` says.
     num_shards: of the source.
   """
 
   def __init__(self, rules: StreamRules, reader: BlockReader):
     self._rules, self._reader = rules, reader
     self.num_shards = reader.source.num_shards
-    self.by_shard = self.num_shards >= rules.number
+    self.by_shard = has_own_shards(reader.source, rules.number)
     self._made: OrderedDict[tuple[int, int, int], tuple[Examples, list[np.ndarray]] | None] = OrderedDict()
 
   def get(self, shard: int, place: StreamPosition, stream: int) -> BlockRows | None:

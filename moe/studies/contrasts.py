@@ -182,8 +182,11 @@ def corrected(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   return found
 
 
-def sentence(answer: Mapping[str, Any]) -> str:
-  """The verdict on one contrast or finding, from its numbers; null stands for those that are not finite."""
+def sentence(answer: Mapping[str, Any], loss_of: str = "token") -> str:
+  """The verdict on one contrast or finding, from its numbers; null stands for those that are not finite.
+
+  A loss is the mean over each `loss_of`.
+  """
   more_than, seeds = answer["more_than"], len(answer["seeds"])
   counts = {"never reach it": answer.get("censored", 0), "diverged": answer.get("diverged", 0)}
   notes = [f"{seeds} seed{'s' * (seeds > 1)}", *(f"{count} {what}" for what, count in counts.items() if count)]
@@ -201,16 +204,18 @@ def sentence(answer: Mapping[str, Any]) -> str:
     what = {"steps": "steps", "flops": "FLOPs"}[answer["measure"]]
     arm, baseline = answer["arm"], answer["baseline"]
     claim = f"{arm} needs more than {more_than:g} times fewer {what} than {baseline} for its final loss"
-  return f"{claim}: {answer['verdict']}. {number(answer)} ({'; '.join(notes)}{holm})."
+  return f"{claim}: {answer['verdict']}. {number(answer, loss_of)} ({'; '.join(notes)}{holm})."
 
 
-def headline(answers: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | None) -> Headline | None:
-  """The primary answer in one row of a table; None if there is none."""
+def headline(
+  answers: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | None, loss_of: str = "token"
+) -> Headline | None:
+  """The primary answer in one row of a table; None if there is none. `loss_of` is as in `sentence`."""
   if not answers:
     return None
   first = answers[0]
   asked = first["claim"] if first["measure"] == "finding" else " against ".join(_sides(first))
-  said = ", ".join([number(first), *_unequal(first)])
+  said = ", ".join([number(first, loss_of), *_unequal(first)])
   return Headline(first["verdict"], f"{asked}: {said}", len(first["seeds"]), control["verdict"] if control else "")
 
 
@@ -229,9 +234,9 @@ def _judged(arm: str, rule: str) -> str:
   return f"{arm} under its causal twin" if rule == "causal" else arm
 
 
-def number(answer: Mapping[str, Any]) -> str:
-  """The value of a contrast or finding with its interval."""
-  unit = {"loss": " nats per token", "steps": " times", "flops": " times", "finding": ""}[answer["measure"]]
+def number(answer: Mapping[str, Any], loss_of: str = "token") -> str:
+  """The value of a contrast or finding with its interval; `loss_of` is as in `sentence`."""
+  unit = {"loss": f" nats per {loss_of}", "steps": " times", "flops": " times", "finding": ""}[answer["measure"]]
   value, missed = answer["value"], answer.get("censored", 0)
   if missed and (value is None or not math.isfinite(value)):
     return f"{missed} of {len(answer['seeds'])} never reach that loss, {interval_text(answer)}"

@@ -164,7 +164,7 @@ class LanguageModels(Study):
     }
 
   def headline(self, analysis: Mapping[str, Any]) -> Headline | None:
-    return headline(analysis["contrasts"], analysis["control"])
+    return headline(analysis["contrasts"], analysis["control"], self.loss_of)
 
   def draw(self, analysis: Mapping[str, Any], path: pathlib.Path) -> bool:
     return figure.draw_arms(analysis, path, self.loss_of)
@@ -174,8 +174,8 @@ class LanguageModels(Study):
     return [
       *_table(analysis["arms"]),
       "",
-      *([f"Does this regime count? {sentence(control)}"] if control else []),
-      *map(sentence, analysis["contrasts"]),
+      *([f"Does this regime count? {sentence(control, self.loss_of)}"] if control else []),
+      *(sentence(one, self.loss_of) for one in analysis["contrasts"]),
     ]
 
 

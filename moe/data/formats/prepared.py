@@ -27,5 +27,11 @@ def prepared_examples(data_dir: str, dataset: str) -> dict[str, int]:
   return {f"{name}/{newest.parent.name} {one['name']}": sum(map(int, one.get("shardLengths", []))) for one in splits}
 
 
+def how_to_prepare(dataset: str, data_dir: str) -> str:
+  """The end of an error: the command that prepares a data set in a TFDS directory; if empty, in its default."""
+  option = f" --data_dir={data_dir}" if data_dir else ""
+  return f"'tfds build {dataset}{option}' prepares it"
+
+
 def _numbers(version: str) -> list[int]:
   return [int(part) if part.isdigit() else 0 for part in version.split(".")]

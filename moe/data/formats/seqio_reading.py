@@ -18,6 +18,7 @@ import numpy as np
 from moe.config import ConfigError, first_line, require
 from moe.data.documents import Documents, Ragged, check_ids, stable_hash
 from moe.data.errors import DataError
+from moe.data.formats.prepared import how_to_prepare
 from moe.data.quiet_import import quiet_import
 from moe.data.source import TextSource, require_split
 from moe.data.sources.task import TaskConfig
@@ -79,7 +80,7 @@ class TaskReader:
       self.num_shards = len(self._source.list_shards(self._source_split))
       self._parts = None if self._source_split == split else self._cut()
 
-  @property
+  @functools.cached_property
   def known_size(self) -> int | None:
     """How many examples the source has, before any preprocessor; None if it does not know."""
     with contextlib.suppress(Exception):  # of a user's own source
@@ -256,8 +257,7 @@ class TfdsTextSource(TextSource):
     except Exception as error:  # TFDS raises a dozen kinds
       expected = f"expected a registered seqio task, or a TFDS dataset in {where}{hint} ({first_line(error)})"
       raise ConfigError("task", config.task, expected) from None
-    option = f" --data_dir={config.data_dir}" if config.data_dir else ""
-    wanted = f"expected a dataset prepared in {where}; 'tfds build {config.task}{option}' prepares it"
+    wanted = f"expected a dataset prepared in {where}; {how_to_prepare(config.task, config.data_dir)}"
     require(bool(builder.info.splits), "task", config.task, wanted)
     require_split(whole_split(split), builder.info.splits, config.task)
     features = builder.info.features

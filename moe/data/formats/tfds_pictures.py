@@ -10,6 +10,7 @@ import numpy as np
 from moe.config import ConfigError, first_line, require
 from moe.data.documents import stable_hash
 from moe.data.errors import DataError
+from moe.data.formats.prepared import how_to_prepare
 from moe.data.formats.seqio_reading import one_line, whole_split
 from moe.data.images.pictures import BLOCK_BYTES, BLOCK_PICTURES, Pictures, check_size
 from moe.data.quiet_import import quiet_import
@@ -37,8 +38,7 @@ def open_builder(config: ImageDatasetConfig) -> Any:
     builder = tfds.builder(name, data_dir=os.path.expanduser(config.data_dir) or None)
   except Exception as error:  # TFDS raises a dozen kinds
     raise ConfigError("dataset", name, f"expected a TFDS data set in {where} ({first_line(error)})") from None
-  option = f" --data_dir={config.data_dir}" if config.data_dir else ""
-  wanted = f"expected a data set prepared in {where}; 'tfds build {name}{option}' prepares it"
+  wanted = f"expected a data set prepared in {where}; {how_to_prepare(name, config.data_dir)}"
   require(bool(builder.info.splits), "dataset", name, wanted)
   features = builder.info.features
   kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}

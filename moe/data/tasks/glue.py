@@ -12,6 +12,7 @@ from typing import Any
 
 from moe.config import require
 from moe.data.errors import DataError
+from moe.data.formats.prepared import how_to_prepare
 from moe.data.tasks import metrics
 
 HIDDEN = -1  # the label of the examples of test splits
@@ -58,8 +59,8 @@ class GlueTask:
       exists: whether there is a file of this path.
     """
     name, version = self.dataset.split(":")
-    looked, command = f"{data_dir}/{name}/{version}", f"tfds build {name} --data_dir={data_dir}"
-    expected = f"expected the TFDS data set {self.dataset} in {looked}; '{command}' prepares it"
+    looked = f"{data_dir}/{name}/{version}"
+    expected = f"expected the TFDS data set {self.dataset} in {looked}; {how_to_prepare(name, data_dir)}"
     require(exists(f"{looked}/dataset_info.json"), field, value, expected)
 
   def postprocess_fn(self, text: str, example: Mapping[str, Any] | None = None, is_target: bool = False, **_) -> Any:

@@ -78,13 +78,15 @@ def interval(
       return whole * float(low), whole * float(high)
   groups: dict[Any, list[int]] = {}
   for number, target in enumerate(targets):
-    groups.setdefault(_group_of(target, number), []).append(number)
+    groups.setdefault(target["group"] if _has_group(target) else number, []).append(number)
   members, random, drawn = list(groups.values()), np.random.default_rng(0), []
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about resamples in which a class is missing, or all targets are equal
     for _ in range(_RESAMPLES):
       picked = [members[number] for number in random.integers(0, len(members), len(members))]
-      chosen = [_in_group(targets[i], draw) for draw, group in enumerate(picked) for i in group]
+      # A group that is drawn twice counts as two.
+      drawn_as = [(targets[i], draw) for draw, group in enumerate(picked) for i in group]
+      chosen = [{**target, "group": draw} if _has_group(target) else target for target, draw in drawn_as]
       # A user's own metric may not take a resample in which a class is missing.
       with contextlib.suppress(Exception):
         drawn.append(evaluate(chosen, [predictions[i] for group in picked for i in group])[metric])
@@ -132,14 +134,9 @@ def from_record(record: Record) -> list[Score]:
   return scores
 
 
-def _group_of(target: Any, number: int) -> Any:
-  """The group that a target names, or one of its own."""
-  return target["group"] if isinstance(target, Mapping) and "group" in target else number
-
-
-def _in_group(target: Any, draw: int) -> Any:
-  """The target in a group of this draw alone: a group that is drawn twice counts as two."""
-  return {**target, "group": draw} if isinstance(target, Mapping) and "group" in target else target
+def _has_group(target: Any) -> bool:
+  """Whether a target names the group that it belongs to."""
+  return isinstance(target, Mapping) and "group" in target
 
 
 def _equal(target: Any, prediction: Any) -> bool:

@@ -17,7 +17,7 @@ from moe.studies.contrasts import Contrast
 from moe.studies.language_models import TUNING, LanguageModels
 from moe.studies.repository import repository_config
 from moe.studies.settings import VISION
-from moe.studies.study import Headline, Inputs, Result
+from moe.studies.study import Inputs, Result
 
 
 @functools.cache  # it is asked for every run, and a folder of pictures may be large
@@ -118,17 +118,9 @@ class Images(LanguageModels, name="images"):
         found.setdefault(one.tags["arm"], []).append(one.validation.get("accuracy", np.nan))
     return super().analyse(budget, results) | {"accuracy": found}
 
-  def headline(self, analysis: Mapping[str, Any]) -> Headline | None:
-    said = super().headline(analysis)
-    return said and Headline(said.verdict, _of_pictures(said.number), said.seeds, said.control)
-
   def lines(self, analysis: Mapping[str, Any]) -> list[str]:
     found = {arm: np.array(each, float) for arm, each in analysis["accuracy"].items()}
     best = sorted(found, key=lambda arm: -np.nan_to_num(found[arm].mean()))
     rows = [[arm, f"{found[arm].mean():.2%}", f"{found[arm].min():.2%}", f"{found[arm].max():.2%}"] for arm in best]
     table = markdown_table(["", "accuracy", "least", "greatest"], rows) if rows else []
-    return [*map(_of_pictures, super().lines(analysis)), "", *table]
-
-
-def _of_pictures(line: str) -> str:
-  return line.replace("nats per token", "nats per picture")
+    return [*super().lines(analysis), "", *table]
