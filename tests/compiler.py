@@ -18,5 +18,6 @@ def quick_flags(devices: int = 1) -> str:
 def compile_quickly() -> None:
   """For this process, before it imports JAX, and for those that it starts."""
   os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+  os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # no program of a test is debugged by its lines
   if QUICK not in (flags := os.environ.get("XLA_FLAGS", "")):
     os.environ["XLA_FLAGS"] = f"{QUICK} {flags}"

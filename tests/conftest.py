@@ -35,6 +35,13 @@ def pytest_collection_modifyitems(config, items):
       item.add_marker(pytest.mark.skip(reason="slow: give --slow to run it"))
 
 
+def pytest_collection_finish():
+  """What imports have made stays: collections that look through it take a tenth of the time of tracing."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def programs_of_runs():
   """Runs share theirs: hundreds of them train a few tiny models."""

@@ -119,6 +119,8 @@ ALIKE = {
   *("token_choice", "glam", "causal_gshard", "dropless", "expert_choice", "position_grouped", "relu", "soft_moe"),
   *("deepseek_v3", "expert_threshold", "reinforce", "noisy_rectifier", "stochastic_times_smooth", "rl_r"),
   *("switch", "noisy_top_k", "top_p", "straight_through", "batch_priority", "threshold", "quantile_balanced"),
+  *("gshard", "hash", "capped_expert_choice", "moe_plus_plus", "sinkhorn_base", "dselect_k"),
+  *("soft_expert_choice", "causal_soft_expert_choice"),
 }
 
 

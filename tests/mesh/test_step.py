@@ -33,7 +33,7 @@ INPUTS = RunInputs(np.asarray(jax.random.key_data(keys(0)[1])), np.float32(0.1))
 # Sizes of data, expert and model, and FSDP: 2, 4 and 8 devices; and the decoders that are tried there without `--slow`.
 MESHES = {
   (1, 2, 1, False): (),
-  (1, 4, 1, True): ("soft",),
+  (1, 4, 1, True): (),
   (2, 2, 2, True): ("slots of a batch", "ragged"),
 }
 
@@ -127,7 +127,7 @@ def test_without_fsdp_no_parameter_is_gathered_and_no_token(kind):
   assert not any(shape[:1] == (len(LENGTHS[0]),) for shape in gathered), "something of all rows is gathered"
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("fsdp", [slow(False), True])
 def test_parameters_and_statistics_are_divided_by_the_names_of_their_axes(fsdp):
   mesh = make_mesh(MeshConfig(data=2, expert=2, model=2))
   rows, data = (("expert", "data"), "data") if fsdp else (None, None)
@@ -195,6 +195,7 @@ def test_fsdp_sums_gradients_into_shards():
   assert not whole, "gradients of whole matrices travel"
 
 
+@pytest.mark.slow
 def test_weights_that_are_kept_are_gathered_once():
   twice, once = (len(matrices(large_step(remat), "all-gather")) for remat in ("dots", "dots_and_weights"))
   assert twice == 2 * once > 0

@@ -32,13 +32,14 @@ EXACT = {
   "switch": {"jitter": 0.0, "balance_loss": 1.0, "z_loss": 0.1},
 }
 # Their state moves by sums over tokens, as that of the others; switch has a test with two stacks.
-ALIKE = ("prefix_rank", "causal_soft_expert_choice", "switch")
+ALIKE = ("relu", "prefix_rank", "causal_soft_expert_choice", "switch")
 
 
 @functools.cache
 def steps(name: str, accumulation: int, architecture: str = "decoder"):
   """State and metrics after two steps; the micro-batches have unequal numbers of tokens, in each stack."""
-  stack = tiny.stack(tiny.router(name, **EXACT[name]), 3, placement=Listed((0, 2)))
+  layers = 1 if architecture == "encoder_decoder" else 2
+  stack = tiny.stack(tiny.router(name, **EXACT[name]), layers, placement=Listed(tuple(range(layers))))
   config = tiny.config(architecture, stack, stack)
   mesh, optimizer = make_mesh(), optax.identity()
   model = abstract_model(config.make, mesh)
