@@ -114,7 +114,7 @@ def assert_same(found, expected):
   jax.tree_util.tree_map_with_path(compare, found, expected)
 
 
-# Those whose code another one or a kind has: with `--slow`.
+# Those whose way to travel another one or a kind has: with `--slow`.
 ALIKE = {
   *("token_choice", "glam", "causal_gshard", "dropless", "expert_choice", "position_grouped", "relu", "soft_moe"),
   *("deepseek_v3", "expert_threshold", "reinforce", "noisy_rectifier", "stochastic_times_smooth", "rl_r"),
