@@ -58,18 +58,22 @@ def units_of(kinds: Sequence[Kind]) -> list[tuple[tuple[Kind, ...], int]]:
   """
   layers = tuple(kinds)
   # For each layer, the layers to compile from there to the end, and the units.
-  best: list[tuple[int, tuple[tuple[tuple[Kind, ...], int], ...]]] = [(0, ())] * (len(layers) + 1)
+  best: list[tuple[int, tuple[tuple[tuple[Kind, ...], int], ...]]] = [(len(layers) + 1, ())] * (len(layers) + 1)
+  best[-1] = 0, ()
   for start in reversed(range(len(layers))):
-    found = []
+    least, chosen = best[start]
     for size in range(1, len(layers) - start + 1):
+      if size > least:
+        break  # more layers than all units of the best division together
       unit = layers[start : start + size]
       for repeats in itertools.count(1):
         end = start + size * repeats
         if layers[end - size : end] != unit:
           break
         cost, rest = best[end]
-        found.append((size + cost, ((unit, repeats), *rest)))
-    best[start] = min(found, key=lambda one: (one[0], len(one[1])))
+        if (size + cost, 1 + len(rest)) < (least, len(chosen)):
+          least, chosen = size + cost, ((unit, repeats), *rest)
+    best[start] = least, chosen
   return list(best[0][1])
 
 
