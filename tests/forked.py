@@ -22,7 +22,7 @@ _HEAVY = (
   "moe.report.collect",
   "moe.convert.runs",
 )
-_OF_ONE = {"moe.study": ("moe.studies.running.campaign",)}  # and what one of them does
+_HEAVY_OF_ONE = {"moe.study": ("moe.studies.running.campaign",)}  # what a single main imports
 _LONGEST = 120  # seconds
 
 
@@ -57,7 +57,7 @@ class Forked:
 
 def _serve(name: str) -> None:
   module = importlib.import_module(name)
-  for heavy in (*_HEAVY, *_OF_ONE.get(name, ())):
+  for heavy in (*_HEAVY, *_HEAVY_OF_ONE.get(name, ())):
     importlib.import_module(heavy)
   gc.freeze()  # so that a collection in a fork copies no page of what is imported
   for line in sys.stdin:

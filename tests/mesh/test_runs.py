@@ -50,8 +50,9 @@ def alone(corpus, tmp_path_factory):
 
 def test_a_run_goes_on_on_another_mesh_as_if_it_had_not_changed(corpus, alone, tmp_path):
   workdir = tmp_path / "run"
-  train(config(corpus, 3, expert=8, fsdp=True), workdir)
-  train(config(corpus, 6, expert=2, model=2), workdir)
+  train(config(corpus, 2, expert=8, fsdp=True), workdir)
+  train(config(corpus, 4, expert=2, model=2), workdir)
+  train(config(corpus, 6, expert=4, fsdp=True), workdir)
   found, expected = losses(workdir), losses(alone)
   common = [key for key in expected if key in found]
   assert len(common) >= 7

@@ -30,12 +30,9 @@ DECODERS = {
   "depth": {"decoder": tiny.router("glam"), "depth": DepthConfig(capacity=0.25), "allow_future_leakage": True},
 }
 INPUTS = RunInputs(np.asarray(jax.random.key_data(keys(0)[1])), np.float32(0.1))
-# Sizes of data, expert and model, and FSDP: 2, 4 and 8 devices; and the decoders that are tried there without `--slow`.
-MESHES = {
-  (1, 2, 1, False): (),
-  (1, 4, 1, True): (),
-  (2, 2, 2, True): ("slots of a batch", "ragged"),
-}
+# Sizes of data, expert and model, and FSDP: 2, 4 and 8 devices.
+MESHES = [(1, 2, 1, False), (1, 4, 1, True), (2, 2, 2, True)]
+QUICK = [("slots of a batch", MESHES[-1]), ("ragged", MESHES[-1])]  # what is tried without `--slow`
 
 
 def start(mesh, *, decoder, encoder=None, depth=None, moe=(), fsdp=False, accumulation=1, optimizer=None, **model):
@@ -81,8 +78,8 @@ def assert_same(found, expected):
 @pytest.mark.parametrize(
   ("kind", "shape"),
   [
-    pytest.param(kind, shape, id=f"{kind}-{shape}", marks=[] if kind in quick else [pytest.mark.slow])
-    for shape, quick in MESHES.items()
+    pytest.param(kind, shape, id=f"{kind}-{shape}", marks=[] if (kind, shape) in QUICK else [pytest.mark.slow])
+    for shape in MESHES
     for kind in DECODERS
   ],
 )

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from moe.models.placement import Listed
+from moe.models.placement import EveryNth
 from moe.parallel.mesh import make_mesh, put_batch
 from moe.routing import RouterInput
 from moe.routing.methods.loss_free import bias_by_quantile
@@ -39,7 +39,7 @@ ALIKE = ("relu", "prefix_rank", "causal_soft_expert_choice", "switch")
 def steps(name: str, accumulation: int, architecture: str = "decoder"):
   """State and metrics after two steps; the micro-batches have unequal numbers of tokens, in each stack."""
   layers = 1 if architecture == "encoder_decoder" else 2
-  stack = tiny.stack(tiny.router(name, **EXACT[name]), layers, placement=Listed(tuple(range(layers))))
+  stack = tiny.stack(tiny.router(name, **EXACT[name]), layers, placement=EveryNth(1))
   config = tiny.config(architecture, stack, stack)
   mesh, optimizer = make_mesh(), optax.identity()
   model = abstract_model(config.make, mesh)

@@ -113,12 +113,15 @@ def being_written(checkpoints):
   return [int(path.name.split(".")[0]) for path in checkpoints.glob("*.orbax-checkpoint-tmp*")]
 
 
-def test_sigterm_saves_and_is_not_reported_as_success(start, config_file, tmp_path):
-  process = start("train", f"--config={config_file}", f"--workdir={tmp_path}")
+def test_sigterm_saves_and_is_not_reported_as_success(whole, start, config_file, tmp_path):
+  command = ("train", f"--config={config_file}", f"--workdir={tmp_path}")
+  process = start(*command)
   wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and (tmp_path / "metrics.jsonl").stat().st_size, process)
   process.terminate()
   code, _, error = finish(process)
   assert code == 143 and "and saved; run the same command to resume" in error.splitlines()[-1]
+  assert finish(start(*command))[0] == 0
+  assert losses(tmp_path) == losses(whole[0])
 
 
 def test_bad_input_is_one_line_and_exit_code_2(start, config_file, tmp_path):
