@@ -10,7 +10,7 @@ import pathlib
 import pytest
 
 from tests.bucket import bucket  # noqa: F401, a fixture
-from tests.compiler import compile_quickly
+from tests.compiler import compile_quickly, forget_old_programs
 
 _MOST_MAPPINGS = 25_000  # of the 65,530 that Linux allows a process by default
 _MOST_MEMORY = 1.25 * 2**30  # bytes between two modules, so that a worker stays below 2 GiB within one
@@ -23,6 +23,11 @@ logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
 
 def pytest_addoption(parser):
   parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_configure(config):
+  if not hasattr(config, "workerinput"):  # not in each of xdist's workers
+    forget_old_programs()
 
 
 def pytest_collection_modifyitems(config, items):

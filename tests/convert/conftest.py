@@ -1,1 +1,1 @@
-from tests.training.conftest import compiled_programs, corpus  # noqa: F401
+from tests.training.conftest import corpus  # noqa: F401

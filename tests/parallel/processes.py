@@ -35,9 +35,9 @@ class Host:
 class Hosts:
   """Starts `python -m moe.train` with a config; a context manager that leaves none running."""
 
-  def __init__(self, config: pathlib.Path, compiled: str):
+  def __init__(self, config: pathlib.Path):
     self._command = [sys.executable, "-m", "moe.train", f"--config={config}"]
-    settings = {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_flags()}
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_flags()}
     self._environment = os.environ | settings | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     self._started: list[Host] = []
 

@@ -12,7 +12,7 @@ def hosts(tmp_path):
   """Their trainings end before they begin."""
   config = tmp_path / "empty.py"
   config.write_text("from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict()\n")
-  with Hosts(config, str(tmp_path)) as hosts:
+  with Hosts(config) as hosts:
     yield hosts
 
 

@@ -1,3 +1,3 @@
-from tests.training.conftest import compiled_programs, corpus
+from tests.training.conftest import corpus
 
-__all__ = ["compiled_programs", "corpus"]
+__all__ = ["corpus"]

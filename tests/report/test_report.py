@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def runs(corpus, tmp_path_factory, compiled_programs):
+def runs(corpus, tmp_path_factory):
   """An encoder-decoder with three checkpoints; and a decoder that leaks the future, untrained and without records."""
   folder, mapping = tmp_path_factory.mktemp("runs"), tiny_mapping(corpus, steps=6, checkpoint_every=2, keep=3)
   train(load_config(mapping), folder / "causal")
@@ -41,9 +41,9 @@ def save_untrained(config, workdir):
   checkpoints.close()
 
 
-def report(folder, compiled_programs, *arguments):
+def report(folder, *arguments):
   """Exit code, stdout and stderr of the main, called in `folder`."""
-  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled_programs, "JAX_PLATFORMS": "cpu"}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
   environment["PYTHONPATH"] = str(ROOT)
   command = [sys.executable, "-m", "moe.report", *map(str, arguments)]
   done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
@@ -51,11 +51,11 @@ def report(folder, compiled_programs, *arguments):
 
 
 def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(
-  runs, compiled_programs, tmp_path, monkeypatch
+  runs, tmp_path, monkeypatch
 ):
   (runs / "notes").mkdir()  # matches the glob, and is no run
   monkeypatch.setenv("HOME", str(runs))
-  code, out, error = report(tmp_path, compiled_programs, "--workdir=~/*", "--batches=1")
+  code, out, error = report(tmp_path, "--workdir=~/*", "--batches=1")
   assert code == 0, error
   causal, leaking, written = out.splitlines()
   assert re.match(r"causal: step 6: .* tokens per second, .*, wall time 0:0", causal) and leaking.startswith(
@@ -78,12 +78,12 @@ def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(
   assert "sees later tokens" in "".join(causality.itertext())
   assert "FUTURE LEAKAGE" in page and page.count("<script>") == 1
 
-  code, out, _ = report(tmp_path, compiled_programs, f"--workdir={runs / 'causal'}", "--batches=1")
+  code, out, _ = report(tmp_path, f"--workdir={runs / 'causal'}", "--batches=1")
   assert code == 0 and out.splitlines()[-1].startswith("written to report-2.html")
   assert (tmp_path / "report.html").read_text() == page
 
 
-def test_a_run_without_a_checkpoint_is_one_line(corpus, compiled_programs, tmp_path):
+def test_a_run_without_a_checkpoint_is_one_line(corpus, tmp_path):
   Workdir(tmp_path / "young").claim(load_config(tiny_mapping(corpus)))
-  code, _, error = report(tmp_path, compiled_programs, "--workdir=young")
+  code, _, error = report(tmp_path, "--workdir=young")
   assert code == 1 and error.endswith("/young has no checkpoint yet\n") and error.count("\n") == 1

@@ -19,10 +19,7 @@ from moe.studies.running.campaign import Campaign
 from moe.studies.running.folder import Folder
 from moe.studies.study import Inputs
 from moe.training.optimization.parts import by_path
-from tests.training.conftest import compiled_programs
 from tests.training.tiny import write_corpus
-
-__all__ = ["compiled_programs"]
 
 STUDIES = [study for study in Study.choices.values() if issubclass(study, LanguageModels)]
 

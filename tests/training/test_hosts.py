@@ -13,11 +13,11 @@ from tests.compiler import quick_flags
 from tests.parallel.processes import free_port
 
 
-def losses(corpus, compiled, workdir, steps=6, hosts=1, devices=1, source="", **mesh):
+def losses(corpus, workdir, steps=6, hosts=1, devices=1, source="", **mesh):
   """The losses of a run over processes on this machine that act as hosts; its routing groups are whole batches."""
   port = free_port()
   settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_flags(devices)}
-  environment = os.environ | settings | {"JAX_COMPILATION_CACHE_DIR": compiled}
+  environment = os.environ | settings
   command = [sys.executable, "-m", "tests.training.hosts", str(corpus), str(workdir), str(steps), json.dumps(mesh)]
   started = [
     subprocess.Popen([*command, str(host), str(hosts), str(port), str(source)], env=environment)
@@ -43,27 +43,27 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(corpus, compiled_programs, source):
-  return losses(corpus, compiled_programs, source)
+def one(corpus, source):
+  return losses(corpus, source)
 
 
-def test_two_hosts_of_four_devices_train_as_one_device(corpus, compiled_programs, tmp_path, one):
+def test_two_hosts_of_four_devices_train_as_one_device(corpus, tmp_path, one):
   """Each expert's tokens come from both hosts, and both hosts read the same stream of data."""
-  assert_same(losses(corpus, compiled_programs, tmp_path, hosts=2, devices=4, expert=8, fsdp=True), one)
+  assert_same(losses(corpus, tmp_path, hosts=2, devices=4, expert=8, fsdp=True), one)
 
 
 @pytest.mark.slow
-def test_two_hosts_begin_from_another_run_as_one_device_does(corpus, compiled_programs, tmp_path, one, source):
-  alone = losses(corpus, compiled_programs, tmp_path / "alone", steps=3, source=source)
+def test_two_hosts_begin_from_another_run_as_one_device_does(corpus, tmp_path, one, source):
+  alone = losses(corpus, tmp_path / "alone", steps=3, source=source)
   assert alone["train", 1] < one["train", 1] - 0.5
-  found = losses(corpus, compiled_programs, tmp_path / "two", 3, hosts=2, devices=4, source=source, expert=8, fsdp=True)
+  found = losses(corpus, tmp_path / "two", 3, hosts=2, devices=4, source=source, expert=8, fsdp=True)
   assert_same(found, alone)
 
 
 @pytest.mark.slow
-def test_hosts_resume_each_others_checkpoints_on_other_meshes(corpus, compiled_programs, tmp_path, one):
-  losses(corpus, compiled_programs, tmp_path, steps=4, hosts=2, devices=4, expert=8)
-  losses(corpus, compiled_programs, tmp_path, steps=5, hosts=1, devices=2, expert=2)
-  found = losses(corpus, compiled_programs, tmp_path, steps=6, hosts=2, devices=2, data=2, model=2, fsdp=True)
+def test_hosts_resume_each_others_checkpoints_on_other_meshes(corpus, tmp_path, one):
+  losses(corpus, tmp_path, steps=4, hosts=2, devices=4, expert=8)
+  losses(corpus, tmp_path, steps=5, hosts=1, devices=2, expert=2)
+  found = losses(corpus, tmp_path, steps=6, hosts=2, devices=2, data=2, model=2, fsdp=True)
   del found["validation", 4], found["validation", 5]
   assert_same(found, one)

@@ -31,8 +31,8 @@ def config_file(tmp_path_factory):
 
 
 @pytest.fixture
-def hosts(config_file, compiled_programs):
-  with Hosts(config_file, compiled_programs) as hosts:
+def hosts(config_file):
+  with Hosts(config_file) as hosts:
     yield hosts
 
 
@@ -42,10 +42,10 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, config_file, compiled_programs, data):
+def whole(tmp_path_factory, config_file, data):
   """The losses of an undisturbed run over two processes."""
   workdir = tmp_path_factory.mktemp("whole")
-  with Hosts(config_file, compiled_programs) as hosts:
+  with Hosts(config_file) as hosts:
     assert run(hosts, 2, workdir, data) == [(0, []), (0, [])]
   return losses(workdir)
 

@@ -26,12 +26,12 @@ def config_file(tmp_path_factory, corpus):
 
 
 @pytest.fixture
-def start(compiled_programs):
+def start():
   """Starts `python -m moe.MAIN` with arguments."""
   started = []
 
   def start(main, *arguments, shell=False):
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled_programs, "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = arguments[0] if shell else [sys.executable, "-m", f"moe.{main}", *map(str, arguments)]
     options = {"shell": shell, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     process = subprocess.Popen(command, **options)
@@ -62,10 +62,10 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, config_file, compiled_programs):
+def whole(tmp_path_factory, config_file):
   """The workdir and the output of an undisturbed run."""
   workdir = tmp_path_factory.mktemp("whole") / "run"
-  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled_programs, "JAX_PLATFORMS": "cpu"}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
   command = [sys.executable, "-m", "moe.train", f"--config={config_file}", f"--workdir={workdir}"]
   done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
   return workdir, done.stdout, done.stderr

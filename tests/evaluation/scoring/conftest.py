@@ -4,7 +4,6 @@ from moe.evaluation.scoring.hook import ScoreHook
 from moe.training.trainer import train
 from moe.training.workdir import Workdir
 from tests.evaluation.scoring.tasks import BYTES, run_config, task
-from tests.training.conftest import compiled_programs  # noqa: F401
 
 
 @pytest.fixture(scope="session")

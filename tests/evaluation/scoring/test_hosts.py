@@ -11,11 +11,11 @@ from tests.compiler import quick_flags
 from tests.parallel.processes import free_port
 
 
-def predictions(compiled, workdir, hosts, devices):
+def predictions(workdir, hosts, devices):
   """The lines of the last predictions of a run of four steps, after a check of what else is written."""
   port = str(free_port())
   settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_flags(devices)}
-  environment = os.environ | settings | {"JAX_COMPILATION_CACHE_DIR": compiled}
+  environment = os.environ | settings
   command = [sys.executable, "-m", "tests.evaluation.scoring.hosts", str(workdir)]
   started = [subprocess.Popen([*command, str(host), str(hosts), port], env=environment) for host in range(hosts)]
   try:
@@ -29,9 +29,9 @@ def predictions(compiled, workdir, hosts, devices):
 
 
 @pytest.mark.slow
-def test_two_hosts_answer_as_one(compiled_programs, tmp_path):
-  one = predictions(compiled_programs, tmp_path / "one", 1, 1)
-  two = predictions(compiled_programs, tmp_path / "two", 2, 2)
+def test_two_hosts_answer_as_one(tmp_path):
+  one = predictions(tmp_path / "one", 1, 1)
+  two = predictions(tmp_path / "two", 2, 2)
   for found, expected in zip(two, one, strict=True):
     assert found["options"] == pytest.approx(expected["options"], rel=1e-4)
   assert not list((tmp_path / "two" / "predictions").glob("*-2.jsonl"))

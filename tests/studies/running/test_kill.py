@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
 
 from moe.commands import run_script
@@ -31,19 +30,15 @@ def make_jobs(corpus):
 @pytest.fixture
 def study(tmp_path):
   """Starts the command of a study in a folder, whose processes a signal can reach together."""
-  corpus, cache, started = write_corpus(tmp_path / "corpus.jsonl"), str(tmp_path / "cache"), []
-  before = jax.config.jax_compilation_cache_dir
-  jax.config.update("jax_compilation_cache_dir", cache)
+  corpus, started = write_corpus(tmp_path / "corpus.jsonl"), []
 
   def start(root):
     command = [sys.executable, "-m", "tests.studies.running.test_kill", str(root), str(corpus)]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
-    options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True, "env": environment}
+    options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     started.append(subprocess.Popen(command, **options))
     return started[-1]
 
   yield start
-  jax.config.update("jax_compilation_cache_dir", before)
   for process in started:
     if process.poll() is None:
       os.killpg(process.pid, signal.SIGKILL)
