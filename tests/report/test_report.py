@@ -50,9 +50,7 @@ def report(folder, *arguments):
   return done.returncode, done.stdout, done.stderr
 
 
-def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(
-  runs, tmp_path, monkeypatch
-):
+def test_two_runs_side_by_side_in_one_file_and_a_second_report_leaves_the_first(runs, tmp_path, monkeypatch):
   (runs / "notes").mkdir()  # matches the glob, and is no run
   monkeypatch.setenv("HOME", str(runs))
   code, out, error = report(tmp_path, "--workdir=~/*", "--batches=1")

@@ -11,6 +11,7 @@ import pytest
 from moe.training.metrics_file import read_metrics
 from tests.compiler import quick_flags
 from tests.parallel.processes import free_port
+from tests.training.hosts import main as run_host
 
 
 def losses(corpus, workdir, steps=6, hosts=1, devices=1, source="", **mesh):
@@ -28,6 +29,10 @@ def losses(corpus, workdir, steps=6, hosts=1, devices=1, source="", **mesh):
   finally:
     for process in started:
       process.kill()
+  return losses_in(workdir)
+
+
+def losses_in(workdir):
   return {(record["kind"], record["step"]): record["loss"] for record in read_metrics(workdir / "metrics.jsonl")}
 
 
@@ -44,7 +49,9 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(corpus, source):
-  return losses(corpus, source)
+  """In this process: it has the one device, and all that another one would import."""
+  run_host(str(corpus), str(source), "6", "{}", "0", "1", "", "")
+  return losses_in(source)
 
 
 def test_two_hosts_of_four_devices_train_as_one_device(corpus, tmp_path, one):
