@@ -29,8 +29,8 @@ def compile_quickly() -> None:
   """For this process, before it imports JAX, and for those that it starts."""
   os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
   os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # no program of a test is debugged by its lines
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
-  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)  # even if there is another: tests would fill it
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   if QUICK not in (flags := os.environ.get("XLA_FLAGS", "")):
     os.environ["XLA_FLAGS"] = f"{QUICK} {flags}"
 
