@@ -1,7 +1,5 @@
 """Whole runs: a checkpoint is of the model, not of the mesh; and what the mesh cannot hold is refused in one line."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from moe.training.metrics_file import read_metrics
 from moe.training.setup import Setup
 from moe.training.trainer import train
 from tests.slow import slow
-from tests.training.tiny import tiny_mapping, write_corpus
+from tests.training.tiny import losses, tiny_mapping, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +29,6 @@ def config(corpus, steps, **mesh):
   tree["model"]["vocab_size"] = 260
   tree["model"]["encoder"]["moe"]["num_experts"] = 8
   return load_config(tree)
-
-
-def losses(workdir):
-  return {
-    (record["kind"], record["step"]): record["loss"]
-    for record in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-  }
 
 
 @pytest.fixture(scope="module")

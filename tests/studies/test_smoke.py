@@ -91,18 +91,16 @@ def test_a_growing_model_has_verdicts_and_grows_between_its_stages(inputs, here,
   assert study.jobs("smoke", without_text, []) == study.jobs("smoke", both, [])
 
 
-def some_studies(setting):
-  """Of a setting: all that have code of their own, and one of those that are arms and contrasts alone."""
+def studies_of(setting, slow):
+  """All of a setting; unless `slow`, one of those that are arms and contrasts alone, without code of their own."""
   found = [study for study in STUDIES if study.setting.name == setting]
   alike = [study for study in found if not any(map(callable, vars(study).values()))]
-  return [study for study in found if study not in alike[1:]]
+  return found if slow else [study for study in found if study not in alike[1:]]
 
 
 @pytest.mark.parametrize("setting", ["decoder", "encoder", "vision"])
 def test_every_study_has_verdicts(setting, inputs, here, tmp_path, pytestconfig):
-  """The same for all of them with `--slow`."""
-  studies = [study for study in STUDIES if study.setting.name == setting]
-  for study in [each() for each in (studies if pytestconfig.getoption("--slow") else some_studies(setting))]:
+  for study in [each() for each in studies_of(setting, pytestconfig.getoption("--slow"))]:
     analysis = analysed(study, inputs, tmp_path)
     assert analysis["failed"] == {}, study.name
     assert analysis["finished"] == analysis["runs"] > 0, study.name

@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from moe.training.metrics_file import read_metrics
 from tests.compiler import quick_flags
 from tests.parallel.processes import free_port
 from tests.training.hosts import main as run_host
+from tests.training.tiny import losses
 
 
-def losses(corpus, workdir, steps=6, hosts=1, devices=1, source="", **mesh):
+def train_on(corpus, workdir, steps=6, hosts=1, devices=1, source="", **mesh):
   """The losses of a run over processes on this machine that act as hosts; its routing groups are whole batches."""
   port = free_port()
   settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_flags(devices)}
@@ -29,11 +29,7 @@ def losses(corpus, workdir, steps=6, hosts=1, devices=1, source="", **mesh):
   finally:
     for process in started:
       process.kill()
-  return losses_in(workdir)
-
-
-def losses_in(workdir):
-  return {(record["kind"], record["step"]): record["loss"] for record in read_metrics(workdir / "metrics.jsonl")}
+  return losses(workdir)
 
 
 def assert_same(found, expected):
@@ -51,26 +47,26 @@ def source(tmp_path_factory):
 def one(corpus, source):
   """In this process: it has the one device, and all that another one would import."""
   run_host(str(corpus), str(source), "6", "{}", "0", "1", "", "")
-  return losses_in(source)
+  return losses(source)
 
 
 def test_two_hosts_of_four_devices_train_as_one_device(corpus, tmp_path, one):
   """Each expert's tokens come from both hosts, and both hosts read the same stream of data."""
-  assert_same(losses(corpus, tmp_path, hosts=2, devices=4, expert=8, fsdp=True), one)
+  assert_same(train_on(corpus, tmp_path, hosts=2, devices=4, expert=8, fsdp=True), one)
 
 
 @pytest.mark.slow
 def test_two_hosts_begin_from_another_run_as_one_device_does(corpus, tmp_path, one, source):
-  alone = losses(corpus, tmp_path / "alone", steps=3, source=source)
+  alone = train_on(corpus, tmp_path / "alone", steps=3, source=source)
   assert alone["train", 1] < one["train", 1] - 0.5
-  found = losses(corpus, tmp_path / "two", 3, hosts=2, devices=4, source=source, expert=8, fsdp=True)
+  found = train_on(corpus, tmp_path / "two", 3, hosts=2, devices=4, source=source, expert=8, fsdp=True)
   assert_same(found, alone)
 
 
 @pytest.mark.slow
 def test_hosts_resume_each_others_checkpoints_on_other_meshes(corpus, tmp_path, one):
-  losses(corpus, tmp_path, steps=4, hosts=2, devices=4, expert=8)
-  losses(corpus, tmp_path, steps=5, hosts=1, devices=2, expert=2)
-  found = losses(corpus, tmp_path, steps=6, hosts=2, devices=2, data=2, model=2, fsdp=True)
+  train_on(corpus, tmp_path, steps=4, hosts=2, devices=4, expert=8)
+  train_on(corpus, tmp_path, steps=5, hosts=1, devices=2, expert=2)
+  found = train_on(corpus, tmp_path, steps=6, hosts=2, devices=2, data=2, model=2, fsdp=True)
   del found["validation", 4], found["validation", 5]
   assert_same(found, one)

@@ -25,7 +25,7 @@ from moe.training.state import stored_router_state
 from moe.training.trainer import train
 from moe.training.workdir import Workdir, WorkdirError
 from tests.training.test_checkpoint import files_of, flip_a_bit, truncate
-from tests.training.tiny import Interrupt, interrupt_after, tiny_decoder, tiny_mapping
+from tests.training.tiny import Interrupt, interrupt_after, losses, tiny_decoder, tiny_mapping
 
 
 def pretraining(corpus):
@@ -60,10 +60,6 @@ def assert_equal(found, expected):
 
 def content_of(folder):
   return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
-
-
-def losses(workdir):
-  return {(record["kind"], record["step"]): record["loss"] for record in read_metrics(workdir / "metrics.jsonl")}
 
 
 # What it takes.

@@ -6,9 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from moe.training.metrics_file import read_metrics
 from tests.parallel.processes import Hosts
-from tests.training.tiny import tiny_decoder, tiny_mapping, tiny_stack, write_corpus
+from tests.training.tiny import losses, tiny_decoder, tiny_mapping, tiny_stack, write_corpus
 
 STEPS = 150  # so many that none of the runs is over before it is disturbed
 AGAIN = "; start the same command on every host again to resume from the newest checkpoint"
@@ -70,10 +69,6 @@ def wait_for_step(step, workdir, hosts):
   while not (metrics.exists() and len(metrics.read_bytes().splitlines()) >= step):
     assert hosts[0].process.poll() is None, hosts[0].finish()
     time.sleep(0.01)
-
-
-def losses(workdir):
-  return {(record["kind"], record["step"]): record["loss"] for record in read_metrics(workdir / "metrics.jsonl")}
 
 
 @pytest.mark.slow

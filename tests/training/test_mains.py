@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from moe.training.metrics_file import read_metrics
-from tests.training.tiny import tiny_mapping
+from tests.training.tiny import losses, tiny_mapping
 
 STEPS = 80
 
@@ -54,11 +53,6 @@ def wait_for(condition, process):
   while not condition():
     assert process.poll() is None, process.communicate()
     time.sleep(0.001)
-
-
-def losses(workdir):
-  records = read_metrics(workdir / "metrics.jsonl")
-  return {(record["kind"], record["step"]): record["loss"] for record in records}
 
 
 @pytest.fixture(scope="module")

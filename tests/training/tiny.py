@@ -4,6 +4,7 @@ import pathlib
 import random
 
 from moe.training.experiment import ExperimentConfig, load_config
+from moe.training.metrics_file import read_metrics
 
 _TEXT = "the cat sat on a mat while seven grey owls watched from an old oak near the silent mill"
 
@@ -82,3 +83,8 @@ def interrupt_after(step):
       raise Interrupt
 
   return interrupt
+
+
+def losses(workdir: pathlib.Path) -> dict[tuple[str, int], float]:
+  """Of all records of a run, by kind and step."""
+  return {(record["kind"], record["step"]): record["loss"] for record in read_metrics(workdir / "metrics.jsonl")}

@@ -15,8 +15,7 @@ from moe.studies.running import worker
 from moe.studies.running.folder import Folder
 from moe.studies.running.runner import run_missing
 from moe.studies.study import Job
-from moe.training.metrics_file import read_metrics
-from tests.training.tiny import tiny_mapping, write_corpus
+from tests.training.tiny import losses, tiny_mapping, write_corpus
 
 STEPS = 60
 
@@ -48,12 +47,6 @@ def wait_for(path, process):
   while not path.exists():
     assert process.poll() is None, process.communicate()
     time.sleep(0.001)
-
-
-def losses(root, name):
-  """Of all records of a run, by step and kind."""
-  records = read_metrics(root / "runs" / name / "metrics.jsonl")
-  return {(record["step"], record["kind"]): record["loss"] for record in records}
 
 
 def count(folder, job):
@@ -106,7 +99,7 @@ def test_a_study_whose_worker_and_then_all_of_it_is_killed_ends_as_if_nothing_ha
   for ours, theirs in zip(*results, strict=True):
     assert (ours.name, ours.config, ours.validation) == (theirs.name, theirs.config, theirs.validation)
     assert ours.step == theirs.step == STEPS
-    assert losses(killed, ours.name) == losses(whole, ours.name)
+    assert losses(killed / "runs" / ours.name) == losses(whole / "runs" / ours.name)
 
 
 if __name__ == "__main__":
